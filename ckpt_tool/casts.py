@@ -1,0 +1,131 @@
+"""Floating-point casts on raw little-endian elements, equal to torch's bit for bit.
+
+Every cast goes through float32, as torch's do (``double -> bfloat16`` rounds twice there, so it
+does here). Rounding is to nearest, ties to even. The one exception is NaN: torch's bits depend on
+the processor, so here a NaN that is narrowed becomes the quiet NaN ``0x7fc0`` / ``0x7e00``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckpt_tool.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
+
+#: Types that ``--dtype`` casts from; fp8 needs its scales and integers are not weights.
+CASTABLE = frozenset({FLOAT64, FLOAT32, FLOAT16, BFLOAT16})
+
+#: Elements per step: a few arrays of this size stay in a core's cache.
+STEP = 1 << 15
+
+_ABS = np.uint32(0x7FFFFFFF)
+_INFINITY = 0x7F800000
+
+Bits = NDArray[Any]
+
+
+def is_exact(source: DType, target: DType) -> bool:
+    """Whether every value of ``source`` is a value of ``target``."""
+    widening = {FLOAT16: (FLOAT32, FLOAT64), BFLOAT16: (FLOAT32, FLOAT64), FLOAT32: (FLOAT64,)}
+    return source == target or target in widening.get(source, ())
+
+
+class Caster:
+    """Casts blocks of elements with reused scratch memory; one instance per thread."""
+
+    def __init__(self) -> None:
+        self._words = np.empty(STEP, np.uint32)
+        self._wide = np.empty(STEP, np.float32)
+
+    def cast(
+        self, source: Bits, source_dtype: DType, target: Bits, target_dtype: DType, floor: float
+    ) -> float:
+        """Cast carrier elements ``source`` into ``target`` (1-D, same length).
+
+        Returns the largest absolute rounding error of a finite element (infinity where one
+        overflows), or ``floor`` where no error exceeds it: passing the largest error known so far
+        spares most of the work of measuring.
+        """
+        for at in range(0, len(source), STEP):
+            part = source[at : at + STEP]
+            wide, error = self._to_float32(part, source_dtype)
+            out = target[at : at + STEP]
+            if target_dtype == BFLOAT16:
+                error = max(error, self._narrow_bfloat16(wide, out, max(floor, error)))
+            elif target_dtype == FLOAT16:
+                error = max(error, _narrow_float16(wide, out))
+            elif target_dtype == FLOAT64:
+                out.view(np.float64)[:] = wide
+            else:
+                out[:] = wide.view(np.uint32)
+            floor = max(floor, error)
+        return floor
+
+    def _to_float32(self, part: Bits, dtype: DType) -> tuple[NDArray[np.float32], float]:
+        wide = self._wide[: len(part)]
+        if dtype == FLOAT32:
+            return part.view(np.float32), 0.0
+        if dtype == BFLOAT16:
+            np.left_shift(part, 16, out=wide.view(np.uint32), dtype=np.uint32)
+        elif dtype == FLOAT16:
+            wide[:] = part.view(np.float16)
+        else:
+            exact = part.view(np.float64)
+            with np.errstate(over="ignore"):
+                wide[:] = exact
+            return wide, _largest_error(exact, wide)
+        return wide, 0.0
+
+    def _narrow_bfloat16(self, wide: NDArray[np.float32], out: Bits, floor: float) -> float:
+        """Round to nearest even in integer arithmetic: add 0x7fff plus the kept part's last bit."""
+        words = wide.view(np.uint32)
+        rounded = self._words[: len(words)]
+        largest = int(np.bitwise_and(words, _ABS, out=rounded).max(initial=0))
+        candidates = _may_exceed(words, rounded, largest, floor)
+        np.right_shift(words, 16, out=rounded)
+        np.bitwise_and(rounded, 1, out=rounded)
+        np.add(rounded, 0x7FFF, out=rounded)
+        np.add(rounded, words, out=rounded)
+        out[:] = rounded.view(np.uint16)[1::2]
+        if largest > _INFINITY:
+            out[np.isnan(wide)] = 0x7FC0
+        if candidates is None:
+            return floor
+        narrowed = out[candidates].astype(np.uint32) << np.uint32(16)
+        return max(floor, _largest_error(wide[candidates], narrowed.view(np.float32)))
+
+
+def _may_exceed(words: Bits, magnitudes: Bits, largest: int, floor: float) -> Any:
+    """An index of the elements whose rounding to bfloat16 may err by more than ``floor``, or None.
+
+    The error of a normal number with exponent e is at most half a bfloat16 ulp, 2**(e - 8): only
+    magnitudes above ``floor * 2**8`` can exceed the floor.
+    """
+    if floor > 1e-37:  # below, subnormal numbers err by more than that
+        threshold = int(np.float32(min(floor * 256.0, 3e38)).view(np.uint32))
+        if largest <= threshold:
+            return None
+        indices = np.flatnonzero(magnitudes > np.uint32(threshold))
+        return indices if len(indices) else None
+    exact = not int(np.bitwise_or.reduce(words, initial=np.uint32(0))) & 0xFFFF
+    return None if exact else slice(None)
+
+
+def _narrow_float16(wide: NDArray[np.float32], out: Bits) -> float:
+    half = out.view(np.float16)
+    with np.errstate(over="ignore", invalid="ignore"):
+        half[:] = wide
+    nan = np.isnan(wide)
+    if nan.any():
+        out[nan] = 0x7E00
+    return _largest_error(wide, half.astype(np.float32))
+
+
+def _largest_error(exact: NDArray[Any], rounded: NDArray[Any]) -> float:
+    """The largest |exact - rounded| over finite ``exact``; inf where one became infinite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(exact - rounded)
+    error[~np.isfinite(exact)] = 0.0
+    return float(error.max(initial=0.0))

@@ -1,0 +1,76 @@
+"""What can go wrong, as types.
+
+::
+
+    CkptError                 anything the tool refuses; the CLI shows it and exits with 2
+    ├── UsageError            the request itself makes no sense (flags, paths)
+    ├── FormatError           a file is not what its format says (truncated, corrupt, unknown)
+    │   └── UnsafeContentError   a pickle names something that is not tensor metadata
+    ├── CheckpointError       files are readable, but the checkpoint is incomplete or contradictory
+    ├── MappingError          names cannot be brought into the wanted form
+    └── OutputError           the output cannot be written (exists, no space, changed plan)
+
+A message says what, where and what was expected; ``hint`` says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a checkpoint.
+
+    ``kind`` is a stable machine-readable word ("missing-rank", "truncated", "coverage", ...),
+    ``where`` the file or tensor it is about, ``message`` the sentence for people.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+class CkptError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(CkptError):
+    """The request cannot be carried out as given, whatever the files hold."""
+
+
+class FormatError(CkptError):
+    """A file does not follow its format."""
+
+
+class UnsafeContentError(FormatError):
+    """A pickle asks for something other than tensor metadata; nothing of it was run."""
+
+
+class CheckpointError(CkptError):
+    """The checkpoint as a whole has problems; ``problems`` lists every one of them."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+class MappingError(CkptError):
+    """Tensor names cannot be brought into the wanted form; ``names`` lists them."""
+
+    def __init__(self, message: str, names: Sequence[str] = (), *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.names = tuple(names)
+
+
+class OutputError(CkptError):
+    """The output cannot be written."""

@@ -1,0 +1,132 @@
+"""Boxes in index space: pure functions, no files, no tensors.
+
+A :class:`Box` is a chunk's place in a tensor, as in ``torch.distributed.checkpoint``: ``offsets``
+and ``sizes``, both in elements, one entry per dimension.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
+from typing import NamedTuple
+
+Shape = tuple[int, ...]
+
+
+class Box(NamedTuple):
+    """A half-open block ``[offset, offset + size)`` per dimension."""
+
+    offsets: Shape
+    sizes: Shape
+
+    @property
+    def volume(self) -> int:
+        """Number of elements."""
+        return prod(self.sizes)
+
+    def __str__(self) -> str:
+        spans = (f"{o}:{o + s}" for o, s in zip(self.offsets, self.sizes, strict=True))
+        return f"[{', '.join(spans)}]"
+
+
+class Coverage(NamedTuple):
+    """How boxes fail to tile a tensor: blocks nobody holds, and blocks held more than once."""
+
+    missing: tuple[Box, ...]
+    overlapping: tuple[Box, ...]
+
+    def __bool__(self) -> bool:
+        return not self.missing and not self.overlapping
+
+
+def contiguous_strides(shape: Sequence[int]) -> Shape:
+    """Row-major strides of ``shape``, in elements."""
+    strides = [1] * len(shape)
+    for dim in range(len(shape) - 2, -1, -1):
+        strides[dim] = strides[dim + 1] * shape[dim + 1]
+    return tuple(strides)
+
+
+def intersect(a: Box, b: Box) -> Box | None:
+    """The common block of two boxes, or None where it is empty."""
+    offsets, sizes = [], []
+    for a_start, a_size, b_start, b_size in zip(
+        a.offsets, a.sizes, b.offsets, b.sizes, strict=True
+    ):
+        start = a_start if a_start > b_start else b_start
+        stop = min(a_start + a_size, b_start + b_size)
+        if stop <= start:
+            return None
+        offsets.append(start)
+        sizes.append(stop - start)
+    return Box(tuple(offsets), tuple(sizes))
+
+
+def in_bounds(shape: Shape, box: Box) -> bool:
+    """Whether ``box`` has the rank of ``shape`` and lies inside it."""
+    return len(box.offsets) == len(box.sizes) == len(shape) and all(
+        o >= 0 and s >= 0 and o + s <= n
+        for o, s, n in zip(box.offsets, box.sizes, shape, strict=True)
+    )
+
+
+def linear_boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
+    """Boxes that make up elements ``[start, stop)`` of the row-major order, in that order.
+
+    Each box is itself consecutive in row-major order, and as large as possible: a range in the
+    middle of a matrix gives the end of a row, whole rows, and the beginning of a row.
+    """
+    inner = contiguous_strides(shape)
+    while start < stop:
+        left = stop - start
+        dim = next(
+            (d for d, step in enumerate(inner) if start % step == 0 and step <= left), len(shape)
+        )
+        offsets = tuple(start // step % n for step, n in zip(inner, shape, strict=True))
+        if dim == len(shape):  # a 0-d tensor
+            yield Box((), ())
+            return
+        rows = min(left // inner[dim], shape[dim] - offsets[dim])
+        yield Box(offsets, (1,) * dim + (rows,) + shape[dim + 1 :])
+        start += rows * inner[dim]
+
+
+def check_coverage(shape: Shape, boxes: Iterable[Box]) -> Coverage:
+    """Prove that ``boxes`` tile ``shape`` exactly once, or say where they do not.
+
+    Boxes must be in bounds; empty ones count for nothing. Replicas (equal boxes) are overlaps
+    here: callers that allow them pass each box once.
+    """
+    missing: list[Box] = []
+    overlapping: list[Box] = []
+    held = [box for box in boxes if box.volume]
+    if prod(shape):
+        _sweep(shape, held, Box((), ()), missing, overlapping)
+    return Coverage(tuple(missing), tuple(overlapping))
+
+
+def _sweep(
+    shape: Shape, boxes: list[Box], prefix: Box, missing: list[Box], overlapping: list[Box]
+) -> None:
+    """Cut dimension ``len(prefix.offsets)`` into slabs and require the rest to be tiled in each."""
+    dim = len(prefix.offsets)
+    rest = Box(prefix.offsets + (0,) * (len(shape) - dim), prefix.sizes + shape[dim:])
+    if not boxes:
+        missing.append(rest)
+        return
+    if dim == len(shape):
+        if len(boxes) > 1:
+            overlapping.append(prefix)
+        return
+    spans = [(box.offsets[dim], box.offsets[dim] + box.sizes[dim]) for box in boxes]
+    cuts = sorted({0, shape[dim], *(cut for span in spans for cut in span)})
+    slabs: list[list[Box]] = [[] for _ in cuts]
+    for box, (start, stop) in zip(boxes, spans, strict=True):
+        for slab in range(bisect_left(cuts, start), bisect_left(cuts, stop)):
+            slabs[slab].append(box)
+    for start, stop, slab_boxes in zip(cuts, cuts[1:], slabs, strict=False):
+        if len(slab_boxes) == 1 and slab_boxes[0].sizes[dim + 1 :] == shape[dim + 1 :]:
+            continue
+        inner = Box((*prefix.offsets, start), (*prefix.sizes, stop - start))
+        _sweep(shape, slab_boxes, inner, missing, overlapping)

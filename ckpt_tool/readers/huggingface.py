@@ -1,0 +1,173 @@
+"""Hugging Face model folders and single files: safetensors, or ``pytorch_model*.bin``.
+
+safetensors: 8 bytes header length (little-endian), a JSON header ``{name: {"dtype", "shape",
+"data_offsets"}}`` with an optional ``__metadata__``, then the data, which the tensors fill without
+gaps. A folder with several files has ``*.safetensors.index.json``: ``{"metadata": {"total_size"},
+"weight_map": {name: file}}``. Source: the format section of the safetensors README.
+"""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ckpt_tool.dtypes import BY_SAFETENSORS
+from ckpt_tool.errors import FormatError, Problem
+from ckpt_tool.geometry import Box, contiguous_strides
+from ckpt_tool.lazy import Region
+from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
+from ckpt_tool.readers.torch_file import open_torch_file
+
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
+_WEIGHTS = (
+    ("model.safetensors", "safetensors"),
+    ("*.safetensors", "safetensors"),
+    ("pytorch_model*.bin", "bin"),
+)
+
+
+def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header of a file and the byte at which its data starts; FormatError if damaged."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
+            raise FormatError(f"{path}: a header of {length} bytes in a file of {size}")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise FormatError(f"{path}: the header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: the header is not a JSON object")
+    return header, 8 + length
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder with weights in a Hugging Face layout."""
+    return path.is_dir() and any(any(path.glob(pattern)) for pattern, _ in _WEIGHTS)
+
+
+def open_huggingface(path: Path) -> Checkpoint:
+    """A model folder, or one safetensors file; damage becomes the checkpoint's ``problems``."""
+    folder = path if path.is_dir() else path.parent
+    problems: list[Problem] = []
+    weight_map = _read_index(folder, problems) if path.is_dir() else None
+    paths = _weight_files(path, weight_map, problems)
+    entries: dict[str, Entry] = {}
+    for file in paths:
+        for entry in _file_entries(file, problems):
+            if entry.name in entries:
+                message = f"also in {entries[entry.name].holdings[0].region.path}"
+                problems.append(Problem("duplicate", f"{entry.name} ({file})", message))
+            entries[entry.name] = entry
+    if weight_map is not None:
+        problems.extend(_index_problems(folder, weight_map, entries))
+    return Checkpoint(
+        format="huggingface",
+        path=path,
+        entries=entries,
+        files=tuple(ShardFile(str(file), file.stat().st_size, None) for file in paths),
+        problems=tuple(problems),
+        side_files=folder if (folder / "config.json").is_file() else None,
+    )
+
+
+def _read_index(folder: Path, problems: list[Problem]) -> dict[str, str] | None:
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            found = json.loads(index.read_text())["weight_map"]
+            if isinstance(found, dict) and all(isinstance(v, str) for v in found.values()):
+                return found
+        except (ValueError, KeyError, TypeError):
+            pass
+        problems.append(Problem("index", str(index), "not an index with a weight_map"))
+    return None
+
+
+def _weight_files(
+    path: Path, weight_map: dict[str, str] | None, problems: list[Problem]
+) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if weight_map is None:
+        return next(filter(None, (sorted(path.glob(pattern)) for pattern, _ in _WEIGHTS)), [])
+    files = []
+    for name in sorted(set(weight_map.values())):
+        file = path / name
+        if Path(name).name != name:
+            problems.append(Problem("index", name, "the index names a file outside of the folder"))
+        elif file.is_file():
+            files.append(file)
+        else:
+            problems.append(Problem("missing-file", str(file), "in the index, but not there"))
+    return files
+
+
+def _file_entries(path: Path, problems: list[Problem]) -> list[Entry]:
+    try:
+        if path.suffix == ".bin":
+            inner = open_torch_file(path)
+            problems.extend(inner.problems)
+            return list(inner.entries.values())
+        header, start = read_safetensors_header(path)
+        return _safetensors_entries(path, header, start)
+    except (FormatError, OSError) as error:
+        message = error.message if isinstance(error, FormatError) else str(error)
+        problems.append(Problem("unreadable", str(path), message.removeprefix(f"{path}: ")))
+        return []
+
+
+def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list[Entry]:
+    """Every tensor of a file, after proving that together they fill its data exactly."""
+    entries = []
+    spans = []
+    for name, row in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape = BY_SAFETENSORS[row["dtype"]], tuple(map(int, row["shape"]))
+            begin, end = map(int, row["data_offsets"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{path}: {name}: a malformed or unknown row {row!r:.120}") from error
+        if end - begin != prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+            raise FormatError(
+                f"{path}: {name}: {end - begin} bytes for {dtype} {list(shape)},"
+                f" expected {prod(shape) * dtype.itemsize}"
+            )
+        spans.append((begin, end))
+        region = Region(str(path), start + begin, contiguous_strides(shape))
+        holding = Holding(None, Box((0,) * len(shape), shape), region)
+        entries.append(Entry(name, shape, dtype, "whole", (holding,)))
+    _check_spans(path, sorted(spans), path.stat().st_size - start)
+    return entries
+
+
+def _check_spans(path: Path, spans: list[tuple[int, int]], size: int) -> None:
+    at = 0
+    for begin, end in spans:
+        if begin != at:
+            raise FormatError(f"{path}: tensors leave a gap or overlap at byte {at} of the data")
+        at = end
+    if at != size:
+        raise FormatError(
+            f"{path}: {size} bytes of data, expected {at}: truncated or not what was written",
+            hint="Compare its size with the original and copy it again.",
+        )
+
+
+def _index_problems(
+    folder: Path, weight_map: dict[str, str], entries: dict[str, Entry]
+) -> list[Problem]:
+    problems = []
+    for name, file in weight_map.items():
+        entry = entries.get(name)
+        if entry is None:
+            if (folder / file).is_file():
+                problems.append(Problem("missing-tensor", name, f"the index says it is in {file}"))
+        elif Path(entry.holdings[0].region.path).name != file:
+            problems.append(Problem("index", name, f"not in {file}, as the index says"))
+    unlisted = [name for name in entries if name not in weight_map]
+    return problems + [Problem("index", name, "not listed in the index") for name in unlisted]

@@ -1,0 +1,41 @@
+"""What a pickle is made of here: names that may be called, and objects that do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """A callable name of the pickle, as a function of our own."""
+
+    qualname: str
+    call: Callable[..., Any]
+
+
+@dataclass(slots=True, eq=False)
+class StandIn:
+    """An instance of any class: its name, constructor arguments and state; it does nothing."""
+
+    qualname: str
+    args: tuple[Any, ...]
+    state: Any = None
+
+    @property
+    def kind(self) -> str:
+        """The class's own name, without its module: modules move between torch releases."""
+        return self.qualname.rsplit(".", 1)[-1]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The attribute ``name`` of the pickled object, where its state is a dict."""
+        return self.state.get(name, default) if isinstance(self.state, dict) else default
+
+    def set_state(self, state: Any) -> None:
+        """Take a pickled state; ``(dict, slots)`` pairs become one dict."""
+        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
+            first, second = state
+            if first is None or isinstance(first, dict):
+                state = {**(first or {}), **second}
+        self.state = state

@@ -1,0 +1,49 @@
+"""A single ``torch.save`` file: one FSDP rank by itself, or ``pytorch_model*.bin``.
+
+A rank's file is shown as what it is, a set of *local* tensors; where each lies in its global
+tensor is said in ``placements``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckpt_tool.geometry import Box
+from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
+from ckpt_tool.readers.dtensor import LocalTensor
+from ckpt_tool.readers.fsdp import RANK_FILE, Gathered, largest_mesh, read_rank
+
+
+def open_torch_file(path: Path) -> Checkpoint:
+    """The tensors of one archive; UnsafeContentError where its pickle asks for code."""
+    matched = RANK_FILE.fullmatch(path.name)
+    rank = int(matched[2]) if matched else None
+    gathered = Gathered()
+    read_rank(path, rank or 0, gathered)
+    entries = {}
+    for name, found in gathered.locals.items():
+        for entry in _local_entries(name, found[0][1], rank):
+            entries[entry.name] = entry
+    return Checkpoint(
+        format="fsdp-rank" if matched else "torch",
+        path=path,
+        entries=entries,
+        files=(ShardFile(str(path), path.stat().st_size, rank),),
+        problems=tuple(gathered.problems),
+        world_size=int(matched[1]) if matched else None,
+        mesh=largest_mesh(gathered),
+    )
+
+
+def _local_entries(name: str, local: LocalTensor, rank: int | None) -> list[Entry]:
+    """One entry per block that the file holds; a ShardedTensor may have several or none."""
+    entries = []
+    for index, held in enumerate(local.holdings):
+        label = name if len(local.holdings) == 1 else f"{name}[{index}]"
+        placed = local.placements
+        if held.box.sizes != local.shape:
+            placed += f", {held.box} of {list(local.shape)}"
+        whole = Box((0,) * len(held.box.sizes), held.box.sizes)
+        holding = Holding(rank, whole, held.region)
+        entries.append(Entry(label, held.box.sizes, local.dtype, placed, (holding,)))
+    return entries

@@ -1,0 +1,150 @@
+"""``torch.save`` archives (``*.pt``, ``pytorch_model*.bin``), read without torch and without trust.
+
+The format: a zip whose records are stored, not compressed. ``<root>/data.pkl`` is a pickle in
+which every storage is a persistent id ``("storage", type, key, location, numel)``;
+``<root>/data/<key>`` holds the storage's raw bytes, in the order that ``<root>/byteorder`` names.
+Source: ``torch/serialization.py`` and ``caffe2/serialize/inline_container.h`` of PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_tool.dtypes import DType
+from ckpt_tool.errors import FormatError
+from ckpt_tool.geometry import Shape
+from ckpt_tool.lazy import Region
+from ckpt_tool.readers.torch_names import StorageRef, TensorRef, resolve, storage_of
+from ckpt_tool.readers.unpickle import unpickle
+from ckpt_tool.readers.zip_directory import Directory, read_directory
+
+#: A state dict's pickle is a few hundred bytes per tensor; this is room for millions of them.
+_MAX_PICKLE = 1 << 30
+_MAX_SMALL_TENSOR = 1 << 22
+
+_LEGACY_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of an archive: its local shape, dtype and where its elements are.
+
+    ``storage`` is the storage's key in the archive: tensors that share it are views of the same
+    memory (tied weights).
+    """
+
+    shape: Shape
+    dtype: DType
+    region: Region
+    storage: str
+
+
+class TorchArchive:
+    """One archive: ``load()`` gives its object with :class:`TensorRef` leaves.
+
+    Use as a context manager; raises FormatError or UnsafeContentError for what it cannot accept,
+    OSError where the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        try:
+            self._descriptor = self._file.fileno()
+            self.bytes = os.fstat(self._descriptor).st_size
+            self._refuse_other_formats()
+            self._directory: Directory = read_directory(self._pread, self.bytes, self.path)
+            self._root = self._find_root()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> TorchArchive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def load(self) -> Any:
+        """The pickled object; tensors are :class:`TensorRef`, classes stand-ins."""
+        start, size = self._directory.locate(f"{self._root}data.pkl")
+        if size > _MAX_PICKLE:
+            raise FormatError(f"{self.path}: data.pkl has {size} bytes, expected metadata only")
+        try:
+            return unpickle(self._pread(start, size), resolve, storage_of)
+        except FormatError as error:
+            error.message = f"{self.path}: {error.message}"
+            raise
+
+    def stored(self, ref: TensorRef, name: str) -> StoredTensor:
+        """Where ``ref`` (the tensor called ``name``) lies in the file, proven to be inside it."""
+        storage = ref.storage
+        start, size = self._directory.locate(f"{self._root}data/{storage.key}")
+        if storage.nbytes > size:
+            raise FormatError(
+                f"{self.path}: storage {storage.key} of {name} has {size} bytes,"
+                f" expected {storage.nbytes}"
+            )
+        self._check_extent(ref, name)
+        offset = start + ref.offset * ref.dtype.itemsize
+        return StoredTensor(
+            ref.shape, ref.dtype, Region(self.path, offset, ref.strides), storage.key
+        )
+
+    def integers(self, ref: TensorRef) -> list[int]:
+        """The elements of a small contiguous integer tensor (a device mesh), flattened."""
+        stored = self.stored(ref, "device mesh")
+        count = 1
+        for size in ref.shape:
+            count *= size
+        if ref.dtype.name not in ("int32", "int64") or count > _MAX_SMALL_TENSOR:
+            raise FormatError(f"{self.path}: a device mesh of {ref.dtype} {list(ref.shape)}")
+        width = ref.dtype.itemsize
+        raw = self._pread(stored.region.offset, count * width)
+        return [int.from_bytes(raw[i : i + width], "little") for i in range(0, len(raw), width)]
+
+    def _pread(self, offset: int, size: int) -> bytes:
+        pieces = []
+        while size:
+            piece = os.pread(self._descriptor, size, offset)
+            if not piece:
+                raise FormatError(f"{self.path}: truncated at byte {offset}")
+            pieces.append(piece)
+            offset, size = offset + len(piece), size - len(piece)
+        return b"".join(pieces)
+
+    def _refuse_other_formats(self) -> None:
+        head = self._pread(0, min(self.bytes, 32))
+        if not head:
+            raise FormatError(f"{self.path}: empty file", hint="Copy it again from the cluster.")
+        if head.startswith(_LFS_POINTER):
+            raise FormatError(f"{self.path}: a Git LFS pointer", hint="Run `git lfs pull` first.")
+        if head.startswith(_LEGACY_PICKLE):
+            raise FormatError(
+                f"{self.path}: written in torch's format from before 1.6",
+                hint="Re-save it where you trust it: torch.save(torch.load(file), file).",
+            )
+
+    def _find_root(self) -> str:
+        roots = [n[: -len("data.pkl")] for n in self._directory.names if n.endswith("/data.pkl")]
+        if len(roots) != 1 or roots[0].count("/") != 1:
+            raise FormatError(f"{self.path}: not a torch.save archive (no <name>/data.pkl)")
+        order = f"{roots[0]}byteorder"
+        if order in self._directory.names:
+            found = self._pread(*self._directory.locate(order))
+            if found != b"little":
+                raise FormatError(f"{self.path}: byte order {found!r}, expected little-endian")
+        return roots[0]
+
+    def _check_extent(self, ref: TensorRef, name: str) -> None:
+        last = ref.offset + sum((n - 1) * s for n, s in zip(ref.shape, ref.strides, strict=True))
+        room = ref.storage.nbytes // ref.dtype.itemsize
+        if 0 not in ref.shape and last >= room:
+            raise FormatError(f"{self.path}: {name} reaches element {last} of a storage of {room}")
+
+
+__all__ = ["StorageRef", "StoredTensor", "TensorRef", "TorchArchive"]
