@@ -1,0 +1,106 @@
+"""``--check-load``: transformers finds in a folder exactly the model that it wants.
+
+Two judges, on the meta device and from the headers of the written files alone. First the names
+and shapes: what the architecture has, brought into the form of the Hub by transformers' own
+tables, against what was written. Then the loader itself is handed those names and shapes and
+reports what it misses or does not use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_tool.errors import MappingError, UsageError
+from ckpt_tool.mapping.config import ModelConfig, load_config
+from ckpt_tool.mapping.transformers_tables import keep_prefixes, meta_model
+from ckpt_tool.readers.huggingface import open_huggingface
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LoadCheck:
+    """What opened: the class, and how many tensors it wants."""
+
+    architecture: str
+    num_tensors: int
+    transformers_version: str
+
+
+def check_load(folder: Path) -> LoadCheck:
+    """Open the model in ``folder`` on the meta device; reads headers only.
+
+    MappingError lists every missing, unexpected and mismatched tensor; UsageError where
+    transformers cannot build the model at all.
+    """
+    import transformers
+
+    config = load_config(folder)
+    written = {name: entry.shape for name, entry in open_huggingface(folder).entries.items()}
+    try:
+        model = meta_model(config)
+    except Exception as error:  # whatever building a model raises
+        raise UsageError(
+            f"--check-load: transformers {transformers.__version__} cannot build"
+            f" {config.architecture or config.model_type}: {error}",
+            hint="Leave --check-load out, or install a transformers that knows the model.",
+        ) from error
+    faults = _compare(_wanted(model, config), written) or _loader_faults(model, written)
+    if faults:
+        raise MappingError(f"--check-load: this is not what {type(model).__name__} loads", faults)
+    return LoadCheck(type(model).__name__, len(written), transformers.__version__)
+
+
+def _wanted(model: Any, config: ModelConfig) -> Shapes | None:
+    """Hub names and shapes of the architecture; None before transformers 5, which has no tables."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return None
+    tied = set(model.all_tied_weights_keys or {})
+    state = {name: t.to("meta") for name, t in model.state_dict().items() if name not in tied}
+    keep_prefixes(model)
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()
+    }
+    if config.model_type == "qwen3_vl_moe":
+        # transformers 5 loads the Hub's transposed experts but would save them otherwise.
+        for name, shape in shapes.items():
+            if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+                shapes[name] = (shape[0], shape[2], shape[1])
+    return shapes
+
+
+def _compare(wanted: Shapes | None, written: Shapes) -> list[str]:
+    if wanted is None:
+        return []
+    missing = [f"missing: {name} {list(wanted[name])}" for name in wanted if name not in written]
+    unexpected = [f"unexpected: {name}" for name in written if name not in wanted]
+    mismatched = [
+        f"mismatched: {name}: {list(shape)}, expected {list(wanted[name])}"
+        for name, shape in written.items()
+        if name in wanted and wanted[name] != shape
+    ]
+    return missing + unexpected + mismatched
+
+
+def _loader_faults(model: Any, written: Shapes) -> list[str]:
+    """What ``from_pretrained`` itself says of these names and shapes."""
+    import torch
+
+    state = {name: torch.empty(shape, device="meta") for name, shape in written.items()}
+    try:
+        _, report = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=state,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (RuntimeError, ValueError) as error:
+        return [f"from_pretrained: {error}"]
+    keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return [f"{key.removesuffix('_keys')}: {name}" for key in keys for name in sorted(report[key])]

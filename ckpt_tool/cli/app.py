@@ -1,0 +1,46 @@
+"""The ``ckpt`` program: commands are registered here, their work is imported when they run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_tool.cli import inspect, merge, ui
+from ckpt_tool.version import __version__
+
+app = typer.Typer(
+    name="ckpt",
+    help="Turn sharded training checkpoints into Hugging Face models: exact, safe, streamed.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Both would import rich at start-up, which costs more than everything else together.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("inspect")(inspect.inspect)
+app.add_typer(merge.app, name="merge")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ckpt-tool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show tracebacks and complete lists with errors.")
+    ] = False,
+) -> None:
+    ui.verbose = verbose
+
+
+def main() -> None:
+    """Run the program; exits with 0, 1 (differs), 2 (cannot) or 130 (interrupted)."""
+    app()

@@ -1,0 +1,169 @@
+"""``ckpt inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckpt_tool.cli import ui
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ckpt_tool.inspect import Inspection
+    from ckpt_tool.readers.base import Entry
+
+_FORMATS = {
+    "fsdp": "FSDP checkpoint",
+    "fsdp-rank": "FSDP rank file (local tensors)",
+    "huggingface": "Hugging Face model",
+    "torch": "torch.save file",
+}
+
+
+@ui.guarded
+def inspect(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...", help="Checkpoint folder or file; several folders: one per node."
+        ),
+    ],
+    shards: Annotated[
+        bool, typer.Option("--shards", help="Show every rank's piece: offsets and local shape.")
+    ] = False,
+    patterns: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="GLOB", help="Only tensors whose name matches."),
+    ] = None,
+    problems: Annotated[
+        bool, typer.Option("--problems", help="Only what is missing or broken, all of it.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="A row for every tensor; do not fold layers.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Show what a checkpoint is: format, mesh, tensors, problems. Reads metadata only.
+
+    Exits with 2 where the checkpoint has problems.
+    """
+    from ckpt_tool import inspect as operation
+
+    found = operation.inspect_checkpoint(paths, patterns or [])
+    if as_json:
+        ui.print_json(operation.as_json(found, shards=shards))
+    else:
+        out = ui.console()
+        _summary(out, found)
+        if not problems:
+            rows = _shard_table(found) if shards else _tensor_table(found, folded=not everything)
+            out.print(rows)
+        _problems(out, found, everything=problems or everything)
+    if not found.ok:
+        raise typer.Exit(ui.EXIT_FAILED)
+
+
+def _summary(out: Console, found: Inspection) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    checkpoint = found.checkpoint
+    title = _FORMATS.get(checkpoint.format, checkpoint.format)
+    out.print(Text.assemble((title, "bold"), "  ", str(checkpoint.path)), soft_wrap=True)
+    grid = Table.grid(padding=(0, 2))
+    rows: list[tuple[str, str]] = []
+    if checkpoint.world_size is not None:
+        rows.append(("world size", str(checkpoint.world_size)))
+    if checkpoint.mesh is not None:
+        rows.append(("mesh", _mesh(checkpoint.mesh.shape, checkpoint.mesh.dim_names)))
+    size = sum(file.bytes for file in checkpoint.files)
+    rows.append(("files", f"{len(checkpoint.files):,}, {ui.human_bytes(size)}"))
+    rows.append(("tensors", _tensors(found)))
+    rows.append(("dtypes", ", ".join(f"{name} x {n:,}" for name, n in found.dtypes.items())))
+    if checkpoint.side_files is not None:
+        rows.append(("config", str(checkpoint.side_files)))
+    count = len(checkpoint.problems)
+    rows.append(("problems", f"[red]{count}[/red]" if count else "[green]none[/green]"))
+    for label, text in rows:
+        grid.add_row(f"  [dim]{label}[/dim]", text)
+    out.print(grid)
+
+
+def _tensors(found: Inspection) -> str:
+    shown, total = len(found.entries), len(found.checkpoint.entries)
+    count = f"{shown:,}" if shown == total else f"{shown:,} of {total:,}"
+    parameters = found.num_parameters
+    size = ui.human_bytes(found.total_bytes)
+    return f"{count}, {parameters:,} parameters ({ui.human_count(parameters)}), {size}"
+
+
+def _mesh(shape: tuple[int, ...], names: tuple[str, ...] | None) -> str:
+    dims = names or ("",) * len(shape)
+    return " x ".join(f"{name} {n}".strip() for name, n in zip(dims, shape, strict=True))
+
+
+def _table(*columns: tuple[str, str]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title, justify in columns:
+        wide = title == "tensor"
+        table.add_column(title, justify=justify, overflow="fold", no_wrap=not wide)  # type: ignore[arg-type]
+    return table
+
+
+def _tensor_table(found: Inspection, *, folded: bool) -> Any:
+    from ckpt_tool.folding import Fold, fold
+
+    entries = {entry.name: entry for entry in found.entries}
+    if folded:
+        rows = fold({name: _alike(entry) for name, entry in entries.items()})
+    else:
+        rows = [Fold(name, name, 1) for name in entries]
+    table = _table(
+        ("tensor", "left"), ("#", "right"), ("shape", "left"), ("dtype", "left"),
+        ("placement", "left"),
+    )  # fmt: skip
+    for row in rows:
+        entry = entries[row.first]
+        count = str(row.count) if row.count > 1 else ""
+        table.add_row(row.pattern, count, _shape(entry.shape), entry.dtype.name, entry.placements)
+    return table
+
+
+def _alike(entry: Entry) -> tuple[object, ...]:
+    return entry.shape, entry.dtype, entry.placements
+
+
+def _shard_table(found: Inspection) -> Any:
+    table = _table(
+        ("tensor", "left"), ("rank", "right"), ("local shape", "left"), ("offsets", "left"),
+        ("global shape", "left"),
+    )  # fmt: skip
+    for entry in found.entries:
+        for held in entry.holdings:
+            rank = "" if held.rank is None else str(held.rank)
+            local, offsets = _shape(held.box.sizes), _shape(held.box.offsets)
+            table.add_row(entry.name, rank, local, offsets, _shape(entry.shape))
+    return table
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    from rich.markup import escape
+
+    return escape(f"[{', '.join(map(str, shape))}]")
+
+
+def _problems(out: Console, found: Inspection, *, everything: bool) -> None:
+    from rich.text import Text
+
+    problems = found.checkpoint.problems
+    shown = problems if everything else problems[:20]
+    for problem in shown:
+        out.print(Text.assemble((problem.kind, "bold red"), "  ", str(problem)))
+    if len(shown) < len(problems):
+        out.print(f"and {len(problems) - len(shown)} more: --problems lists them")

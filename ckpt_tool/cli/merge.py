@@ -1,0 +1,232 @@
+"""``ckpt merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckpt_tool.cli import ui
+
+if TYPE_CHECKING:
+    from ckpt_tool.merge import MergeOptions
+    from ckpt_tool.model_folder import WriteResult
+    from ckpt_tool.plan import Cast, ModelPlan
+
+app = typer.Typer(
+    help="Merge a sharded checkpoint into a Hugging Face model folder.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep ``fsdp`` a subcommand while it is the only one."""
+
+
+@app.command("fsdp")
+@ui.guarded
+def fsdp(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CKPT... OUT",
+            help="The folder of the rank files (several: one per node), then the output folder.",
+        ),
+    ],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|none",
+            help="Take config and tokenizer from DIR; none: write weights and index only.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|keep|bfloat16|float16|float32",
+            help="auto: what config.json says. What must stay float32 stays.",
+        ),
+    ] = "auto",
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Largest weight file, like 5GB or 500MB.")
+    ] = "5GB",
+    tie_word_embeddings: Annotated[
+        bool | None,
+        typer.Option(
+            "--tie-word-embeddings/--no-tie-word-embeddings",
+            help="Drop a head that equals the embedding, or keep both. [default: config.json]",
+        ),
+    ] = None,
+    check_replicas: Annotated[
+        bool, typer.Option("--check-replicas", help="Read HSDP replicas too: they must be equal.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read back what was written, bit for bit.")
+    ] = False,
+    check_load: Annotated[
+        bool,
+        typer.Option("--check-load", help="The result must open in transformers (meta device)."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if it is there.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted merge stopped.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=0, help="Threads. [default: one per core, 2 to 4]")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Merge FSDP rank files (verl, VeOmni: FSDP1, FSDP2, HSDP, FSDP+TP).
+
+    OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
+    where the checkpoint or the request is not sound.
+    """
+    from ckpt_tool.errors import UsageError
+    from ckpt_tool.merge import MergeOptions
+    from ckpt_tool.model_folder import WriteOptions
+
+    if len(paths) < 2:
+        raise UsageError("expected the checkpoint's folder and the output folder")
+    *folders, out = paths
+    options = MergeOptions(
+        config=Path(config) if config not in (None, "none") else None,
+        keep_names=config == "none",
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        tie_word_embeddings=tie_word_embeddings,
+        check_replicas=check_replicas,
+        jobs=jobs,
+        write=WriteOptions(verify, check_load, overwrite, resume),
+    )
+    _run(folders, out, options, dry_run=dry_run, as_json=as_json)
+
+
+def _run(
+    folders: list[Path], out: Path, options: MergeOptions, *, dry_run: bool, as_json: bool
+) -> None:
+    from ckpt_tool import merge
+    from ckpt_tool.model_folder import check_output
+
+    with ui.progress_bar(quiet=as_json) as progress:
+        if dry_run:
+            plan = merge.plan_fsdp(folders, options, progress)
+            check_output(plan, out, options.write)
+        else:
+            result = merge.merge_fsdp(folders, out, options, progress)
+    if dry_run:
+        ui.print_json(_plan_json(plan, out)) if as_json else _show_plan(plan, out)
+        return
+    if as_json:
+        ui.print_json(_result_json(result))
+    else:
+        _show_result(result)
+    if result.differences:
+        raise typer.Exit(ui.EXIT_DIFFERENT)
+
+
+def _show_plan(plan: ModelPlan, out: Path) -> None:
+    from rich import box
+    from rich.table import Table
+
+    console = ui.console()
+    console.print(f"Would write to {out}", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("file")
+    table.add_column("tensors", justify="right")
+    table.add_column("bytes", justify="right")
+    for file in plan.files:
+        table.add_row(file.name, f"{len(file.tensors):,}", f"{file.size:,}")
+    if len(plan.files) > 1:
+        table.add_section()
+        table.add_row("", f"{len(plan.tensors):,}", f"{plan.total_bytes:,}")
+    console.print(table)
+    for (source, target), count in plan.casts().items():
+        console.print(f"  cast     {ui.plural(count, 'tensor')} from {source} to {target}")
+    for name, reason in plan.dropped.items():
+        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
+    if plan.config is not None:
+        names = ", ".join(["config.json", *plan.config.side_files()])
+        console.print(f"  beside   {names}", soft_wrap=True)
+    for warning in plan.warnings:
+        ui.warn(warning)
+
+
+def _show_result(result: WriteResult) -> None:
+    console = ui.console()
+    for warning in result.warnings:
+        ui.warn(warning)
+    if result.differences:
+        count = ui.plural(len(result.differences), "tensor")
+        console.print(f"[red]{count} did not read back as written; nothing was kept[/red]")
+        for name in result.differences:
+            console.print(f"  {name}", soft_wrap=True)
+        return
+    rate = ui.human_bytes(result.total_bytes / max(result.seconds, 1e-9))
+    console.print(
+        f"Wrote {ui.plural(result.num_tensors, 'tensor')}, {ui.human_bytes(result.total_bytes)}"
+        f" in {ui.plural(len(result.files), 'file')} to {result.output}"
+        f" ({result.seconds:.1f} s, {rate}/s)",
+        soft_wrap=True,
+    )
+    for cast in result.casts:
+        console.print(_cast_line(cast))
+    if result.verified:
+        console.print("  verify   read back from disk: every bit as planned")
+    if result.load_check is not None:
+        check = result.load_check
+        console.print(
+            f"  load     {check.architecture} of transformers {check.transformers_version}"
+            f" finds all {check.num_tensors:,} tensors it wants, and no other"
+        )
+
+
+def _cast_line(cast: Cast) -> str:
+    text = f"  cast     {ui.plural(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
+    return f"{text}, largest absolute error {cast.max_abs_error:.3g}"
+
+
+def _plan_json(plan: ModelPlan, out: Path) -> dict[str, Any]:
+    return {
+        "format": plan.checkpoint.format,
+        "output": str(out),
+        "dry_run": True,
+        "num_tensors": len(plan.tensors),
+        "total_bytes": plan.total_bytes,
+        "files": [{"path": file.name, "bytes": file.size} for file in plan.files],
+        "casts": [
+            {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
+            for (source, target), count in plan.casts().items()
+        ],
+        "dropped": plan.dropped,
+        "seconds": None,
+        "bytes_per_second": None,
+        "verified": None,
+        "warnings": plan.warnings,
+    }
+
+
+def _result_json(result: WriteResult) -> dict[str, Any]:
+    from ckpt_tool.plan import cast_json
+
+    return {
+        "format": result.format,
+        "output": str(result.output),
+        "num_tensors": result.num_tensors,
+        "total_bytes": result.total_bytes,
+        "files": [
+            {"path": file.name, "bytes": file.size, "digest": file.digest} for file in result.files
+        ],
+        "casts": [cast_json(cast) for cast in result.casts],
+        "dropped": result.dropped,
+        "seconds": result.seconds,
+        "bytes_per_second": result.total_bytes / max(result.seconds, 1e-9),
+        "verified": result.verified,
+        "differences": result.differences,
+        "warnings": result.warnings,
+    }

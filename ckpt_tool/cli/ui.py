@@ -1,0 +1,167 @@
+"""What all commands share: consoles, error messages, exit codes, progress, numbers for people."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from ckpt_tool.errors import CheckpointError, CkptError, MappingError
+from ckpt_tool.progress import NoProgress, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_DIFFERENT = 1
+EXIT_FAILED = 2
+EXIT_INTERRUPTED = 130
+
+#: Set by the global ``--verbose``.
+verbose = False
+
+_LISTED = 20
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def guarded(command: Command) -> Command:
+    """The one place where errors become messages and exit codes."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _say("interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except (CkptError, OSError) as error:
+            _explain(error)
+            raise typer.Exit(EXIT_FAILED) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    print(f"ckpt: {text}", file=sys.stderr)  # noqa: T201
+
+
+def _explain(error: CkptError | OSError) -> None:
+    if verbose:
+        traceback.print_exception(error)
+    if not isinstance(error, CkptError):
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"error: {where}{error.strerror or error}")
+        return
+    _say(f"error: {error.message}")
+    details: list[str] = []
+    if isinstance(error, CheckpointError):
+        details = [f"[{problem.kind}] {problem}" for problem in error.problems]
+    elif isinstance(error, MappingError):
+        details = list(error.names)
+    for line in details if verbose else details[:_LISTED]:
+        print(f"  - {line}", file=sys.stderr)  # noqa: T201
+    if len(details) > _LISTED and not verbose:
+        rest = len(details) - _LISTED
+        print(f"  - and {rest} more (--verbose lists them)", file=sys.stderr)  # noqa: T201
+    if error.hint:
+        print(f"  {error.hint}", file=sys.stderr)  # noqa: T201
+
+
+def warn(text: str) -> None:
+    """A warning, to stderr."""
+    _say(f"warning: {text}")
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    json.dump(value, sys.stdout, indent=2, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def console() -> Console:
+    """The console for results (stdout); plain and 100 wide where it is no terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    return Console(width=width, highlight=False)
+
+
+@contextmanager
+def progress_bar(*, quiet: bool) -> Iterator[Progress]:
+    """A progress bar on stderr where that is a terminal; otherwise nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield NoProgress()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:9}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        yield _Bar(bars)
+
+
+class _Bar:
+    """Adapts Rich's progress to :class:`ckpt_tool.progress.Progress`."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+        self._task: Any = None
+
+    def start(self, what: str, total: int) -> None:
+        self._task = self._bars.add_task(what, total=total)
+
+    def advance(self, amount: int) -> None:
+        self._bars.advance(self._task, amount)
+
+
+def human_bytes(count: float) -> str:
+    """``1.98 GB``: decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
+
+
+def human_count(count: int) -> str:
+    """``494 M``: parameters as people say them."""
+    value = float(count)
+    for unit in ("", " K", " M", " B"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 tensor``, ``3 tensors``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,76 @@
+"""Bit-equality of lazy tensors, block by block, in a few threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from ckpt_tool.blocks import BlockReader, FileTable
+from ckpt_tool.lazy import LazyTensor
+
+_STEP = 1 << 19  # bytes of each side per comparison: both stay in the second-level cache
+_SPAN = 64 << 20  # bytes of each side per task, so that one large tensor keeps every thread busy
+
+Label = TypeVar("Label", bound=Hashable)
+
+
+class Pair(NamedTuple, Generic[Label]):
+    """Two tensors of one shape and dtype that should be equal."""
+
+    label: Label
+    left: LazyTensor
+    right: LazyTensor
+
+
+def first_differences(
+    pairs: Iterable[Pair[Label]], jobs: int, advance: Callable[[int], None]
+) -> dict[Label, int]:
+    """The labels of pairs that differ, each with the first differing element (row-major).
+
+    ``advance`` is told the bytes of one side as they are compared. OSError and FormatError where
+    a file cannot be read.
+    """
+    found: dict[Label, int] = {}
+    local = threading.local()
+    with FileTable() as files, ThreadPoolExecutor(jobs) as pool:
+
+        def compare(task: tuple[Pair[Label], int, int]) -> tuple[Label, int | None]:
+            if not hasattr(local, "sides"):
+                local.sides = (BlockReader(files), BlockReader(files))
+                local.buffers = (memoryview(bytearray(_STEP)), memoryview(bytearray(_STEP)))
+            pair, start, stop = task
+            return pair.label, _compare(pair, (start, stop), local, advance)
+
+        for label, index in pool.map(compare, _tasks(pairs)):
+            if index is not None:
+                found[label] = min(index, found.get(label, index))
+    return found
+
+
+def _tasks(pairs: Iterable[Pair[Label]]) -> Iterator[tuple[Pair[Label], int, int]]:
+    for pair in pairs:
+        step = _SPAN // pair.left.dtype.itemsize
+        for start in range(0, pair.left.numel, step):
+            yield pair, start, min(start + step, pair.left.numel)
+
+
+def _compare(
+    pair: Pair[Label], span: tuple[int, int], local: threading.local, advance: Callable[[int], None]
+) -> int | None:
+    size = pair.left.dtype.itemsize
+    step = _STEP // size
+    for start in range(span[0], span[1], step):
+        stop = min(start + step, span[1])
+        blocks = [buffer[: (stop - start) * size] for buffer in local.buffers]
+        tensors = (pair.left, pair.right)
+        for reader, tensor, block in zip(local.sides, tensors, blocks, strict=True):
+            reader.read(tensor, start, stop, block)
+        left, right = (np.frombuffer(block, np.uint8) for block in blocks)
+        if not np.array_equal(left, right):
+            return start + int(np.argmax(left != right)) // size
+        advance(len(blocks[0]))
+    return None

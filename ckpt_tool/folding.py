@@ -1,0 +1,71 @@
+"""Folding names that differ in their numbers: ``model.layers.{0..27}.mlp.up_proj.weight``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+_NUMBER = re.compile(r"(?<![0-9A-Za-z])\d+(?![0-9A-Za-z])")
+
+_Slots = tuple[frozenset[int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Names that one pattern stands for exactly; ``first`` is one of them."""
+
+    pattern: str
+    first: str
+    count: int
+
+
+def fold(names: Mapping[str, Hashable]) -> list[Fold]:
+    """Patterns that together stand for ``names``, each of them once, in order of appearance.
+
+    Names are folded only with those of the same value (their shape, say). Every pattern is the
+    full product of its ranges: nothing is claimed that is not there.
+    """
+    groups: dict[tuple[str, Hashable], list[tuple[int, ...]]] = {}
+    for name, value in names.items():
+        numbers = tuple(map(int, _NUMBER.findall(name)))
+        groups.setdefault((_NUMBER.sub("{}", name), value), []).append(numbers)
+    folds = []
+    for (template, _), rows in groups.items():
+        for slots in _products(rows):
+            count = 1
+            for values in slots:
+                count *= len(values)
+            pattern = _fill(template, [_span(values) for values in slots])
+            first = _fill(template, [str(min(values)) for values in slots])
+            folds.append(Fold(pattern, first, count))
+    return folds
+
+
+def _products(numbers: Iterable[tuple[int, ...]]) -> list[_Slots]:
+    """Cover a set of tuples with disjoint products, widening one slot after another."""
+    rows: list[_Slots] = [tuple(frozenset([n]) for n in row) for row in numbers]
+    for slot in reversed(range(len(rows[0]))):
+        merged: dict[_Slots, frozenset[int]] = {}
+        for row in rows:
+            others = row[:slot] + row[slot + 1 :]
+            merged[others] = merged.get(others, frozenset()) | row[slot]
+        rows = [(*others[:slot], values, *others[slot:]) for others, values in merged.items()]
+    return rows
+
+
+def _span(values: frozenset[int]) -> str:
+    """``7`` for one value, ``{0..3,8}`` for several."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    texts = [str(a) if a == b else f"{a}..{b}" for a, b in runs]
+    return texts[0] if len(values) == 1 else "{" + ",".join(texts) + "}"
+
+
+def _fill(template: str, texts: list[str]) -> str:
+    pieces = template.split("{}")
+    return pieces[0] + "".join(t + p for t, p in zip(texts, pieces[1:], strict=True))

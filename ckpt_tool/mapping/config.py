@@ -1,0 +1,149 @@
+"""``config.json`` and the files beside it: what a merge reads of them, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ckpt_tool.dtypes import BY_NAME, DType
+from ckpt_tool.errors import FormatError, UsageError
+from ckpt_tool.mapping.legacy_config import with_legacy_keys
+
+#: Files that hold weights, optimizer state, or describe a folder of them.
+_WEIGHT_SUFFIXES = frozenset(
+    ".safetensors .bin .pt .pth .ckpt .h5 .msgpack .gguf .ggml .onnx .distcp .npz .npy".split()
+)
+_NOT_SIDE_FILES = frozenset(
+    "config.json fsdp_config.json ckpt_manifest.json lora_train_meta.json README.md".split()
+)
+_SIDE_FOLDERS = ("additional_chat_templates",)
+
+#: Tensors that lose their meaning in 16 bits: router biases that decide by tiny differences.
+_FLOAT32_NAMES = re.compile(r"\.(e_score_correction_bias|expert_bias)$|\.moe_statics\.")
+_FLOAT32_BY_TYPE = {
+    "ernie4_5_moe": re.compile(r"\.mlp\.gate\.weight$"),
+}
+#: Families whose config ties the head when it does not say.
+_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3", "gemma3_text", "gpt2")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The config of a model: ``raw`` as it was read from ``folder``, ``changes`` to be written."""
+
+    folder: Path
+    raw: dict[str, Any]
+    changes: dict[str, Any]
+    float32_pattern: re.Pattern[str] | None = None
+
+    @property
+    def model_type(self) -> str:
+        """The family, as transformers names it."""
+        return str(self.raw.get("model_type", ""))
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The language model's part: ``text_config`` of a multimodal model, else all of it."""
+        nested = self.raw.get("text_config")
+        return nested if isinstance(nested, dict) else self.raw
+
+    @property
+    def architecture(self) -> str:
+        """The model's class, as it will be written; empty where nothing says it."""
+        named = self.changes.get("architectures", self.raw.get("architectures"))
+        return str(named[0]) if isinstance(named, list) and named else ""
+
+    @property
+    def dtype(self) -> DType | None:
+        """The dtype the config asks for, if it says one that is known."""
+        for part in (self.raw, self.text):
+            named = part.get("dtype", part.get("torch_dtype"))
+            if isinstance(named, str):
+                return BY_NAME.get(named.removeprefix("torch."))
+        return None
+
+    @property
+    def tied(self) -> bool | None:
+        """Whether head and embedding are one tensor; None where the config does not say."""
+        for part in (self.raw, self.text):
+            if isinstance(part.get("tie_word_embeddings"), bool):
+                return bool(part["tie_word_embeddings"])
+        return True if self.model_type in _TIED_BY_DEFAULT else None
+
+    def keeps_float32(self, name: str) -> bool:
+        """Whether the tensor ``name`` is never cast to fewer bits."""
+        patterns = (_FLOAT32_NAMES, _FLOAT32_BY_TYPE.get(self.model_type), self.float32_pattern)
+        return any(pattern is not None and pattern.search(name) for pattern in patterns)
+
+    def with_changes(self, **changes: Any) -> ModelConfig:
+        """The config with these top-level keys set when written."""
+        return replace(self, changes=self.changes | changes)
+
+    def with_tied(self, tied: bool | None) -> ModelConfig:
+        """The config that says whether the head is stored, at every level that is read.
+
+        transformers 4 reads ``text_config``'s value and 5 the top one; llama4 always the former.
+        """
+        if tied is None or tied == self.tied == self.text.get("tie_word_embeddings", tied):
+            return self
+        changes: dict[str, Any] = {"tie_word_embeddings": tied}
+        if self.text is not self.raw:
+            changes["text_config"] = self._text() | {"tie_word_embeddings": tied}
+        return self.with_changes(**changes)
+
+    def with_dtype(self, dtype: DType | None) -> ModelConfig:
+        """The config that names the dtype of the weights as written."""
+        if dtype is None or dtype == self.dtype:
+            return self
+        changes: dict[str, Any] = _renamed_dtype(self.raw, dtype) or {"torch_dtype": dtype.name}
+        nested = _renamed_dtype(self._text(), dtype)
+        if nested:
+            changes["text_config"] = self._text() | nested
+        return self.with_changes(**changes)
+
+    def side_files(self) -> dict[str, Path]:
+        """Files to copy byte for byte (tokenizer, chat template, code, ...), by relative name."""
+        found = {}
+        for folder in (self.folder, *(self.folder / name for name in _SIDE_FOLDERS)):
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if path.is_file() and _is_side_file(path.name):
+                    found[str(path.relative_to(self.folder))] = path
+        return found
+
+    def to_bytes(self) -> bytes:
+        """The ``config.json`` to write: the original's bytes where nothing is to be changed."""
+        config = with_legacy_keys(self.raw | self.changes)
+        if config == self.raw:
+            return (self.folder / "config.json").read_bytes()
+        return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    def _text(self) -> dict[str, Any]:
+        nested = self.changes.get("text_config", self.raw.get("text_config"))
+        return nested if isinstance(nested, dict) else {}
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read ``folder/config.json``; UsageError where there is none, FormatError if damaged."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", hint="--config names a folder with config.json.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path}: not JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise FormatError(f"{path}: not a JSON object")
+    return ModelConfig(folder, raw, {})
+
+
+def _renamed_dtype(part: dict[str, Any], dtype: DType) -> dict[str, str]:
+    return {key: dtype.name for key in ("dtype", "torch_dtype") if key in part}
+
+
+def _is_side_file(name: str) -> bool:
+    if name.startswith(".") or name in _NOT_SIDE_FILES or name.endswith(".index.json"):
+        return False
+    return Path(name).suffix not in _WEIGHT_SUFFIXES

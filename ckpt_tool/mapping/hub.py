@@ -1,0 +1,169 @@
+"""A state dict as a training framework holds it -> the model as the Hub has it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ckpt_tool.errors import MappingError
+from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.families import (
+    ARCHITECTURES,
+    FAMILIES,
+    Rename,
+    Rule,
+    SplitExperts,
+    TransposeExperts,
+)
+from ckpt_tool.mapping.transformers_tables import architecture_of, hub_names
+
+#: Parts that wrappers (FSDP1, torch.compile, activation checkpointing) put into names.
+_WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+_LORA = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\.")
+_VALUE_HEAD = re.compile(r"^v_head\.|^pretrained_model\.|\.v_head\.")
+
+Tensors = dict[str, LazyTensor]
+Rows = Iterator[tuple[str, LazyTensor]]
+
+
+@dataclass(frozen=True)
+class HubForm:
+    """Tensors under their names on the Hub, the config that goes with them, and what to tell."""
+
+    tensors: Tensors
+    config: ModelConfig
+    warnings: list[str]
+
+
+def refuse_adapters(names: Iterable[str]) -> None:
+    """MappingError where the checkpoint is not one plain model: LoRA adapters, trl value heads."""
+    listed = list(names)
+    lora = [name for name in listed if _LORA.search(name) or name.startswith("base_model.model.")]
+    if lora:
+        raise MappingError(
+            f"a LoRA checkpoint: {len(lora)} of {len(listed)} tensors belong to adapters or their"
+            " base layers, and merging them is not supported yet",
+            lora,
+            hint="Write the tensors as they are with --config none, and fuse them with peft.",
+        )
+    heads = [name for name in listed if _VALUE_HEAD.search(name)]
+    if heads:
+        raise MappingError(
+            "a model with a trl value head (v_head, pretrained_model), which is not supported yet",
+            heads,
+            hint="Write the tensors as they are with --config none.",
+        )
+
+
+def to_hub(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
+    """Bring names (and expert layouts) into the form of the Hub, and complete the config.
+
+    Raises MappingError where two tensors would get one name, or a fused tensor has another shape
+    than its family's.
+    """
+    plain = _collect((_WRAPPERS.sub("", name), tensor) for name, tensor in tensors.items())
+    config = _with_architecture(plain, config)
+    rules = FAMILIES.get(config.model_type)
+    if rules is None:
+        named = hub_names(plain, config)
+        return HubForm(named.tensors, named.config, named.warnings)
+    renamed = _collect(row for name in plain for row in _apply(rules, name, plain))
+    return HubForm(renamed, config, [])
+
+
+def _collect(rows: Iterable[tuple[str, LazyTensor]]) -> Tensors:
+    """Rows as a dict; MappingError where a name comes twice."""
+    result: Tensors = {}
+    twice = []
+    for name, tensor in rows:
+        if name in result:
+            twice.append(name)
+        result[name] = tensor
+    if twice:
+        raise MappingError(f"{len(twice)} names would be written twice", twice)
+    return result
+
+
+def _apply(rules: tuple[Rule, ...], name: str, tensors: Tensors) -> Rows:
+    tensor = tensors[name]
+    for rule in rules:
+        if isinstance(rule, Rename):
+            if name.startswith(rule.old) or (not rule.start and rule.old in name):
+                yield name.replace(rule.old, rule.new, 1), tensor
+                return
+        elif name.endswith((f".{rule.path}.gate_up_proj", f".{rule.path}.down_proj")):
+            if isinstance(rule, TransposeExperts):
+                flip = _is_memory_layout(name, tensors)
+                yield name, tensor.transpose(1, 2) if flip else tensor
+            else:
+                yield from _split(rule, name, tensor)
+            return
+    yield name, tensor
+
+
+def _split(rule: SplitExperts, name: str, tensor: LazyTensor) -> Rows:
+    stem, _, kind = name.rpartition(".")
+    stem = stem.removesuffix(rule.path) + rule.target
+    gated = kind == "gate_up_proj"
+    if len(tensor.shape) != 3 or (gated and tensor.shape[1] % 2):
+        raise MappingError(
+            f"{name}: shape {list(tensor.shape)}, expected [experts, 2 x width, hidden]"
+            if gated
+            else f"{name}: shape {list(tensor.shape)}, expected [experts, hidden, width]"
+        )
+    for index in range(tensor.shape[0]):
+        expert = tensor.select(0, index)
+        if gated:
+            half = expert.shape[0] // 2
+            yield f"{stem}.{index}.{rule.gate}.weight", expert.narrow(0, 0, half)
+            yield f"{stem}.{index}.{rule.up}.weight", expert.narrow(0, half, half)
+        else:
+            yield f"{stem}.{index}.{rule.down}.weight", expert
+
+
+def _is_memory_layout(name: str, tensors: Tensors) -> bool:
+    """Whether fused experts are [E, 2I, H] and [E, H, I] (transformers 5), not yet transposed.
+
+    gate_up alone cannot tell when 2I = H, down alone not when I = H; together they can.
+    """
+    stem = name.rpartition(".")[0]
+    pair = [tensors.get(f"{stem}.{kind}") for kind in ("gate_up_proj", "down_proj")]
+    if pair[0] is None or pair[1] is None or {len(t.shape) for t in pair if t} != {3}:
+        raise MappingError(f"{stem}: expected gate_up_proj and down_proj with three dimensions")
+    _, a, b = pair[0].shape
+    _, c, d = pair[1].shape
+    in_memory, on_hub = (b, a) == (c, 2 * d), (a, b) == (d, 2 * c)
+    if in_memory == on_hub:
+        raise MappingError(f"{stem}: shapes {[a, b]} and {[c, d]} fit no layout of experts")
+    return in_memory
+
+
+def _with_architecture(tensors: Tensors, config: ModelConfig) -> ModelConfig:
+    """The config naming the class that these tensors are of.
+
+    A head called ``score`` in place of ``lm_head`` is a classifier's (critics, reward models),
+    whatever class the config was copied from: with a bias for tokens, without for sequences.
+    """
+    named = config.architecture or ARCHITECTURES.get(config.model_type, "")
+    if not named:
+        named = architecture_of(config)
+    score = tensors.get("score.weight")
+    if score is not None and "lm_head.weight" not in tensors and named.endswith("ForCausalLM"):
+        kind = "Token" if "score.bias" in tensors else "Sequence"
+        named = f"{named.removesuffix('ForCausalLM')}For{kind}Classification"
+        config = _with_labels(config, score.shape[0])
+    if named and named != config.architecture:
+        config = config.with_changes(architectures=[named])
+    return config
+
+
+def _with_labels(config: ModelConfig, count: int) -> ModelConfig:
+    """The config with ``count`` labels; transformers assumes two where it names none."""
+    if len(config.raw.get("id2label") or (0, 1)) == count:
+        return config
+    labels = {str(index): f"LABEL_{index}" for index in range(count)}
+    return config.with_changes(
+        id2label=labels, label2id={label: int(index) for index, label in labels.items()}
+    )

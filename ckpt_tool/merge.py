@@ -1,0 +1,161 @@
+"""``ckpt merge``: a sharded checkpoint becomes a Hugging Face model folder.
+
+Planning reads metadata only (and replicas and tied weights, to prove them equal): it ends with
+every file, name, shape, dtype and byte range known, or with one error that lists all that is
+wrong. Writing then moves each byte once (:mod:`ckpt_tool.model_folder`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckpt_tool.casts import CASTABLE
+from ckpt_tool.dtypes import BY_NAME, DType
+from ckpt_tool.errors import CheckpointError, UsageError
+from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.mapping.config import ModelConfig, load_config
+from ckpt_tool.mapping.hub import refuse_adapters, to_hub
+from ckpt_tool.model_folder import WriteOptions, WriteResult, write_model
+from ckpt_tool.plan import ModelPlan
+from ckpt_tool.progress import NoProgress, Progress
+from ckpt_tool.proofs import prove_replicas, tied_head
+from ckpt_tool.readers import open_fsdp_folders
+from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.writers.huggingface import parse_size, plan_files
+
+DTYPES = ("auto", "keep", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What a merge can be told; the defaults are the command's.
+
+    ``config`` is a folder with config and tokenizer (None: the checkpoint's own).
+    ``keep_names``: weights and index only, names as they are in the checkpoint.
+    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
+    """
+
+    config: Path | None = None
+    keep_names: bool = False
+    dtype: str = "auto"
+    max_shard_size: str = "5GB"
+    tie_word_embeddings: bool | None = None
+    check_replicas: bool = False
+    jobs: int = 0
+    write: WriteOptions = field(default_factory=WriteOptions)
+
+
+def merge_fsdp(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
+) -> WriteResult:
+    """Merge the FSDP rank files in ``folders`` into the Hugging Face folder ``out``.
+
+    Raises CheckpointError, MappingError, OutputError, UsageError or FormatError; ``out`` then
+    does not exist, or is what it was.
+    """
+    options = options or MergeOptions()
+    progress = progress or NoProgress()
+    plan = plan_fsdp(folders, options, progress)
+    return write_model(plan, Path(out), options.write, jobs_of(options), progress)
+
+
+def plan_fsdp(
+    folders: Sequence[str | Path],
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
+) -> ModelPlan:
+    """What :func:`merge_fsdp` would write; writes nothing. Raises what it raises."""
+    return plan_model(
+        open_fsdp_folders(folders), options or MergeOptions(), progress or NoProgress()
+    )
+
+
+def plan_model(checkpoint: Checkpoint, options: MergeOptions, progress: Progress) -> ModelPlan:
+    """The plan for any checkpoint whose names are those of a transformers model in memory."""
+    if options.dtype not in DTYPES:
+        raise UsageError(f"--dtype {options.dtype}: expected one of {', '.join(DTYPES)}")
+    limit = parse_size(options.max_shard_size)
+    checkpoint.require_sound()
+    if not checkpoint.entries:
+        raise CheckpointError(f"{checkpoint.path}: there is no tensor in this checkpoint")
+    config = _config(checkpoint, options)
+    if config is not None:
+        refuse_adapters(checkpoint.entries)
+    warnings = prove_replicas(checkpoint, options.check_replicas, jobs_of(options), progress)
+    tensors = dict(checkpoint)
+    dropped: dict[str, str] = {}
+    if config is not None:
+        head = tied_head(checkpoint, config, options.tie_word_embeddings, jobs_of(options))
+        if head.dropped:
+            dropped[head.name] = f"equal to {head.embedding}, to which the config ties it"
+            tensors.pop(head.name)
+        form = to_hub(tensors, config.with_tied(head.tied))
+        tensors, config = form.tensors, form.config
+        warnings += form.warnings
+    tensors = _cast(tensors, _target_dtype(options, config), config)
+    if config is not None:
+        config = config.with_dtype(_written_dtype(tensors))
+    return ModelPlan(
+        checkpoint=checkpoint,
+        config=config,
+        tensors=tensors,
+        files=plan_files(tensors, limit),
+        dropped=dropped,
+        warnings=warnings,
+    )
+
+
+def jobs_of(options: MergeOptions) -> int:
+    """The number of threads: two keep a disk busy, more than four gain nothing."""
+    if options.jobs < 0:
+        raise UsageError(f"--jobs {options.jobs}: expected 1 or more")
+    return options.jobs or min(4, max(2, len(os.sched_getaffinity(0))))
+
+
+def _config(checkpoint: Checkpoint, options: MergeOptions) -> ModelConfig | None:
+    if options.keep_names:
+        return None
+    folder = options.config or checkpoint.side_files
+    if folder is None:
+        raise UsageError(
+            f"{checkpoint.path}: no config.json in the checkpoint",
+            hint="Name a folder that has it with --config DIR, or write the weights alone with"
+            " --config none.",
+        )
+    return load_config(folder)
+
+
+def _target_dtype(options: MergeOptions, config: ModelConfig | None) -> DType | None:
+    """The dtype that weights are cast to; None: each keeps its own."""
+    if options.dtype == "auto":
+        return config.dtype if config is not None else None
+    return None if options.dtype == "keep" else BY_NAME[options.dtype]
+
+
+def _cast(
+    tensors: dict[str, LazyTensor], target: DType | None, config: ModelConfig | None
+) -> dict[str, LazyTensor]:
+    """Weights in ``target``; integers, fp8 and what must stay float32 as they are."""
+    if target is None:
+        return tensors
+    return {
+        name: tensor
+        if tensor.dtype not in CASTABLE or (config is not None and config.keeps_float32(name))
+        else tensor.to(target)
+        for name, tensor in tensors.items()
+    }
+
+
+def _written_dtype(tensors: dict[str, LazyTensor]) -> DType | None:
+    """The floating-point dtype of most bytes."""
+    sizes: dict[DType, int] = {}
+    for tensor in tensors.values():
+        if tensor.dtype in CASTABLE:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)

@@ -1,0 +1,109 @@
+"""What will be written, and what was: the plan of a model folder, its casts and its manifest."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt_tool.dtypes import DType
+from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.version import __version__
+from ckpt_tool.writers.stream import DIGEST, PlannedFile, WrittenFile
+
+MANIFEST_NAME = "ckpt_manifest.json"
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Everything that will be written, before anything is.
+
+    ``dropped`` maps names that are left out on purpose to the reason.
+    """
+
+    checkpoint: Checkpoint
+    config: ModelConfig | None
+    tensors: dict[str, LazyTensor]
+    files: list[PlannedFile]
+    dropped: dict[str, str]
+    warnings: list[str]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(file.size for file in self.files)
+
+    def casts(self) -> dict[tuple[DType, DType], int]:
+        """Number of tensors per (source, target) dtype where these differ."""
+        found: dict[tuple[DType, DType], int] = {}
+        for tensor in self.tensors.values():
+            if tensor.dtype != tensor.source_dtype:
+                key = (tensor.source_dtype, tensor.dtype)
+                found[key] = found.get(key, 0) + 1
+        return found
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Tensors that changed dtype; ``max_abs_error`` over all their elements."""
+
+    source: str
+    target: str
+    num_tensors: int
+    max_abs_error: float
+
+
+def manifest(plan: ModelPlan, written: list[WrittenFile]) -> dict[str, object]:
+    """Where the model came from; no absolute paths, so that it can be published with the model."""
+    source = plan.checkpoint
+    files = [
+        {
+            "name": Path(file.path).name,
+            "bytes": file.bytes,
+            "mtime_ns": os.stat(file.path).st_mtime_ns,
+        }
+        for file in source.files
+    ]
+    return {
+        "tool": "ckpt-tool",
+        "version": __version__,
+        "source": {"format": source.format, "world_size": source.world_size, "files": files},
+        "digest": DIGEST,
+        "files": [{"name": w.name, "bytes": w.size, "digest": w.digest} for w in written],
+        "casts": [cast_json(cast) for cast in casts_of(plan, written)],
+        "dropped": plan.dropped,
+    }
+
+
+def cast_json(cast: Cast) -> dict[str, object]:
+    """A cast as JSON, which has no infinity: an overflow is said in words."""
+    error = cast.max_abs_error
+    return {
+        "from": cast.source,
+        "to": cast.target,
+        "num_tensors": cast.num_tensors,
+        "max_abs_error": error if error < float("inf") else "overflow",
+    }
+
+
+def casts_of(plan: ModelPlan, written: list[WrittenFile]) -> list[Cast]:
+    """The casts of a plan with the errors that writing measured."""
+    errors: dict[tuple[str, str], float] = {}
+    for file in written:
+        for source, target, error in file.cast_errors:
+            errors[source, target] = max(error, errors.get((source, target), 0.0))
+    return [
+        Cast(source.name, target.name, count, errors.get((source.name, target.name), 0.0))
+        for (source, target), count in plan.casts().items()
+    ]
+
+
+def overflows(plan: ModelPlan, written: list[WrittenFile]) -> list[str]:
+    """A warning per cast that lost a finite value to infinity."""
+    return [
+        f"some {cast.source} values are too large for {cast.target} and became infinite"
+        for cast in casts_of(plan, written)
+        if cast.max_abs_error == float("inf")
+    ]

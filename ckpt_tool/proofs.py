@@ -1,0 +1,133 @@
+"""Proofs that need bytes, before anything is written: replicas agree, tied weights are tied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckpt_tool.equality import Pair, first_differences
+from ckpt_tool.errors import CheckpointError, MappingError, Problem, UsageError
+from ckpt_tool.geometry import Box
+from ckpt_tool.lazy import Chunk, LazyTensor
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.progress import Progress
+from ckpt_tool.readers.base import Checkpoint, Entry, Holding
+
+_Replica = tuple[str, Holding, Holding]
+
+
+def prove_replicas(
+    checkpoint: Checkpoint, recorded_too: bool, jobs: int, progress: Progress
+) -> list[str]:
+    """Require that blocks held by several ranks are equal; CheckpointError lists those that differ.
+
+    Where nothing in the files says that ranks are replicas (plain tensors, norms under tensor
+    parallelism), equality is the only evidence, so it is always checked. Replicas that the mesh
+    records (HSDP) are read only with ``recorded_too``; otherwise the returned notes say so.
+    """
+    pairs: list[Pair[_Replica]] = []
+    skipped = 0
+    for entry in checkpoint.entries.values():
+        for owner, other in entry.replicas():
+            if other.replicated and not recorded_too:
+                skipped += 1
+                continue
+            pairs.append(
+                Pair((entry.name, owner, other), _block(entry, owner), _block(entry, other))
+            )
+    if pairs:
+        progress.start("replicas", sum(pair.left.nbytes for pair in pairs))
+    found = first_differences(pairs, jobs, progress.advance)
+    problems = [
+        Problem("replica", name, _replica_message(index, owner, other))
+        for (name, owner, other), index in found.items()
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(problems)} copies that should be equal differ between ranks",
+            problems,
+            hint="The ranks diverged in training, or a file is from another step.",
+        )
+    return [f"{skipped} replicated blocks not compared (--check-replicas does)"] if skipped else []
+
+
+@dataclass(frozen=True, slots=True)
+class TiedHead:
+    """How the language-model head is written: ``tied`` as config.json shall say it."""
+
+    tied: bool | None
+    dropped: bool = False
+    name: str = ""
+    embedding: str = ""
+
+
+def tied_head(
+    checkpoint: Checkpoint, config: ModelConfig, wanted: bool | None, jobs: int
+) -> TiedHead:
+    """Whether the head is dropped because it repeats the embedding, proven on the bytes.
+
+    ``wanted`` is the user's flag, None to follow the config. MappingError where config and
+    weights contradict each other, UsageError where the flag contradicts both.
+    """
+    head, embedding = _head_and_embedding(checkpoint)
+    if head is None or embedding is None:
+        return _without_head(config, wanted, head)
+    if wanted is None and not config.tied:
+        return TiedHead(config.tied)
+    equal = _equal(checkpoint, head, embedding, jobs)
+    tied = config.tied if wanted is None else wanted
+    if tied and not equal:
+        what = "config.json ties" if wanted is None else "--tie-word-embeddings would tie"
+        raise MappingError(
+            f"{what} {head} to {embedding}, but they differ",
+            hint="Write both, and a config that does not tie them, with --no-tie-word-embeddings.",
+        )
+    if wanted is False and config.tied and equal:
+        raise UsageError(
+            f"--no-tie-word-embeddings: config.json ties {head} to {embedding}, and they are equal",
+            hint="Leave the flag out: the head is then not written twice.",
+        )
+    return TiedHead(tied, dropped=bool(tied), name=head, embedding=embedding)
+
+
+def _without_head(config: ModelConfig, wanted: bool | None, head: str | None) -> TiedHead:
+    if wanted is False and config.tied and head is None:
+        raise UsageError(
+            "--no-tie-word-embeddings: the checkpoint has no head of its own, and config.json"
+            " ties it to the embedding",
+        )
+    return TiedHead(config.tied if wanted is None else wanted)
+
+
+def _head_and_embedding(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
+    """The language-model head and the token embedding of its shape, by the ends of their names."""
+    head = next((n for n in checkpoint.entries if n.split(".")[-2:] == ["lm_head", "weight"]), None)
+    if head is None:
+        return None, None
+    shape = checkpoint.entries[head].shape
+    ends = (["embed_tokens", "weight"], ["wte", "weight"])
+    names = [
+        name
+        for name, entry in checkpoint.entries.items()
+        if name.split(".")[-2:] in ends and entry.shape == shape
+    ]
+    return head, names[0] if len(names) == 1 else None
+
+
+def _equal(checkpoint: Checkpoint, one: str, other: str, jobs: int) -> bool:
+    if checkpoint.same_memory(one, other):
+        return True
+    left, right = checkpoint[one], checkpoint[other]
+    if left.dtype != right.dtype:
+        return False
+    return not first_differences([Pair("tied", left, right)], jobs, lambda _: None)
+
+
+def _block(entry: Entry, holding: Holding) -> LazyTensor:
+    """A holding's block as a tensor of its own."""
+    sizes = holding.box.sizes
+    chunk = Chunk(Box((0,) * len(sizes), sizes), holding.region)
+    return LazyTensor(sizes, entry.dtype, entry.dtype, (chunk,))
+
+
+def _replica_message(index: int, owner: Holding, other: Holding) -> str:
+    return f"rank {other.rank} differs from rank {owner.rank} at element {index} of {owner.box}"

@@ -1,0 +1,202 @@
+"""Writing one planned file block by block, in a few threads, with its hash.
+
+A block is a fixed 2 MiB range of the output file: filled from the sources, hashed while it is in
+cache, and written with one ``pwrite`` into preallocated space. Blocks are taken in order and
+finish in any; the file's digest is made of the blocks' digests, so it depends on neither.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+
+import xxhash
+
+from ckpt_tool.blocks import BLOCK_BYTES, BlockReader, FileTable
+from ckpt_tool.lazy import LazyTensor
+
+#: What ``digest`` means, for the manifest.
+DIGEST = f"xxh3-128 of the xxh3-128 digests of the file's {BLOCK_BYTES >> 20} MiB blocks"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file to write: ``header``, then the tensors back to back, ``starts`` their positions.
+
+    Every tensor starts at a multiple of its item size, so no block cuts an element.
+    """
+
+    name: str
+    header: bytes
+    names: tuple[str, ...]
+    tensors: tuple[LazyTensor, ...]
+    starts: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file that is on disk.
+
+    ``cast_errors``: the largest absolute rounding error known when it was finished, as
+    (source dtype, target dtype, error).
+    """
+
+    name: str
+    size: int
+    digest: str
+    cast_errors: tuple[tuple[str, str, float], ...] = ()
+
+
+def digest_file(path: Path) -> str:
+    """The digest (see :data:`DIGEST`) of a file on disk; OSError where it cannot be read."""
+    whole = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            whole.update(xxhash.xxh3_128_digest(block))
+    return whole.hexdigest()
+
+
+class StreamWriter:
+    """Writes planned files with ``jobs`` threads; use as a context manager.
+
+    ``cast_errors`` maps (source, target) dtype names to the largest absolute rounding error.
+    """
+
+    def __init__(self, files: FileTable, jobs: int, advance: Callable[[int], None]) -> None:
+        self._files = files
+        self._jobs = jobs
+        self._advance = advance
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="ckpt-write")
+        self._local = threading.local()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self.cast_errors: dict[tuple[str, str], float] = {}
+
+    def __enter__(self) -> StreamWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True)
+
+    def learn(self, cast_errors: Sequence[tuple[str, str, float]]) -> None:
+        """Take over the errors of a file that an earlier run finished."""
+        for source, target, error in cast_errors:
+            key = (source, target)
+            self.cast_errors[key] = max(error, self.cast_errors.get(key, 0.0))
+
+    def write(self, path: Path, plan: PlannedFile) -> tuple[int, WrittenFile]:
+        """Write ``plan`` to ``path``; returns the open descriptor (not yet synced) and the result.
+
+        OSError where the disk is full or a source cannot be read; the file is then incomplete.
+        """
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        tasks: list[Future[None]] = []
+        try:
+            _preallocate(descriptor, plan.size)
+            digests = [b""] * -(-plan.size // BLOCK_BYTES)
+            numbers = count()
+            for _ in range(self._jobs):
+                tasks.append(
+                    self._pool.submit(self._write_blocks, descriptor, plan, numbers, digests)
+                )
+            for task in as_completed(tasks):
+                task.result()
+        except BaseException:
+            self._stop.set()
+            wait(tasks)  # the descriptor's number must not be reused under a running thread
+            os.close(descriptor)
+            raise
+        whole = xxhash.xxh3_128(b"".join(digests))
+        errors = tuple((*key, error) for key, error in sorted(self.cast_errors.items()))
+        return descriptor, WrittenFile(plan.name, plan.size, whole.hexdigest(), errors)
+
+    def _write_blocks(
+        self, descriptor: int, plan: PlannedFile, numbers: count[int], digests: list[bytes]
+    ) -> None:
+        reader, buffer = self._thread_state()
+        try:
+            while (number := next(numbers)) < len(digests) and not self._stop.is_set():
+                start = number * BLOCK_BYTES
+                block = buffer[: min(BLOCK_BYTES, plan.size - start)]
+                self._fill(reader, plan, start, block)
+                digests[number] = xxhash.xxh3_128_digest(block)
+                _write_all(descriptor, block, start)
+                self._advance(len(block))
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _thread_state(self) -> tuple[BlockReader, memoryview]:
+        if not hasattr(self._local, "reader"):
+            self._local.reader = BlockReader(self._files)
+            self._local.buffer = memoryview(bytearray(BLOCK_BYTES))
+        return self._local.reader, self._local.buffer
+
+    def _fill(self, reader: BlockReader, plan: PlannedFile, start: int, block: memoryview) -> None:
+        """Put bytes ``[start, start + len(block))`` of the planned file into ``block``."""
+        at, stop = start, start + len(block)
+        if at < len(plan.header):
+            piece = plan.header[at:stop]
+            block[: len(piece)] = piece
+            at += len(piece)
+        index = max(bisect_right(plan.starts, at) - 1, 0)
+        while at < stop:
+            tensor, begin = plan.tensors[index], plan.starts[index]
+            end = min(begin + tensor.nbytes, stop)
+            if end > at:
+                size = tensor.dtype.itemsize
+                first, last = (at - begin) // size, (end - begin) // size
+                self._read(reader, tensor, (first, last), block[at - start : end - start])
+                at = end
+            index += 1
+
+    def _read(
+        self, reader: BlockReader, tensor: LazyTensor, span: Sequence[int], out: memoryview
+    ) -> None:
+        if tensor.dtype == tensor.source_dtype:
+            reader.read(tensor, span[0], span[1], out)
+            return
+        key = (tensor.source_dtype.name, tensor.dtype.name)
+        known = self.cast_errors.get(key, 0.0)
+        error = reader.read(tensor, span[0], span[1], out, known)
+        if error > self.cast_errors.get(key, -1.0):
+            with self._lock:
+                self.cast_errors[key] = max(error, self.cast_errors.get(key, 0.0))
+
+
+def _write_all(descriptor: int, block: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(block):
+        done += os.pwrite(descriptor, block[done:], offset + done)
+
+
+def _preallocate(descriptor: int, size: int) -> None:
+    """Reserve the space, so that a full disk is met before the work and extents are long.
+
+    Not ``os.posix_fallocate``: where the file system cannot, the C library would write every
+    block of the file.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    offset = ctypes.c_int64
+    if libc.fallocate(descriptor, 0, offset(0), offset(size)) == 0:
+        return
+    code = ctypes.get_errno()
+    if code == errno.ENOSPC:
+        raise OSError(code, os.strerror(code))
+    os.ftruncate(descriptor, size)
