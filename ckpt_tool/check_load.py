@@ -89,7 +89,9 @@ def _compare(wanted: Shapes | None, written: Shapes) -> list[str]:
 def _loader_faults(model: Any, written: Shapes) -> list[str]:
     """What ``from_pretrained`` itself says of these names and shapes."""
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     state = {name: torch.empty(shape, device="meta") for name, shape in written.items()}
     try:
         _, report = type(model).from_pretrained(

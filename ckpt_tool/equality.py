@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -18,7 +19,8 @@ _SPAN = 64 << 20  # bytes of each side per task, so that one large tensor keeps 
 Label = TypeVar("Label", bound=Hashable)
 
 
-class Pair(NamedTuple, Generic[Label]):
+@dataclass(frozen=True, slots=True)
+class Pair(Generic[Label]):
     """Two tensors of one shape and dtype that should be equal."""
 
     label: Label

@@ -87,7 +87,8 @@ def plan_model(checkpoint: Checkpoint, options: MergeOptions, progress: Progress
     config = _config(checkpoint, options)
     if config is not None:
         refuse_adapters(checkpoint.entries)
-    warnings = prove_replicas(checkpoint, options.check_replicas, jobs_of(options), progress)
+    prove_replicas(checkpoint, options.check_replicas, jobs_of(options), progress)
+    warnings: list[str] = []
     tensors = dict(checkpoint)
     dropped: dict[str, str] = {}
     if config is not None:

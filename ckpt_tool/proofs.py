@@ -17,12 +17,12 @@ _Replica = tuple[str, Holding, Holding]
 
 def prove_replicas(
     checkpoint: Checkpoint, recorded_too: bool, jobs: int, progress: Progress
-) -> list[str]:
+) -> None:
     """Require that blocks held by several ranks are equal; CheckpointError lists those that differ.
 
     Where nothing in the files says that ranks are replicas (plain tensors, norms under tensor
     parallelism), equality is the only evidence, so it is always checked. Replicas that the mesh
-    records (HSDP) are read only with ``recorded_too``; otherwise the returned notes say so.
+    records (HSDP) are read only with ``recorded_too``.
     """
     pairs: list[Pair[_Replica]] = []
     skipped = 0
@@ -47,7 +47,6 @@ def prove_replicas(
             problems,
             hint="The ranks diverged in training, or a file is from another step.",
         )
-    return [f"{skipped} replicated blocks not compared (--check-replicas does)"] if skipped else []
 
 
 @dataclass(frozen=True, slots=True)
