@@ -34,7 +34,10 @@ class WriteOptions:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What was written. ``differences``: tensors that did not read back as planned."""
+    """What was written. ``differences``: tensors that did not read back as planned.
+
+    ``seconds`` is everything, checks included; ``bytes_per_second`` the writing alone.
+    """
 
     format: str
     output: Path
@@ -43,6 +46,7 @@ class WriteResult:
     files: list[WrittenFile]
     casts: list[Cast]
     seconds: float
+    bytes_per_second: float
     verified: bool | None
     warnings: list[str]
     dropped: dict[str, str]
@@ -73,7 +77,9 @@ def write_model(
     check_output(plan, out, options)
     staging = Staging(out, _fingerprint(plan), resume=options.resume)
     try:
+        begun = time.monotonic()
         written = _write_weights(plan, staging, jobs, progress)
+        write_seconds = time.monotonic() - begun
         _write_small_files(plan, staging, written)
         loaded = check_load(staging.path) if options.check_load else None
         differences = _read_back(plan, staging.path, jobs, progress) if options.verify else []
@@ -91,6 +97,7 @@ def write_model(
         files=written,
         casts=casts_of(plan, written),
         seconds=time.monotonic() - started,
+        bytes_per_second=plan.total_bytes / max(write_seconds, 1e-9),
         verified=not differences if options.verify else None,
         warnings=plan.warnings + overflows(plan, written),
         dropped=plan.dropped,

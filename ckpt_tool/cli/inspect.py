@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ckpt_tool.inspect import Inspection
-    from ckpt_tool.readers.base import Entry
 
 _FORMATS = {
     "fsdp": "FSDP checkpoint",
@@ -51,6 +50,7 @@ def inspect(
     Exits with 2 where the checkpoint has problems.
     """
     from ckpt_tool import inspect as operation
+    from ckpt_tool.cli import tables
 
     found = operation.inspect_checkpoint(paths, patterns or [])
     if as_json:
@@ -59,8 +59,11 @@ def inspect(
         out = ui.console()
         _summary(out, found)
         if not problems:
-            rows = _shard_table(found) if shards else _tensor_table(found, folded=not everything)
-            out.print(rows)
+            if shards:
+                for line in tables.shard_lines(found.entries):
+                    out.print(line, soft_wrap=True)
+            else:
+                out.print(tables.tensor_table(found.entries, out.width, folded=not everything))
         _problems(out, found, everything=problems or everything)
     if not found.ok:
         raise typer.Exit(ui.EXIT_FAILED)
@@ -97,65 +100,13 @@ def _tensors(found: Inspection) -> str:
     count = f"{shown:,}" if shown == total else f"{shown:,} of {total:,}"
     parameters = found.num_parameters
     size = ui.human_bytes(found.total_bytes)
-    return f"{count}, {parameters:,} parameters ({ui.human_count(parameters)}), {size}"
+    rounded = f" ({ui.human_count(parameters)})" if parameters >= 10**6 else ""
+    return f"{count}; {parameters:,} parameters{rounded}, {size}"
 
 
 def _mesh(shape: tuple[int, ...], names: tuple[str, ...] | None) -> str:
     dims = names or ("",) * len(shape)
     return " x ".join(f"{name} {n}".strip() for name, n in zip(dims, shape, strict=True))
-
-
-def _table(*columns: tuple[str, str]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for title, justify in columns:
-        wide = title == "tensor"
-        table.add_column(title, justify=justify, overflow="fold", no_wrap=not wide)  # type: ignore[arg-type]
-    return table
-
-
-def _tensor_table(found: Inspection, *, folded: bool) -> Any:
-    from ckpt_tool.folding import Fold, fold
-
-    entries = {entry.name: entry for entry in found.entries}
-    if folded:
-        rows = fold({name: _alike(entry) for name, entry in entries.items()})
-    else:
-        rows = [Fold(name, name, 1) for name in entries]
-    table = _table(
-        ("tensor", "left"), ("#", "right"), ("shape", "left"), ("dtype", "left"),
-        ("placement", "left"),
-    )  # fmt: skip
-    for row in rows:
-        entry = entries[row.first]
-        count = str(row.count) if row.count > 1 else ""
-        table.add_row(row.pattern, count, _shape(entry.shape), entry.dtype.name, entry.placements)
-    return table
-
-
-def _alike(entry: Entry) -> tuple[object, ...]:
-    return entry.shape, entry.dtype, entry.placements
-
-
-def _shard_table(found: Inspection) -> Any:
-    table = _table(
-        ("tensor", "left"), ("rank", "right"), ("local shape", "left"), ("offsets", "left"),
-        ("global shape", "left"),
-    )  # fmt: skip
-    for entry in found.entries:
-        for held in entry.holdings:
-            rank = "" if held.rank is None else str(held.rank)
-            local, offsets = _shape(held.box.sizes), _shape(held.box.offsets)
-            table.add_row(entry.name, rank, local, offsets, _shape(entry.shape))
-    return table
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    from rich.markup import escape
-
-    return escape(f"[{', '.join(map(str, shape))}]")
 
 
 def _problems(out: Console, found: Inspection, *, everything: bool) -> None:

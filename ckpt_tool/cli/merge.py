@@ -167,11 +167,10 @@ def _show_result(result: WriteResult) -> None:
         for name in result.differences:
             console.print(f"  {name}", soft_wrap=True)
         return
-    rate = ui.human_bytes(result.total_bytes / max(result.seconds, 1e-9))
     console.print(
         f"Wrote {ui.plural(result.num_tensors, 'tensor')}, {ui.human_bytes(result.total_bytes)}"
         f" in {ui.plural(len(result.files), 'file')} to {result.output}"
-        f" ({result.seconds:.1f} s, {rate}/s)",
+        f" ({result.seconds:.1f} s, writing at {ui.human_bytes(result.bytes_per_second)}/s)",
         soft_wrap=True,
     )
     for cast in result.casts:
@@ -225,7 +224,7 @@ def _result_json(result: WriteResult) -> dict[str, Any]:
         "casts": [cast_json(cast) for cast in result.casts],
         "dropped": result.dropped,
         "seconds": result.seconds,
-        "bytes_per_second": result.total_bytes / max(result.seconds, 1e-9),
+        "bytes_per_second": result.bytes_per_second,
         "verified": result.verified,
         "differences": result.differences,
         "warnings": result.warnings,

@@ -1,0 +1,102 @@
+"""Tables of tensors that read well at 80 columns: layers folded, long names hung under a prefix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ckpt_tool.folding import Fold, fold
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from ckpt_tool.readers.base import Entry
+
+_PADDING = 3  # between two columns
+_WIDE = 100
+_DOT = re.compile(r"\.(?![^{}]*\})")  # a dot that separates, not one of a range {0..27}
+
+
+def tensor_table(entries: Sequence[Entry], width: int, *, folded: bool) -> Any:
+    """Name, count, shape, dtype and placement of each tensor, or of each pattern of them."""
+    by_name = {entry.name: entry for entry in entries}
+    if folded:
+        rows = fold({name: (e.shape, e.dtype, e.placements) for name, e in by_name.items()})
+    else:
+        rows = [Fold(name, name, 1) for name in by_name]
+    placed = any(entry.placements != "whole" for entry in entries)
+    cells = []
+    for row in rows:
+        entry = by_name[row.first]
+        count = str(row.count) if row.count > 1 else ""
+        placement = entry.placements if width >= _WIDE else entry.placements.replace(", ", "\n")
+        cells.append([count, shape_text(entry.shape), entry.dtype.name, *[placement][:placed]])
+    return _table([row.pattern for row in rows], cells, width, placed=placed)
+
+
+def shard_lines(entries: Iterable[Entry]) -> Iterator[Text]:
+    """Every rank's piece of each tensor: its shape, and its offsets in the global tensor."""
+    from rich.text import Text
+
+    for entry in entries:
+        facts = f"  {shape_text(entry.shape)}  {entry.dtype.name}  {entry.placements}"
+        yield Text.assemble((entry.name, "bold"), facts)
+        ranks = ["" if held.rank is None else f"rank {held.rank}  " for held in entry.holdings]
+        shapes = [shape_text(held.box.sizes) for held in entry.holdings]
+        wide = max(map(len, ranks), default=0), max(map(len, shapes), default=0)
+        for rank, shape, held in zip(ranks, shapes, entry.holdings, strict=True):
+            offsets = shape_text(held.box.offsets)
+            yield Text(f"    {rank:<{wide[0]}}{shape:<{wide[1]}}  at {offsets}")
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """``[1536, 8960]``."""
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _table(
+    names: Sequence[str], cells: Sequence[Sequence[str]], width: int, *, placed: bool
+) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("tensor", overflow="fold")
+    titles = ["#", "shape", "dtype", *["placement"][:placed]]
+    for title in titles:
+        table.add_column(title, justify="right" if title == "#" else "left", no_wrap=True)
+    columns = zip(titles, *cells, strict=True)
+    used = sum(max(len(line) for cell in col for line in cell.split("\n")) for col in columns)
+    room = width - used - _PADDING * len(titles) - 1
+    hung = {_prefix(name) for name in names if len(name) > room} - {""}
+    last = ""
+    for name, row in zip(names, cells, strict=True):
+        prefix = _prefix(name)
+        if prefix in hung and prefix != last:
+            table.add_row(Text(prefix, style="dim"))
+        last = prefix
+        shown = "  " + name[len(prefix) :] if prefix in hung else name
+        table.add_row(Text(_broken(shown, room)), *map(Text, row))
+    return table
+
+
+def _prefix(name: str) -> str:
+    """The part of a name up to its first number or range: what a layer's tensors share."""
+    parts = _DOT.split(name)
+    for index, part in enumerate(parts[:-1]):
+        if part[:1].isdigit() or part[:1] == "{":
+            return ".".join(parts[: index + 1])
+    return ""
+
+
+def _broken(name: str, room: int) -> str:
+    """A name in lines of at most ``room``, broken before dots."""
+    first, *rest = _DOT.split(name)
+    lines = [first]
+    for part in rest:
+        if len(lines[-1]) + 1 + len(part) > room and lines[-1].strip():
+            lines.append("    ")
+        lines[-1] += f".{part}"
+    return "\n".join(lines)

@@ -1,0 +1,71 @@
+"""``make demo``: real FSDP2 writes a small sharded checkpoint, then the tool is shown on it.
+
+Ends with the merged model opened by transformers, whose logits must be those of the model that
+was sharded, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.real.write_fsdp import write_cases
+
+CASE = "fsdp2_layers12_w2"
+
+
+def main(folder: Path) -> int:
+    """Run the demo in ``folder``, which is made anew; the exit status says whether it held."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    print("Two gloo processes shard a small Qwen3 with torch FSDP2 and save it as verl does ...")
+    case = write_cases(folder, [CASE])[CASE]
+    run_name, merged = folder / "global_step_100", folder / "merged"
+    case.rename(run_name)
+    actor = run_name / "actor"
+    steps = (
+        ["ckpt", "inspect", str(actor)],
+        ["ckpt", "inspect", str(actor), "--shards", "--filter", "*.0.self_attn.*"],
+        ["ckpt", "merge", "fsdp", str(actor), str(merged), "--verify", "--check-load"],
+        ["ckpt", "inspect", str(merged)],
+    )
+    for step in steps:
+        show(step)
+    return compare_logits(run_name / "logits.safetensors", merged)
+
+
+def show(command: list[str]) -> None:
+    """Print a command as one would type it, and run it."""
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    program = [sys.executable, "-m", "ckpt_tool", *command[1:]]
+    subprocess.run(program, check=True, env=os.environ | {"COLUMNS": "100"})
+
+
+def compare_logits(recorded: Path, merged: Path) -> int:
+    """Open the merged model with transformers and compare with the logits from before sharding."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    print(f"\nOpening {merged} with transformers ...")
+    model = AutoModelForCausalLM.from_pretrained(
+        merged, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    known = load_file(recorded)
+    with torch.no_grad():
+        logits = model(known["input_ids"]).logits
+    if torch.equal(logits, known["logits"]):
+        print(f"Logits {list(logits.shape)} are identical to those of the model that was sharded.")
+        return 0
+    print("Logits differ from those of the model that was sharded.")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo")))
