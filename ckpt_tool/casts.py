@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 
 from ckpt_tool.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
 
-#: Types that ``--dtype`` casts from; fp8 needs its scales and integers are not weights.
-CASTABLE = frozenset({FLOAT64, FLOAT32, FLOAT16, BFLOAT16})
-
 #: Elements per step: a few arrays of this size stay in a core's cache.
 STEP = 1 << 15
 
@@ -24,12 +21,6 @@ _ABS = np.uint32(0x7FFFFFFF)
 _INFINITY = 0x7F800000
 
 Bits = NDArray[Any]
-
-
-def is_exact(source: DType, target: DType) -> bool:
-    """Whether every value of ``source`` is a value of ``target``."""
-    widening = {FLOAT16: (FLOAT32, FLOAT64), BFLOAT16: (FLOAT32, FLOAT64), FLOAT32: (FLOAT64,)}
-    return source == target or target in widening.get(source, ())
 
 
 class Caster:
@@ -49,34 +40,33 @@ class Caster:
         spares most of the work of measuring.
         """
         for at in range(0, len(source), STEP):
-            part = source[at : at + STEP]
-            wide, error = self._to_float32(part, source_dtype)
-            out = target[at : at + STEP]
+            part, out = source[at : at + STEP], target[at : at + STEP]
+            wide = self._to_float32(part, source_dtype)
             if target_dtype == BFLOAT16:
-                error = max(error, self._narrow_bfloat16(wide, out, max(floor, error)))
+                floor = self._narrow_bfloat16(wide, out, floor)
             elif target_dtype == FLOAT16:
-                error = max(error, _narrow_float16(wide, out))
+                floor = max(floor, _narrow_float16(wide, out))
             elif target_dtype == FLOAT64:
-                out.view(np.float64)[:] = wide
+                with np.errstate(invalid="ignore"):
+                    out.view(np.float64)[:] = wide
             else:
                 out[:] = wide.view(np.uint32)
-            floor = max(floor, error)
+            if source_dtype == FLOAT64:
+                floor = max(floor, _error_from_float64(part, out, target_dtype))
         return floor
 
-    def _to_float32(self, part: Bits, dtype: DType) -> tuple[NDArray[np.float32], float]:
+    def _to_float32(self, part: Bits, dtype: DType) -> NDArray[np.float32]:
         wide = self._wide[: len(part)]
         if dtype == FLOAT32:
-            return part.view(np.float32), 0.0
+            return part.view(np.float32)
         if dtype == BFLOAT16:
             np.left_shift(part, 16, out=wide.view(np.uint32), dtype=np.uint32)
         elif dtype == FLOAT16:
             wide[:] = part.view(np.float16)
         else:
-            exact = part.view(np.float64)
-            with np.errstate(over="ignore"):
-                wide[:] = exact
-            return wide, _largest_error(exact, wide)
-        return wide, 0.0
+            with np.errstate(over="ignore", invalid="ignore"):
+                wide[:] = part.view(np.float64)
+        return wide
 
     def _narrow_bfloat16(self, wide: NDArray[np.float32], out: Bits, floor: float) -> float:
         """Round to nearest even in integer arithmetic: add 0x7fff plus the kept part's last bit."""
@@ -121,6 +111,16 @@ def _narrow_float16(wide: NDArray[np.float32], out: Bits) -> float:
     if nan.any():
         out[nan] = 0x7E00
     return _largest_error(wide, half.astype(np.float32))
+
+
+def _error_from_float64(source: Bits, target: Bits, dtype: DType) -> float:
+    """The error of the whole cast, which may be more than that of its second step."""
+    if dtype == BFLOAT16:
+        rounded = (target.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        rounded = target.view(np.float16 if dtype == FLOAT16 else np.float32)
+    with np.errstate(invalid="ignore"):
+        return _largest_error(source.view(np.float64), rounded.astype(np.float64))
 
 
 def _largest_error(exact: NDArray[Any], rounded: NDArray[Any]) -> float:

@@ -1,21 +1,19 @@
-"""``--check-load``: transformers finds in a folder exactly the model that it wants.
+"""``--check-load``: what will be planned is exactly the model that transformers wants.
 
-Two judges, on the meta device and from the headers of the written files alone. First the names
-and shapes: what the architecture has, brought into the form of the Hub by transformers' own
-tables, against what was written. Then the loader itself is handed those names and shapes and
-reports what it misses or does not use.
+Two judges, on the meta device and from names and shapes alone, before a byte is planned. First
+what the architecture has, brought into the form of the Hub by transformers' own tables, is
+compared with the plan. Then the loader itself is handed these names and shapes and reports what
+it misses or does not use.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ckpt_tool.errors import MappingError, UsageError
-from ckpt_tool.mapping.config import ModelConfig, load_config
+from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.transformers_tables import keep_prefixes, meta_model
-from ckpt_tool.readers.huggingface import open_huggingface
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -29,16 +27,14 @@ class LoadCheck:
     transformers_version: str
 
 
-def check_load(folder: Path) -> LoadCheck:
-    """Open the model in ``folder`` on the meta device; reads headers only.
+def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
+    """Open a model of ``config`` with tensors of these names and shapes on the meta device.
 
     MappingError lists every missing, unexpected and mismatched tensor; UsageError where
     transformers cannot build the model at all.
     """
     import transformers
 
-    config = load_config(folder)
-    written = {name: entry.shape for name, entry in open_huggingface(folder).entries.items()}
     try:
         model = meta_model(config)
     except Exception as error:  # whatever building a model raises
@@ -47,10 +43,10 @@ def check_load(folder: Path) -> LoadCheck:
             f" {config.architecture or config.model_type}: {error}",
             hint="Leave --check-load out, or install a transformers that knows the model.",
         ) from error
-    faults = _compare(_wanted(model, config), written) or _loader_faults(model, written)
+    faults = _compare(_wanted(model, config), planned) or _loader_faults(model, planned)
     if faults:
         raise MappingError(f"--check-load: this is not what {type(model).__name__} loads", faults)
-    return LoadCheck(type(model).__name__, len(written), transformers.__version__)
+    return LoadCheck(type(model).__name__, len(planned), transformers.__version__)
 
 
 def _wanted(model: Any, config: ModelConfig) -> Shapes | None:
@@ -73,26 +69,26 @@ def _wanted(model: Any, config: ModelConfig) -> Shapes | None:
     return shapes
 
 
-def _compare(wanted: Shapes | None, written: Shapes) -> list[str]:
+def _compare(wanted: Shapes | None, planned: Shapes) -> list[str]:
     if wanted is None:
         return []
-    missing = [f"missing: {name} {list(wanted[name])}" for name in wanted if name not in written]
-    unexpected = [f"unexpected: {name}" for name in written if name not in wanted]
+    missing = [f"missing: {name} {list(wanted[name])}" for name in wanted if name not in planned]
+    unexpected = [f"unexpected: {name}" for name in planned if name not in wanted]
     mismatched = [
         f"mismatched: {name}: {list(shape)}, expected {list(wanted[name])}"
-        for name, shape in written.items()
+        for name, shape in planned.items()
         if name in wanted and wanted[name] != shape
     ]
     return missing + unexpected + mismatched
 
 
-def _loader_faults(model: Any, written: Shapes) -> list[str]:
+def _loader_faults(model: Any, planned: Shapes) -> list[str]:
     """What ``from_pretrained`` itself says of these names and shapes."""
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    state = {name: torch.empty(shape, device="meta") for name, shape in written.items()}
+    state = {name: torch.empty(shape, device="meta") for name, shape in planned.items()}
     try:
         _, report = type(model).from_pretrained(
             None,

@@ -55,6 +55,9 @@ FLOAT32 = BY_NAME["float32"]
 FLOAT16 = BY_NAME["float16"]
 BFLOAT16 = BY_NAME["bfloat16"]
 
+#: Types that are cast; fp8 needs its scales, and integers are not weights.
+CASTABLE = frozenset({FLOAT64, FLOAT32, FLOAT16, BFLOAT16})
+
 #: Typed storages of torch.save archives (``torch.<Name>Storage``).
 BY_STORAGE = {
     storage: BY_NAME[name]

@@ -43,6 +43,9 @@ class CkptError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class UsageError(CkptError):
     """The request cannot be carried out as given, whatever the files hold."""

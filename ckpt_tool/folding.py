@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
-_NUMBER = re.compile(r"(?<![0-9A-Za-z])\d+(?![0-9A-Za-z])")
+#: A number that stands alone in a name and is written as ``str`` would: it can be counted.
+_NUMBER = re.compile(r"(?<![0-9A-Za-z_])(0|[1-9][0-9]{0,17})(?![0-9A-Za-z_])")
 
 _Slots = tuple[frozenset[int], ...]
 
@@ -26,19 +28,17 @@ def fold(names: Mapping[str, Hashable]) -> list[Fold]:
     Names are folded only with those of the same value (their shape, say). Every pattern is the
     full product of its ranges: nothing is claimed that is not there.
     """
-    groups: dict[tuple[str, Hashable], list[tuple[int, ...]]] = {}
+    groups: dict[tuple[tuple[str, ...], Hashable], list[tuple[int, ...]]] = {}
     for name, value in names.items():
-        numbers = tuple(map(int, _NUMBER.findall(name)))
-        groups.setdefault((_NUMBER.sub("{}", name), value), []).append(numbers)
+        pieces = _NUMBER.split(name)  # text, number, text, number, ..., text
+        numbers = tuple(map(int, pieces[1::2]))
+        groups.setdefault((tuple(pieces[::2]), value), []).append(numbers)
     folds = []
-    for (template, _), rows in groups.items():
+    for (texts, _), rows in groups.items():
         for slots in _products(rows):
-            count = 1
-            for values in slots:
-                count *= len(values)
-            pattern = _fill(template, [_span(values) for values in slots])
-            first = _fill(template, [str(min(values)) for values in slots])
-            folds.append(Fold(pattern, first, count))
+            pattern = _join(texts, [_span(values) for values in slots])
+            first = _join(texts, [str(min(values)) for values in slots])
+            folds.append(Fold(pattern, first, prod(map(len, slots))))
     return folds
 
 
@@ -66,6 +66,5 @@ def _span(values: frozenset[int]) -> str:
     return texts[0] if len(values) == 1 else "{" + ",".join(texts) + "}"
 
 
-def _fill(template: str, texts: list[str]) -> str:
-    pieces = template.split("{}")
-    return pieces[0] + "".join(t + p for t, p in zip(texts, pieces[1:], strict=True))
+def _join(texts: Sequence[str], numbers: Sequence[str]) -> str:
+    return texts[0] + "".join(n + t for n, t in zip(numbers, texts[1:], strict=True))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from ckpt_tool.dtypes import DType
+from ckpt_tool.dtypes import CASTABLE, DType
 from ckpt_tool.geometry import Box, Shape, intersect
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class LazyTensor:
 
     def unsqueeze(self, dim: int) -> LazyTensor:
         """A new dimension of size 1 at ``dim`` (0 to the number of dimensions)."""
+        if not 0 <= dim <= len(self.shape):
+            raise ValueError(f"a new dimension {dim} of shape {self.shape}")
         chunks = tuple(
             Chunk(
                 Box(_insert(c.box.offsets, dim, 0), _insert(c.box.sizes, dim, 1)),
@@ -123,9 +125,15 @@ class LazyTensor:
         return replace(self, shape=_insert(self.shape, dim, 1), chunks=chunks)
 
     def to(self, dtype: DType) -> LazyTensor:
-        """The tensor cast to ``dtype`` when read; ValueError if another cast is pending."""
+        """The tensor cast to ``dtype`` when read.
+
+        ValueError unless both are floating-point types of 16 bits or more (integers are not
+        weights, fp8 needs its scales), and where another cast is pending.
+        """
         if dtype == self.dtype:
             return self
+        if dtype not in CASTABLE or self.dtype not in CASTABLE:
+            raise ValueError(f"no cast from {self.dtype} to {dtype}")
         if self.dtype != self.source_dtype:
             raise ValueError(f"already cast from {self.source_dtype} to {self.dtype}")
         return replace(self, dtype=dtype)
@@ -173,7 +181,8 @@ def cat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
     chunks: list[Chunk] = []
     length = 0
     for tensor in tensors:
-        same = _put(tensor.shape, dim, 0) == _put(first.shape, dim, 0)
+        same = len(tensor.shape) == len(first.shape)
+        same = same and _put(tensor.shape, dim, 0) == _put(first.shape, dim, 0)
         if not same or (tensor.dtype, tensor.source_dtype) != (first.dtype, first.source_dtype):
             raise ValueError(f"cat of {first.shape} {first.dtype} and {tensor.shape}")
         for chunk in tensor.chunks:

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tool.casts import CASTABLE
-from ckpt_tool.dtypes import BY_NAME, DType
+from ckpt_tool.dtypes import BY_NAME, CASTABLE, DType
 from ckpt_tool.errors import CheckpointError, UsageError
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config

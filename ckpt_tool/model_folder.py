@@ -13,7 +13,7 @@ from pathlib import Path
 from ckpt_tool.blocks import FileTable
 from ckpt_tool.check_load import LoadCheck, check_load
 from ckpt_tool.equality import Pair, first_differences
-from ckpt_tool.errors import CkptError, OutputError
+from ckpt_tool.errors import CkptError, OutputError, UsageError
 from ckpt_tool.plan import MANIFEST_NAME, Cast, ModelPlan, casts_of, manifest, overflows
 from ckpt_tool.progress import Progress
 from ckpt_tool.readers.huggingface import open_huggingface
@@ -54,13 +54,22 @@ class WriteResult:
     load_check: LoadCheck | None = None
 
 
-def check_output(plan: ModelPlan, out: Path, options: WriteOptions) -> None:
-    """OutputError unless ``out`` may be written and there is room for ``plan``."""
+def check_plan(plan: ModelPlan, out: Path, options: WriteOptions) -> LoadCheck | None:
+    """Everything that can be refused before a byte is written.
+
+    OutputError unless ``out`` may be written and there is room; with ``check_load`` MappingError
+    unless transformers wants exactly these tensors.
+    """
     protected = [Path(file.path) for file in plan.checkpoint.files]
     if plan.config is not None:
         protected.append(plan.config.folder)
     check_target(out, replace=options.overwrite, protected=protected)
     check_space(out, plan.total_bytes)
+    if not options.check_load:
+        return None
+    if plan.config is None:
+        raise UsageError("--check-load needs a config: it cannot go with --config none")
+    return check_load(plan.config, {name: t.shape for name, t in plan.tensors.items()})
 
 
 def write_model(
@@ -74,14 +83,13 @@ def write_model(
     """
     started = time.monotonic()
     out = Path(os.path.realpath(out))
-    check_output(plan, out, options)
+    loaded = check_plan(plan, out, options)
     staging = Staging(out, _fingerprint(plan), resume=options.resume)
     try:
         begun = time.monotonic()
         written = _write_weights(plan, staging, jobs, progress)
         write_seconds = time.monotonic() - begun
         _write_small_files(plan, staging, written)
-        loaded = check_load(staging.path) if options.check_load else None
         differences = _read_back(plan, staging.path, jobs, progress) if options.verify else []
         if not differences:
             staging.publish(replace=options.overwrite)

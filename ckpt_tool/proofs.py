@@ -12,6 +12,9 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.progress import Progress
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding
 
+#: What families call the table of token embeddings.
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+
 _Replica = tuple[str, Holding, Holding]
 
 
@@ -68,10 +71,12 @@ def tied_head(
     weights contradict each other, UsageError where the flag contradicts both.
     """
     head, embedding = _head_and_embedding(checkpoint)
-    if head is None or embedding is None:
-        return _without_head(config, wanted, head)
+    if head is None:
+        return _without_head(config, wanted)
     if wanted is None and not config.tied:
         return TiedHead(config.tied)
+    if embedding is None:
+        return _without_embedding(wanted, head)
     equal = _equal(checkpoint, head, embedding, jobs)
     tied = config.tied if wanted is None else wanted
     if tied and not equal:
@@ -88,8 +93,8 @@ def tied_head(
     return TiedHead(tied, dropped=bool(tied), name=head, embedding=embedding)
 
 
-def _without_head(config: ModelConfig, wanted: bool | None, head: str | None) -> TiedHead:
-    if wanted is False and config.tied and head is None:
+def _without_head(config: ModelConfig, wanted: bool | None) -> TiedHead:
+    if wanted is False and config.tied:
         raise UsageError(
             "--no-tie-word-embeddings: the checkpoint has no head of its own, and config.json"
             " ties it to the embedding",
@@ -97,19 +102,34 @@ def _without_head(config: ModelConfig, wanted: bool | None, head: str | None) ->
     return TiedHead(config.tied if wanted is None else wanted)
 
 
+def _without_embedding(wanted: bool | None, head: str) -> TiedHead:
+    if wanted is not False:
+        what = "config.json ties" if wanted is None else "--tie-word-embeddings would tie"
+        raise MappingError(
+            f"{what} {head} to the token embedding, but there is none of its shape",
+            hint="Write it, and a config that does not tie it, with --no-tie-word-embeddings.",
+        )
+    return TiedHead(False)
+
+
 def _head_and_embedding(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
     """The language-model head and the token embedding of its shape, by the ends of their names."""
-    head = next((n for n in checkpoint.entries if n.split(".")[-2:] == ["lm_head", "weight"]), None)
+    head = next((name for name in checkpoint.entries if _ends(name, ("lm_head",))), None)
     if head is None:
         return None, None
     shape = checkpoint.entries[head].shape
-    ends = (["embed_tokens", "weight"], ["wte", "weight"])
     names = [
         name
         for name, entry in checkpoint.entries.items()
-        if name.split(".")[-2:] in ends and entry.shape == shape
+        if _ends(name, _EMBEDDINGS) and entry.shape == shape
     ]
     return head, names[0] if len(names) == 1 else None
+
+
+def _ends(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether ``name`` is the weight of a module with one of these names."""
+    parts = name.split(".")
+    return parts[-1] == "weight" and len(parts) > 1 and parts[-2] in modules
 
 
 def _equal(checkpoint: Checkpoint, one: str, other: str, jobs: int) -> bool:

@@ -27,7 +27,7 @@ def inspect(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...", help="Checkpoint folder or file; several folders: one per node."
+            metavar="PATH", help="Checkpoint folder or file; several folders: one per node."
         ),
     ],
     shards: Annotated[
@@ -110,11 +110,15 @@ def _mesh(shape: tuple[int, ...], names: tuple[str, ...] | None) -> str:
 
 
 def _problems(out: Console, found: Inspection, *, everything: bool) -> None:
+    from rich.table import Table
     from rich.text import Text
 
     problems = found.checkpoint.problems
     shown = problems if everything else problems[:20]
+    grid = Table.grid(padding=(0, 2))
     for problem in shown:
-        out.print(Text.assemble((problem.kind, "bold red"), "  ", str(problem)))
+        grid.add_row(Text(problem.kind, style="bold red"), Text(str(problem), overflow="fold"))
+    if shown:
+        out.print(grid)
     if len(shown) < len(problems):
         out.print(f"and {len(problems) - len(shown)} more: --problems lists them")

@@ -29,13 +29,11 @@ def _group() -> None:
 @app.command("fsdp")
 @ui.guarded
 def fsdp(
-    paths: Annotated[
+    ckpt: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="CKPT... OUT",
-            help="The folder of the rank files (several: one per node), then the output folder.",
-        ),
+        typer.Argument(metavar="CKPT", help="Folder of the rank files; several: one per node."),
     ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to write.")],
     config: Annotated[
         str | None,
         typer.Option(
@@ -68,7 +66,9 @@ def fsdp(
     ] = False,
     check_load: Annotated[
         bool,
-        typer.Option("--check-load", help="The result must open in transformers (meta device)."),
+        typer.Option(
+            "--check-load", help="First require that transformers wants exactly these tensors."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
@@ -87,13 +87,9 @@ def fsdp(
     OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
     where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.errors import UsageError
     from ckpt_tool.merge import MergeOptions
     from ckpt_tool.model_folder import WriteOptions
 
-    if len(paths) < 2:
-        raise UsageError("expected the checkpoint's folder and the output folder")
-    *folders, out = paths
     options = MergeOptions(
         config=Path(config) if config not in (None, "none") else None,
         keep_names=config == "none",
@@ -104,19 +100,19 @@ def fsdp(
         jobs=jobs,
         write=WriteOptions(verify, check_load, overwrite, resume),
     )
-    _run(folders, out, options, dry_run=dry_run, as_json=as_json)
+    _run(ckpt, out, options, dry_run=dry_run, as_json=as_json)
 
 
 def _run(
     folders: list[Path], out: Path, options: MergeOptions, *, dry_run: bool, as_json: bool
 ) -> None:
     from ckpt_tool import merge
-    from ckpt_tool.model_folder import check_output
+    from ckpt_tool.model_folder import check_plan
 
     with ui.progress_bar(quiet=as_json) as progress:
         if dry_run:
             plan = merge.plan_fsdp(folders, options, progress)
-            check_output(plan, out, options.write)
+            check_plan(plan, out, options.write)
         else:
             result = merge.merge_fsdp(folders, out, options, progress)
     if dry_run:
@@ -175,6 +171,8 @@ def _show_result(result: WriteResult) -> None:
     )
     for cast in result.casts:
         console.print(_cast_line(cast))
+    for name, reason in result.dropped.items():
+        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
     if result.verified:
         console.print("  verify   read back from disk: every bit as planned")
     if result.load_check is not None:

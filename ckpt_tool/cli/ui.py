@@ -40,8 +40,8 @@ def guarded(command: Command) -> Command:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             command(*args, **kwargs)
-        except KeyboardInterrupt:
-            _say("interrupted")
+        except KeyboardInterrupt as interrupt:
+            _say(f"interrupted. {interrupt}".rstrip())
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,7 +27,9 @@ _FLOAT32_BY_TYPE = {
     "ernie4_5_moe": re.compile(r"\.mlp\.gate\.weight$"),
 }
 #: Families whose config ties the head when it does not say.
-_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3", "gemma3_text", "gpt2")
+_TIED_BY_DEFAULT = frozenset(
+    "gemma gemma2 gemma3 gemma3_text gpt2 cohere cohere2 falcon smollm3 starcoder2".split()
+)
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,12 @@ class ModelConfig:
 
         transformers 4 reads ``text_config``'s value and 5 the top one; llama4 always the former.
         """
-        if tied is None or tied == self.tied == self.text.get("tie_word_embeddings", tied):
+        nested = self.text is not self.raw
+        said = self.text.get("tie_word_embeddings") if nested else tied
+        if tied is None or tied == self.tied == said:
             return self
         changes: dict[str, Any] = {"tie_word_embeddings": tied}
-        if self.text is not self.raw:
+        if nested:
             changes["text_config"] = self._text() | {"tie_word_embeddings": tied}
         return self.with_changes(**changes)
 

@@ -59,7 +59,7 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(
         "llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 gpt_oss qwen3_vl"
         " starcoder2 cohere cohere2 olmo olmo2 olmo3 glm glm4 granite falcon stablelm gpt2"
-        " gpt_neox smollm3 exaone4 nemotron seed_oss qwen3_5 apertus".split(),
+        " smollm3 exaone4 nemotron seed_oss qwen3_5 apertus".split(),
         _SAME,
     ),
     **dict.fromkeys(
@@ -69,6 +69,7 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     ),
     "mixtral": _MIXTRAL,
     "minimax": _MIXTRAL,
+    "gpt_neox": (Rename("lm_head.", "embed_out.", start=True),),
     "jamba": (SplitExperts("feed_forward.experts", "feed_forward.experts"),),
     "qwen2_vl": _QWEN_VL,
     "qwen2_5_vl": _QWEN_VL,

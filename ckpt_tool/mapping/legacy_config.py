@@ -67,7 +67,7 @@ def _per_layer_rope(kind: str, rope: dict[str, Any]) -> dict[str, Any]:
 def _scaling(kind: str, rope: dict[str, Any]) -> dict[str, Any] | None:
     """The value of the old ``rope_scaling`` key; None where positions are not scaled."""
     left = {key: value for key, value in rope.items() if key not in _MOVED_OUT}
-    if left.get("rope_type", "default") == "default" and len(left) <= 1:
+    if left.get("rope_type", "default") == "default" and left.keys() <= {"rope_type"}:
         return None
     if kind in _LONGROPE_ONLY and left.get("rope_type") == "longrope":
         factors = {key: left[key] for key in ("short_factor", "long_factor")}

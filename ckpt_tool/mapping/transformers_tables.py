@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ckpt_tool.errors import MappingError
@@ -57,7 +59,7 @@ def hub_names(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> NamedBy
     return replace(kept, tensors={name: found.tensor for name, found in reverted.items()})
 
 
-def meta_model(config: ModelConfig, architecture: str = "") -> Any:
+def meta_model(config: ModelConfig) -> Any:
     """The model of ``config`` on the meta device: names and shapes without memory.
 
     Raises what transformers raises; LookupError where it does not know the class. Remote code is
@@ -67,11 +69,10 @@ def meta_model(config: ModelConfig, architecture: str = "") -> Any:
     from accelerate import init_empty_weights
 
     transformers.logging.set_verbosity_error()
-    settings = transformers.AutoConfig.from_pretrained(config.folder, trust_remote_code=False)
-    for key, value in config.changes.items():
-        if key in ("id2label", "tie_word_embeddings"):
-            setattr(settings, key, value)
-    named = architecture or config.architecture
+    with TemporaryDirectory() as folder:  # the config as it will be written
+        (Path(folder) / "config.json").write_bytes(config.to_bytes())
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    named = config.architecture
     model_class = getattr(transformers, named, None)
     if model_class is None:
         raise LookupError(f"transformers {transformers.__version__} has no class {named!r}")

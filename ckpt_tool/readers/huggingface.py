@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.dtypes import BY_SAFETENSORS
-from ckpt_tool.errors import FormatError, Problem
+from ckpt_tool.errors import FormatError, Problem, UnsafeContentError
 from ckpt_tool.geometry import Box, contiguous_strides
 from ckpt_tool.lazy import Region
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
@@ -114,6 +114,8 @@ def _file_entries(path: Path, problems: list[Problem]) -> list[Entry]:
             return list(inner.entries.values())
         header, start = read_safetensors_header(path)
         return _safetensors_entries(path, header, start)
+    except UnsafeContentError:
+        raise
     except (FormatError, OSError) as error:
         message = error.message if isinstance(error, FormatError) else str(error)
         problems.append(Problem("unreadable", str(path), message.removeprefix(f"{path}: ")))

@@ -1,7 +1,8 @@
 """The stack machine behind :mod:`ckpt_tool.readers.unpickle`; it has no way to import.
 
 Work and memory are linear in the size of the pickle: memo slots are a dict, so an index of four
-billion allocates nothing, and dict keys must be plain, so no nested key can exhaust the stack.
+billion allocates nothing, dict keys must be plain, so no nested key can exhaust the stack, and
+calls take few arguments, so nothing large is copied again and again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ckpt_tool.errors import FormatError
-from ckpt_tool.readers.standins import Builder, StandIn
+from ckpt_tool.readers.standins import MAX_ITEMS, Builder, StandIn
 
 Resolve = Callable[[str, str], Any]
 Operation = Callable[["Machine", int], int]
@@ -174,6 +175,8 @@ class Machine:
 
     def op_reduce(self, pos: int) -> int:
         args = _expect(self.stack.pop(), tuple)
+        if len(args) > MAX_ITEMS:
+            raise FormatError(f"a pickled call with {len(args)} arguments")
         self.stack.append(_expect(self.stack.pop(), Builder).call(*args))
         return pos
 

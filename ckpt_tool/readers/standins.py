@@ -6,6 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+#: Arguments of a call, dimensions of a tensor, attributes of an object: no real file has more.
+#: The limit keeps the work linear in the size of the pickle, however often it repeats itself.
+MAX_ITEMS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Builder:
@@ -36,6 +40,8 @@ class StandIn:
         """Take a pickled state; ``(dict, slots)`` pairs become one dict."""
         if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
             first, second = state
-            if first is None or isinstance(first, dict):
-                state = {**(first or {}), **second}
+            if not first:
+                state = second
+            elif isinstance(first, dict) and len(first) + len(second) <= MAX_ITEMS:
+                state = first | second
         self.state = state

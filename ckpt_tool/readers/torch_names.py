@@ -8,6 +8,7 @@ classes are accepted by package.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +18,10 @@ from ckpt_tool import dtypes
 from ckpt_tool.dtypes import DType
 from ckpt_tool.errors import FormatError, UnsafeContentError
 from ckpt_tool.geometry import Shape
-from ckpt_tool.readers.standins import Builder, StandIn
+from ckpt_tool.readers.standins import MAX_ITEMS, Builder, StandIn
+
+_MAX_NAME = 1000
+_OTHER_DTYPE = re.compile(r"q?u?int\w*|float\w+|complex\w+|bits\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ def resolve(module: str, name: str) -> Any:
         return _StorageType(dtypes.BY_STORAGE[name])
     if module == "torch" and name in dtypes.BY_NAME:
         return dtypes.BY_NAME[name]
+    if module == "torch" and _OTHER_DTYPE.fullmatch(name):
+        raise FormatError(f"tensors of {full}, which has no counterpart in safetensors")
     if any(module == p or module.startswith(f"{p}.") for p in _DATA_PACKAGES):
         return _stand_in(full)
     raise UnsafeContentError(
@@ -91,12 +97,13 @@ def _stand_in(qualname: str) -> Builder:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _sizes(values: Any) -> Shape:
-    if not isinstance(values, (tuple, list)) or not all(map(_is_size, values)):
-        raise FormatError(f"a tensor's sizes or strides are {values!r:.80}")
+    plain = isinstance(values, (tuple, list)) and len(values) <= MAX_ITEMS
+    if not plain or not all(map(_is_size, values)):
+        raise FormatError("a tensor whose sizes or strides are not a few sizes")
     return tuple(values)
 
 
@@ -108,7 +115,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
         raise FormatError(f"a tensor with lazy conjugation or negation ({rest[2]!r:.60})")
     shape, strides = _sizes(size), _sizes(stride)
     if len(shape) != len(strides) or prod(shape) >= 1 << 60:
-        raise FormatError(f"a tensor of shape {shape!r:.80} and strides {strides!r:.80}")
+        raise FormatError(f"a tensor of shape {shape} and strides {strides}")
     return TensorRef(storage, storage.dtype, offset, shape, strides)
 
 
@@ -149,7 +156,7 @@ def _size(values: Any = ()) -> Shape:
 
 
 def _small_set(values: Any = ()) -> frozenset[int | str]:
-    if len(values) > 1 << 16 or not all(isinstance(value, (int, str)) for value in values):
+    if len(values) > MAX_ITEMS or not all(isinstance(value, (int, str)) for value in values):
         raise FormatError("a set of something other than a few plain values")
     return frozenset(values)
 
@@ -158,6 +165,8 @@ def _attribute(target: Any, name: Any) -> Builder:
     """``getattr`` in a pickle (enum members of ShardedTensor files): a stand-in, not the value."""
     if not (isinstance(target, Builder) and isinstance(name, str)):
         raise FormatError("an attribute of something other than a class")
+    if len(target.qualname) + len(name) > _MAX_NAME:
+        raise FormatError("an attribute with a name that no class has")
     return _stand_in(f"{target.qualname}.{name}")
 
 

@@ -1,0 +1,1 @@
+"""Tests, laid out as `ckpt_tool/` is."""

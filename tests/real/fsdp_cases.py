@@ -1,0 +1,79 @@
+"""The table of FSDP checkpoints that `write_fsdp` can write.
+
+Imports neither torch nor transformers: the tests choose cases from here in a process that should
+stay light, while only the processes that write pay for the heavy imports.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """One checkpoint folder: which model, sharded how, over which device mesh.
+
+    `model` names an entry of `fsdp_models.MODELS`, `sharding` one of `fsdp_sharding.SHARDINGS`.
+    `mesh_names` is empty where FSDP gets a process group instead of a mesh (ShardedTensor files).
+    """
+
+    name: str
+    model: str
+    sharding: str
+    mesh_shape: tuple[int, ...]
+    mesh_names: tuple[str, ...] = ("fsdp",)
+    dtype: str = "float32"
+    # What verl leaves in actor/huggingface/config.json where that is not the class of the model:
+    # it builds critics from the actor's config and saves the config as it came.
+    config_architecture: str | None = None
+
+    @property
+    def world_size(self) -> int:
+        """How many rank processes, thus rank files, the case has."""
+        return math.prod(self.mesh_shape)
+
+    @property
+    def fsdp_version(self) -> int:
+        """The number verl records in fsdp_config.json."""
+        return 1 if self.sharding.startswith("fsdp1") else 2
+
+
+_CASES = (
+    Case("world1_w1", "llama", "fsdp1", (1,)),
+    Case("fsdp1_w2", "qwen2", "fsdp1", (2,)),
+    Case("fsdp1_nomesh_w3", "qwen2", "fsdp1_nomesh", (3,), ()),
+    Case("fsdp1_hsdp_w4", "qwen2", "fsdp1", (2, 2), ("ddp", "fsdp")),
+    Case("fsdp2_w2", "qwen2", "fsdp2", (2,)),
+    Case("fsdp2_w3", "qwen2", "fsdp2", (3,)),
+    Case("fsdp2_hsdp_w4", "qwen2", "fsdp2", (2, 2), ("ddp", "fsdp")),
+    Case("fsdp2_tp_w4", "qwen2", "fsdp2_tp", (2, 2), ("fsdp", "tp")),
+    Case("fsdp2_bf16_w2", "qwen2", "fsdp2", (2,), dtype="bfloat16"),
+    Case("fsdp2_tied_w2", "qwen2_tied", "fsdp2", (2,)),
+    Case("fsdp2_shard1_w2", "qwen2", "fsdp2_shard1", (2,)),
+    Case("fsdp2_veomni_w2", "qwen2", "fsdp2", (2,), ("dp_shard",)),
+    Case("fsdp2_buffers_w2", "buffers", "fsdp2", (2,)),
+    Case("fsdp2_moe_w2", "qwen3_moe", "fsdp2", (2,)),
+    Case("fsdp2_mixtral_w2", "mixtral", "fsdp2", (2,)),
+    Case("fsdp2_deepseek_w2", "deepseek_v3", "fsdp2", (2,)),
+    Case("fsdp2_vlm_w2", "qwen2_5_vl", "fsdp2", (2,)),
+    Case("fsdp2_qwen3vlmoe_w2", "qwen3_vl_moe", "fsdp2", (2,)),
+    Case("fsdp2_gptoss_w2", "gpt_oss", "fsdp2", (2,)),
+    Case(
+        "fsdp2_tokencls_w2",
+        "qwen2_token_classification",
+        "fsdp2",
+        (2,),
+        config_architecture="Qwen2ForCausalLM",
+    ),
+    Case("fsdp2_layers12_w2", "qwen3_12_layers", "fsdp2", (2,)),
+)
+
+CASES = {case.name: case for case in _CASES}
+
+
+def select_cases(names: Sequence[str] | None) -> list[Case]:
+    """The named cases, or all of them; an unknown name is an error that lists the known ones."""
+    unknown = sorted(set(names or ()) - CASES.keys())
+    if unknown:
+        raise ValueError(f"unknown cases {unknown}; known: {sorted(CASES)}")
+    return [CASES[name] for name in (CASES if names is None else dict.fromkeys(names))]

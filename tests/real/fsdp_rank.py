@@ -1,0 +1,36 @@
+"""What one rank process does: shard each model together with the other ranks and save its part."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .fsdp_cases import Case
+from .fsdp_sharding import sharded_state_dict
+
+# A rank that dies leaves the others in a collective: they shall give up before a test run does.
+_TIMEOUT = timedelta(seconds=60)
+
+
+def run_rank(
+    out: Path, models: Iterable[tuple[Case, nn.Module]], world_size: int, rank: int, store: Path
+) -> None:
+    """Join the process group through the file `store` and save this rank's part of each model."""
+    dist.init_process_group(
+        "gloo",
+        init_method=store.resolve().as_uri(),
+        rank=rank,
+        world_size=world_size,
+        timeout=_TIMEOUT,
+    )
+    try:
+        for case, model in models:
+            actor = out / case.name / "actor"
+            actor.mkdir(parents=True, exist_ok=True)
+            state = sharded_state_dict(model, case)
+            torch.save(state, actor / f"model_world_size_{world_size}_rank_{rank}.pt")
+    finally:
+        dist.destroy_process_group()
