@@ -242,7 +242,7 @@ def test_config_and_tokenizer_may_come_from_elsewhere(
     actor = tmp_path / "actor"
     shutil.copytree(checkpoints["fsdp2_w2"] / "actor", actor)
     shutil.move(actor / "huggingface", tmp_path / "base")
-    with pytest.raises(UsageError, match="no config.json"):
+    with pytest.raises(UsageError, match=r"no config\.json"):
         merge_fsdp([actor], tmp_path / "out")
     merge_fsdp([actor], tmp_path / "out", MergeOptions(config=tmp_path / "base"))
     assert (tmp_path / "out" / "tokenizer.json").exists()

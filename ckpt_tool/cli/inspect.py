@@ -77,6 +77,8 @@ def _summary(out: Console, found: Inspection) -> None:
     title = _FORMATS.get(checkpoint.format, checkpoint.format)
     out.print(Text.assemble((title, "bold"), "  ", str(checkpoint.path)), soft_wrap=True)
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     rows: list[tuple[str, str]] = []
     if checkpoint.world_size is not None:
         rows.append(("world size", str(checkpoint.world_size)))
@@ -91,7 +93,8 @@ def _summary(out: Console, found: Inspection) -> None:
     count = len(checkpoint.problems)
     rows.append(("problems", f"[red]{count}[/red]" if count else "[green]none[/green]"))
     for label, text in rows:
-        grid.add_row(f"  [dim]{label}[/dim]", text)
+        value = Text(text, style="") if label != "problems" else Text.from_markup(text)
+        grid.add_row(Text(f"  {label}", style="dim"), value)
     out.print(grid)
 
 
