@@ -34,12 +34,15 @@ _TIED_BY_DEFAULT = frozenset(
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The config of a model: ``raw`` as it was read from ``folder``, ``changes`` to be written."""
+    """The config of a model: ``raw`` as it was read from ``folder``, ``changes`` to be written.
+
+    ``float32_names``: tensors (by their names on the Hub) that transformers keeps in float32.
+    """
 
     folder: Path
     raw: dict[str, Any]
     changes: dict[str, Any]
-    float32_pattern: re.Pattern[str] | None = None
+    float32_names: frozenset[str] = frozenset()
 
     @property
     def model_type(self) -> str:
@@ -77,8 +80,9 @@ class ModelConfig:
 
     def keeps_float32(self, name: str) -> bool:
         """Whether the tensor ``name`` is never cast to fewer bits."""
-        patterns = (_FLOAT32_NAMES, _FLOAT32_BY_TYPE.get(self.model_type), self.float32_pattern)
-        return any(pattern is not None and pattern.search(name) for pattern in patterns)
+        by_type = _FLOAT32_BY_TYPE.get(self.model_type)
+        matched = _FLOAT32_NAMES.search(name) or (by_type and by_type.search(name))
+        return bool(matched) or name in self.float32_names
 
     def with_changes(self, **changes: Any) -> ModelConfig:
         """The config with these top-level keys set when written."""

@@ -98,24 +98,22 @@ def _apply(rules: tuple[Rule, ...], name: str, tensors: Tensors) -> Rows:
                 flip = _is_memory_layout(name, tensors)
                 yield name, tensor.transpose(1, 2) if flip else tensor
             else:
-                yield from _split(rule, name, tensor)
+                yield from _split(rule, name, tensors)
             return
     yield name, tensor
 
 
-def _split(rule: SplitExperts, name: str, tensor: LazyTensor) -> Rows:
+def _split(rule: SplitExperts, name: str, tensors: Tensors) -> Rows:
+    if not _is_memory_layout(name, tensors):
+        raise MappingError(
+            f"{name}: shape {list(tensors[name].shape)}, expected experts as transformers 5 holds"
+            " them: gate_up_proj [E, 2I, H] and down_proj [E, H, I]"
+        )
     stem, _, kind = name.rpartition(".")
     stem = stem.removesuffix(rule.path) + rule.target
-    gated = kind == "gate_up_proj"
-    if len(tensor.shape) != 3 or (gated and tensor.shape[1] % 2):
-        raise MappingError(
-            f"{name}: shape {list(tensor.shape)}, expected [experts, 2 x width, hidden]"
-            if gated
-            else f"{name}: shape {list(tensor.shape)}, expected [experts, hidden, width]"
-        )
-    for index in range(tensor.shape[0]):
-        expert = tensor.select(0, index)
-        if gated:
+    for index in range(tensors[name].shape[0]):
+        expert = tensors[name].select(0, index)
+        if kind == "gate_up_proj":
             half = expert.shape[0] // 2
             yield f"{stem}.{index}.{rule.gate}.weight", expert.narrow(0, 0, half)
             yield f"{stem}.{index}.{rule.up}.weight", expert.narrow(0, half, half)
@@ -124,19 +122,21 @@ def _split(rule: SplitExperts, name: str, tensor: LazyTensor) -> Rows:
 
 
 def _is_memory_layout(name: str, tensors: Tensors) -> bool:
-    """Whether fused experts are [E, 2I, H] and [E, H, I] (transformers 5), not yet transposed.
+    """Whether fused experts are [E, 2I, H] and [E, H, I] (transformers 5), not transposed.
 
     gate_up alone cannot tell when 2I = H, down alone not when I = H; together they can.
     """
     stem = name.rpartition(".")[0]
-    pair = [tensors.get(f"{stem}.{kind}") for kind in ("gate_up_proj", "down_proj")]
-    if pair[0] is None or pair[1] is None or {len(t.shape) for t in pair if t} != {3}:
+    gate_up, down = (tensors.get(f"{stem}.{kind}") for kind in ("gate_up_proj", "down_proj"))
+    if gate_up is None or down is None or {len(gate_up.shape), len(down.shape)} != {3}:
         raise MappingError(f"{stem}: expected gate_up_proj and down_proj with three dimensions")
-    _, a, b = pair[0].shape
-    _, c, d = pair[1].shape
+    experts, a, b = gate_up.shape
+    also, c, d = down.shape
     in_memory, on_hub = (b, a) == (c, 2 * d), (a, b) == (d, 2 * c)
-    if in_memory == on_hub:
-        raise MappingError(f"{stem}: shapes {[a, b]} and {[c, d]} fit no layout of experts")
+    if in_memory == on_hub or experts != also:
+        raise MappingError(
+            f"{stem}: shapes {list(gate_up.shape)} and {list(down.shape)} fit no layout of experts"
+        )
     return in_memory
 
 

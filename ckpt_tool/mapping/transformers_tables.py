@@ -9,15 +9,17 @@ tensors. Importing transformers takes seconds, so this is the second choice.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ckpt_tool.dtypes import FLOAT32
 from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import LazyTensor, cat
+from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.conversion_tensor import ConversionTensor
 
 
 @dataclass(frozen=True)
@@ -34,29 +36,45 @@ def hub_names(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> NamedBy
     kept = NamedByTransformers(dict(tensors), config, [])
     try:
         model = meta_model(config)
-        from transformers.core_model_loading import revert_weight_conversion
+        import transformers.core_model_loading  # noqa: F401 (not there before transformers 5)
     except Exception as error:  # whatever a model's code raises: the family stays unknown
         reason = str(error).strip().split("\n")[0]
         return replace(kept, warnings=[_kept_warning(config, reason)])
-    config = replace(config, float32_pattern=_float32_pattern(model))
-    kept = replace(kept, config=config)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    memory = set(model.state_dict())
-    keep_prefixes(model)
-    if set(tensors) | tied != memory | tied:
-        hub = set(revert_weight_conversion(model, _without(model.state_dict(), tied)))
-        if set(tensors) | tied == hub | tied:
-            return kept
+    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in tied}
+    in_memory = set(tensors) - tied == set(shapes)
+    source = tensors if in_memory else {name: _without_data(s) for name, s in shapes.items()}
+    reverted = _revert(model, source, config)
+    if not in_memory and set(tensors) - tied != set(reverted):
         return replace(kept, warnings=[_kept_warning(config, "its names are not the model's")])
-    stand_ins = {name: _StandIn(tensor) for name, tensor in tensors.items()}
+    wide = frozenset(name for name, found in reverted.items() if found.marked)
+    found = {name: found.tensor for name, found in reverted.items()} if in_memory else kept.tensors
+    return NamedByTransformers(found, replace(config, float32_names=wide), [])
+
+
+def _revert(
+    model: Any, tensors: Mapping[str, LazyTensor], config: ModelConfig
+) -> dict[str, ConversionTensor]:
+    """Transformers' own conversion to the form of the Hub; what stays float32 is marked.
+
+    Which tensors those are is said of names in memory, so the mark has to travel with them.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    keep_prefixes(model)
+    patterns = sorted(set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()))
+    wide = re.compile("|".join(patterns)) if patterns else None
+    stand_ins = {
+        name: ConversionTensor(tensor, marked=bool(wide and wide.search(name)))
+        for name, tensor in tensors.items()
+    }
     try:
-        reverted = revert_weight_conversion(model, stand_ins)
+        return dict(revert_weight_conversion(model, stand_ins))
     except NotImplementedError as error:
         raise MappingError(
             f"model type {config.model_type}: on the Hub its weights are rearranged ({error})",
             hint="Write the tensors as they are with --config none.",
         ) from error
-    return replace(kept, tensors={name: found.tensor for name, found in reverted.items()})
 
 
 def meta_model(config: ModelConfig) -> Any:
@@ -111,80 +129,5 @@ def _kept_warning(config: ModelConfig, reason: str) -> str:
     )
 
 
-def _without(names: Mapping[str, Any], left_out: Iterable[str]) -> dict[str, Any]:
-    gone = set(left_out)
-    return {name: value for name, value in names.items() if name not in gone}
-
-
-def _float32_pattern(model: Any) -> re.Pattern[str] | None:
-    names = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
-    return re.compile("|".join(sorted(names))) if names else None
-
-
-class _StandIn:
-    """Does to a lazy tensor what transformers' conversions do to a ``torch.Tensor``."""
-
-    def __init__(self, tensor: LazyTensor) -> None:
-        self.tensor = tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
-
-    @property
-    def ndim(self) -> int:
-        return len(self.tensor.shape)
-
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
-
-    def contiguous(self) -> _StandIn:
-        return self
-
-    def narrow(self, dim: int, start: int, length: int) -> _StandIn:
-        return _StandIn(self.tensor.narrow(dim, start, length))
-
-    def split(self, sizes: int | list[int], dim: int = 0) -> tuple[_StandIn, ...]:
-        length = self.shape[dim]
-        if isinstance(sizes, int):
-            sizes = [min(sizes, length - start) for start in range(0, length, sizes)]
-        starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        return tuple(self.narrow(dim, at, n) for at, n in zip(starts, sizes, strict=True))
-
-    def chunk(self, parts: int, dim: int = 0) -> tuple[_StandIn, ...]:
-        return self.split(-(-self.shape[dim] // parts), dim)
-
-    def select(self, dim: int, index: int) -> _StandIn:
-        return _StandIn(self.tensor.select(dim, index))
-
-    def unbind(self, dim: int = 0) -> tuple[_StandIn, ...]:
-        return tuple(self.select(dim, index) for index in range(self.shape[dim]))
-
-    def squeeze(self, dim: int) -> _StandIn:
-        return self.select(dim, 0) if self.shape[dim] == 1 else self
-
-    def transpose(self, dim0: int, dim1: int) -> _StandIn:
-        return _StandIn(self.tensor.transpose(dim0, dim1))
-
-    def reshape(self, *_: Any) -> _StandIn:
-        raise NotImplementedError("reshape")
-
-    view = reshape
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """``torch.chunk(stand_in, ...)`` and the like."""
-        kwargs = dict(kwargs or {})
-        if func.__name__ == "cat":
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-            return _StandIn(cat([part.tensor for part in args[0]], dim))
-        method = getattr(cls, func.__name__, None)
-        if method is None:
-            raise NotImplementedError(func.__name__)
-        return method(*args, **kwargs)
+def _without_data(shape: tuple[int, ...]) -> LazyTensor:
+    return LazyTensor(shape, FLOAT32, FLOAT32, ())

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +98,17 @@ class TorchArchive:
         )
 
     def integers(self, ref: TensorRef) -> list[int]:
-        """The elements of a small contiguous integer tensor (a device mesh), flattened."""
+        """The elements of a small integer tensor (a device mesh), in row-major order."""
         stored = self.stored(ref, "device mesh")
-        count = 1
-        for size in ref.shape:
-            count *= size
-        if ref.dtype.name not in ("int32", "int64") or count > _MAX_SMALL_TENSOR:
+        if ref.dtype.name not in ("int32", "int64") or prod(ref.shape) > _MAX_SMALL_TENSOR:
             raise FormatError(f"{self.path}: a device mesh of {ref.dtype} {list(ref.shape)}")
+        if not prod(ref.shape):
+            return []
         width = ref.dtype.itemsize
-        raw = self._pread(stored.region.offset, count * width)
-        return [int.from_bytes(raw[i : i + width], "little") for i in range(0, len(raw), width)]
+        steps = list(zip(ref.shape, ref.strides, strict=True))
+        places = [sum(at) for at in product(*([i * step for i in range(n)] for n, step in steps))]
+        raw = self._pread(stored.region.offset, (max(places) + 1) * width)
+        return [int.from_bytes(raw[at * width : (at + 1) * width], "little") for at in places]
 
     def _pread(self, offset: int, size: int) -> bytes:
         pieces = []
