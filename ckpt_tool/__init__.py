@@ -1,5 +1,40 @@
-"""Turn sharded training checkpoints into Hugging Face models: exact, safe, streamed."""
+"""Turn sharded training checkpoints into Hugging Face models: exact, safe, streamed.
+
+The public API is imported when it is first used: ``ckpt --help`` pays for none of it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from ckpt_tool.inspect import inspect_checkpoint
+    from ckpt_tool.merge import MergeOptions, merge_fsdp
+    from ckpt_tool.model_folder import WriteOptions
+    from ckpt_tool.readers import open_checkpoint
+
+__all__ = [
+    "MergeOptions",
+    "WriteOptions",
+    "__version__",
+    "inspect_checkpoint",
+    "merge_fsdp",
+    "open_checkpoint",
+]
+
+_HOMES = {
+    "MergeOptions": "ckpt_tool.merge",
+    "WriteOptions": "ckpt_tool.model_folder",
+    "inspect_checkpoint": "ckpt_tool.inspect",
+    "merge_fsdp": "ckpt_tool.merge",
+    "open_checkpoint": "ckpt_tool.readers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

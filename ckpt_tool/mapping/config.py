@@ -65,7 +65,7 @@ class ModelConfig:
     def dtype(self) -> DType | None:
         """The dtype the config asks for, if it says one that is known."""
         for part in (self.raw, self.text):
-            named = part.get("dtype", part.get("torch_dtype"))
+            named = part.get("dtype") or part.get("torch_dtype")
             if isinstance(named, str):
                 return BY_NAME.get(named.removeprefix("torch."))
         return None
@@ -94,8 +94,8 @@ class ModelConfig:
         transformers 4 reads ``text_config``'s value and 5 the top one; llama4 always the former.
         """
         nested = self.text is not self.raw
-        said = self.text.get("tie_word_embeddings") if nested else tied
-        if tied is None or tied == self.tied == said:
+        said = [part.get("tie_word_embeddings") for part in (self.raw, self.text)]
+        if tied is None or said == [tied, tied] or (not nested and tied == self.tied):
             return self
         changes: dict[str, Any] = {"tie_word_embeddings": tied}
         if nested:
@@ -104,13 +104,13 @@ class ModelConfig:
 
     def with_dtype(self, dtype: DType | None) -> ModelConfig:
         """The config that names the dtype of the weights as written."""
-        if dtype is None or dtype == self.dtype:
+        if dtype is None:
             return self
-        changes: dict[str, Any] = _renamed_dtype(self.raw, dtype) or {"torch_dtype": dtype.name}
-        nested = _renamed_dtype(self._text(), dtype)
-        if nested:
-            changes["text_config"] = self._text() | nested
-        return self.with_changes(**changes)
+        written = _with_dtype(self.raw | self.changes, dtype)
+        if not isinstance(written.get("dtype", written.get("torch_dtype")), str):
+            written["torch_dtype"] = dtype.name
+        changed = {key: value for key, value in written.items() if self.raw.get(key) != value}
+        return self.with_changes(**changed)
 
     def side_files(self) -> dict[str, Path]:
         """Files to copy byte for byte (tokenizer, chat template, code, ...), by relative name."""
@@ -140,15 +140,23 @@ def load_config(folder: Path) -> ModelConfig:
         raise UsageError(f"{path}: no such file", hint="--config names a folder with config.json.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON ({error})") from error
     if not isinstance(raw, dict):
         raise FormatError(f"{path}: not a JSON object")
     return ModelConfig(folder, raw, {})
 
 
-def _renamed_dtype(part: dict[str, Any], dtype: DType) -> dict[str, str]:
-    return {key: dtype.name for key in ("dtype", "torch_dtype") if key in part}
+def _with_dtype(part: dict[str, Any], dtype: DType) -> dict[str, Any]:
+    """A config that names ``dtype`` wherever it names one, in nested configs too."""
+    result = {
+        key: _with_dtype(value, dtype)
+        if key.endswith("_config") and isinstance(value, dict)
+        else value
+        for key, value in part.items()
+    }
+    named = [key for key in ("dtype", "torch_dtype") if isinstance(result.get(key), str)]
+    return result | dict.fromkeys(named, dtype.name)
 
 
 def _is_side_file(name: str) -> bool:

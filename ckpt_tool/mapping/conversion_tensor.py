@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 from ckpt_tool.lazy import LazyTensor, cat
@@ -60,8 +62,14 @@ class ConversionTensor:
     def transpose(self, dim0: int, dim1: int) -> ConversionTensor:
         return self._with(self.tensor.transpose(dim0, dim1))
 
-    def reshape(self, *_: Any) -> ConversionTensor:
-        raise NotImplementedError("reshape")
+    def reshape(self, *sizes: Any) -> ConversionTensor:
+        """Only for shapes without data: a lazy tensor's chunks cannot be reshaped."""
+        if self.tensor.chunks:
+            raise NotImplementedError("reshape")
+        shape = list(sizes if isinstance(sizes[0], int) else sizes[0])
+        if -1 in shape:
+            shape[shape.index(-1)] = self.tensor.numel // -prod(shape)
+        return self._with(replace(self.tensor, shape=tuple(shape)))
 
     view = reshape
 

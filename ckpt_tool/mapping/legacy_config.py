@@ -70,6 +70,6 @@ def _scaling(kind: str, rope: dict[str, Any]) -> dict[str, Any] | None:
     if left.get("rope_type", "default") == "default" and left.keys() <= {"rope_type"}:
         return None
     if kind in _LONGROPE_ONLY and left.get("rope_type") == "longrope":
-        factors = {key: left[key] for key in ("short_factor", "long_factor")}
-        return {"type": "longrope", **factors}
+        factors = ("short_factor", "long_factor")
+        return {"type": "longrope"} | {key: left[key] for key in factors if key in left}
     return left

@@ -94,7 +94,7 @@ def meta_model(config: ModelConfig) -> Any:
     model_class = getattr(transformers, named, None)
     if model_class is None:
         raise LookupError(f"transformers {transformers.__version__} has no class {named!r}")
-    with init_empty_weights():
+    with init_empty_weights(include_buffers=True):  # without, each weight is allocated first
         return model_class(settings)
 
 

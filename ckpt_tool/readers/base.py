@@ -135,3 +135,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
             if a.box != b.box or (a.region != b.region and a.box.volume):
                 return False
         return True
+
+
+def size_of(path: Path) -> int:
+    """The size of a file in bytes; 0 for a link to nowhere, which reading it will report."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

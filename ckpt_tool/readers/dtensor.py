@@ -18,7 +18,7 @@ from ckpt_tool.geometry import Box, Shape, in_bounds
 from ckpt_tool.readers.base import Holding, Mesh
 from ckpt_tool.readers.placements import Placement, local_box
 from ckpt_tool.readers.standins import StandIn
-from ckpt_tool.readers.torch_names import TensorRef
+from ckpt_tool.readers.torch_names import TensorRef, sizes_of
 from ckpt_tool.readers.torch_zip import TorchArchive
 
 
@@ -72,7 +72,8 @@ class RankDecoder:
         return LocalTensor(ref.shape, ref.dtype, "plain", (holding,), None)
 
     def _dtensor(self, name: str, value: StandIn) -> LocalTensor:
-        shape, local, spec = value.args[1], value.get("_local_tensor"), value.get("_spec")
+        _, shape = _shell(value)
+        local, spec = value.get("_local_tensor"), value.get("_spec")
         if not (isinstance(local, TensorRef) and isinstance(spec, StandIn)):
             raise FormatError("a DTensor without a local tensor or spec")
         placements = [_placement(item) for item in spec.get("placements") or ()]
@@ -100,21 +101,23 @@ class RankDecoder:
         return LocalTensor(shape, local.dtype, text, (holding,), position.mesh)
 
     def _sharded(self, name: str, value: StandIn) -> LocalTensor:
-        shape, state = value.args[1], value.state
+        (dtype, shape), state = _shell(value), value.state
         if not (isinstance(state, tuple) and state and isinstance(state[0], list)):
             raise FormatError("a ShardedTensor without shards")
         holdings = []
         for shard in state[0]:
             ref, metadata = _fields(shard, "tensor", "metadata")
             offsets, sizes = _fields(metadata, "shard_offsets", "shard_sizes")
-            box = Box(_shape(offsets), _shape(sizes))
-            if not isinstance(ref, TensorRef) or ref.shape != box.sizes:
-                raise FormatError(f"a shard that is not the tensor of {list(box.sizes)} it says")
+            box = Box(sizes_of(offsets), sizes_of(sizes))
+            if not isinstance(ref, TensorRef) or (ref.shape, ref.dtype) != (box.sizes, dtype):
+                raise FormatError(
+                    f"a shard that is not the {dtype} tensor of {list(box.sizes)} it says"
+                )
             if not in_bounds(shape, box):
                 raise FormatError(f"a shard at {box}, outside of {list(shape)}")
             region = self._archive.stored(ref, name).region
             holdings.append(Holding(self._rank, box, region))
-        return LocalTensor(shape, value.args[0], "ShardedTensor", tuple(holdings), None)
+        return LocalTensor(shape, dtype, "ShardedTensor", tuple(holdings), None)
 
     def _position(self, mesh: Any) -> _Position:
         if not isinstance(mesh, StandIn):
@@ -152,6 +155,14 @@ class RankDecoder:
 
 def _kind(value: Any) -> str:
     return value.kind if isinstance(value, StandIn) else type(value).__name__
+
+
+def _shell(value: StandIn) -> tuple[DType, Shape]:
+    """Dtype and global shape: the arguments with which torch rebuilds the outer tensor."""
+    dtype, shape = value.args[:2]
+    if not isinstance(dtype, DType):
+        raise FormatError(f"a {value.kind} without a dtype")
+    return dtype, sizes_of(shape)
 
 
 def _from_layout(layout: Any, at: int, names: Any) -> _Position:
@@ -211,19 +222,18 @@ def _placement(item: Any) -> Placement:
     if not isinstance(item, StandIn):
         raise FormatError("a placement that is not one")
     dim = item.get("dim", item.args[0] if item.args else None)
-    return Placement(item.kind, dim if isinstance(dim, int) else None)
+    factor = item.get("split_factor", item.args[1] if len(item.args) > 1 else None)
+    return Placement(
+        item.kind,
+        dim if isinstance(dim, int) else None,
+        factor if isinstance(factor, int) else None,
+    )
 
 
 def _shard_order(entries: Any) -> dict[int, Sequence[int]] | None:
     if entries is None:
         return None
     return dict(_fields(entry, "tensor_dim", "mesh_dims") for entry in entries)
-
-
-def _shape(values: Any) -> Shape:
-    if not isinstance(values, (list, tuple)) or not all(isinstance(v, int) for v in values):
-        raise FormatError("shard offsets or sizes that are not integers")
-    return tuple(values)
 
 
 def _names(names: Any) -> tuple[str, ...] | None:

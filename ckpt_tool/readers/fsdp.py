@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ckpt_tool.errors import FormatError, Problem, UnsafeContentError, UsageError
 from ckpt_tool.geometry import check_coverage
-from ckpt_tool.readers.base import Checkpoint, Entry, Mesh, ShardFile
+from ckpt_tool.readers.base import Checkpoint, Entry, Mesh, ShardFile, size_of
 from ckpt_tool.readers.dtensor import LocalTensor, RankDecoder
 from ckpt_tool.readers.torch_zip import TorchArchive
 
@@ -62,8 +62,10 @@ def locate(path: Path) -> Path | None:
         return roles[0]
     tracker = path / _TRACKER
     if tracker.is_file():
-        step = path / f"global_step_{tracker.read_text().strip()}"
-        return locate(step) if step.is_dir() else None
+        number = tracker.read_text(errors="replace").strip()
+        step = path / f"global_step_{number}"
+        if number.isascii() and number.isdecimal() and len(number) < 20 and step.is_dir():
+            return locate(step)
     return None
 
 
@@ -121,16 +123,26 @@ def _rank_files(
             gathered.report("duplicate-rank", path, f"rank {rank} is also {by_rank[rank]}")
         else:
             by_rank[rank] = path
-    missing = [rank for rank in range(world_size) if rank not in by_rank]
+    missing = _gaps(sorted(by_rank), world_size)
     if missing:
         gathered.report(
             "missing-rank",
             folders[0],
-            f"rank {_ranks(missing)} of {world_size} missing; if they are on other nodes, name"
-            " every folder",
+            f"rank {missing} of {world_size} missing; if on other nodes, name every folder",
         )
-    files = [ShardFile(str(p), p.stat().st_size, r) for _, r, p in sorted(found)]
+    files = [ShardFile(str(p), size_of(p), r) for _, r, p in sorted(found)]
     return by_rank, world_size, files
+
+
+def _gaps(ranks: Sequence[int], world_size: int) -> str:
+    """``0-3, 7``: the ranks below ``world_size`` that a sorted list lacks."""
+    gaps = []
+    for before, after in zip([-1, *ranks], [*ranks, world_size], strict=True):
+        if after - before == 2:
+            gaps.append(str(before + 1))
+        elif after - before > 2:
+            gaps.append(f"{before + 1}-{after - 1}")
+    return ", ".join(gaps)
 
 
 def read_rank(path: Path, rank: int, gathered: Gathered) -> None:
@@ -142,13 +154,16 @@ def read_rank(path: Path, rank: int, gathered: Gathered) -> None:
                 raise FormatError(f"{path}: holds a {type(state).__name__}, expected a state dict")
             decoder = RankDecoder(archive, rank)
             for name, value in state.items():
+                if not isinstance(name, str):
+                    gathered.report("tensor", f"rank {rank}, {path.name}", "a name that is no text")
+                    continue
                 try:
-                    local = decoder.decode(str(name), value)
+                    local = decoder.decode(name, value)
                 except FormatError as error:
                     where = f"{name} (rank {rank}, {path.name})"
                     gathered.report("tensor", where, error.message)
                     continue
-                gathered.locals.setdefault(str(name), []).append((rank, local))
+                gathered.locals.setdefault(name, []).append((rank, local))
     except UnsafeContentError:
         raise
     except (FormatError, OSError) as error:
@@ -163,8 +178,8 @@ def _check_config(folder: Path, world_size: int, gathered: Gathered) -> None:
     if not path.is_file():
         return
     try:
-        said = json.loads(path.read_text()).get("world_size")
-    except (ValueError, AttributeError):
+        said = json.loads(path.read_text(errors="replace")).get("world_size")
+    except (ValueError, AttributeError, RecursionError):
         gathered.report("fsdp-config", path, "not a JSON object")
         return
     if said not in (None, world_size):
@@ -194,7 +209,9 @@ def _assemble(
     absent = [rank for rank in expected if rank not in present]
     if absent:
         gathered.report(
-            "missing-on-rank", name, f"not in the file of rank {_ranks(absent)}, but in others"
+            "missing-on-rank",
+            name,
+            f"not in the file of rank {', '.join(map(str, absent))}, but in others",
         )
     holdings = tuple(holding for _, local in found for holding in local.holdings)
     placements = " | ".join(dict.fromkeys(local.placements for _, local in found))
@@ -223,14 +240,3 @@ def largest_mesh(gathered: Gathered) -> Mesh | None:
     meshes = {local.mesh for found in gathered.locals.values() for _, local in found}
     known = [mesh for mesh in meshes if mesh is not None]
     return max(known, key=lambda mesh: (len(mesh.shape), mesh.shape), default=None)
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    """``0-3, 7`` for a sorted list of ranks."""
-    parts: list[list[int]] = []
-    for rank in ranks:
-        if parts and rank == parts[-1][-1] + 1:
-            parts[-1].append(rank)
-        else:
-            parts.append([rank])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

@@ -17,7 +17,7 @@ from ckpt_tool.dtypes import BY_SAFETENSORS
 from ckpt_tool.errors import FormatError, Problem, UnsafeContentError
 from ckpt_tool.geometry import Box, contiguous_strides
 from ckpt_tool.lazy import Region
-from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
+from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, size_of
 from ckpt_tool.readers.torch_file import open_torch_file
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
@@ -38,7 +38,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
             raise FormatError(f"{path}: a header of {length} bytes in a file of {size}")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"{path}: the header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise FormatError(f"{path}: the header is not a JSON object")
@@ -69,19 +69,25 @@ def open_huggingface(path: Path) -> Checkpoint:
         format="huggingface",
         path=path,
         entries=entries,
-        files=tuple(ShardFile(str(file), file.stat().st_size, None) for file in paths),
+        files=tuple(ShardFile(str(file), size_of(file), None) for file in paths),
         problems=tuple(problems),
         side_files=folder if (folder / "config.json").is_file() else None,
     )
 
 
 def _read_index(folder: Path, problems: list[Problem]) -> dict[str, str] | None:
-    for index in sorted(folder.glob("*.index.json")):
+    """The weight map of the index that belongs to the weights which transformers would load."""
+    if (folder / "model.safetensors").exists():
+        indices = [folder / "model.safetensors.index.json"]
+    else:
+        indices = [*sorted(folder.glob("*.safetensors.index.json"))]
+        indices += [*sorted(folder.glob("*.bin.index.json"))] if not indices else []
+    for index in filter(Path.is_file, indices):
         try:
             found = json.loads(index.read_text())["weight_map"]
             if isinstance(found, dict) and all(isinstance(v, str) for v in found.values()):
                 return found
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         problems.append(Problem("index", str(index), "not an index with a weight_map"))
     return None
@@ -130,11 +136,11 @@ def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list
         if name == "__metadata__":
             continue
         try:
-            dtype, shape = BY_SAFETENSORS[row["dtype"]], tuple(map(int, row["shape"]))
-            begin, end = map(int, row["data_offsets"])
+            dtype, shape = BY_SAFETENSORS[row["dtype"]], _sizes(row["shape"])
+            begin, end = _sizes(row["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{path}: {name}: a malformed or unknown row {row!r:.120}") from error
-        if end - begin != prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+            raise FormatError(f"{path}: {name}: a row that is malformed or unknown") from error
+        if end - begin != prod(shape) * dtype.itemsize:
             raise FormatError(
                 f"{path}: {name}: {end - begin} bytes for {dtype} {list(shape)},"
                 f" expected {prod(shape) * dtype.itemsize}"
@@ -145,6 +151,15 @@ def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list
         entries.append(Entry(name, shape, dtype, "whole", (holding,)))
     _check_spans(path, sorted(spans), path.stat().st_size - start)
     return entries
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    """A list of sizes as a tuple; ValueError unless each is an integer that a file can have."""
+    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 1 << 48 for v in values):
+        raise ValueError("not a list of sizes")
+    if prod(values) >= 1 << 60:
+        raise ValueError("more elements than a file can have")
+    return tuple(values)
 
 
 def _check_spans(path: Path, spans: list[tuple[int, int]], size: int) -> None:

@@ -100,7 +100,8 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def _sizes(values: Any) -> Shape:
+def sizes_of(values: Any) -> Shape:
+    """A few non-negative 64-bit sizes as a tuple; FormatError for anything else."""
     plain = isinstance(values, (tuple, list)) and len(values) <= MAX_ITEMS
     if not plain or not all(map(_is_size, values)):
         raise FormatError("a tensor whose sizes or strides are not a few sizes")
@@ -113,7 +114,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
         raise FormatError("a tensor without a storage")
     if len(rest) > 2 and rest[2]:
         raise FormatError(f"a tensor with lazy conjugation or negation ({rest[2]!r:.60})")
-    shape, strides = _sizes(size), _sizes(stride)
+    shape, strides = sizes_of(size), sizes_of(stride)
     if len(shape) != len(strides) or prod(shape) >= 1 << 60:
         raise FormatError(f"a tensor of shape {shape} and strides {strides}")
     return TensorRef(storage, storage.dtype, offset, shape, strides)
@@ -132,9 +133,9 @@ def _tensor_v3(
 
 def _wrapper_subclass(cls: Any, dtype: Any, size: Any, *_: Any) -> StandIn:
     """``torch._utils._rebuild_wrapper_subclass``: the outer shell of a DTensor or ShardedTensor."""
-    if not isinstance(cls, Builder):
-        raise FormatError("a tensor subclass without a class")
-    return StandIn(cls.qualname, (dtype, _sizes(size)))
+    if not isinstance(cls, Builder) or not isinstance(dtype, DType):
+        raise FormatError("a tensor subclass without a class or dtype")
+    return StandIn(cls.qualname, (dtype, sizes_of(size)))
 
 
 def _from_type(function: Any, _cls: Any, args: Any, state: Any) -> Any:
@@ -152,7 +153,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _size(values: Any = ()) -> Shape:
-    return _sizes(values)
+    return sizes_of(values)
 
 
 def _small_set(values: Any = ()) -> frozenset[int | str]:
