@@ -43,16 +43,14 @@ class Caster:
             part, out = source[at : at + STEP], target[at : at + STEP]
             wide = self._to_float32(part, source_dtype)
             if target_dtype == BFLOAT16:
-                floor = self._narrow_bfloat16(wide, out, floor)
+                error = self._narrow_bfloat16(wide, out, floor)
             elif target_dtype == FLOAT16:
-                floor = max(floor, _narrow_float16(wide, out))
-            elif target_dtype == FLOAT64:
-                with np.errstate(invalid="ignore"):
-                    out.view(np.float64)[:] = wide
+                error = _narrow_float16(wide, out)
             else:
-                out[:] = wide.view(np.uint32)
-            if source_dtype == FLOAT64:
-                floor = max(floor, _error_from_float64(part, out, target_dtype))
+                error = _widen(wide, out, target_dtype)
+            if source_dtype == FLOAT64:  # the two steps' errors may add up, or cancel
+                error = _error_from_float64(part, out, target_dtype)
+            floor = max(floor, error)
         return floor
 
     def _to_float32(self, part: Bits, dtype: DType) -> NDArray[np.float32]:
@@ -101,6 +99,15 @@ def _may_exceed(words: Bits, magnitudes: Bits, largest: int, floor: float) -> An
         return indices if len(indices) else None
     exact = not int(np.bitwise_or.reduce(words, initial=np.uint32(0))) & 0xFFFF
     return None if exact else slice(None)
+
+
+def _widen(wide: NDArray[np.float32], out: Bits, dtype: DType) -> float:
+    if dtype == FLOAT64:
+        with np.errstate(invalid="ignore"):
+            out.view(np.float64)[:] = wide
+    else:
+        out[:] = wide.view(np.uint32)
+    return 0.0
 
 
 def _narrow_float16(wide: NDArray[np.float32], out: Bits) -> float:

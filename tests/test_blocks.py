@@ -3,6 +3,7 @@
 import os
 import tempfile
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -108,8 +109,41 @@ def test_sparse_regions_do_not_read_what_lies_between(tmp_path, files):
     region = Region(str(path), 0, (stride, 1))
     lazy = LazyTensor((7, 3), FLOAT32, FLOAT32, (Chunk(Box((0, 0), (7, 3)), region),))
     reader = BlockReader(files)
-    assert block(reader, lazy, 0, 21) == raw(values)
-    assert block(reader, lazy.transpose(0, 1), 2, 19) == raw(values.t())[8:76]
+    tracemalloc.start()
+    try:
+        assert block(reader, lazy, 0, 21) == raw(values)
+        assert block(reader, lazy.transpose(0, 1), 2, 19) == raw(values.t())[8:76]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+class CountingTable(FileTable):
+    reads = 0
+
+    def read(self, path: str, offset: int, buffer: memoryview) -> None:
+        self.reads += 1
+        super().read(path, offset, buffer)
+
+
+def test_a_few_columns_of_a_matrix_are_read_run_by_run(tmp_path):
+    """300 rows, 10 of 200 columns: a run per row, whichever way the matrix is turned."""
+    tensor = distinct((300, 200))
+    columns = backed(tmp_path / "t", tensor).narrow(1, 20, 10)
+    with CountingTable() as files:
+        assert block(BlockReader(files), columns, 0, 3000) == raw(tensor[:, 20:30])
+        assert files.reads == 300
+        turned = columns.transpose(0, 1)
+        assert block(BlockReader(files), turned, 0, 3000) == raw(tensor[:, 20:30].t())
+        assert files.reads == 600
+
+
+def test_a_dense_strided_block_is_one_read(tmp_path):
+    tensor = distinct((30, 20))
+    columns = backed(tmp_path / "t", tensor).narrow(1, 0, 15).transpose(0, 1)
+    with CountingTable() as files:
+        assert block(BlockReader(files), columns, 0, 450) == raw(tensor[:, :15].t())
+        assert files.reads == 1
 
 
 def test_a_transposed_matrix_of_several_blocks(tmp_path, files):

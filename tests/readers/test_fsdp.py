@@ -572,6 +572,38 @@ def test_a_mesh_that_is_a_transposed_view_is_refused_or_read_right(tmp_path):
         assert same(checkpoint["w"].read(), whole)
 
 
+def flattened(**layout: object) -> Call:
+    """A mesh of one dimension over four ranks, as torch >= 2.9 stores it."""
+    kind = Name("torch.distributed._mesh_layout", "_MeshLayout")
+    state = {"_layout": Call(kind, (), layout), "_mesh_dim_names": ("dp_cp",)}
+    ranks = tensor(storage("mesh", 4, "LongStorage"), (4,), (1,))
+    return Call(
+        Name("torch.distributed.device_mesh", "DeviceMesh"), (), {**state, "_rank_map": ranks}
+    )
+
+
+FLAT = Call(
+    Name("torch.distributed._mesh_layout", "_FlatLayout"), (), {"shape": (2, 2), "stride": (1, 2)}
+)
+
+
+@pytest.mark.parametrize(
+    "device_mesh",
+    [flattened(shape=((2, 2),), stride=((1, 2),)), flattened(axes=(FLAT,))],
+    ids=["torch 2.9", "torch 2.13"],
+)
+def test_a_flattened_mesh_dimension(tmp_path, device_mesh):
+    """Sizes (2, 2) with strides (1, 2): in the order of the mesh the ranks are 0, 2, 1, 3."""
+    whole = torch.arange(8.0)
+    blocks = [whole[2 * at : 2 * at + 2] for at in (0, 2, 1, 3)]
+    checkpoint = open_checkpoint(
+        write_blocks(tmp_path / "c", blocks, (8,), [shard(0)], device_mesh)
+    )
+    assert_reads(checkpoint, {"w": whole})
+    assert checkpoint.mesh is not None
+    assert checkpoint.mesh.shape == (4,)
+
+
 @pytest.mark.parametrize(
     ("order", "factors"),
     [

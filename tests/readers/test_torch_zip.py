@@ -360,8 +360,8 @@ DIRECTORIES = {
     "over the next record": falsified(a=Entry("a/data/0", A, size=14)),
     "at another's header": falsified(b=Entry("a/data/1", B, header=0)),
     "inside another record": falsified(b=Entry("a/data/1", B, header=10)),
-    "duplicate name": falsified(b=Entry("a/data/0", B)),
-    "duplicate pickle": falsified(b=Entry("a/data.pkl", PICKLED)),
+    "duplicate name": crafted_zip([*entries(), Entry("a/data/0", floats(7, 8, 9))]),
+    "duplicate pickle": crafted_zip([*entries(), Entry("a/data.pkl", PICKLED)]),
     "no local header": falsified(a=Entry("a/data/0", A, local_mark=b"PK\x01\x02")),
     "one entry too many": crafted_zip(entries(), count=5),
     "65534 entries": crafted_zip(entries(), count=65534),
@@ -374,7 +374,7 @@ DIRECTORIES = {
     "short record": falsified(a=Entry("a/data/0", A[:-1])),
     "empty record": falsified(a=Entry("a/data/0", b"")),
     "padding into the next": falsified(a=Entry("a/data/0", A, local_extra=b"", size=12)).replace(
-        b"\x08\x00\x00\x00a/data/0" + A, b"\x08\x00\xff\xffa/data/0" + A, 1
+        b"\x08\x00\x00\x00a/data/0" + A, b"\x08\x00\x14\x00a/data/0" + A, 1
     ),
 }
 
@@ -384,6 +384,13 @@ def test_falsified_directories_are_format_errors(tmp_path, content):
     assert content != crafted_zip(entries())
     with pytest.raises(FormatError, match=r"crafted\.pt"):
         loaded(tmp_path, content)
+
+
+def test_overlaps_are_refused_also_where_nothing_reads_the_record(tmp_path):
+    content = crafted_zip([*entries(), Entry("a/version", b"3\n", size=500)])
+    (tmp_path / "t.pt").write_bytes(content)
+    with pytest.raises(FormatError, match="record a/version overlaps"):
+        TorchArchive(tmp_path / "t.pt")
 
 
 def test_a_storage_that_claims_more_than_its_record(tmp_path):
