@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from dataclasses import replace
 from itertools import product
 from math import prod
 from types import TracebackType
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from ckpt_tool.casts import Caster
 from ckpt_tool.errors import FormatError
-from ckpt_tool.geometry import Shape, contiguous_strides, linear_boxes
+from ckpt_tool.geometry import Shape, contiguous_strides, dot, linear_boxes
 from ckpt_tool.lazy import LazyTensor, Region, subregion
 
 #: Bytes of output per block: each is one write, and fits the second-level cache.
@@ -115,7 +114,7 @@ class BlockReader:
         itemsize = tensor.source_dtype.itemsize
         for box in linear_boxes(tensor.shape, start, stop):
             for chunk, common in tensor.chunks_in(box):
-                at = (_dot(common.offsets, strides) - start) * itemsize
+                at = (dot(common.offsets, strides) - start) * itemsize
                 region = subregion(chunk, common, itemsize)
                 if _is_run(common.sizes, strides) and _is_run(common.sizes, region.strides):
                     size = common.volume * itemsize
@@ -135,7 +134,7 @@ class BlockReader:
         in_file = tuple(sizes[dim] for dim in order)
         steps = tuple(region.strides[dim] for dim in order)
         raw = self._strided_raw(volume * itemsize)
-        self._read_runs(replace(region, strides=steps), in_file, raw, itemsize)
+        self._read_runs(region._replace(strides=steps), in_file, raw, itemsize)
         array = _strided(raw, in_file, contiguous_strides(in_file), itemsize)
         return array.transpose([order.index(dim) for dim in range(len(sizes))])
 
@@ -148,7 +147,7 @@ class BlockReader:
         run *= itemsize
         steps = region.strides[:outer]
         for number, index in enumerate(product(*map(range, sizes[:outer]))):
-            where = region.offset + _dot(index, steps) * itemsize
+            where = region.offset + dot(index, steps) * itemsize
             self._files.read(region.path, where, raw[number * run : (number + 1) * run])
 
     def _strided_raw(self, size: int) -> memoryview:
@@ -158,17 +157,13 @@ class BlockReader:
 
 def _strided(raw: memoryview, sizes: Shape, strides: Shape, itemsize: int) -> NDArray[Any]:
     """A strided view of ``raw`` as unsigned integers of ``itemsize`` bytes."""
-    flat = np.frombuffer(raw[: _span(sizes, strides) * itemsize], f"<u{itemsize}")
-    return np.lib.stride_tricks.as_strided(flat, sizes, [stride * itemsize for stride in strides])
-
-
-def _dot(a: Shape, b: Shape) -> int:
-    return sum(x * y for x, y in zip(a, b, strict=True))
+    steps = [stride * itemsize for stride in strides]
+    return np.ndarray(sizes, f"<u{itemsize}", raw, strides=steps)
 
 
 def _span(sizes: Shape, strides: Shape) -> int:
     """Elements from the first to the last of a strided block, both included."""
-    return _dot(tuple(size - 1 for size in sizes), strides) + 1
+    return dot(tuple(size - 1 for size in sizes), strides) + 1
 
 
 def _is_run(sizes: Shape, strides: Shape) -> bool:

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from ckpt_tool.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
 
-#: Elements per step: a few arrays of this size stay in a core's cache.
-STEP = 1 << 15
+#: Elements per step: few enough to stay in a core's cache, enough that threads rarely meet at the
+#: interpreter lock, which numpy takes between any two operations.
+STEP = 1 << 17
 
 _ABS = np.uint32(0x7FFFFFFF)
+_KEPT = np.uint32(0xFFFF0000)
 _INFINITY = 0x7F800000
 
 Bits = NDArray[Any]
@@ -67,11 +69,14 @@ class Caster:
         return wide
 
     def _narrow_bfloat16(self, wide: NDArray[np.float32], out: Bits, floor: float) -> float:
-        """Round to nearest even in integer arithmetic: add 0x7fff plus the kept part's last bit."""
+        """Round to nearest even in integer arithmetic: add 0x7fff plus the kept part's last bit.
+
+        The error of a normal number with exponent e is at most half a bfloat16 ulp, 2**(e - 8):
+        it is measured only where the largest magnitude may exceed the floor.
+        """
         words = wide.view(np.uint32)
         rounded = self._words[: len(words)]
         largest = int(np.bitwise_and(words, _ABS, out=rounded).max(initial=0))
-        candidates = _may_exceed(words, rounded, largest, floor)
         np.right_shift(words, 16, out=rounded)
         np.bitwise_and(rounded, 1, out=rounded)
         np.add(rounded, 0x7FFF, out=rounded)
@@ -79,26 +84,14 @@ class Caster:
         out[:] = rounded.view(np.uint16)[1::2]
         if largest > _INFINITY:
             out[np.isnan(wide)] = 0x7FC0
-        if candidates is None:
+        # Below 1e-37 subnormal numbers err by more than their exponent says.
+        if floor > 1e-37 and largest <= int(np.float32(min(floor * 256, 3e38)).view(np.uint32)):
             return floor
-        narrowed = out[candidates].astype(np.uint32) << np.uint32(16)
-        return max(floor, _largest_error(wide[candidates], narrowed.view(np.float32)))
-
-
-def _may_exceed(words: Bits, magnitudes: Bits, largest: int, floor: float) -> Any:
-    """An index of the elements whose rounding to bfloat16 may err by more than ``floor``, or None.
-
-    The error of a normal number with exponent e is at most half a bfloat16 ulp, 2**(e - 8): only
-    magnitudes above ``floor * 2**8`` can exceed the floor.
-    """
-    if floor > 1e-37:  # below, subnormal numbers err by more than that
-        threshold = int(np.float32(min(floor * 256.0, 3e38)).view(np.uint32))
-        if largest <= threshold:
-            return None
-        indices = np.flatnonzero(magnitudes > np.uint32(threshold))
-        return indices if len(indices) else None
-    exact = not int(np.bitwise_or.reduce(words, initial=np.uint32(0))) & 0xFFFF
-    return None if exact else slice(None)
+        narrowed = np.bitwise_and(rounded, _KEPT, out=rounded).view(np.float32)
+        if largest >= _INFINITY - 0x8000:  # NaN, infinite, or rounded to infinity
+            return _largest_error(wide, narrowed)
+        np.subtract(wide, narrowed, out=narrowed)
+        return max(float(narrowed.max(initial=0)), -float(narrowed.min(initial=0)))
 
 
 def _widen(wide: NDArray[np.float32], out: Bits, dtype: DType) -> float:

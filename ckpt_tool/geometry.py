@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
+from operator import mul
 from typing import NamedTuple
 
 Shape = tuple[int, ...]
@@ -38,6 +39,11 @@ class Coverage(NamedTuple):
 
     def __bool__(self) -> bool:
         return not self.missing and not self.overlapping
+
+
+def dot(a: Shape, b: Shape) -> int:
+    """The sum of products: the distance of index ``a`` from the start with strides ``b``."""
+    return sum(map(mul, a, b))
 
 
 def contiguous_strides(shape: Sequence[int]) -> Shape:

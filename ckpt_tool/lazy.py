@@ -11,17 +11,16 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckpt_tool.dtypes import CASTABLE, DType
-from ckpt_tool.geometry import Box, Shape, intersect
+from ckpt_tool.geometry import Box, Shape, dot, intersect
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """A strided block of elements in a file.
 
     ``offset`` is the byte position of element ``[0, ..., 0]``; ``strides`` are in elements.
@@ -118,7 +117,7 @@ class LazyTensor:
         chunks = tuple(
             Chunk(
                 Box(_insert(c.box.offsets, dim, 0), _insert(c.box.sizes, dim, 1)),
-                replace(c.region, strides=_insert(c.region.strides, dim, 0)),
+                c.region._replace(strides=_insert(c.region.strides, dim, 0)),
             )
             for c in self.chunks
         )
@@ -167,7 +166,7 @@ class LazyTensor:
         chunks = tuple(
             Chunk(
                 Box(pick(c.box.offsets), pick(c.box.sizes)),
-                replace(c.region, strides=pick(c.region.strides)),
+                c.region._replace(strides=pick(c.region.strides)),
             )
             for c in self.chunks
         )
@@ -199,10 +198,9 @@ def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
 
 def subregion(chunk: Chunk, common: Box, itemsize: int) -> Region:
     """The region of ``common``, a block inside the chunk's box; ``itemsize`` in bytes on disk."""
-    region = chunk.region
-    steps = zip(common.offsets, chunk.box.offsets, region.strides, strict=True)
-    skipped = sum((inner - outer) * stride for inner, outer, stride in steps)
-    return replace(region, offset=region.offset + skipped * itemsize)
+    path, offset, strides = chunk.region
+    skipped = dot(common.offsets, strides) - dot(chunk.box.offsets, strides)
+    return Region(path, offset + skipped * itemsize, strides)
 
 
 def _put(values: Shape, dim: int, value: int) -> Shape:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import os
 import threading
 from bisect import bisect_right
@@ -25,7 +24,9 @@ import xxhash
 from ckpt_tool.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.lazy import LazyTensor
 
-_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+#: Bytes per write, as in ``cp``. For larger ones the page cache takes larger pages, which are
+#: rarely at hand: on a virtual machine they come from memory that was given back to the host.
+_WRITE_BYTES = 256 << 10
 
 #: What ``digest`` means, for the manifest.
 DIGEST = f"xxh3-128 of the xxh3-128 digests of the file's {BLOCK_BYTES >> 20} MiB blocks"
@@ -186,18 +187,7 @@ class StreamWriter:
 def _write_all(descriptor: int, block: memoryview, offset: int) -> None:
     done = 0
     while done < len(block):
-        done += os.pwrite(descriptor, block[done:], offset + done)
-    _start_writeback(descriptor, offset, len(block))
-
-
-def _start_writeback(descriptor: int, offset: int, size: int) -> None:
-    """Have the kernel begin to write a block to disk, without waiting for it.
-
-    Otherwise it would all be left to the sync at the end of the file, while the disk idles.
-    """
-    call = getattr(_libc(), "sync_file_range", None)
-    if call is not None:  # Linux with glibc; elsewhere the sync does all of it
-        call(descriptor, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
+        done += os.pwrite(descriptor, block[done : done + _WRITE_BYTES], offset + done)
 
 
 def _preallocate(descriptor: int, size: int) -> None:
@@ -206,14 +196,9 @@ def _preallocate(descriptor: int, size: int) -> None:
     Not ``os.posix_fallocate``: where the file system cannot, the C library would write every
     block of the file.
     """
-    call = getattr(_libc(), "fallocate", None)
+    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if call is not None and call(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
         return
     if call is not None and ctypes.get_errno() in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     os.ftruncate(descriptor, size)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
