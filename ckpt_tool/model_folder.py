@@ -24,12 +24,16 @@ from ckpt_tool.writers.stream import StreamWriter, WrittenFile
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How a folder is written: see the flags of the same names."""
+    """How a folder is written: see the flags of the same names.
+
+    Without ``fsync`` the kernel writes to disk when it likes: a power cut may then lose the result.
+    """
 
     verify: bool = False
     check_load: bool = False
     overwrite: bool = False
     resume: bool = False
+    fsync: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def write_model(
     started = time.monotonic()
     out = Path(os.path.realpath(out))
     loaded = check_plan(plan, out, options)
-    staging = Staging(out, _fingerprint(plan), resume=options.resume)
+    staging = Staging(out, _fingerprint(plan), resume=options.resume, fsync=options.fsync)
     try:
         begun = time.monotonic()
         written = _write_weights(plan, staging, jobs, progress)
@@ -152,7 +156,7 @@ def _write_weights(
 
 def _finish(descriptor: int, written: WrittenFile, staging: Staging) -> None:
     try:
-        os.fsync(descriptor)
+        staging.sync(descriptor)
     finally:
         os.close(descriptor)
     staging.record(written)

@@ -33,7 +33,7 @@ def write_rank(
     rank: int = 0,
     world_size: int = 1,
 ) -> Path:
-    """One rank file as torch writes it, with its ``huggingface/`` folder where there is a config."""
+    """One rank file as torch writes it, with ``huggingface/`` where there is a config."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state), folder / f"model_world_size_{world_size}_rank_{rank}.pt")
     if config is not None:

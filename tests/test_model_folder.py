@@ -139,6 +139,7 @@ def test_two_merges_into_one_output_do_not_mix(large: Path, tmp_path: Path) -> N
     out = tmp_path / "out"
     first = start(large, out)
     while not list(finished_files(out)):
+        assert first.poll() is None, "it finished before it could be stopped"
         time.sleep(0.0005)
     first.send_signal(signal.SIGSTOP)
     try:

@@ -79,6 +79,12 @@ def fsdp(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted merge stopped.")
     ] = False,
+    fsync: Annotated[
+        bool,
+        typer.Option(
+            "--fsync/--no-fsync", help="Wait until the result is on disk before it appears."
+        ),
+    ] = True,
     jobs: Annotated[int, typer.Option(min=0, help="Threads. [default: one per core, 2 to 4]")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -98,7 +104,7 @@ def fsdp(
         tie_word_embeddings=tie_word_embeddings,
         check_replicas=check_replicas,
         jobs=jobs,
-        write=WriteOptions(verify, check_load, overwrite, resume),
+        write=WriteOptions(verify, check_load, overwrite, resume, fsync),
     )
     _run(ckpt, out, options, dry_run=dry_run, as_json=as_json)
 

@@ -62,13 +62,17 @@ def check_space(out: Path, needed: int) -> None:
 
 
 class Staging:
-    """The folder in which an output is prepared; ``path`` is where to write."""
+    """The folder in which an output is prepared; ``path`` is where to write.
 
-    def __init__(self, out: Path, plan: str, *, resume: bool) -> None:
+    ``fsync=False`` leaves it to the kernel when data reaches the disk.
+    """
+
+    def __init__(self, out: Path, plan: str, *, resume: bool, fsync: bool) -> None:
         self.out = out.absolute()
         self.path = self.out.parent / f".{self.out.name}.ckpt-partial"
         self.finished: dict[str, WrittenFile] = {}
         self._plan = plan
+        self._fsync = fsync
         self.out.parent.mkdir(parents=True, exist_ok=True)
         kept = self._read_journal() if resume else None
         if kept is None:
@@ -92,11 +96,12 @@ class Staging:
         with open(path, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            self.sync(file.fileno())
 
     def publish(self, *, replace: bool) -> None:
         """Make the folder the output; with ``replace`` an existing one gives way."""
-        _sync_folders(self.path)
+        for folder, _, _ in os.walk(self.path):
+            self._sync_folder(folder)
         (self.path / _JOURNAL).unlink()
         old = None
         if replace and self.out.exists():
@@ -108,7 +113,7 @@ class Staging:
             if old is not None:
                 old.rename(self.out)
             raise OutputError(f"{self.out}: cannot be put in place ({error})") from error
-        _sync(self.out.parent)
+        self._sync_folder(self.out.parent)
         self._journal.close()
         if old is not None:
             shutil.rmtree(old)
@@ -125,10 +130,22 @@ class Staging:
         self._journal.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def sync(self, descriptor: int) -> None:
+        """Wait until a file is on disk, unless that is not wanted."""
+        if self._fsync:
+            os.fsync(descriptor)
+
+    def _sync_folder(self, path: str | Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            self.sync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def _note(self, row: dict[str, object]) -> None:
         self._journal.write(json.dumps(row) + "\n")
         self._journal.flush()
-        os.fsync(self._journal.fileno())
+        self.sync(self._journal.fileno())
 
     def _clear(self) -> None:
         """Make an empty folder, unless a running process is still writing there."""
@@ -170,16 +187,3 @@ class Staging:
         path = self.path / written.name
         same_size = path.is_file() and path.stat().st_size == written.size
         return same_size and digest_file(path) == written.digest
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folders(path: Path) -> None:
-    for folder, _, _ in os.walk(path):
-        _sync(Path(folder))

@@ -1,0 +1,1 @@
+"""The benchmark: ``python -m tests.bench`` (see ``--help``); pytest collects nothing here."""

@@ -1,0 +1,218 @@
+"""Running commands as the reader of the numbers would: whole processes, page cache warm.
+
+On a virtual machine the first touch of a page costs more than all else: before every timed
+command the inputs are read, the disks are synced, and twice the output's size of memory is touched
+and given back, so that the command finds the inputs cached and free pages that the host backs. None
+of this is timed, nor is the removal of outputs.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+
+_BLOCK = 4 << 20
+_SAMPLE_SECONDS = 0.005
+#: Looking for new children costs more than a sample: done for every so many samples.
+_SAMPLES_PER_SEARCH = 10
+
+
+class CommandError(Exception):
+    """A measured command failed."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process to time. ``out``: the file or folder it creates, absent before it starts."""
+
+    label: str
+    argv: tuple[str, ...]
+    out: Path | None = None
+    out_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: wall time from start to exit, CPU time, largest anonymous memory in bytes."""
+
+    seconds: float
+    user: float
+    system: float
+    anonymous: int
+
+
+@dataclass
+class Runs:
+    """The timed runs of one command, in the order of the rounds."""
+
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return median(run.seconds for run in self.runs)
+
+    @property
+    def user(self) -> float:
+        return median(run.user for run in self.runs)
+
+    @property
+    def system(self) -> float:
+        return median(run.system for run in self.runs)
+
+    @property
+    def anonymous(self) -> int:
+        return max(run.anonymous for run in self.runs)
+
+
+def measure(
+    commands: Sequence[Command],
+    inputs: Sequence[Path],
+    rounds: int,
+    say: Callable[[str], None],
+) -> dict[str, Runs]:
+    """Time ``commands`` in interleaved rounds, after one that only warms up; by label.
+
+    Every other round goes backwards, so that none always runs after the same other one.
+    CommandError where one fails.
+    """
+    found = {command.label: Runs() for command in commands}
+    for number in range(rounds + 1):
+        say(f"round {number} of {rounds}" if number else "warm-up")
+        for command in commands if number % 2 else reversed(commands):
+            result = run_prepared(command, inputs)
+            if number:
+                found[command.label].runs.append(result)
+    return found
+
+
+def run_prepared(command: Command, inputs: Sequence[Path]) -> Run:
+    """One run under the conditions described above; its output is removed."""
+    if command.out is not None:
+        _remove(command.out)
+    for path in inputs:
+        _read(path)
+    os.sync()
+    _touch_memory(2 * command.out_bytes)
+    try:
+        return run(command.argv)
+    finally:
+        if command.out is not None:
+            _remove(command.out)
+
+
+def run(argv: Sequence[str]) -> Run:
+    """Run a command to its end, sampling its memory; CommandError unless it exits with 0."""
+    with tempfile.TemporaryFile() as errors, open(os.devnull, "wb") as null:
+        actions = [
+            (os.POSIX_SPAWN_DUP2, null.fileno(), 1),
+            (os.POSIX_SPAWN_DUP2, errors.fileno(), 2),
+        ]
+        started = time.perf_counter()
+        pid = os.posix_spawnp(argv[0], list(argv), os.environ, file_actions=actions)
+        with _Sampler(pid) as sampler:
+            status, usage = _wait(pid)
+            seconds = time.perf_counter() - started
+        if status:
+            errors.seek(0)
+            text = errors.read().decode(errors="replace").strip()
+            code = os.waitstatus_to_exitcode(status)
+            raise CommandError(f"exit status {code}: {' '.join(argv)[:400]}\n{text[-2000:]}")
+    return Run(seconds, usage.ru_utime, usage.ru_stime, sampler.peak)
+
+
+def _wait(pid: int) -> tuple[int, resource.struct_rusage]:
+    try:
+        _, status, usage = os.wait4(pid, 0)
+    except BaseException:  # interrupted: it must not write on into a folder about to go
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return status, usage
+
+
+class _Sampler:
+    """Watches a process and its descendants in a thread. ``peak``: their RssAnon together.
+
+    Every command is watched, the references too: it costs each the same.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.peak = 0
+        self._pid = pid
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        pids, count = [self._pid], 0
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            if count % _SAMPLES_PER_SEARCH == 0:
+                pids = _with_descendants(self._pid)
+            count += 1
+            self.peak = max(self.peak, sum(map(_anonymous, pids)))
+
+
+def _anonymous(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            _, found, rest = status.read().partition(b"RssAnon:")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(rest.split(maxsplit=1)[0]) << 10 if found else 0
+
+
+def _with_descendants(pid: int) -> list[int]:
+    found = [pid]
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            children = (thread / "children").read_text()
+            for child in children.split():
+                found += _with_descendants(int(child))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
+
+
+def _read(path: Path) -> None:
+    buffer = bytearray(_BLOCK)
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def _touch_memory(size: int) -> None:
+    """Take ``size`` bytes of memory, page by page, and give them back."""
+    with mmap.mmap(-1, max(size, 1)) as memory:
+        zeros = bytes(_BLOCK)
+        for start in range(0, size, _BLOCK):
+            memory[start : start + _BLOCK] = zeros[: size - start]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

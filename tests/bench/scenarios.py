@@ -1,0 +1,223 @@
+"""What is measured: for each kind of checkpoint the tool, and what it is held against.
+
+References, each with and without durability:
+
+- ``cp``: ``cp`` of the rank files to a new folder; ``cp + sync``: then ``sync`` of each copy
+  (fsync). Where the file system shares blocks (btrfs, xfs) ``cp`` may copy nothing, and the ratio
+  means nothing.
+- ``floor``: for a merge with a cast, see :mod:`tests.bench.floor`: every input byte read, every
+  output byte written, one thread like ``cp`` (``floor, 2 threads``: two); ``floor + sync``: then
+  fsync.
+
+The tool syncs every file, so it is compared with the reference that does; with ``--no-fsync``,
+where it has that, with the one that does not.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from tests.bench.generate import generate, spec_of_size
+from tests.bench.measure import Command, Run, Runs, measure, run, run_prepared
+
+#: Given to every measured merge.
+TOOL_FLAGS: tuple[str, ...] = ()
+NO_FSYNC = "--no-fsync"
+
+MERGE = "ckpt merge fsdp"
+BASELINE = "load, cat, save_file"
+MEMORY = "peak memory"
+PLAN = "ckpt inspect --json"
+
+MEMORY_BUDGET = 64 << 20
+_TOOL = (sys.executable, "-m", "ckpt_tool")
+_BASELINE = (sys.executable, "-m", "tests.bench.baseline")
+_FLOOR = (sys.executable, "-S", "-E", str(Path(__file__).with_name("floor.py")))
+_COPY = 'out=$1; shift; mkdir "$out" && cp -- "$@" "$out/"'
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of checkpoint, how it is merged, and what the merge may cost."""
+
+    name: str
+    title: str
+    dtype: str
+    matrix_dim: int
+    merge_flags: tuple[str, ...]
+    output_dtype: str
+    reference: str
+    budget: float
+    with_baseline: bool
+
+    @property
+    def casts(self) -> bool:
+        return self.dtype != self.output_dtype
+
+
+VARIANTS = (
+    Variant(
+        "keep", "bf16 Shard(0)", "bfloat16", 0, ("--dtype", "keep"), "bfloat16", "cp", 1.1, True
+    ),
+    Variant("cast", "fp32 to bf16", "float32", 0, (), "bfloat16", "floor", 1.1, True),
+    Variant(
+        "shard1", "bf16 Shard(1)", "bfloat16", 1, ("--dtype", "keep"), "bfloat16", "cp", 1.5, False
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A command's runs. ``reference``: the label it is held against."""
+
+    label: str
+    runs: Runs
+    reference: str | None = None
+    budget: float | None = None
+
+
+@dataclass
+class Result:
+    """All that was measured on one kind of checkpoint."""
+
+    variant: Variant
+    input_bytes: int = 0
+    small_bytes: int = 0
+    small_memory: int = 0
+    measurements: list[Measurement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def find(self, label: str) -> Runs:
+        return next(found.runs for found in self.measurements if found.label == label)
+
+
+def bench(
+    variant: Variant, size: int, repeat: int, folder: Path, say: Callable[[str], None]
+) -> Result:
+    """Generate, check, measure and delete a checkpoint of about ``size`` bytes.
+
+    CommandError or subprocess.CalledProcessError where anything fails, also where the tool's
+    result is not the baseline's.
+    """
+    result = Result(variant)
+    say(f"{variant.name}: checking against the baseline on a tenth of the size")
+    _bench_small(result, size // 10, folder / "small")
+    say(f"{variant.name}: generating the checkpoint")
+    source = folder / "large"
+    spec = spec_of_size(size, variant.dtype, variant.matrix_dim)
+    files = generate(source, spec)
+    result.input_bytes = sum(path.stat().st_size for path in files)
+    commands = _commands(variant, source, files, result.input_bytes)
+    runs = measure([c for c, _ in commands], files, repeat, lambda s: say(f"{variant.name}: {s}"))
+    for command, reference in commands:
+        budget = variant.budget if reference is not None else None
+        result.measurements.append(
+            Measurement(command.label, runs[command.label], reference, budget)
+        )
+    if variant.with_baseline:
+        say(f"{variant.name}: baseline")
+        _bench_baseline(result, source, files)
+    plan = Command(PLAN, (*_TOOL, "inspect", str(source), "--json"))
+    result.measurements.append(Measurement(PLAN, measure([plan], [], repeat, _silent)[PLAN]))
+    shutil.rmtree(source)
+    return result
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def _bench_small(result: Result, size: int, folder: Path) -> None:
+    """The tool's result must be the baseline's; its memory here shows what grows with size."""
+    variant = result.variant
+    files = generate(folder / "in", spec_of_size(size, variant.dtype, variant.matrix_dim))
+    result.small_bytes = sum(path.stat().st_size for path in files)
+    reference = str(folder / "reference.safetensors")
+    found = run(_merge(variant, folder / "in", folder / "out"))
+    result.small_memory = found.anonymous
+    run((*_BASELINE, "merge", str(folder / "in"), reference, *_baseline_flags(variant)))
+    run((*_BASELINE, "compare", str(folder / "out"), reference))
+    shutil.rmtree(folder)
+
+
+def _bench_baseline(result: Result, source: Path, files: Sequence[Path]) -> None:
+    """Once: it is slow, and all of it is in memory at its end."""
+    variant, out = result.variant, source.parent / "baseline.safetensors"
+    needed, available = 2 * result.input_bytes + (1 << 30), _available_memory()
+    if available < needed:
+        result.notes.append(
+            f"{variant.name}: {BASELINE} left out: it needs {needed / 1e9:.1f} GB of memory,"
+            f" {available / 1e9:.1f} GB are available"
+        )
+        return
+    argv = (*_BASELINE, "merge", str(source), str(out), *_baseline_flags(variant))
+    size = _output_bytes(variant, result.input_bytes)
+    once: Run = run_prepared(Command(BASELINE, argv, out, size), files)
+    result.measurements.append(Measurement(BASELINE, Runs([once]), variant.reference))
+
+
+def _baseline_flags(variant: Variant) -> tuple[str, ...]:
+    return (variant.output_dtype,) if variant.casts else ()
+
+
+def _commands(
+    variant: Variant, source: Path, files: Sequence[Path], size: int
+) -> list[tuple[Command, str | None]]:
+    """The commands of a round, the tool's with the label of their reference."""
+    out = source.parent / "out"
+    size = _output_bytes(variant, size)
+    merge = _merge(variant, source, out)
+    found: list[tuple[Command, str | None]] = [
+        (Command(MERGE, merge, out, size), f"{variant.reference} + sync")
+    ]
+    if _has_no_fsync():
+        label = f"{MERGE} {NO_FSYNC}"
+        found.append((Command(label, (*merge, NO_FSYNC), out, size), variant.reference))
+    make = _floors if variant.casts else _copies
+    return found + [(command, None) for command in make(files, out, size)]
+
+
+def _merge(variant: Variant, source: Path, out: Path) -> tuple[str, ...]:
+    return (*_TOOL, "merge", "fsdp", str(source), str(out), *variant.merge_flags, *TOOL_FLAGS)
+
+
+def _copies(files: Sequence[Path], out: Path, size: int) -> list[Command]:
+    arguments = ("sh", str(out), *map(str, files))
+    return [
+        Command("cp + sync", ("sh", "-c", f'{_COPY} && sync "$out"/*', *arguments), out, size),
+        Command("cp", ("sh", "-c", _COPY, *arguments), out, size),
+    ]
+
+
+def _floors(files: Sequence[Path], out: Path, size: int) -> list[Command]:
+    arguments = (str(size), str(out), *map(str, files))
+    return [
+        Command("floor + sync", (*_FLOOR, "1", "1", *arguments), out, size),
+        Command("floor", (*_FLOOR, "1", "0", *arguments), out, size),
+        Command("floor, 2 threads", (*_FLOOR, "2", "0", *arguments), out, size),
+    ]
+
+
+def _output_bytes(variant: Variant, size: int) -> int:
+    return size // 2 if variant.casts else size
+
+
+@cache
+def _has_no_fsync() -> bool:
+    argv = (*_TOOL, "merge", "fsdp", "--help")
+    shown = subprocess.run(argv, check=True, capture_output=True, text=True)
+    return NO_FSYNC in shown.stdout
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
