@@ -97,17 +97,16 @@ class BlockReader:
             self._gather(tensor, start, stop, out)
             return floor
         self._caster = self._caster or Caster()
-        size = (stop - start) * source.itemsize
-        self._cast_scratch = _grown(self._cast_scratch, size)
-        raw = memoryview(self._cast_scratch)[:size]
-        self._gather(tensor, start, stop, raw)
-        return self._caster.cast(
-            np.frombuffer(raw, source.carrier),
-            source,
-            np.frombuffer(out, target.carrier),
-            target,
-            floor,
-        )
+        step = BLOCK_BYTES // target.itemsize
+        for at in range(start, stop, step):
+            count = min(step, stop - at)
+            raw = self._cast_raw(count * source.itemsize)
+            self._gather(tensor, at, at + count, raw)
+            done = (at - start) * target.itemsize
+            part = out[done : done + count * target.itemsize]
+            bits = np.frombuffer(raw, source.carrier), np.frombuffer(part, target.carrier)
+            floor = self._caster.cast(bits[0], source, bits[1], target, floor)
+        return floor
 
     def _gather(self, tensor: LazyTensor, start: int, stop: int, out: memoryview) -> None:
         strides = contiguous_strides(tensor.shape)
@@ -149,6 +148,10 @@ class BlockReader:
         for number, index in enumerate(product(*map(range, sizes[:outer]))):
             where = region.offset + dot(index, steps) * itemsize
             self._files.read(region.path, where, raw[number * run : (number + 1) * run])
+
+    def _cast_raw(self, size: int) -> memoryview:
+        self._cast_scratch = _grown(self._cast_scratch, size)
+        return memoryview(self._cast_scratch)[:size]
 
     def _strided_raw(self, size: int) -> memoryview:
         self._strided_scratch = _grown(self._strided_scratch, size)

@@ -17,6 +17,7 @@ from ckpt_tool.errors import CkptError, OutputError, UsageError
 from ckpt_tool.plan import MANIFEST_NAME, Cast, ModelPlan, casts_of, manifest, overflows
 from ckpt_tool.progress import Progress
 from ckpt_tool.readers.huggingface import open_huggingface
+from ckpt_tool.version import __version__
 from ckpt_tool.writers.huggingface import INDEX_NAME, index_json
 from ckpt_tool.writers.staging import Staging, check_space, check_target
 from ckpt_tool.writers.stream import StreamWriter, WrittenFile
@@ -123,7 +124,7 @@ def _fingerprint(plan: ModelPlan) -> str:
     sources = [
         (file.path, file.bytes, os.stat(file.path).st_mtime_ns) for file in plan.checkpoint.files
     ]
-    whole = hashlib.sha256(json.dumps(sources).encode())
+    whole = hashlib.sha256(json.dumps([__version__, sources]).encode())
     for file in plan.files:
         whole.update(file.name.encode() + file.header)
     return whole.hexdigest()

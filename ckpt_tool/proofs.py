@@ -28,15 +28,11 @@ def prove_replicas(
     records (HSDP) are read only with ``recorded_too``.
     """
     pairs: list[Pair[_Replica]] = []
-    skipped = 0
     for entry in checkpoint.entries.values():
         for owner, other in entry.replicas():
-            if other.replicated and not recorded_too:
-                skipped += 1
-                continue
-            pairs.append(
-                Pair((entry.name, owner, other), _block(entry, owner), _block(entry, other))
-            )
+            if recorded_too or not other.replicated:
+                label = (entry.name, owner, other)
+                pairs.append(Pair(label, _block(entry, owner), _block(entry, other)))
     if pairs:
         progress.start("replicas", sum(pair.left.nbytes for pair in pairs))
     found = first_differences(pairs, jobs, progress.advance)

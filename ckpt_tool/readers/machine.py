@@ -7,6 +7,7 @@ calls take few arguments, so nothing large is copied again and again.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from ckpt_tool.errors import FormatError
 from ckpt_tool.readers.standins import MAX_ITEMS, Builder, StandIn
 
 Resolve = Callable[[str, str], Any]
+_U16 = struct.Struct("<H").unpack_from
+_U32 = struct.Struct("<I").unpack_from
 Operation = Callable[["Machine", int], int]
 _KEYS = (str, int, bytes, StandIn, type(None))
 
@@ -90,7 +93,7 @@ class Machine:
         return pos + 1
 
     def op_long_binput(self, pos: int) -> int:
-        self.memo[int.from_bytes(self.take(pos, 4), "little")] = self.stack[-1]
+        self.memo[_U32(self.data, pos)[0]] = self.stack[-1]
         return pos + 4
 
     def op_memoize(self, pos: int) -> int:
@@ -102,8 +105,17 @@ class Machine:
         return pos + 1
 
     def op_long_binget(self, pos: int) -> int:
-        self.stack.append(self.memo[int.from_bytes(self.take(pos, 4), "little")])
+        self.stack.append(self.memo[_U32(self.data, pos)[0]])
         return pos + 4
+
+    # --- small numbers: with the memo, most of what a state dict's pickle consists of
+    def op_binint1(self, pos: int) -> int:
+        self.stack.append(self.data[pos])
+        return pos + 1
+
+    def op_binint2(self, pos: int) -> int:
+        self.stack.append(_U16(self.data, pos)[0])
+        return pos + 2
 
     # --- containers
     def op_append(self, pos: int) -> int:

@@ -71,10 +71,6 @@ def _integer(raw: bytes) -> int:
     return int.from_bytes(raw, "little", signed=True)
 
 
-def _unsigned(raw: bytes) -> int:
-    return int.from_bytes(raw, "little")
-
-
 def _table() -> list[Operation]:
     table: list[Operation] = [_refused] * 256
     opcodes: dict[bytes, Operation] = {
@@ -91,7 +87,7 @@ def _table() -> list[Operation]:
         b"N": _push(lambda: None), b"\x88": _push(lambda: True), b"\x89": _push(lambda: False),
         b")": _push(tuple), b"]": _push(list), b"}": _push(dict), b"\x8f": _push(set),
         b"\x85": _short_tuple(1), b"\x86": _short_tuple(2), b"\x87": _short_tuple(3),
-        b"K": _fixed(1, _unsigned), b"M": _fixed(2, _unsigned), b"J": _fixed(4, _integer),
+        b"K": Machine.op_binint1, b"M": Machine.op_binint2, b"J": _fixed(4, _integer),
         b"G": _fixed(8, lambda raw: struct.unpack(">d", raw)[0]),
         b"\x8a": _counted(1, _integer), b"\x8b": _counted(4, _integer),
         b"\x8c": _counted(1, _text), b"X": _counted(4, _text), b"\x8d": _counted(8, _text),
@@ -106,6 +102,11 @@ def _table() -> list[Operation]:
 _TABLE = _table()
 
 
+_MALFORMED = (
+    IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError, struct.error
+)  # fmt: skip
+
+
 def unpickle(data: bytes, resolve: Resolve, persistent: Callable[[Any], Any]) -> Any:
     """The object described by ``data``, made of plain data, stand-ins and what builders return.
 
@@ -114,5 +115,5 @@ def unpickle(data: bytes, resolve: Resolve, persistent: Callable[[Any], Any]) ->
     """
     try:
         return Machine(data, resolve, persistent).run(_TABLE)
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except _MALFORMED as error:
         raise FormatError(f"malformed pickle ({type(error).__name__}: {error})") from error

@@ -24,6 +24,9 @@ import xxhash
 from ckpt_tool.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.lazy import LazyTensor
 
+#: Blocks are filled in pairs: a strided tensor has as many pieces in two blocks as in one.
+_TASK_BYTES = 2 * BLOCK_BYTES
+
 #: Bytes per write, as in ``cp``. For larger ones the page cache takes larger pages, which are
 #: rarely at hand: on a virtual machine they come from memory that was given back to the host.
 _WRITE_BYTES = 256 << 10
@@ -135,13 +138,14 @@ class StreamWriter:
     ) -> None:
         reader, buffer = self._thread_state()
         try:
-            while (number := next(numbers)) < len(digests) and not self._stop.is_set():
-                start = number * BLOCK_BYTES
-                block = buffer[: min(BLOCK_BYTES, plan.size - start)]
-                self._fill(reader, plan, start, block)
-                digests[number] = xxhash.xxh3_128_digest(block)
-                _write_all(descriptor, block, start)
-                self._advance(len(block))
+            while (start := next(numbers) * _TASK_BYTES) < plan.size and not self._stop.is_set():
+                task = buffer[: min(_TASK_BYTES, plan.size - start)]
+                self._fill(reader, plan, start, task)
+                for at in range(0, len(task), BLOCK_BYTES):
+                    block = task[at : at + BLOCK_BYTES]
+                    digests[(start + at) // BLOCK_BYTES] = xxhash.xxh3_128_digest(block)
+                    _write_all(descriptor, block, start + at)
+                self._advance(len(task))
         except BaseException:
             self._stop.set()
             raise
@@ -149,7 +153,7 @@ class StreamWriter:
     def _thread_state(self) -> tuple[BlockReader, memoryview]:
         if not hasattr(self._local, "reader"):
             self._local.reader = BlockReader(self._files)
-            self._local.buffer = memoryview(bytearray(BLOCK_BYTES))
+            self._local.buffer = memoryview(bytearray(_TASK_BYTES))
         return self._local.reader, self._local.buffer
 
     def _fill(self, reader: BlockReader, plan: PlannedFile, start: int, block: memoryview) -> None:
