@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from ckpt_tool.errors import MappingError
 from ckpt_tool.lazy import LazyTensor
@@ -17,7 +16,7 @@ from ckpt_tool.mapping.families import (
     SplitExperts,
     TransposeExperts,
 )
-from ckpt_tool.mapping.transformers_tables import architecture_of, hub_names
+from ckpt_tool.mapping.transformers_tables import HubForm, architecture_of, hub_names
 
 #: Parts that wrappers (FSDP1, torch.compile, activation checkpointing) put into names.
 _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
@@ -26,15 +25,6 @@ _VALUE_HEAD = re.compile(r"^v_head\.|^pretrained_model\.|\.v_head\.")
 
 Tensors = dict[str, LazyTensor]
 Rows = Iterator[tuple[str, LazyTensor]]
-
-
-@dataclass(frozen=True)
-class HubForm:
-    """Tensors under their names on the Hub, the config that goes with them, and what to tell."""
-
-    tensors: Tensors
-    config: ModelConfig
-    warnings: list[str]
 
 
 def refuse_adapters(names: Iterable[str]) -> None:
@@ -67,8 +57,7 @@ def to_hub(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
     config = _with_architecture(plain, config)
     rules = FAMILIES.get(config.model_type)
     if rules is None:
-        named = hub_names(plain, config)
-        return HubForm(named.tensors, named.config, named.warnings)
+        return hub_names(plain, config)
     renamed = _collect(row for name in plain for row in _apply(rules, name, plain))
     return HubForm(renamed, config, [])
 

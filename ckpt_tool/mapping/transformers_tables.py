@@ -23,17 +23,17 @@ from ckpt_tool.mapping.conversion_tensor import ConversionTensor
 
 
 @dataclass(frozen=True)
-class NamedByTransformers:
-    """Tensors under Hub names, the config (with what must stay float32), and what to tell."""
+class HubForm:
+    """Tensors under their names on the Hub, the config that goes with them, and what to tell."""
 
     tensors: dict[str, LazyTensor]
     config: ModelConfig
     warnings: list[str]
 
 
-def hub_names(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> NamedByTransformers:
+def hub_names(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
     """Names on the Hub for ``tensors``; names are kept, with a warning, where nothing is known."""
-    kept = NamedByTransformers(dict(tensors), config, [])
+    kept = HubForm(dict(tensors), config, [])
     try:
         model = meta_model(config)
         import transformers.core_model_loading  # noqa: F401 (not there before transformers 5)
@@ -49,7 +49,7 @@ def hub_names(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> NamedBy
         return replace(kept, warnings=[_kept_warning(config, "its names are not the model's")])
     wide = frozenset(name for name, found in reverted.items() if found.marked)
     found = {name: found.tensor for name, found in reverted.items()} if in_memory else kept.tensors
-    return NamedByTransformers(found, replace(config, float32_names=wide), [])
+    return HubForm(found, replace(config, float32_names=wide), [])
 
 
 def _revert(

@@ -102,7 +102,7 @@ class StreamWriter:
         self._pool.shutdown(wait=True)
 
     def learn(self, cast_errors: Sequence[tuple[str, str, float]]) -> None:
-        """Take over the errors of a file that an earlier run finished."""
+        """Raise the known errors to these, measured here or by the run that is resumed."""
         for source, target, error in cast_errors:
             key = (source, target)
             self.cast_errors[key] = max(error, self.cast_errors.get(key, 0.0))
@@ -185,7 +185,7 @@ class StreamWriter:
         error = reader.read(tensor, span[0], span[1], out, known)
         if error > self.cast_errors.get(key, -1.0):
             with self._lock:
-                self.cast_errors[key] = max(error, self.cast_errors.get(key, 0.0))
+                self.learn([(*key, error)])
 
 
 def _write_all(descriptor: int, block: memoryview, offset: int) -> None:
