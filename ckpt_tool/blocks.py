@@ -3,7 +3,8 @@
 A block is filled by ``pread`` straight into place where a run of source bytes is a run of target
 bytes; strided pieces (``Shard(1)``, transposes) are read in the order they have on disk into
 scratch memory and copied by numpy. The interpreter lock is released during both, so a few
-threads, each with its own :class:`BlockReader`, keep all cores busy.
+threads, each with its own :class:`BlockReader`, keep all cores busy. numpy is imported by what
+needs it: to copy runs of bytes it is not.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import threading
 from itertools import product
 from math import prod
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ckpt_tool.casts import Caster
 from ckpt_tool.errors import FormatError
 from ckpt_tool.geometry import Shape, contiguous_strides, dot, linear_boxes
 from ckpt_tool.lazy import LazyTensor, Region, subregion
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ckpt_tool.casts import Caster
 
 #: Bytes of output per block: each is one write, and fits the second-level cache.
 BLOCK_BYTES = 2 << 20
@@ -96,7 +98,7 @@ class BlockReader:
         if source == target:
             self._gather(tensor, start, stop, out)
             return floor
-        self._caster = self._caster or Caster()
+        caster = self._casting()
         step = BLOCK_BYTES // target.itemsize
         for at in range(start, stop, step):
             count = min(step, stop - at)
@@ -104,8 +106,7 @@ class BlockReader:
             self._gather(tensor, at, at + count, raw)
             done = (at - start) * target.itemsize
             part = out[done : done + count * target.itemsize]
-            bits = np.frombuffer(raw, source.carrier), np.frombuffer(part, target.carrier)
-            floor = self._caster.cast(bits[0], source, bits[1], target, floor)
+            floor = caster.cast_bytes(raw, source, part, target, floor)
         return floor
 
     def _gather(self, tensor: LazyTensor, start: int, stop: int, out: memoryview) -> None:
@@ -149,6 +150,12 @@ class BlockReader:
             where = region.offset + dot(index, steps) * itemsize
             self._files.read(region.path, where, raw[number * run : (number + 1) * run])
 
+    def _casting(self) -> Caster:
+        from ckpt_tool.casts import Caster
+
+        self._caster = self._caster or Caster()
+        return self._caster
+
     def _cast_raw(self, size: int) -> memoryview:
         self._cast_scratch = _grown(self._cast_scratch, size)
         return memoryview(self._cast_scratch)[:size]
@@ -160,6 +167,8 @@ class BlockReader:
 
 def _strided(raw: memoryview, sizes: Shape, strides: Shape, itemsize: int) -> NDArray[Any]:
     """A strided view of ``raw`` as unsigned integers of ``itemsize`` bytes."""
+    import numpy as np
+
     steps = [stride * itemsize for stride in strides]
     return np.ndarray(sizes, f"<u{itemsize}", raw, strides=steps)
 

@@ -16,11 +16,13 @@ from ckpt_tool.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
 
 #: Elements per step: few enough to stay in a core's cache, enough that threads rarely meet at the
 #: interpreter lock, which numpy takes between any two operations.
-STEP = 1 << 17
+STEP = 1 << 18
 
-_ABS = np.uint32(0x7FFFFFFF)
-_KEPT = np.uint32(0xFFFF0000)
-_INFINITY = 0x7F800000
+_HALF_WIDTH = np.uint32(16)
+_ONE = np.uint16(1)
+_ABS = np.uint16(0x7FFF)
+_TIE = np.uint16(0x8000)
+_INFINITY = 0x7F80  # upper half
 
 Bits = NDArray[Any]
 
@@ -29,8 +31,9 @@ class Caster:
     """Casts blocks of elements with reused scratch memory; one instance per thread."""
 
     def __init__(self) -> None:
-        self._words = np.empty(STEP, np.uint32)
-        self._wide = np.empty(STEP, np.float32)
+        self._wide, self._back = np.empty(STEP, np.float32), np.empty(STEP, np.float32)
+        self._low = np.empty(STEP, np.uint16)
+        self._up = np.empty(STEP, np.uint16)
 
     def cast(
         self, source: Bits, source_dtype: DType, target: Bits, target_dtype: DType, floor: float
@@ -55,6 +58,13 @@ class Caster:
             floor = max(floor, error)
         return floor
 
+    def cast_bytes(
+        self, raw: memoryview, source: DType, out: memoryview, target: DType, floor: float
+    ) -> float:
+        """:meth:`cast` of the elements in ``raw`` into the bytes of ``out``."""
+        bits = np.frombuffer(raw, source.carrier), np.frombuffer(out, target.carrier)
+        return self.cast(bits[0], source, bits[1], target, floor)
+
     def _to_float32(self, part: Bits, dtype: DType) -> NDArray[np.float32]:
         wide = self._wide[: len(part)]
         if dtype == FLOAT32:
@@ -69,29 +79,59 @@ class Caster:
         return wide
 
     def _narrow_bfloat16(self, wide: NDArray[np.float32], out: Bits, floor: float) -> float:
-        """Round to nearest even in integer arithmetic: add 0x7fff plus the kept part's last bit.
+        """Round the upper half of each word up where the lower half is more than a tie, or a tie
+        and the upper half is odd: ``(low | upper & 1) > 0x8000``. All but two steps work on halves.
 
-        The error of a normal number with exponent e is at most half a bfloat16 ulp, 2**(e - 8):
-        it is measured only where the largest magnitude may exceed the floor.
+        The error of a normal number with exponent e is at most half a bfloat16 ulp, 2**(e - 8).
         """
         words = wide.view(np.uint32)
-        rounded = self._words[: len(words)]
-        largest = int(np.bitwise_and(words, _ABS, out=rounded).max(initial=0))
-        np.right_shift(words, 16, out=rounded)
-        np.bitwise_and(rounded, 1, out=rounded)
-        np.add(rounded, 0x7FFF, out=rounded)
-        np.add(rounded, words, out=rounded)
-        out[:] = rounded.view(np.uint16)[1::2]
-        if largest > _INFINITY:
+        low, up = self._low[: len(out)], self._up[: len(out)]
+        np.right_shift(words, _HALF_WIDTH, out=out, casting="unsafe")
+        np.copyto(low, words, casting="unsafe")
+        largest = _magnitude(out)
+        np.bitwise_and(out, _ONE, out=up)
+        np.bitwise_or(low, up, out=low)
+        above = np.greater(low, _TIE, out=up.view(np.bool_)[: len(out)])
+        np.add(out, above.view(np.uint8), out=out)
+        if largest >= _INFINITY:
             out[np.isnan(wide)] = 0x7FC0
-        # Below 1e-37 subnormal numbers err by more than their exponent says.
-        if floor > 1e-37 and largest <= int(np.float32(min(floor * 256, 3e38)).view(np.uint32)):
-            return floor
-        narrowed = np.bitwise_and(rounded, _KEPT, out=rounded).view(np.float32)
-        if largest >= _INFINITY - 0x8000:  # NaN, infinite, or rounded to infinity
+        return max(floor, self._largest_bfloat16_error(wide, out, largest, floor))
+
+    def _largest_bfloat16_error(
+        self, wide: NDArray[np.float32], out: Bits, largest: int, floor: float
+    ) -> float:
+        """The error, where it may be more than ``floor``: only of numbers large enough for that.
+
+        ``largest``: the largest upper half in ``wide``, sign aside.
+        """
+        if floor > 1e-37:  # below, subnormal numbers err by more than their exponent says
+            limit = _bits_of(min(floor * 256, 3e38)) >> 16
+            if largest <= limit:
+                return floor
+            magnitudes = np.bitwise_and(out, _ABS, out=self._low[: len(out)])
+            chosen = np.flatnonzero(magnitudes > limit)
+            wide, out = wide[chosen], out[chosen]
+        narrowed = self._widened(out)
+        if largest >= _INFINITY - 1:  # NaN, infinite, or rounded to infinity
             return _largest_error(wide, narrowed)
         np.subtract(wide, narrowed, out=narrowed)
         return max(float(narrowed.max(initial=0)), -float(narrowed.min(initial=0)))
+
+    def _widened(self, halves: Bits) -> NDArray[np.float32]:
+        wide = self._back[: len(halves)]
+        np.left_shift(halves, _HALF_WIDTH, out=wide.view(np.uint32), dtype=np.uint32)
+        return wide
+
+
+def _magnitude(halves: Bits) -> int:
+    """The largest of bfloat16 bit patterns, signs aside."""
+    signed = int(halves.view(np.int16).max(initial=0))
+    unsigned = int(halves.max(initial=0))
+    return max(signed, unsigned & 0x7FFF if unsigned & 0x8000 else 0)
+
+
+def _bits_of(value: float) -> int:
+    return int(np.float32(value).view(np.uint32))
 
 
 def _widen(wide: NDArray[np.float32], out: Bits, dtype: DType) -> float:

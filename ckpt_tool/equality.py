@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from ckpt_tool.blocks import BlockReader, FileTable
 from ckpt_tool.lazy import LazyTensor
 
@@ -71,8 +69,20 @@ def _compare(
         tensors = (pair.left, pair.right)
         for reader, tensor, block in zip(local.sides, tensors, blocks, strict=True):
             reader.read(tensor, start, stop, block)
-        left, right = (np.frombuffer(block, np.uint8) for block in blocks)
-        if not np.array_equal(left, right):
-            return start + int(np.argmax(left != right)) // size
+        at = _first_difference(*blocks)
+        if at is not None:
+            return start + at // size
         advance(len(blocks[0]))
     return None
+
+
+def _first_difference(left: memoryview, right: memoryview) -> int | None:
+    """The position of the first byte that differs."""
+    import numpy as np
+
+    whole = len(left) // 8 * 8
+    if left[whole:] == right[whole:] and np.array_equal(
+        np.frombuffer(left[:whole], np.uint64), np.frombuffer(right[:whole], np.uint64)
+    ):
+        return None
+    return int(np.argmax(np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)))

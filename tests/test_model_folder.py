@@ -234,15 +234,16 @@ def test_verify_finds_a_bit_that_was_written_wrong(
     honest = os.pwrite
 
     def flip_one(descriptor: int, data: memoryview, offset: int) -> int:
-        if offset == 2 << 20:  # the second block of every file
-            data = memoryview(bytes(data[:-1]) + bytes([data[-1] ^ 4]))
+        at = (3 << 20) - offset  # in the second block of every file
+        if 0 <= at < len(data):
+            data = memoryview(bytes(data[:at]) + bytes([data[at] ^ 4]) + bytes(data[at + 1 :]))
         return honest(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", flip_one)
     options = MergeOptions(max_shard_size="4MB", write=WriteOptions(verify=True))
     result = merge_fsdp([large], tmp_path / "out", options)
     assert result.verified is False
-    # 4 MB tensors, a 2 MiB block: each file's second block ends in its first tensor
+    # 4 MB tensors, a 2 MiB block: each file's second block begins in its first tensor
     assert result.differences == sorted(f"layers.{n}.weight" for n in range(LAYERS))
     assert not list(tmp_path.iterdir())
 

@@ -18,6 +18,7 @@ Resolve = Callable[[str, str], Any]
 _U16 = struct.Struct("<H").unpack_from
 _U32 = struct.Struct("<I").unpack_from
 Operation = Callable[["Machine", int], int]
+_BINGET, _LONG_BINGET, _LONG_BINPUT = b"hjr"
 _KEYS = (str, int, bytes, StandIn, type(None))
 
 
@@ -37,10 +38,23 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, table: Sequence[Operation]) -> Any:
-        data, pos = self.data, 0
+        """Run to the end. Memo opcodes, half of a state dict's pickle, are run in place."""
+        data, memo, pos = self.data, self.memo, 0
         try:
             while True:
-                pos = table[data[pos]](self, pos + 1)
+                opcode = data[pos]
+                pos += 1
+                if opcode == _LONG_BINPUT:
+                    memo[_U32(data, pos)[0]] = self.stack[-1]
+                    pos += 4
+                elif opcode == _BINGET:
+                    self.stack.append(memo[data[pos]])
+                    pos += 1
+                elif opcode == _LONG_BINGET:
+                    self.stack.append(memo[_U32(data, pos)[0]])
+                    pos += 4
+                else:
+                    pos = table[opcode](self, pos)
         except Stop:
             return self.stack[-1]
 
@@ -92,21 +106,9 @@ class Machine:
         self.memo[self.data[pos]] = self.stack[-1]
         return pos + 1
 
-    def op_long_binput(self, pos: int) -> int:
-        self.memo[_U32(self.data, pos)[0]] = self.stack[-1]
-        return pos + 4
-
     def op_memoize(self, pos: int) -> int:
         self.memo[len(self.memo)] = self.stack[-1]
         return pos
-
-    def op_binget(self, pos: int) -> int:
-        self.stack.append(self.memo[self.data[pos]])
-        return pos + 1
-
-    def op_long_binget(self, pos: int) -> int:
-        self.stack.append(self.memo[_U32(self.data, pos)[0]])
-        return pos + 4
 
     # --- small numbers: with the memo, most of what a state dict's pickle consists of
     def op_binint1(self, pos: int) -> int:

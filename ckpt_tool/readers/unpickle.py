@@ -76,8 +76,8 @@ def _table() -> list[Operation]:
     opcodes: dict[bytes, Operation] = {
         b"\x80": Machine.op_proto, b"\x95": Machine.op_frame, b".": Machine.op_stop,
         b"(": Machine.op_mark, b"0": Machine.op_pop, b"1": Machine.op_pop_mark,
-        b"2": Machine.op_dup, b"q": Machine.op_binput, b"r": Machine.op_long_binput,
-        b"\x94": Machine.op_memoize, b"h": Machine.op_binget, b"j": Machine.op_long_binget,
+        b"2": Machine.op_dup, b"q": Machine.op_binput,
+        b"\x94": Machine.op_memoize,
         b"a": Machine.op_append, b"e": Machine.op_appends, b"s": Machine.op_setitem,
         b"u": Machine.op_setitems, b"\x90": Machine.op_additems, b"\x91": Machine.op_frozenset,
         b"t": Machine.op_tuple, b"d": Machine.op_dict, b"l": Machine.op_list,
