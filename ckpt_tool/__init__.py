@@ -15,22 +15,27 @@ if TYPE_CHECKING:
     from ckpt_tool.merge import MergeOptions, merge_fsdp
     from ckpt_tool.model_folder import WriteOptions
     from ckpt_tool.readers import open_checkpoint
+    from ckpt_tool.verify import VerifyOptions, verify_checkpoint
 
 __all__ = [
     "MergeOptions",
+    "VerifyOptions",
     "WriteOptions",
     "__version__",
     "inspect_checkpoint",
     "merge_fsdp",
     "open_checkpoint",
+    "verify_checkpoint",
 ]
 
 _HOMES = {
     "MergeOptions": "ckpt_tool.merge",
+    "VerifyOptions": "ckpt_tool.verify",
     "WriteOptions": "ckpt_tool.model_folder",
     "inspect_checkpoint": "ckpt_tool.inspect",
     "merge_fsdp": "ckpt_tool.merge",
     "open_checkpoint": "ckpt_tool.readers",
+    "verify_checkpoint": "ckpt_tool.verify",
 }
 
 

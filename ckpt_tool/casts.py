@@ -79,9 +79,10 @@ class Caster:
         return wide
 
     def _narrow_bfloat16(self, wide: NDArray[np.float32], out: Bits, floor: float) -> float:
-        """Round the upper half of each word up where the lower half is more than a tie, or a tie
-        and the upper half is odd: ``(low | upper & 1) > 0x8000``. All but two steps work on halves.
+        """Round to nearest, ties to even, in steps of which all but two work on halves of words.
 
+        The upper half goes up where the lower one is more than a tie, or a tie and the upper half
+        is odd: ``(low | upper & 1) > 0x8000``.
         The error of a normal number with exponent e is at most half a bfloat16 ulp, 2**(e - 8).
         """
         words = wide.view(np.uint32)

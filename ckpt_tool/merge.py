@@ -7,13 +7,13 @@ wrong. Writing then moves each byte once (:mod:`ckpt_tool.model_folder`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.dtypes import BY_NAME, CASTABLE, DType
 from ckpt_tool.errors import CheckpointError, UsageError
+from ckpt_tool.jobs import default_jobs
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import refuse_adapters, to_hub
@@ -112,10 +112,10 @@ def plan_model(checkpoint: Checkpoint, options: MergeOptions, progress: Progress
 
 
 def jobs_of(options: MergeOptions) -> int:
-    """The number of threads: two keep a disk busy, more than four gain nothing."""
+    """The number of threads."""
     if options.jobs < 0:
         raise UsageError(f"--jobs {options.jobs}: expected 1 or more")
-    return options.jobs or min(4, max(2, len(os.sched_getaffinity(0))))
+    return options.jobs or default_jobs()
 
 
 def _config(checkpoint: Checkpoint, options: MergeOptions) -> ModelConfig | None:

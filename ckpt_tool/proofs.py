@@ -13,7 +13,7 @@ from ckpt_tool.progress import Progress
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding
 
 #: What families call the table of token embeddings.
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 
 _Replica = tuple[str, Holding, Holding]
 
@@ -110,19 +110,19 @@ def _without_embedding(wanted: bool | None, head: str) -> TiedHead:
 
 def _head_and_embedding(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
     """The language-model head and the token embedding of its shape, by the ends of their names."""
-    head = next((name for name in checkpoint.entries if _ends(name, ("lm_head",))), None)
+    head = next((name for name in checkpoint.entries if is_weight_of(name, ("lm_head",))), None)
     if head is None:
         return None, None
     shape = checkpoint.entries[head].shape
     names = [
         name
         for name, entry in checkpoint.entries.items()
-        if _ends(name, _EMBEDDINGS) and entry.shape == shape
+        if is_weight_of(name, EMBEDDINGS) and entry.shape == shape
     ]
     return head, names[0] if len(names) == 1 else None
 
 
-def _ends(name: str, modules: tuple[str, ...]) -> bool:
+def is_weight_of(name: str, modules: tuple[str, ...]) -> bool:
     """Whether ``name`` is the weight of a module with one of these names."""
     parts = name.split(".")
     return parts[-1] == "weight" and len(parts) > 1 and parts[-2] in modules

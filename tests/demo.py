@@ -31,6 +31,7 @@ def main(folder: Path) -> int:
         ["ckpt", "inspect", str(actor)],
         ["ckpt", "inspect", str(actor), "--shards", "--filter", "*.0.self_attn.*"],
         ["ckpt", "merge", "fsdp", str(actor), str(merged), "--verify", "--check-load"],
+        ["ckpt", "verify", str(actor), str(merged)],
         ["ckpt", "inspect", str(merged)],
     )
     for step in steps:

@@ -43,14 +43,39 @@ def guarded(command: Command) -> Command:
         except KeyboardInterrupt as interrupt:
             _say(f"interrupted. {interrupt}".rstrip())
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:  # the reader of our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # while something else than the result was printed
+            _drop_output()
             raise typer.Exit(0) from None
         except (CkptError, OSError) as error:
             _explain(error)
             raise typer.Exit(EXIT_FAILED) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:  # a mistake of ours must not look like exit 1, a difference
+            traceback.print_exception(error)
+            _say("error: this is a bug in ckpt; please report it with the lines above")
+            raise typer.Exit(EXIT_FAILED) from None
 
     return run  # type: ignore[return-value]
+
+
+@contextmanager
+def output() -> Iterator[None]:
+    """Print the result: a reader who has seen enough (``| head``) does not change the exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """Text from a file with its control characters shown, not sent to the terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -98,8 +123,13 @@ def console() -> Console:
     """The console for results (stdout); plain and 100 wide where it is no terminal."""
     from rich.console import Console
 
+    class Result(Console):
+        def on_broken_pipe(self) -> None:
+            """Rich would exit with 1, which is a verdict of ours."""
+            raise BrokenPipeError
+
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
-    return Console(width=width, highlight=False)
+    return Result(width=width, highlight=False)
 
 
 @contextmanager

@@ -55,11 +55,20 @@ def to_hub(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
     """
     plain = _collect((_WRAPPERS.sub("", name), tensor) for name, tensor in tensors.items())
     config = _with_architecture(plain, config)
+    renamed = by_family(plain, config)
+    return hub_names(plain, config) if renamed is None else HubForm(renamed, config, [])
+
+
+def by_family(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors | None:
+    """The tensors as the family's own table has them on the Hub; None where it has no table.
+
+    What is in the Hub's form already stays as it is. Raises what :func:`to_hub` raises.
+    """
     rules = FAMILIES.get(config.model_type)
     if rules is None:
-        return hub_names(plain, config)
-    renamed = _collect(row for name in plain for row in _apply(rules, name, plain))
-    return HubForm(renamed, config, [])
+        return None
+    given = dict(tensors)
+    return _collect(row for name in given for row in _apply(rules, name, given))
 
 
 def _collect(rows: Iterable[tuple[str, LazyTensor]]) -> Tensors:

@@ -9,6 +9,8 @@ gaps. A folder with several files has ``*.safetensors.index.json``: ``{"metadata
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, size_o
 from ckpt_tool.readers.torch_file import open_torch_file
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
+_NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
 _WEIGHTS = (
     ("model.safetensors", "safetensors"),
     ("*.safetensors", "safetensors"),
@@ -99,7 +102,9 @@ def _weight_files(
     if not path.is_dir():
         return [path]
     if weight_map is None:
-        return next(filter(None, (sorted(path.glob(pattern)) for pattern, _ in _WEIGHTS)), [])
+        found = next(filter(None, (sorted(path.glob(pattern)) for pattern, _ in _WEIGHTS)), [])
+        problems.extend(_missing_of_numbered(found))
+        return found
     files = []
     for name in sorted(set(weight_map.values())):
         file = path / name
@@ -110,6 +115,16 @@ def _weight_files(
         else:
             problems.append(Problem("missing-file", str(file), "in the index, but not there"))
     return files
+
+
+def _missing_of_numbered(files: list[Path]) -> Iterator[Problem]:
+    """Without an index the names say how many files there are: ``model-00001-of-00003``."""
+    numbered = [match for file in files if (match := _NUMBERED.search(file.name))]
+    for count in {match[2] for match in numbered}:
+        here = {int(match[1]) for match in numbered if match[2] == count}
+        for number in sorted({*range(1, int(count) + 1)} - here):
+            message = f"file {number} of {int(count)} is not there, and there is no index"
+            yield Problem("missing-file", str(files[0].parent), message)
 
 
 def _file_entries(path: Path, problems: list[Problem]) -> list[Entry]:
@@ -136,7 +151,7 @@ def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list
         if name == "__metadata__":
             continue
         try:
-            dtype, shape = BY_SAFETENSORS[row["dtype"]], _sizes(row["shape"])
+            dtype, shape = BY_SAFETENSORS[row["dtype"]], _shape(row["shape"])
             begin, end = _sizes(row["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{path}: {name}: a row that is malformed or unknown") from error
@@ -157,9 +172,14 @@ def _sizes(values: Any) -> tuple[int, ...]:
     """A list of sizes as a tuple; ValueError unless each is an integer that a file can have."""
     if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 1 << 48 for v in values):
         raise ValueError("not a list of sizes")
-    if prod(values) >= 1 << 60:
-        raise ValueError("more elements than a file can have")
     return tuple(values)
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    shape = _sizes(values)
+    if prod(shape) >= 1 << 60:
+        raise ValueError("more elements than a file can have")
+    return shape
 
 
 def _check_spans(path: Path, spans: list[tuple[int, int]], size: int) -> None:

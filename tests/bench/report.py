@@ -103,7 +103,7 @@ def _rows(result: Result) -> Iterator[tuple[str, ...]]:
     yield (small, *("",) * 4, _mebibytes(result.small_memory))
 
 
-_MOVES_ALL = {"cp", "cp + sync", "floor", "floor + sync", "floor, 1 thread"}
+_MOVES_ALL = {"cat both", "cp", "cp + sync", "floor", "floor + sync", "floor, 1 thread"}
 
 
 def _variant_json(result: Result) -> dict[str, Any]:

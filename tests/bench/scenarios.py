@@ -35,6 +35,8 @@ MERGE = "ckpt merge fsdp"
 BASELINE = "load, cat, save_file"
 MEMORY = "peak memory"
 PLAN = "ckpt inspect --json"
+VERIFY = "ckpt verify, equal"
+READ_BOTH = "cat both"
 
 MEMORY_BUDGET = 64 << 20
 _TOOL = (sys.executable, "-m", "ckpt_tool")
@@ -126,8 +128,26 @@ def bench(
         _bench_baseline(result, source, files)
     plan = Command(PLAN, (*_TOOL, "inspect", str(source), "--json"))
     result.measurements.append(Measurement(PLAN, measure([plan], [], repeat, _silent)[PLAN]))
+    if not variant.casts:
+        say(f"{variant.name}: verify")
+        _bench_verify(result, source, files, repeat)
     shutil.rmtree(source)
     return result
+
+
+def _bench_verify(result: Result, source: Path, files: Sequence[Path], repeat: int) -> None:
+    """The checkpoint against what was merged from it: every byte of both must be read."""
+    merged = source.parent / "merged"
+    run(_merge(result.variant, source, merged))
+    both = [*files, *sorted(merged.glob("*.safetensors"))]
+    commands = [
+        Command(VERIFY, (*_TOOL, "verify", str(source), str(merged))),
+        Command(READ_BOTH, ("sh", "-c", 'cat -- "$@" > /dev/null', "sh", *map(str, both))),
+    ]
+    runs = measure(commands, both, repeat, _silent)
+    result.measurements.append(Measurement(VERIFY, runs[VERIFY], READ_BOTH))
+    result.measurements.append(Measurement(READ_BOTH, runs[READ_BOTH]))
+    shutil.rmtree(merged)
 
 
 def _silent(_: str) -> None:

@@ -81,6 +81,29 @@ def test_a_single_file(tmp_path):
     assert_reads(open_checkpoint(tmp_path / "any name.safetensors"), tensors())
 
 
+def test_a_file_of_many_gigabytes(tmp_path):
+    """Sparse on disk: tensors behind the fourth gigabyte are found where they are."""
+    rows, path = 1 << 30, tmp_path / "model.safetensors"
+    table = {
+        name: {
+            "dtype": "BF16",
+            "shape": [rows, 2],
+            "data_offsets": [at * 4 * rows, at * 4 * rows + 4 * rows],
+        }
+        for at, name in enumerate("abc")
+    }
+    header = json.dumps(table).encode()
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        start = file.tell()
+        file.truncate(start + 12 * rows)
+        file.seek(start + 8 * rows + 4)
+        file.write(b"\x80\x3f\x00\x40")
+    checkpoint = open_checkpoint(path)
+    assert not checkpoint.problems
+    assert checkpoint["c"].narrow(0, 0, 3).read().tolist() == [[0, 0], [1, 2], [0, 0]]
+
+
 def test_a_folder_with_one_file(tmp_path):
     save_file(tensors(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")

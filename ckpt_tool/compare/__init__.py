@@ -1,0 +1,1 @@
+"""Comparing tensors: what differs, by how much, and which known cause explains it."""

@@ -1,0 +1,78 @@
+"""Raw little-endian elements as float64 values, and as integers that count representable numbers.
+
+The formats are IEEE 754, bfloat16 (its upper half) and the 8-bit formats of the OCP specification:
+e4m3fn (no infinities, NaN is 0x7f), e5m2 (IEEE-like) and e8m0fnu (powers of two, NaN is 0xff).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckpt_tool.dtypes import DType
+
+Values = NDArray[np.float64]
+
+_NATIVE = {
+    "float64": "<f8", "float32": "<f4", "float16": "<f2", "complex64": "<f4", "int64": "<i8",
+    "int32": "<i4", "int16": "<i2", "int8": "<i1", "uint64": "<u8", "uint32": "<u4",
+    "uint16": "<u2", "uint8": "<u1", "bool": "<u1",
+}  # fmt: skip
+_ORDERED = frozenset({"float64", "float32", "float16", "bfloat16"})
+
+
+def bits_of(raw: memoryview, dtype: DType) -> NDArray[Any]:
+    """The elements as unsigned integers."""
+    return np.frombuffer(raw, dtype.carrier)
+
+
+def values_of(raw: memoryview, dtype: DType) -> Values:
+    """The elements as float64, exactly (64-bit integers rounded); a complex one as two values."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        if dtype.name == "bfloat16":
+            words = np.left_shift(bits_of(raw, dtype), 16, dtype=np.uint32)
+            return np.asarray(words.view(np.float32), np.float64)
+        native = _NATIVE.get(dtype.name)
+        if native is None:
+            return np.take(_small_floats(dtype.name), bits_of(raw, dtype))
+        return np.asarray(np.frombuffer(raw, native), np.float64)
+
+
+def is_ordered(dtype: DType) -> bool:
+    """Whether :func:`ordinals` is defined."""
+    return dtype.name in _ORDERED
+
+
+def ordinals(bits: NDArray[Any], dtype: DType) -> NDArray[np.int64]:
+    """Integers in the order of the numbers, neighbours one apart: their difference is in ULP."""
+    sign = 1 << (8 * dtype.itemsize - 1)
+    magnitude = (bits & bits.dtype.type(sign - 1)).astype(np.int64)
+    return np.asarray(np.where(bits >= sign, -magnitude, magnitude), np.int64)
+
+
+@cache
+def _small_floats(name: str) -> Values:
+    """The values of the 256 patterns of an 8-bit format."""
+    if name == "float8_e8m0fnu":
+        return np.array([*(2.0 ** (code - 127) for code in range(255)), np.nan])
+    exponent_bits, mantissa_bits = (4, 3) if name == "float8_e4m3fn" else (5, 2)
+    table = [_small_float(code, exponent_bits, mantissa_bits) for code in range(256)]
+    if name == "float8_e4m3fn":
+        table[0x7F] = table[0xFF] = float("nan")
+    else:
+        for sign, infinity in ((0, float("inf")), (0x80, -float("inf"))):
+            table[sign | 0x7C] = infinity
+            for code in (0x7D, 0x7E, 0x7F):
+                table[sign | code] = float("nan")
+    return np.array(table)
+
+
+def _small_float(code: int, exponent_bits: int, mantissa_bits: int) -> float:
+    bias = (1 << (exponent_bits - 1)) - 1
+    exponent = code >> mantissa_bits & ((1 << exponent_bits) - 1)
+    fraction: float = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    value = (1 + fraction) * 2.0 ** (exponent - bias) if exponent else fraction * 2.0 ** (1 - bias)
+    return -value if code & 0x80 else value

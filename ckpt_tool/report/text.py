@@ -1,0 +1,79 @@
+"""Numbers and names as the report writes them."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_NEARLY_ONE = 1e-6
+
+
+def number(value: float, digits: int = 3) -> str:
+    """``0.00195``, ``1.2e-09``, ``inf``, ``nan``: so many significant digits."""
+    return f"{value:.{digits}g}"
+
+
+def cosine(value: float) -> str:
+    """Six decimals; close to 1, the distance from it, which is what tells two such apart."""
+    short = 1 - value
+    return f"1 - {short:.1e}" if 0 < short < _NEARLY_ONE else f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def share(part: int, whole: int) -> str:
+    """``12.5 %``; never 0 or 100 where that is not so."""
+    percent = 100 * part / whole if whole else 0.0
+    if part == whole:
+        return "100 %"
+    if percent > 99.9:
+        return "> 99.9 %"
+    return f"{percent:.3g} %" if percent >= 0.001 or not part else "< 0.001 %"
+
+
+def power(exponent: int) -> str:
+    """``2⁻¹²``."""
+    return f"2{str(exponent).translate(_RAISED)}"
+
+
+def size(count: float) -> str:
+    """``1.98 GB``: decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 tensor``, ``3,000 tensors``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def sort_key(value: float) -> str:
+    """A number as the report's script reads it; empty, which sorts last, where it is none."""
+    if math.isnan(value):
+        return ""
+    return f"{value!r}" if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def tag(name: str, content: str, **attributes: str) -> str:
+    """An element around ``content``, which is HTML already; attribute values are escaped here.
+
+    A trailing underscore of an attribute's name is dropped, others become hyphens.
+    """
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
+        for key, value in attributes.items()
+    )
+    return f"<{name}{written}>{content}</{name}>"
+
+
+def breakable(name: str) -> str:
+    """A name, escaped, that may be broken at its dots and slashes."""
+    return html.escape(name).replace(".", ".<wbr>").replace("/", "/<wbr>")
+
+
+def items(names: Iterable[str]) -> str:
+    """An unordered list of names."""
+    return tag("ul", "".join(tag("li", breakable(name)) for name in names), class_="names")

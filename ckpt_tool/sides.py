@@ -1,0 +1,106 @@
+"""One side of a comparison: a checkpoint that is proven complete, by its names on the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ckpt_tool.equality import Pair, first_differences
+from ckpt_tool.errors import MappingError, UsageError
+from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.mapping.config import ModelConfig, load_config
+from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
+from ckpt_tool.progress import Progress
+from ckpt_tool.proofs import EMBEDDINGS, is_weight_of, prove_replicas
+from ckpt_tool.readers import open_checkpoint
+from ckpt_tool.readers.base import Checkpoint
+
+
+@dataclass(frozen=True)
+class Side:
+    """``tensors`` by name; ``ranks`` of its files; ``config`` where one is beside the weights."""
+
+    checkpoint: Checkpoint
+    config: ModelConfig | None
+    tensors: dict[str, LazyTensor]
+    ranks: dict[str, int | None]
+    warnings: tuple[str, ...] = ()
+
+    def rank_of(self, path: str) -> int | None:
+        """The rank that wrote a file, if one did."""
+        return self.ranks.get(path)
+
+
+def open_side(path: Path, jobs: int, progress: Progress) -> Side:
+    """Open a checkpoint and prove it complete; raises what verifying does."""
+    checkpoint = open_checkpoint(path)
+    checkpoint.require_sound()
+    if checkpoint.format == "fsdp-rank" and checkpoint.world_size != 1:
+        raise UsageError(
+            f"{path}: the file of one rank of {checkpoint.world_size}, not a whole checkpoint",
+            hint="Name the folder in which all ranks are.",
+        )
+    prove_replicas(checkpoint, False, jobs, progress)
+    config = load_config(checkpoint.side_files) if checkpoint.side_files is not None else None
+    ranks = {file.path: file.rank for file in checkpoint.files}
+    return Side(checkpoint, config, dict(checkpoint), ranks)
+
+
+def require_config(side: Side, other: Side) -> Side:
+    """The side by its names on the Hub; where it has no config, the other's says what they are.
+
+    Hugging Face files have these names already, unless somebody saved a state dict as it was in
+    memory: the tables of families change names in memory only, so they are used there too.
+    Without any config names stay as they are.
+    """
+    config = side.config or other.config
+    if config is None:
+        return side
+    if side.checkpoint.format == "huggingface":
+        return _as_on_hub(side, config)
+    refuse_adapters(side.tensors)
+    form = to_hub(side.tensors, config)
+    return replace(side, tensors=form.tensors, warnings=tuple(form.warnings))
+
+
+def _as_on_hub(side: Side, config: ModelConfig) -> Side:
+    """A Hugging Face side; what its family's table does not know is compared as it is."""
+    try:
+        return replace(side, tensors=by_family(side.tensors, config) or side.tensors)
+    except MappingError:
+        return side
+
+
+def tied_heads(
+    left: Side,
+    right: Side,
+    mine: dict[str, LazyTensor],
+    theirs: dict[str, LazyTensor],
+    jobs: int,
+) -> dict[str, str]:
+    """Heads on one side only that repeat the embedding to which a config ties them, and why."""
+    found = {}
+    for side, here, there in ((left, mine, theirs), (right, theirs, mine)):
+        tied = [config.tied for config in (left.config, right.config) if config is not None]
+        for name in here:
+            if name in there or not is_weight_of(name, ("lm_head",)) or not any(tied):
+                continue
+            head = here[name]
+            embedding = _embedding_of(head, side.tensors)
+            if embedding is None:
+                continue
+            pair = Pair("", head, side.tensors[embedding])
+            if not first_differences([pair], jobs, lambda _: None):
+                where = "checkpoint" if side is left else "reference"
+                found[name] = f"only in the {where}, equal to {embedding}, to which config ties it"
+    return found
+
+
+def _embedding_of(head: LazyTensor, tensors: dict[str, LazyTensor]) -> str | None:
+    names = [
+        name
+        for name, tensor in tensors.items()
+        if is_weight_of(name, EMBEDDINGS)
+        and (tensor.shape, tensor.dtype) == (head.shape, head.dtype)
+    ]
+    return names[0] if len(names) == 1 else None
