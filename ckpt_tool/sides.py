@@ -86,10 +86,10 @@ def tied_heads(
             if name in there or not is_weight_of(name, ("lm_head",)) or not any(tied):
                 continue
             head = here[name]
-            embedding = _embedding_of(head, side.tensors)
-            if embedding is None:
+            embedding = _embedding_of(head, here)
+            if embedding is None or embedding not in there:  # nothing would say that it is right
                 continue
-            pair = Pair("", head, side.tensors[embedding])
+            pair = Pair("", head, here[embedding])
             if not first_differences([pair], jobs, lambda _: None):
                 where = "checkpoint" if side is left else "reference"
                 found[name] = f"only in the {where}, equal to {embedding}, to which config ties it"

@@ -134,8 +134,13 @@ def _without(
     tensors: dict[str, LazyTensor], patterns: Sequence[str]
 ) -> tuple[dict[str, LazyTensor], list[str]]:
     """The tensors that no pattern names, and the names of the others."""
-    ignored = [name for name in tensors if any(fnmatchcase(name, p) for p in patterns)]
-    return {name: t for name, t in tensors.items() if name not in set(ignored)}, ignored
+    kept, ignored = {}, []
+    for name, tensor in tensors.items():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            ignored.append(name)
+        else:
+            kept[name] = tensor
+    return kept, ignored
 
 
 @dataclass(frozen=True)

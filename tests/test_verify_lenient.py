@@ -56,6 +56,15 @@ def test_a_head_is_not_optional_where_no_config_ties_it(
     assert verify(repeated, headless).unexpected == [HEAD]
 
 
+def test_a_head_is_not_optional_where_the_embedding_is_not_compared(
+    checkpoints: dict[str, Path],
+) -> None:
+    """Nothing would then say that the head's values are those of the other side."""
+    case = checkpoints["fsdp2_tied_w2"]
+    result = verify(case, case / "reference", ignore=(EMBEDDING,))
+    assert (result.equal, result.unexpected, result.tied) == (False, [HEAD], {})
+
+
 # --- casts
 def test_a_rounded_copy_is_equal_only_if_asked(
     checkpoints: dict[str, Path], tmp_path: Path

@@ -83,7 +83,7 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"ckpt: {text}", file=sys.stderr)  # noqa: T201
+    print(f"ckpt: {printable(text)}", file=sys.stderr)  # noqa: T201
 
 
 def _explain(error: CkptError | OSError) -> None:
@@ -100,7 +100,7 @@ def _explain(error: CkptError | OSError) -> None:
     elif isinstance(error, MappingError):
         details = list(error.names)
     for line in details if verbose else details[:_LISTED]:
-        print(f"  - {line}", file=sys.stderr)  # noqa: T201
+        print(f"  - {printable(line)}", file=sys.stderr)  # noqa: T201
     if len(details) > _LISTED and not verbose:
         rest = len(details) - _LISTED
         print(f"  - and {rest} more (--verbose lists them)", file=sys.stderr)  # noqa: T201

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_tool.cli import ui
+from ckpt_tool.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +67,8 @@ def verify(
     options = VerifyOptions(
         Tolerance(atol, rtol), cast_reference, tuple(ignore or ()), jobs or default_jobs()
     )
+    if report is not None and not report.parent.is_dir():  # before the work, not after it
+        raise UsageError(f"{report}: {report.parent} is no folder")
     with ui.progress_bar(quiet=as_json) as progress:
         result = verify_checkpoint(ckpt, reference, options, progress)
     if report is not None:
