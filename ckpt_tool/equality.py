@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,8 @@ from typing import Generic, TypeVar
 from ckpt_tool.blocks import BlockReader, FileTable
 from ckpt_tool.lazy import LazyTensor
 
-_STEP = 1 << 19  # bytes of each side per comparison: both stay in the second-level cache
+_LIBC = ctypes.CDLL(None)
+_STEP = 1 << 20  # bytes of each side per comparison: both stay in the second-level cache
 _SPAN = 64 << 20  # bytes of each side per task, so that one large tensor keeps every thread busy
 
 Label = TypeVar("Label", bound=Hashable)
@@ -77,12 +79,13 @@ def _compare(
 
 
 def _first_difference(left: memoryview, right: memoryview) -> int | None:
-    """The position of the first byte that differs."""
+    """The position of the first byte that differs.
+
+    ``memcmp`` through ctypes is as fast as memory, and releases the interpreter lock.
+    """
+    sides = (ctypes.byref(ctypes.c_char.from_buffer(side)) for side in (left, right))
+    if _LIBC.memcmp(*sides, ctypes.c_size_t(len(left))) == 0:
+        return None
     import numpy as np
 
-    whole = len(left) // 8 * 8
-    if left[whole:] == right[whole:] and np.array_equal(
-        np.frombuffer(left[:whole], np.uint64), np.frombuffer(right[:whole], np.uint64)
-    ):
-        return None
     return int(np.argmax(np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)))

@@ -18,7 +18,7 @@ _GATE_UP = re.compile(r"\b(gate_proj|up_proj|w1|w3)\b")
 _NUMBERED = re.compile(r"(?<![^.])(experts|layers|h|blocks)\.(\d+)(?=\.)")
 _ATTENTION = re.compile(r"attn|attention|[qkv]_proj|qkv|query|key|value")
 _GATED = re.compile(r"mlp|gate|up_proj|fc1|experts|feed_forward")
-_VOCABULARY = re.compile(r"embed|lm_head|wte|score|output")
+_VOCABULARY = re.compile(r"embed|lm_head|wte|score|output_layer|(?<![^.])output\.weight$")
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,8 @@ class Diagnosis:
         attention = None
         if bool(_ATTENTION.search(suspect.name)) != bool(_GATED.search(suspect.name)):
             attention = bool(_ATTENTION.search(suspect.name))
-        return explain_order(left, right, self._heads, stacked=stacked, attention=attention)
+        text = explain_order(left, right, self._heads, stacked=stacked, attention=attention)
+        return text if "expert" in suspect.name else text.removesuffix(" (expert order changed)")
 
     def _scaled(self, suspect: Suspect) -> str:
         stats = suspect.stats

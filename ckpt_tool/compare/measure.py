@@ -84,13 +84,13 @@ def _measure_block(
     )
     a, b = _values(pair, left, right)
     same = pair.left.dtype == pair.right.dtype
+    both_nan = (np.isnan(a) & np.isnan(b)).reshape(stop - start, -1)
     if same:
         different = bits_of(left, pair.left.dtype) != bits_of(right, pair.right.dtype)
     else:
-        different = (a != b).reshape(stop - start, -1).any(axis=1)
-    if not same or _is_cast(pair.left) or _is_cast(pair.right):
-        nan = np.isnan(a) & np.isnan(b)
-        different &= ~nan.reshape(len(different), -1).all(axis=1)
+        different = ((a != b).reshape(both_nan.shape) & ~both_nan).any(axis=1)
+    if _is_cast(pair.left) or _is_cast(pair.right):
+        different &= ~both_nan.all(axis=1)
     part = Stats(
         num_elements=stop - start,
         num_different=int(np.count_nonzero(different)),

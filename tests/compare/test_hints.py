@@ -108,7 +108,7 @@ def test_rows_in_any_other_order(tmp_path):
     name = "rows permuted: the same rows in another order"
     assert hint(tmp_path, NORM[order], NORM) == name
     experts = normal(8, 3, 4)
-    name = "the 8 entries of dimension 0 are permuted (expert order changed)"
+    name = "the 8 entries of dimension 0 are permuted"
     assert hint(tmp_path, experts[order], experts) == name
     assert hint(tmp_path, touched(experts[order], 0, 0, 0), experts) == ""
     twice = order[:-1] + order[:1]

@@ -39,9 +39,11 @@ def test_one_flipped_bit_is_one_difference_at_its_place(tmp_path_factory, name, 
     assert first_differences([pair], 2, lambda _: None) == {"t": index}
 
 
-@pytest.mark.parametrize("index", [65535, 65536, SPAN - 1, SPAN])
-def test_one_flipped_bit_on_either_side_of_a_seam(tmp_path, index):
-    tensor = torch.arange(SPAN + 1).to(torch.int16)
+@pytest.mark.parametrize("seam", [1 << 16, SPAN])
+@pytest.mark.parametrize("side", [-1, 0])
+def test_one_flipped_bit_on_either_side_of_a_seam(tmp_path, seam, side):
+    index = seam + side
+    tensor = torch.arange(seam + 1).to(torch.int16)
     right = stored(tmp_path / "right", tensor)
     tensor[index] ^= 1 << 14
     left = stored(tmp_path / "left", tensor)
@@ -135,7 +137,6 @@ def test_a_complex_tensor_and_a_real_one(tmp_path):
     assert (stats.num_elements, stats.num_different, stats.first_index) == (2, 1, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="both parts must be NaN to be equal")
 def test_a_nan_beside_an_equal_part_is_equal_to_a_real_nan(tmp_path):
     nan = torch.tensor([torch.nan, torch.nan])
     left = torch.complex(nan, torch.tensor([5.0, 0.0]))
