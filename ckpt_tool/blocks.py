@@ -14,7 +14,6 @@ import resource
 import threading
 from itertools import product
 from math import prod
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.errors import FormatError
@@ -42,12 +41,7 @@ class FileTable:
     def __enter__(self) -> FileTable:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 

@@ -21,6 +21,9 @@ _BOUNDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 LEVELS = ("equal", *(f"up to {bound:.0e}".replace("e-0", "e-") for bound in _BOUNDS),
           "below 1", "1 or more")  # fmt: skip
 
+#: How each level is written where colour does not tell it.
+MARKS = ("\N{MIDDLE DOT}", *map(str, range(1, len(LEVELS))))
+
 #: The distance that stands for tensors that differ, but not in a way that a norm measures.
 IMMEASURABLE = math.ulp(0.0)
 

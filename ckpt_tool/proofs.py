@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ckpt_tool.equality import Pair, first_differences
+from ckpt_tool.equality import Pair, are_equal, first_differences
 from ckpt_tool.errors import CheckpointError, MappingError, Problem, UsageError
 from ckpt_tool.geometry import Box
 from ckpt_tool.lazy import Chunk, LazyTensor
@@ -13,7 +14,7 @@ from ckpt_tool.progress import Progress
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding
 
 #: What families call the table of token embeddings.
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 
 _Replica = tuple[str, Holding, Holding]
 
@@ -114,12 +115,14 @@ def _head_and_embedding(checkpoint: Checkpoint) -> tuple[str | None, str | None]
     if head is None:
         return None, None
     shape = checkpoint.entries[head].shape
-    names = [
-        name
-        for name, entry in checkpoint.entries.items()
-        if is_weight_of(name, EMBEDDINGS) and entry.shape == shape
-    ]
-    return head, names[0] if len(names) == 1 else None
+    alike = (name for name, entry in checkpoint.entries.items() if entry.shape == shape)
+    return head, only_embedding(alike)
+
+
+def only_embedding(names: Iterable[str]) -> str | None:
+    """The one token embedding among ``names``; None where there is none, or several."""
+    found = [name for name in names if is_weight_of(name, _EMBEDDINGS)]
+    return found[0] if len(found) == 1 else None
 
 
 def is_weight_of(name: str, modules: tuple[str, ...]) -> bool:
@@ -131,10 +134,7 @@ def is_weight_of(name: str, modules: tuple[str, ...]) -> bool:
 def _equal(checkpoint: Checkpoint, one: str, other: str, jobs: int) -> bool:
     if checkpoint.same_memory(one, other):
         return True
-    left, right = checkpoint[one], checkpoint[other]
-    if left.dtype != right.dtype:
-        return False
-    return not first_differences([Pair("tied", left, right)], jobs, lambda _: None)
+    return are_equal(checkpoint[one], checkpoint[other], jobs)
 
 
 def _block(entry: Entry, holding: Holding) -> LazyTensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckpt_tool.equality import Pair, first_differences
+from ckpt_tool.equality import are_equal
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
 from ckpt_tool.progress import Progress
-from ckpt_tool.proofs import EMBEDDINGS, is_weight_of, prove_replicas
+from ckpt_tool.proofs import is_weight_of, only_embedding, prove_replicas
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
 
@@ -86,21 +86,11 @@ def tied_heads(
             if name in there or not is_weight_of(name, ("lm_head",)) or not any(tied):
                 continue
             head = here[name]
-            embedding = _embedding_of(head, here)
+            alike = (n for n, t in here.items() if (t.shape, t.dtype) == (head.shape, head.dtype))
+            embedding = only_embedding(alike)
             if embedding is None or embedding not in there:  # nothing would say that it is right
                 continue
-            pair = Pair("", head, here[embedding])
-            if not first_differences([pair], jobs, lambda _: None):
+            if are_equal(head, here[embedding], jobs):
                 where = "checkpoint" if side is left else "reference"
                 found[name] = f"only in the {where}, equal to {embedding}, to which config ties it"
     return found
-
-
-def _embedding_of(head: LazyTensor, tensors: dict[str, LazyTensor]) -> str | None:
-    names = [
-        name
-        for name, tensor in tensors.items()
-        if is_weight_of(name, EMBEDDINGS)
-        and (tensor.shape, tensor.dtype) == (head.shape, head.dtype)
-    ]
-    return names[0] if len(names) == 1 else None

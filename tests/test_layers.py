@@ -17,7 +17,7 @@ CLI = 4
 OPERATIONS = 3
 ROOMS = {"readers": 2, "mapping": 2, "writers": 2}
 GROUND = {"lazy", "blocks", "casts", "equality", "geometry", "dtypes", "errors"}
-GROUND |= {"compare", "folding", "progress", "version"}
+GROUND |= {"compare", "folding", "progress", "version", "wording"}
 ENTRIES = {"__init__", "__main__"}  # the public API and `python -m ckpt_tool`
 HEAVY = {"torch", "transformers", "accelerate", "megatron", "safetensors", "huggingface_hub"}
 

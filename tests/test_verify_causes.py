@@ -1,7 +1,6 @@
 """The hints of `verify_checkpoint` that take several tensors, ranks or all names to find."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,23 +8,19 @@ import torch
 
 from ckpt_tool.verify import VerifyResult
 from tests.merging import TINY, load_folder, values, write_rank
-from tests.verifying import Tensors, judge, planted, read_block, the_mismatch, verify, write_block
+from tests.verifying import (
+    Plant,
+    Tensors,
+    planted,
+    read_block,
+    the_mismatch,
+    verify,
+    write_block,
+)
 
 LAYER = "model.layers.0"
 GATE, UP = f"{LAYER}.mlp.gate_proj.weight", f"{LAYER}.mlp.up_proj.weight"
 NORM = "model.norm.weight"
-
-Plant = Callable[..., VerifyResult]
-
-
-@pytest.fixture
-def plant(checkpoints: dict[str, Path], tmp_path: Path) -> Plant:
-    """`judge` of a case, that of `fsdp2_w2` where none is named."""
-
-    def run(change: Callable[[Tensors], object], case: str = "fsdp2_w2") -> VerifyResult:
-        return judge(checkpoints[case], tmp_path / "planted", change)
-
-    return run
 
 
 def hints(result: VerifyResult) -> dict[str, str]:

@@ -6,26 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_tool.verify import VerifyResult
 from tests.merging import TINY, values, write_rank
-from tests.verifying import Tensors, judge, planted, the_mismatch, verify
+from tests.verifying import Plant, Tensors, planted, the_mismatch, verify
 
 LAYER = "model.layers.0"
 Q_PROJ, K_PROJ = f"{LAYER}.self_attn.q_proj.weight", f"{LAYER}.self_attn.k_proj.weight"
 GATE, UP = f"{LAYER}.mlp.gate_proj.weight", f"{LAYER}.mlp.up_proj.weight"
 NORM = "model.norm.weight"
-
-Plant = Callable[..., VerifyResult]
-
-
-@pytest.fixture
-def plant(checkpoints: dict[str, Path], tmp_path: Path) -> Plant:
-    """`judge` of a case, that of `fsdp2_w2` where none is named."""
-
-    def run(change: Callable[[Tensors], object], case: str = "fsdp2_w2") -> VerifyResult:
-        return judge(checkpoints[case], tmp_path / "planted", change)
-
-    return run
 
 
 def hint_of(plant: Plant, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> str:

@@ -19,6 +19,7 @@ from ckpt_tool.verify import VerifyResult
 from tests.merging import load_folder
 
 Tensors = dict[str, torch.Tensor]
+Plant = Callable[..., VerifyResult]
 
 
 def verify(

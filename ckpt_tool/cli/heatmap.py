@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ckpt_tool.heatmap import LEVELS, OTHER, Grid, Section, level, sections
+from ckpt_tool.heatmap import LEVELS, MARKS, OTHER, Grid, Section, level, sections
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -18,7 +18,6 @@ _STYLES = (
     "dim", "#ffffff on #2c2a6b", "#ffffff on #4b2a8c", "#ffffff on #7a2a96", "#ffffff on #a8327d",
     "#000000 on #d0506a", "#000000 on #e9784e", "#000000 on #f9a63a", "#000000 on #f7e225",
 )  # fmt: skip
-_EQUAL = "\N{MIDDLE DOT}"
 _LABEL = "layer"
 _SHORT = 5  # letters of a word that needs no abbreviation
 
@@ -120,7 +119,7 @@ def _cell(distance: float | None, wide: int) -> Text:
         return Text(" " * wide)
     found = level(distance)
     before = (wide - 3) // 2
-    mark = (f" {found or _EQUAL} ", _STYLES[found])
+    mark = (f" {MARKS[found]} ", _STYLES[found])
     return Text.assemble(" " * before, mark, " " * (wide - 3 - before))
 
 
@@ -145,7 +144,7 @@ def _scale(width: int) -> Text:
 
     items = []
     for found, meaning in enumerate(LEVELS):
-        items.append(Text.assemble((f" {found or _EQUAL} ", _STYLES[found]), f" {meaning}"))
+        items.append(Text.assemble((f" {MARKS[found]} ", _STYLES[found]), f" {meaning}"))
     intro = "Relative distance |a - b| / |b|; where tensors share a cell, the largest:"
     return Text(f"{intro}\n", style="").append_text(_flow(items, width))
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.options import AsJson
+from ckpt_tool.wording import human_bytes, human_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +45,7 @@ def inspect(
     everything: Annotated[
         bool, typer.Option("--all", help="A row for every tensor; do not fold layers.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a checkpoint is: format, mesh, tensors, problems. Reads metadata only.
 
@@ -83,9 +85,9 @@ def _summary(out: Console, found: Inspection) -> None:
     if checkpoint.world_size is not None:
         rows.append(("world size", str(checkpoint.world_size)))
     if checkpoint.mesh is not None:
-        rows.append(("mesh", _mesh(checkpoint.mesh.shape, checkpoint.mesh.dim_names)))
+        rows.append(("mesh", str(checkpoint.mesh)))
     size = sum(file.bytes for file in checkpoint.files)
-    rows.append(("files", f"{len(checkpoint.files):,}, {ui.human_bytes(size)}"))
+    rows.append(("files", f"{len(checkpoint.files):,}, {human_bytes(size)}"))
     rows.append(("tensors", _tensors(found)))
     rows.append(("dtypes", ", ".join(f"{name} x {n:,}" for name, n in found.dtypes.items())))
     if checkpoint.side_files is not None:
@@ -102,14 +104,9 @@ def _tensors(found: Inspection) -> str:
     shown, total = len(found.entries), len(found.checkpoint.entries)
     count = f"{shown:,}" if shown == total else f"{shown:,} of {total:,}"
     parameters = found.num_parameters
-    size = ui.human_bytes(found.total_bytes)
-    rounded = f" ({ui.human_count(parameters)})" if parameters >= 10**6 else ""
+    size = human_bytes(found.total_bytes)
+    rounded = f" ({human_count(parameters)})" if parameters >= 10**6 else ""
     return f"{count}; {parameters:,} parameters{rounded}, {size}"
-
-
-def _mesh(shape: tuple[int, ...], names: tuple[str, ...] | None) -> str:
-    dims = names or ("",) * len(shape)
-    return " x ".join(f"{name} {n}".strip() for name, n in zip(dims, shape, strict=True))
 
 
 def _problems(out: Console, found: Inspection, *, everything: bool) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.options import AsJson, Jobs
+from ckpt_tool.wording import human_bytes, plural
 
 if TYPE_CHECKING:
     from ckpt_tool.merge import MergeOptions
@@ -85,8 +87,8 @@ def fsdp(
             "--fsync/--no-fsync", help="Wait until the result is on disk before it appears."
         ),
     ] = True,
-    jobs: Annotated[int, typer.Option(min=0, help="Threads. [default: one per core, 2 to 4]")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    jobs: Jobs = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Merge FSDP rank files (verl, VeOmni: FSDP1, FSDP2, HSDP, FSDP+TP).
 
@@ -149,7 +151,7 @@ def _show_plan(plan: ModelPlan, out: Path) -> None:
         table.add_row("", f"{len(plan.tensors):,}", f"{plan.total_bytes:,}")
     console.print(table)
     for (source, target), count in plan.casts().items():
-        console.print(f"  cast     {ui.plural(count, 'tensor')} from {source} to {target}")
+        console.print(f"  cast     {plural(count, 'tensor')} from {source} to {target}")
     for name, reason in plan.dropped.items():
         console.print(f"  drop     {name} ({reason})", soft_wrap=True)
     if plan.config is not None:
@@ -164,15 +166,15 @@ def _show_result(result: WriteResult) -> None:
     for warning in result.warnings:
         ui.warn(warning)
     if result.differences:
-        count = ui.plural(len(result.differences), "tensor")
+        count = plural(len(result.differences), "tensor")
         console.print(f"[red]{count} did not read back as written; nothing was kept[/red]")
         for name in result.differences:
             console.print(f"  {name}", soft_wrap=True)
         return
     console.print(
-        f"Wrote {ui.plural(result.num_tensors, 'tensor')}, {ui.human_bytes(result.total_bytes)}"
-        f" in {ui.plural(len(result.files), 'file')} to {result.output}"
-        f" ({result.seconds:.1f} s, writing at {ui.human_bytes(result.bytes_per_second)}/s)",
+        f"Wrote {plural(result.num_tensors, 'tensor')}, {human_bytes(result.total_bytes)}"
+        f" in {plural(len(result.files), 'file')} to {result.output}"
+        f" ({result.seconds:.1f} s, writing at {human_bytes(result.bytes_per_second)}/s)",
         soft_wrap=True,
     )
     for cast in result.casts:
@@ -190,7 +192,7 @@ def _show_result(result: WriteResult) -> None:
 
 
 def _cast_line(cast: Cast) -> str:
-    text = f"  cast     {ui.plural(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
+    text = f"  cast     {plural(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
     return f"{text}, largest absolute error {cast.max_abs_error:.3g}"
 
 

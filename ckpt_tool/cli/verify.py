@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.options import AsJson, Jobs
 from ckpt_tool.errors import UsageError
+from ckpt_tool.wording import human_bytes, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,8 +53,8 @@ def verify(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write all of it as one HTML file.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Threads. [default: one per core, 2 to 4]")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    jobs: Jobs = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two checkpoints: same names, shapes, dtypes and bits.
 
@@ -119,15 +121,16 @@ def verdict(result: VerifyResult) -> str:
     if result.equal:
         how = "bit for bit" if result.exact else _leniency(result)
         if result.close:
-            how += f"; {ui.plural(len(result.close), 'tensor')} only within the tolerance"
-        size = ui.human_bytes(result.compared_bytes)
-        return f"Equal: {ui.plural(result.num_compared, 'tensor')}, {size}, {how}"
-    parts = [
-        f"{result.num_equal:,} of {ui.plural(result.num_compared, 'tensor')} equal",
-        *(f"{len(result.mismatched):,} differ" for _ in result.mismatched[:1]),
-        *(f"{len(result.missing):,} missing" for _ in result.missing[:1]),
-        *(f"{len(result.unexpected):,} unexpected" for _ in result.unexpected[:1]),
-    ]
+            how += f"; {plural(len(result.close), 'tensor')} only within the tolerance"
+        size = human_bytes(result.compared_bytes)
+        return f"Equal: {plural(result.num_compared, 'tensor')}, {size}, {how}"
+    counts = (
+        (len(result.mismatched), "differ"),
+        (len(result.missing), "missing"),
+        (len(result.unexpected), "unexpected"),
+    )
+    parts = [f"{result.num_equal:,} of {plural(result.num_compared, 'tensor')} equal"]
+    parts += [f"{count:,} {what}" for count, what in counts if count]
     how = "" if result.exact else f" ({_leniency(result)})"
     return f"Different: {', '.join(parts)}{how}"
 
@@ -142,7 +145,7 @@ def _leniency(result: VerifyResult) -> str:
 def _notes(result: VerifyResult) -> list[str]:
     notes = [f"tied     {name}: {reason}" for name, reason in result.tied.items()]
     if result.ignored:
-        notes.append(f"ignored  {ui.plural(len(result.ignored), 'tensor')}")
+        notes.append(f"ignored  {plural(len(result.ignored), 'tensor')}")
     if result.names_hint:
         notes.append(f"hint     {result.names_hint}")
     return notes

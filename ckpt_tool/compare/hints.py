@@ -10,7 +10,7 @@ from ckpt_tool.compare.elements import rounds_to, scale_of
 from ckpt_tool.compare.rows import Heads, explain_order, find_shift, row_digests
 from ckpt_tool.compare.stats import Stats
 from ckpt_tool.dtypes import BFLOAT16, CASTABLE, FLOAT16
-from ckpt_tool.equality import Pair, first_differences
+from ckpt_tool.equality import Pair, are_equal, first_differences
 from ckpt_tool.geometry import Box
 from ckpt_tool.lazy import Chunk, LazyTensor
 
@@ -66,11 +66,6 @@ class Diagnosis:
             self._rows, self._scaled,
         )  # fmt: skip
         return next(filter(None, (test(suspect) for test in tests)), "")
-
-    def _equal(self, left: LazyTensor, right: LazyTensor) -> bool:
-        if (left.shape, left.dtype) != (right.shape, right.dtype):
-            return False
-        return not first_differences([Pair("", left, right)], self._jobs, _nothing)
 
     # --- values
     def _zeros(self, suspect: Suspect) -> str:
@@ -153,7 +148,7 @@ class Diagnosis:
         left, right = suspect.left, suspect.right
         if len(left.shape) < 2 or left.shape[-1] != left.shape[-2]:
             return ""
-        return "transposed" if self._equal(left, right.transpose(-1, -2)) else ""
+        return "transposed" if are_equal(left, right.transpose(-1, -2), self._jobs) else ""
 
     def _rows(self, suspect: Suspect) -> str:
         left, right = row_digests(suspect.left), row_digests(suspect.right)
@@ -177,7 +172,7 @@ class Diagnosis:
     def _of_shapes(self, suspect: Suspect) -> str:
         left, right = suspect.left, suspect.right
         if len(left.shape) == len(right.shape) > 1:
-            if self._equal(left, right.transpose(-1, -2)):
+            if are_equal(left, right.transpose(-1, -2), self._jobs):
                 return "transposed: otherwise equal"
             if left.shape[1:] == right.shape[1:]:
                 return self._padded(suspect)
@@ -191,7 +186,7 @@ class Diagnosis:
     def _padded(self, suspect: Suspect) -> str:
         left, right = suspect.left, suspect.right
         rows = min(left.shape[0], right.shape[0])
-        if not rows or not self._equal(left.narrow(0, 0, rows), right.narrow(0, 0, rows)):
+        if not rows or not are_equal(left.narrow(0, 0, rows), right.narrow(0, 0, rows), self._jobs):
             return ""
         more = abs(left.shape[0] - right.shape[0])
         side = "checkpoint" if left.shape[0] > right.shape[0] else "reference"
@@ -203,7 +198,7 @@ class Diagnosis:
         if pair is None:
             return ""
         one, other = pair
-        if not self._equal(one, other):
+        if not are_equal(one, other, self._jobs):
             return ""
         side = "checkpoint" if one.dtype != one.source_dtype else "reference"
         return f"equal after rounding the {side} to {one.dtype} (--cast-reference compares so)"

@@ -84,13 +84,13 @@ def _measure_block(
     )
     a, b = _values(pair, left, right)
     same = pair.left.dtype == pair.right.dtype
-    both_nan = (np.isnan(a) & np.isnan(b)).reshape(stop - start, -1)
-    if same:
-        different = bits_of(left, pair.left.dtype) != bits_of(right, pair.right.dtype)
+    if not same:
+        unequal = (a != b) & ~(np.isnan(a) & np.isnan(b))
+        different = unequal.reshape(stop - start, -1).any(axis=1)
     else:
-        different = ((a != b).reshape(both_nan.shape) & ~both_nan).any(axis=1)
-    if _is_cast(pair.left) or _is_cast(pair.right):
-        different &= ~both_nan.all(axis=1)
+        different = bits_of(left, pair.left.dtype) != bits_of(right, pair.right.dtype)
+        if _is_cast(pair.left) or _is_cast(pair.right):  # casts are of real numbers
+            different &= ~(np.isnan(a) & np.isnan(b))
     part = Stats(
         num_elements=stop - start,
         num_different=int(np.count_nonzero(different)),
@@ -171,8 +171,7 @@ def _largest_ulp(
 
 def _read(reader: BlockReader, tensor: LazyTensor, start: int, stop: int) -> memoryview:
     raw = memoryview(bytearray((stop - start) * tensor.dtype.itemsize))
-    if raw:
-        reader.read(tensor, start, stop, raw)
+    reader.read(tensor, start, stop, raw)
     return raw
 
 

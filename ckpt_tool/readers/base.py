@@ -29,6 +29,10 @@ class Mesh:
     shape: Shape
     dim_names: tuple[str, ...] | None
 
+    def __str__(self) -> str:
+        names = self.dim_names or ("",) * len(self.shape)
+        return " x ".join(f"{name} {n}".strip() for name, n in zip(names, self.shape, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Holding:

@@ -7,14 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_tool.heatmap import grid, shown_distances
-from ckpt_tool.readers.base import Mesh, ShardFile
+from ckpt_tool.readers.base import ShardFile
 from ckpt_tool.report import svg
 from ckpt_tool.report.page import page
 from ckpt_tool.report.table import table
-from ckpt_tool.report.text import breakable, items, number, plural, share, size, tag
+from ckpt_tool.report.text import breakable, items, number, share, tag
 from ckpt_tool.sides import Side
 from ckpt_tool.verify import VerifyOptions, VerifyResult
 from ckpt_tool.version import __version__
+from ckpt_tool.wording import human_bytes, plural
 
 _LISTED = 12  # names that are shown without a click
 
@@ -103,7 +104,7 @@ def _tiles(result: VerifyResult) -> str:
         ("mismatched", f"{len(result.mismatched):,}"),
         ("missing", f"{len(result.missing):,}"),
         ("unexpected", f"{len(result.unexpected):,}"),
-        ("compared per side", size(result.compared_bytes)),
+        ("compared per side", human_bytes(result.compared_bytes)),
         ("time", f"{result.seconds:.3g} s"),
     )
     return tag("dl", "".join(tag("div", _fact(*tile)) for tile in tiles), class_="tiles")
@@ -133,7 +134,7 @@ def _side(title: str, side: Side) -> str:
     if checkpoint.world_size is not None:
         facts.append(("World size", f"{checkpoint.world_size:,}"))
     if checkpoint.mesh is not None:
-        facts.append(("Mesh", _mesh(checkpoint.mesh)))
+        facts.append(("Mesh", str(checkpoint.mesh)))
     facts.append(("Tensors", f"{len(side.tensors):,}"))
     facts.append(("Dtypes", _dtypes(side)))
     if side.config is not None and (side.config.architecture or side.config.model_type):
@@ -148,19 +149,15 @@ def _side(title: str, side: Side) -> str:
 
 
 def _files(files: Sequence[ShardFile]) -> str:
-    return f"{len(files):,} ({size(sum(file.bytes for file in files))})"
+    return f"{len(files):,} ({human_bytes(sum(file.bytes for file in files))})"
 
 
 def _file_items(files: Iterable[ShardFile]) -> str:
     return items(
-        f"{file.path} · {size(file.bytes)}" + ("" if file.rank is None else f" · rank {file.rank}")
+        f"{file.path} · {human_bytes(file.bytes)}"
+        + ("" if file.rank is None else f" · rank {file.rank}")
         for file in files
     )
-
-
-def _mesh(mesh: Mesh) -> str:
-    names = mesh.dim_names or ("",) * len(mesh.shape)
-    return " x ".join(f"{name} {n}".strip() for name, n in zip(names, mesh.shape, strict=True))
 
 
 def _dtypes(side: Side) -> str:

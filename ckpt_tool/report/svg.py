@@ -6,14 +6,13 @@ import html
 import math
 from collections.abc import Iterator, Mapping
 
-from ckpt_tool.heatmap import IMMEASURABLE, LEVELS, OTHER, Grid, Section, level, sections
+from ckpt_tool.heatmap import IMMEASURABLE, LEVELS, MARKS, OTHER, Grid, Section, level, sections
 from ckpt_tool.report.text import number, power, share, tag
 
 _CELL_HEIGHT = 20
 _LETTER = 7.3  # width of a character of the labels
 _ROOM = 840  # width that all layers share, as far as cells stay legible
 _NARROW, _WIDE = 14, 30
-_LEVEL_MARKS = ("·", *map(str, range(1, len(LEVELS))))
 
 _BARS = 48  # more powers of two than this share bars
 _BAR, _WIDEST_BAR = 16, 32
@@ -42,7 +41,7 @@ def scale() -> str:
     """The legend of the heat maps."""
     entries = (
         f'<li><span class="swatch l{at}">{mark}</span>{html.escape(meaning)}</li>'
-        for at, (mark, meaning) in enumerate(zip(_LEVEL_MARKS, LEVELS, strict=True))
+        for at, (mark, meaning) in enumerate(zip(MARKS, LEVELS, strict=True))
     )
     return tag("ul", "".join(entries), class_="scale")
 
@@ -135,7 +134,7 @@ def _cell(name: str, distance: float, at: tuple[float, float], wide: int) -> str
         f'<rect class="cell l{found}" x="{x}" y="{y}" width="{wide - 1}"'
         f' height="{_CELL_HEIGHT - 1}"><title>{html.escape(name)}: {_said(distance)}</title></rect>'
         f'<text class="mark m{found}" x="{x + (wide - 1) / 2}" y="{y + 14}">'
-        f"{_LEVEL_MARKS[found]}</text>"
+        f"{MARKS[found]}</text>"
     )
 
 

@@ -36,20 +36,6 @@ def power(exponent: int) -> str:
     return f"2{str(exponent).translate(_RAISED)}"
 
 
-def size(count: float) -> str:
-    """``1.98 GB``: decimal units, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 tensor``, ``3,000 tensors``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def sort_key(value: float) -> str:
     """A number as the report's script reads it; empty, which sorts last, where it is none."""
     if math.isnan(value):

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from types import TracebackType
+from typing import TypeVar
 
 _BLOCK = 4 << 20
 _SAMPLE_SECONDS = 0.005
@@ -143,30 +143,38 @@ def _wait(pid: int) -> tuple[int, resource.struct_rusage]:
     return status, usage
 
 
-class _Sampler:
+Watcher = TypeVar("Watcher", bound="_Watcher")
+
+
+class _Watcher:
+    """A thread that watches while a command runs."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self: Watcher) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        raise NotImplementedError
+
+
+class _Sampler(_Watcher):
     """Watches a process and its descendants in a thread. ``peak``: their RssAnon together.
 
     Every command is watched, the references too: it costs each the same.
     """
 
     def __init__(self, pid: int) -> None:
+        super().__init__()
         self.peak = 0
         self._pid = pid
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _Sampler:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _watch(self) -> None:
         pids, count = [self._pid], 0
@@ -205,10 +213,11 @@ def _read(path: Path) -> None:
             pass
 
 
-class _Reserve:
+class _Reserve(_Watcher):
     """Memory that the host backs, held until a new name appears in ``folder``."""
 
     def __init__(self, size: int, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
         self._before = set(folder.iterdir())
         self._memory = mmap.mmap(-1, max(size, 1))
@@ -216,21 +225,6 @@ class _Reserve:
         zeros = bytes(_BLOCK)
         for start in range(0, size, _BLOCK):
             self._memory[start : start + _BLOCK] = zeros[: size - start]
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _Reserve:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _watch(self) -> None:
         while set(self._folder.iterdir()) == self._before and not self._stop.wait(0.001):

@@ -10,25 +10,21 @@ References, each with and without durability:
   fsync.
 
 The tool syncs every file, so it is compared with the reference that does; with ``--no-fsync``,
-where it has that, with the one that does not.
+with the one that does not.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 from tests.bench.generate import generate, spec_of_size
 from tests.bench.measure import Command, Run, Runs, measure, run, run_prepared
 
-#: Given to every measured merge.
-TOOL_FLAGS: tuple[str, ...] = ()
 NO_FSYNC = "--no-fsync"
 
 MERGE = "ckpt merge fsdp"
@@ -195,17 +191,15 @@ def _commands(
     size = _output_bytes(variant, size)
     merge = _merge(variant, source, out)
     found: list[tuple[Command, str | None]] = [
-        (Command(MERGE, merge, out, size), f"{variant.reference} + sync")
+        (Command(MERGE, merge, out, size), f"{variant.reference} + sync"),
+        (Command(f"{MERGE} {NO_FSYNC}", (*merge, NO_FSYNC), out, size), variant.reference),
     ]
-    if _has_no_fsync():
-        label = f"{MERGE} {NO_FSYNC}"
-        found.append((Command(label, (*merge, NO_FSYNC), out, size), variant.reference))
     make = _floors if variant.casts else _copies
     return found + [(command, None) for command in make(files, out, size)]
 
 
 def _merge(variant: Variant, source: Path, out: Path) -> tuple[str, ...]:
-    return (*_TOOL, "merge", "fsdp", str(source), str(out), *variant.merge_flags, *TOOL_FLAGS)
+    return (*_TOOL, "merge", "fsdp", str(source), str(out), *variant.merge_flags)
 
 
 def _copies(files: Sequence[Path], out: Path, size: int) -> list[Command]:
@@ -227,13 +221,6 @@ def _floors(files: Sequence[Path], out: Path, size: int) -> list[Command]:
 
 def _output_bytes(variant: Variant, size: int) -> int:
     return size // 2 if variant.casts else size
-
-
-@cache
-def _has_no_fsync() -> bool:
-    argv = (*_TOOL, "merge", "fsdp", "--help")
-    shown = subprocess.run(argv, check=True, capture_output=True, text=True)
-    return NO_FSYNC in shown.stdout
 
 
 def _available_memory() -> int:

@@ -1,0 +1,27 @@
+"""Numbers as people read them: in tables, messages and reports."""
+
+from __future__ import annotations
+
+
+def human_bytes(count: float) -> str:
+    """``1.98 GB``: decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
+
+
+def human_count(count: int) -> str:
+    """``494 M``: parameters as people say them."""
+    value = float(count)
+    for unit in ("", " K", " M", " B"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 tensor``, ``3 tensors``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
