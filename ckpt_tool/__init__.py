@@ -13,15 +13,18 @@ from ckpt_tool.version import __version__
 if TYPE_CHECKING:
     from ckpt_tool.inspect import inspect_checkpoint
     from ckpt_tool.merge import MergeOptions, merge_fsdp
-    from ckpt_tool.model_folder import WriteOptions
+    from ckpt_tool.output import WriteOptions
     from ckpt_tool.readers import open_checkpoint
+    from ckpt_tool.to_mcore import ToMcoreOptions, convert_to_mcore
     from ckpt_tool.verify import VerifyOptions, verify_checkpoint
 
 __all__ = [
     "MergeOptions",
+    "ToMcoreOptions",
     "VerifyOptions",
     "WriteOptions",
     "__version__",
+    "convert_to_mcore",
     "inspect_checkpoint",
     "merge_fsdp",
     "open_checkpoint",
@@ -30,11 +33,13 @@ __all__ = [
 
 _HOMES = {
     "MergeOptions": "ckpt_tool.merge",
+    "ToMcoreOptions": "ckpt_tool.to_mcore",
     "VerifyOptions": "ckpt_tool.verify",
-    "WriteOptions": "ckpt_tool.model_folder",
+    "WriteOptions": "ckpt_tool.output",
     "inspect_checkpoint": "ckpt_tool.inspect",
     "merge_fsdp": "ckpt_tool.merge",
     "open_checkpoint": "ckpt_tool.readers",
+    "convert_to_mcore": "ckpt_tool.to_mcore",
     "verify_checkpoint": "ckpt_tool.verify",
 }
 

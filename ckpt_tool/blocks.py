@@ -2,7 +2,8 @@
 
 A block is filled by ``pread`` straight into place where a run of source bytes is a run of target
 bytes; strided pieces (``Shard(1)``, transposes) are read in the order they have on disk into
-scratch memory and copied by numpy. The interpreter lock is released during both, so a few
+scratch memory and copied by numpy, as fp8 with scales is before it is multiplied with them
+(:mod:`ckpt_tool.fp8`). The interpreter lock is released during both, so a few
 threads, each with its own :class:`BlockReader`, keep all cores busy. numpy is imported by what
 needs it: to copy runs of bytes it is not.
 """
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 from ckpt_tool.errors import FormatError
 from ckpt_tool.geometry import Shape, contiguous_strides, dot, linear_boxes
 from ckpt_tool.lazy import LazyTensor, Region, subregion
+from ckpt_tool.scaled import piece_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ckpt_tool.casts import Caster
+    from ckpt_tool.fp8 import Dequantiser
 
 #: Bytes of output per block: each is one write, and fits the second-level cache.
 BLOCK_BYTES = 2 << 20
@@ -79,6 +82,7 @@ class BlockReader:
         self._cast_scratch = bytearray()
         self._strided_scratch = bytearray()
         self._caster: Caster | None = None
+        self._dequantiser: Dequantiser | None = None
 
     def read(
         self, tensor: LazyTensor, start: int, stop: int, out: memoryview, floor: float = 0.0
@@ -92,15 +96,34 @@ class BlockReader:
         if source == target:
             self._gather(tensor, start, stop, out)
             return floor
-        caster = self._casting()
+        fill = self._dequantise if tensor.is_scaled else self._cast
         step = BLOCK_BYTES // target.itemsize
         for at in range(start, stop, step):
-            count = min(step, stop - at)
-            raw = self._cast_raw(count * source.itemsize)
-            self._gather(tensor, at, at + count, raw)
-            done = (at - start) * target.itemsize
-            part = out[done : done + count * target.itemsize]
-            floor = caster.cast_bytes(raw, source, part, target, floor)
+            end = min(at + step, stop)
+            part = out[(at - start) * target.itemsize : (end - start) * target.itemsize]
+            floor = fill(tensor, at, end, part, floor)
+        return floor
+
+    def _cast(
+        self, tensor: LazyTensor, start: int, stop: int, out: memoryview, floor: float
+    ) -> float:
+        raw = self._cast_raw((stop - start) * tensor.source_dtype.itemsize)
+        self._gather(tensor, start, stop, raw)
+        return self._casting().cast_bytes(raw, tensor.source_dtype, out, tensor.dtype, floor)
+
+    def _dequantise(
+        self, tensor: LazyTensor, start: int, stop: int, out: memoryview, floor: float
+    ) -> float:
+        strides, size = contiguous_strides(tensor.shape), tensor.dtype.itemsize
+        for box in linear_boxes(tensor.shape, start, stop):
+            for chunk, common in tensor.chunks_in(box):
+                region = subregion(chunk, common, 1)
+                piece = piece_of(region, common.sizes, strides)
+                in_file = Region(region.path, region.offset, (piece.scales.columns, 1))
+                raw = self._fetch(in_file, piece.sizes, 1)
+                at = (dot(common.offsets, strides) - start) * size
+                target = _strided(out[at:], piece.sizes, piece.strides, size)
+                floor = self._dequantising().put(raw, piece, target, tensor.dtype, floor)
         return floor
 
     def _gather(self, tensor: LazyTensor, start: int, stop: int, out: memoryview) -> None:
@@ -149,6 +172,12 @@ class BlockReader:
 
         self._caster = self._caster or Caster()
         return self._caster
+
+    def _dequantising(self) -> Dequantiser:
+        from ckpt_tool.fp8 import Dequantiser
+
+        self._dequantiser = self._dequantiser or Dequantiser(self._files.read, self._casting())
+        return self._dequantiser
 
     def _cast_raw(self, size: int) -> memoryview:
         self._cast_scratch = _grown(self._cast_scratch, size)

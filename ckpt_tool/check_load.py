@@ -20,11 +20,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class LoadCheck:
-    """What opened: the class, and how many tensors it wants."""
+    """What opened: the class, how many tensors it wants, and the library it is of."""
 
     architecture: str
     num_tensors: int
-    transformers_version: str
+    library: str
 
 
 def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
@@ -46,7 +46,7 @@ def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
     faults = _compare(_wanted(model, config), planned) or _loader_faults(model, planned)
     if faults:
         raise MappingError(f"--check-load: this is not what {type(model).__name__} loads", faults)
-    return LoadCheck(type(model).__name__, len(planned), transformers.__version__)
+    return LoadCheck(type(model).__name__, len(planned), f"transformers {transformers.__version__}")
 
 
 def _wanted(model: Any, config: ModelConfig) -> Shapes | None:

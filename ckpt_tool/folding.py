@@ -42,6 +42,11 @@ def fold(names: Mapping[str, Hashable]) -> list[Fold]:
     return folds
 
 
+def without_numbers(name: str) -> str:
+    """What names that could be folded have in common."""
+    return _NUMBER.sub("#", name)
+
+
 def _products(numbers: Iterable[tuple[int, ...]]) -> list[_Slots]:
     """Cover a set of tuples with disjoint products, widening one slot after another."""
     rows: list[_Slots] = [tuple(frozenset([n]) for n in row) for row in numbers]

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import os
 
+from ckpt_tool.errors import UsageError
+from ckpt_tool.parallel import local_size
+
+
+def jobs_of(wanted: int) -> int:
+    """``wanted`` threads, or for 0 the default; UsageError for less."""
+    if wanted < 0:
+        raise UsageError(f"--jobs {wanted}: expected 1 or more")
+    return wanted or default_jobs()
+
 
 def default_jobs() -> int:
-    """One per core, at least two: they keep a disk busy; more than four gain nothing."""
-    return min(4, max(2, len(os.sched_getaffinity(0))))
+    """One per core, at least two: they keep a disk busy; more than four gain nothing.
+
+    Processes of one run that share a machine share its cores.
+    """
+    return min(4, max(2, len(os.sched_getaffinity(0)) // local_size()))

@@ -13,22 +13,44 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from ckpt_tool.dtypes import CASTABLE, DType
+from ckpt_tool.dtypes import BY_NAME, CASTABLE, DType
 from ckpt_tool.geometry import Box, Shape, dot, intersect
 
 if TYPE_CHECKING:
     import torch
 
 
+#: What scales turn into weights: one byte, sign and 4 bits of exponent and 3 of mantissa.
+FLOAT8 = BY_NAME["float8_e4m3fn"]
+
+
+class Scales(NamedTuple):
+    """What the elements of a row-major fp8 matrix are multiplied with: one factor per block.
+
+    The matrix begins at byte ``start`` of its file and has rows of ``columns`` elements; ``block``
+    is the (rows, columns) that share a factor. The factors are row-major themselves, of ``dtype``,
+    from byte ``offset`` of ``path``.
+    """
+
+    start: int
+    columns: int
+    block: tuple[int, int]
+    path: str
+    offset: int
+    dtype: DType
+
+
 class Region(NamedTuple):
     """A strided block of elements in a file.
 
-    ``offset`` is the byte position of element ``[0, ..., 0]``; ``strides`` are in elements.
+    ``offset`` is the byte position of element ``[0, ..., 0]``; ``strides`` are in elements. Where
+    there are ``scales``, offset and strides also say where in their matrix each element is.
     """
 
     path: str
     offset: int
     strides: Shape
+    scales: Scales | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +66,7 @@ class LazyTensor:
     """A tensor of ``shape`` and ``dtype`` whose elements are in ``chunks``.
 
     The chunks tile the shape exactly; their elements have ``source_dtype`` on disk and are cast
-    to ``dtype`` when read.
+    to ``dtype`` when read, after multiplication with their scales if :attr:`is_scaled`.
     """
 
     shape: Shape
@@ -70,6 +92,11 @@ class LazyTensor:
     def nbytes(self) -> int:
         """Size in bytes, in ``dtype``."""
         return self.numel * self.dtype.itemsize
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether this is fp8 that is multiplied with scales when read: each chunk has some."""
+        return self.source_dtype == FLOAT8 and self.dtype in CASTABLE
 
     def chunks_in(self, box: Box) -> Iterator[tuple[Chunk, Box]]:
         """The chunks that meet ``box``, each with the common block, by ascending offsets."""
@@ -127,13 +154,14 @@ class LazyTensor:
         """The tensor cast to ``dtype`` when read.
 
         ValueError unless both are floating-point types of 16 bits or more (integers are not
-        weights, fp8 needs its scales), and where another cast is pending.
+        weights, fp8 needs its scales), and where another cast is pending. Scaled fp8 is only
+        rounded when read, so another ``dtype`` just takes the place of the first.
         """
         if dtype == self.dtype:
             return self
         if dtype not in CASTABLE or self.dtype not in CASTABLE:
             raise ValueError(f"no cast from {self.dtype} to {dtype}")
-        if self.dtype != self.source_dtype:
+        if self.dtype != self.source_dtype and not self.is_scaled:
             raise ValueError(f"already cast from {self.source_dtype} to {self.dtype}")
         return replace(self, dtype=dtype)
 
@@ -198,9 +226,9 @@ def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
 
 def subregion(chunk: Chunk, common: Box, itemsize: int) -> Region:
     """The region of ``common``, a block inside the chunk's box; ``itemsize`` in bytes on disk."""
-    path, offset, strides = chunk.region
+    path, offset, strides, scales = chunk.region
     skipped = dot(common.offsets, strides) - dot(chunk.box.offsets, strides)
-    return Region(path, offset + skipped * itemsize, strides)
+    return Region(path, offset + skipped * itemsize, strides, scales)
 
 
 def _put(values: Shape, dim: int, value: int) -> Shape:

@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tool.dtypes import BY_NAME, CASTABLE, DType
+from ckpt_tool.casting import cast_all, require_dtype, target_dtype
+from ckpt_tool.dtypes import CASTABLE, DType
 from ckpt_tool.errors import CheckpointError, UsageError
-from ckpt_tool.jobs import default_jobs
+from ckpt_tool.jobs import jobs_of
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import refuse_adapters, to_hub
-from ckpt_tool.model_folder import WriteOptions, WriteResult, write_model
+from ckpt_tool.model_folder import write_model
+from ckpt_tool.output import WriteOptions, WriteResult
 from ckpt_tool.plan import ModelPlan
 from ckpt_tool.progress import NoProgress, Progress
 from ckpt_tool.proofs import prove_replicas, tied_head
 from ckpt_tool.readers import open_fsdp_folders
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.writers.huggingface import parse_size, plan_files
-
-DTYPES = ("auto", "keep", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def merge_fsdp(
     options = options or MergeOptions()
     progress = progress or NoProgress()
     plan = plan_fsdp(folders, options, progress)
-    return write_model(plan, Path(out), options.write, jobs_of(options), progress)
+    return write_model(plan, Path(out), options.write, jobs_of(options.jobs), progress)
 
 
 def plan_fsdp(
@@ -77,8 +77,7 @@ def plan_fsdp(
 
 def plan_model(checkpoint: Checkpoint, options: MergeOptions, progress: Progress) -> ModelPlan:
     """The plan for any checkpoint whose names are those of a transformers model in memory."""
-    if options.dtype not in DTYPES:
-        raise UsageError(f"--dtype {options.dtype}: expected one of {', '.join(DTYPES)}")
+    require_dtype(options.dtype)
     limit = parse_size(options.max_shard_size)
     checkpoint.require_sound()
     if not checkpoint.entries:
@@ -86,19 +85,19 @@ def plan_model(checkpoint: Checkpoint, options: MergeOptions, progress: Progress
     config = _config(checkpoint, options)
     if config is not None:
         refuse_adapters(checkpoint.entries)
-    prove_replicas(checkpoint, options.check_replicas, jobs_of(options), progress)
+    prove_replicas(checkpoint, options.check_replicas, jobs_of(options.jobs), progress)
     warnings: list[str] = []
     tensors = dict(checkpoint)
     dropped: dict[str, str] = {}
     if config is not None:
-        head = tied_head(checkpoint, config, options.tie_word_embeddings, jobs_of(options))
+        head = tied_head(checkpoint, config, options.tie_word_embeddings, jobs_of(options.jobs))
         if head.dropped:
             dropped[head.name] = f"equal to {head.embedding}, to which the config ties it"
             tensors.pop(head.name)
         form = to_hub(tensors, config.with_tied(head.tied))
         tensors, config = form.tensors, form.config
         warnings += form.warnings
-    tensors = _cast(tensors, _target_dtype(options, config), config)
+    tensors = cast_all(tensors, target_dtype(options.dtype, config), config)
     if config is not None:
         config = config.with_dtype(_written_dtype(tensors))
     return ModelPlan(
@@ -109,13 +108,6 @@ def plan_model(checkpoint: Checkpoint, options: MergeOptions, progress: Progress
         dropped=dropped,
         warnings=warnings,
     )
-
-
-def jobs_of(options: MergeOptions) -> int:
-    """The number of threads."""
-    if options.jobs < 0:
-        raise UsageError(f"--jobs {options.jobs}: expected 1 or more")
-    return options.jobs or default_jobs()
 
 
 def _config(checkpoint: Checkpoint, options: MergeOptions) -> ModelConfig | None:
@@ -129,27 +121,6 @@ def _config(checkpoint: Checkpoint, options: MergeOptions) -> ModelConfig | None
             " --config none.",
         )
     return load_config(folder)
-
-
-def _target_dtype(options: MergeOptions, config: ModelConfig | None) -> DType | None:
-    """The dtype that weights are cast to; None: each keeps its own."""
-    if options.dtype == "auto":
-        return config.dtype if config is not None else None
-    return None if options.dtype == "keep" else BY_NAME[options.dtype]
-
-
-def _cast(
-    tensors: dict[str, LazyTensor], target: DType | None, config: ModelConfig | None
-) -> dict[str, LazyTensor]:
-    """Weights in ``target``; integers, fp8 and what must stay float32 as they are."""
-    if target is None:
-        return tensors
-    return {
-        name: tensor
-        if tensor.dtype not in CASTABLE or (config is not None and config.keeps_float32(name))
-        else tensor.to(target)
-        for name, tensor in tensors.items()
-    }
 
 
 def _written_dtype(tensors: dict[str, LazyTensor]) -> DType | None:

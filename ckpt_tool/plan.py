@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.version import __version__
-from ckpt_tool.writers.stream import DIGEST, PlannedFile, WrittenFile
+from ckpt_tool.writers.planned import PlannedFile
+from ckpt_tool.writers.stream import DIGEST, WrittenFile
 
 MANIFEST_NAME = "ckpt_manifest.json"
+
+#: Number of tensors per (source, target) dtype.
+Casts = dict[tuple[DType, DType], int]
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,9 @@ class ModelPlan:
         """Bytes of all weight files."""
         return sum(file.size for file in self.files)
 
-    def casts(self) -> dict[tuple[DType, DType], int]:
+    def casts(self) -> Casts:
         """Number of tensors per (source, target) dtype where these differ."""
-        found: dict[tuple[DType, DType], int] = {}
-        for tensor in self.tensors.values():
-            if tensor.dtype != tensor.source_dtype:
-                key = (tensor.source_dtype, tensor.dtype)
-                found[key] = found.get(key, 0) + 1
-        return found
+        return count_casts(self.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,20 @@ class Cast:
     max_abs_error: float
 
 
-def manifest(plan: ModelPlan, written: list[WrittenFile]) -> dict[str, object]:
+def count_casts(tensors: Iterable[LazyTensor]) -> Casts:
+    """Number of tensors per (source, target) dtype where these differ."""
+    found: Casts = {}
+    for tensor in tensors:
+        if tensor.dtype != tensor.source_dtype:
+            key = (tensor.source_dtype, tensor.dtype)
+            found[key] = found.get(key, 0) + 1
+    return found
+
+
+def manifest(
+    source: Checkpoint, casts: Casts, dropped: dict[str, str], written: list[WrittenFile]
+) -> dict[str, object]:
     """Where the model came from; no absolute paths, so that it can be published with the model."""
-    source = plan.checkpoint
     files = [
         {
             "name": Path(file.path).name,
@@ -72,8 +83,8 @@ def manifest(plan: ModelPlan, written: list[WrittenFile]) -> dict[str, object]:
         "source": {"format": source.format, "world_size": source.world_size, "files": files},
         "digest": DIGEST,
         "files": [{"name": w.name, "bytes": w.size, "digest": w.digest} for w in written],
-        "casts": [cast_json(cast) for cast in casts_of(plan, written)],
-        "dropped": plan.dropped,
+        "casts": [cast_json(cast) for cast in casts_of(casts, written)],
+        "dropped": dropped,
     }
 
 
@@ -88,22 +99,22 @@ def cast_json(cast: Cast) -> dict[str, object]:
     }
 
 
-def casts_of(plan: ModelPlan, written: list[WrittenFile]) -> list[Cast]:
-    """The casts of a plan with the errors that writing measured."""
+def casts_of(casts: Casts, written: list[WrittenFile]) -> list[Cast]:
+    """The casts with the errors that writing measured."""
     errors: dict[tuple[str, str], float] = {}
     for file in written:
         for source, target, error in file.cast_errors:
             errors[source, target] = max(error, errors.get((source, target), 0.0))
     return [
         Cast(source.name, target.name, count, errors.get((source.name, target.name), 0.0))
-        for (source, target), count in plan.casts().items()
+        for (source, target), count in casts.items()
     ]
 
 
-def overflows(plan: ModelPlan, written: list[WrittenFile]) -> list[str]:
+def overflows(casts: Casts, written: list[WrittenFile]) -> list[str]:
     """A warning per cast that lost a finite value to infinity."""
     return [
         f"some {cast.source} values are too large for {cast.target} and became infinite"
-        for cast in casts_of(plan, written)
+        for cast in casts_of(casts, written)
         if cast.max_abs_error == float("inf")
     ]

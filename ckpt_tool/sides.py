@@ -10,6 +10,7 @@ from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
+from ckpt_tool.mapping.megatron.convert import from_megatron, rules_of
 from ckpt_tool.progress import Progress
 from ckpt_tool.proofs import is_weight_of, only_embedding, prove_replicas
 from ckpt_tool.readers import open_checkpoint
@@ -58,9 +59,19 @@ def require_config(side: Side, other: Side) -> Side:
         return side
     if side.checkpoint.format == "huggingface":
         return _as_on_hub(side, config)
+    if side.checkpoint.format == "torch_dist":
+        return _from_megatron(side, other, config)
     refuse_adapters(side.tensors)
     form = to_hub(side.tensors, config)
     return replace(side, tensors=form.tensors, warnings=tuple(form.warnings))
+
+
+def _from_megatron(side: Side, other: Side, config: ModelConfig) -> Side:
+    """A Megatron side, with what Hugging Face repeats of it where the other side has that."""
+    rules = rules_of(config, side.tensors)
+    tensors = from_megatron(side.tensors, rules)
+    repeated = {r.hf: tensors[r.of] for r in rules.repeats if r.hf in other.tensors}
+    return replace(side, tensors=tensors | repeated)
 
 
 def _as_on_hub(side: Side, config: ModelConfig) -> Side:

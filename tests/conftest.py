@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from ckpt_tool.verify import VerifyResult
+from tests import megatron
 from tests.real.fsdp_cases import CASES
 from tests.real.write_fsdp import write_cases
 from tests.verifying import Plant, Tensors, judge
@@ -23,16 +24,34 @@ def checkpoints(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> dict[str, Path]:
     """Every case of `tests.real`, by name. Read only: tests that damage one copy it first."""
-    base = tmp_path_factory.getbasetemp()
+    out = once(tmp_path_factory, request, "checkpoints", write_cases)
+    return {name: out / name for name in CASES}
+
+
+@pytest.fixture(scope="session")
+def megatron_cases(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    """What `tests.megatron` builds. Read only."""
+    return once(tmp_path_factory, request, "megatron", megatron.build)
+
+
+def once(
+    factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+    name: str,
+    make: Callable[[Path], object],
+) -> Path:
+    """The folder `name` that `make` fills, by the first of the workers that needs it."""
+    base = factory.getbasetemp()
     if hasattr(request.config, "workerinput"):  # pytest-xdist: the workers share one parent
         base = base.parent
-    out = base / "checkpoints"
-    with (base / "checkpoints.lock").open("w") as lock:
+    with (base / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one worker writes, the others wait for it here
-        if not (base / "checkpoints.done").exists():
-            write_cases(out)
-            (base / "checkpoints.done").touch()
-    return {name: out / name for name in CASES}
+        if not (base / f"{name}.done").exists():
+            make(base / name)
+            (base / f"{name}.done").touch()
+    return base / name
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from ckpt_tool.check_load import LoadCheck, check_load
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.merge import MergeOptions, merge_fsdp, plan_fsdp
-from ckpt_tool.model_folder import WriteOptions
+from ckpt_tool.output import WriteOptions
 
 Shapes = dict[str, tuple[int, ...]]
 Planned = Callable[[str], tuple[ModelConfig, Shapes]]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ckpt_tool.errors import CheckpointError, MappingError, OutputError, UsageError
 from ckpt_tool.merge import MergeOptions, merge_fsdp, plan_fsdp
-from ckpt_tool.model_folder import WriteOptions
+from ckpt_tool.output import WriteOptions
 from tests.merging import TINY, assert_same, load_folder, values, write_rank
 from tests.real.fsdp_cases import CASES
 

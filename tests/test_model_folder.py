@@ -16,7 +16,8 @@ import torch
 
 from ckpt_tool.errors import FormatError, OutputError, UsageError
 from ckpt_tool.merge import MergeOptions, merge_fsdp, plan_fsdp
-from ckpt_tool.model_folder import WriteOptions, write_model
+from ckpt_tool.model_folder import write_model
+from ckpt_tool.output import WriteOptions
 from ckpt_tool.progress import NoProgress
 from ckpt_tool.writers.stream import digest_file
 from tests.merging import TINY, assert_same, load_folder, write_rank

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_tool.cli import inspect, merge, ui, verify
+from ckpt_tool.cli import inspect, merge, to_mcore, ui, verify
 from ckpt_tool.version import __version__
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("inspect")(inspect.inspect)
 app.add_typer(merge.app, name="merge")
 app.command("verify")(verify.verify)
+app.command("to-mcore")(to_mcore.to_mcore)
 
 
 def _version(wanted: bool) -> None:

@@ -21,6 +21,8 @@ _FORMATS = {
     "fsdp-rank": "FSDP rank file (local tensors)",
     "huggingface": "Hugging Face model",
     "torch": "torch.save file",
+    "torch_dist": "megatron-core torch_dist checkpoint",
+    "dcp": "torch.distributed.checkpoint folder",
 }
 
 
@@ -55,18 +57,18 @@ def inspect(
     from ckpt_tool.cli import tables
 
     found = operation.inspect_checkpoint(paths, patterns or [])
-    if as_json:
-        ui.print_json(operation.as_json(found, shards=shards))
-    else:
-        out = ui.console()
-        _summary(out, found)
-        if not problems:
-            if shards:
+    with ui.output():
+        if as_json:
+            ui.print_json(operation.as_json(found, shards=shards))
+        else:
+            out = ui.console()
+            _summary(out, found)
+            if shards and not problems:
                 for line in tables.shard_lines(found.entries):
                     out.print(line, soft_wrap=True)
-            else:
+            elif not problems:
                 out.print(tables.tensor_table(found.entries, out.width, folded=not everything))
-        _problems(out, found, everything=problems or everything)
+            _problems(out, found, everything=problems or everything)
     if not found.ok:
         raise typer.Exit(ui.EXIT_FAILED)
 

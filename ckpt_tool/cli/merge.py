@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckpt_tool.cli import ui
-from ckpt_tool.cli.options import AsJson, Jobs
-from ckpt_tool.wording import human_bytes, plural
+from ckpt_tool.cli import results, ui
+from ckpt_tool.cli.options import AsJson, Fsync, Jobs, Overwrite, Resume
+from ckpt_tool.wording import plural
 
 if TYPE_CHECKING:
     from ckpt_tool.merge import MergeOptions
-    from ckpt_tool.model_folder import WriteResult
-    from ckpt_tool.plan import Cast, ModelPlan
+    from ckpt_tool.plan import ModelPlan
 
 app = typer.Typer(
     help="Merge a sharded checkpoint into a Hugging Face model folder.",
@@ -75,18 +74,9 @@ def fsdp(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT if it is there.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted merge stopped.")
-    ] = False,
-    fsync: Annotated[
-        bool,
-        typer.Option(
-            "--fsync/--no-fsync", help="Wait until the result is on disk before it appears."
-        ),
-    ] = True,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    fsync: Fsync = True,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -96,7 +86,7 @@ def fsdp(
     where the checkpoint or the request is not sound.
     """
     from ckpt_tool.merge import MergeOptions
-    from ckpt_tool.model_folder import WriteOptions
+    from ckpt_tool.output import WriteOptions
 
     options = MergeOptions(
         config=Path(config) if config not in (None, "none") else None,
@@ -123,13 +113,14 @@ def _run(
             check_plan(plan, out, options.write)
         else:
             result = merge.merge_fsdp(folders, out, options, progress)
-    if dry_run:
-        ui.print_json(_plan_json(plan, out)) if as_json else _show_plan(plan, out)
-        return
-    if as_json:
-        ui.print_json(_result_json(result))
-    else:
-        _show_result(result)
+    with ui.output():
+        if dry_run:
+            ui.print_json(_plan_json(plan, out)) if as_json else _show_plan(plan, out)
+            return
+        if as_json:
+            ui.print_json(results.result_json(result))
+        else:
+            results.show_result(result)
     if result.differences:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 
@@ -161,41 +152,6 @@ def _show_plan(plan: ModelPlan, out: Path) -> None:
         ui.warn(warning)
 
 
-def _show_result(result: WriteResult) -> None:
-    console = ui.console()
-    for warning in result.warnings:
-        ui.warn(warning)
-    if result.differences:
-        count = plural(len(result.differences), "tensor")
-        console.print(f"[red]{count} did not read back as written; nothing was kept[/red]")
-        for name in result.differences:
-            console.print(f"  {name}", soft_wrap=True)
-        return
-    console.print(
-        f"Wrote {plural(result.num_tensors, 'tensor')}, {human_bytes(result.total_bytes)}"
-        f" in {plural(len(result.files), 'file')} to {result.output}"
-        f" ({result.seconds:.1f} s, writing at {human_bytes(result.bytes_per_second)}/s)",
-        soft_wrap=True,
-    )
-    for cast in result.casts:
-        console.print(_cast_line(cast))
-    for name, reason in result.dropped.items():
-        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
-    if result.verified:
-        console.print("  verify   read back from disk: every bit as planned")
-    if result.load_check is not None:
-        check = result.load_check
-        console.print(
-            f"  load     {check.architecture} of transformers {check.transformers_version}"
-            f" finds all {check.num_tensors:,} tensors it wants, and no other"
-        )
-
-
-def _cast_line(cast: Cast) -> str:
-    text = f"  cast     {plural(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
-    return f"{text}, largest absolute error {cast.max_abs_error:.3g}"
-
-
 def _plan_json(plan: ModelPlan, out: Path) -> dict[str, Any]:
     return {
         "format": plan.checkpoint.format,
@@ -213,25 +169,4 @@ def _plan_json(plan: ModelPlan, out: Path) -> dict[str, Any]:
         "bytes_per_second": None,
         "verified": None,
         "warnings": plan.warnings,
-    }
-
-
-def _result_json(result: WriteResult) -> dict[str, Any]:
-    from ckpt_tool.plan import cast_json
-
-    return {
-        "format": result.format,
-        "output": str(result.output),
-        "num_tensors": result.num_tensors,
-        "total_bytes": result.total_bytes,
-        "files": [
-            {"path": file.name, "bytes": file.size, "digest": file.digest} for file in result.files
-        ],
-        "casts": [cast_json(cast) for cast in result.casts],
-        "dropped": result.dropped,
-        "seconds": result.seconds,
-        "bytes_per_second": result.bytes_per_second,
-        "verified": result.verified,
-        "differences": result.differences,
-        "warnings": result.warnings,
     }

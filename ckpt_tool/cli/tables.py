@@ -69,7 +69,7 @@ def _table(
         table.add_column(title, justify="right" if title == "#" else "left", no_wrap=True)
     columns = zip(titles, *cells, strict=True)
     used = sum(max(len(line) for cell in col for line in cell.split("\n")) for col in columns)
-    room = width - used - _PADDING * len(titles) - 1
+    room = width - used - _PADDING * len(titles) - 2
     hung = {_prefix(name) for name in names if len(name) > room} - {""}
     last = ""
     for name, row in zip(names, cells, strict=True):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from ckpt_tool.errors import CheckpointError, CkptError, MappingError
+from ckpt_tool.parallel import is_first
 from ckpt_tool.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -43,9 +44,6 @@ def guarded(command: Command) -> Command:
         except KeyboardInterrupt as interrupt:
             _say(f"interrupted. {interrupt}".rstrip())
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:  # while something else than the result was printed
-            _drop_output()
-            raise typer.Exit(0) from None
         except (CkptError, OSError) as error:
             _explain(error)
             raise typer.Exit(EXIT_FAILED) from None
@@ -89,6 +87,8 @@ def _say(text: str) -> None:
 def _explain(error: CkptError | OSError) -> None:
     if verbose:
         traceback.print_exception(error)
+    if not is_first():  # the first process of several says what went wrong in any of them
+        return
     if not isinstance(error, CkptError):
         where = f"{error.filename}: " if error.filename else ""
         _say(f"error: {where}{error.strerror or error}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckpt_tool.errors import FormatError, UsageError
 from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.readers.dcp import locate_dcp, open_dcp
 from ckpt_tool.readers.fsdp import locate, open_fsdp
 from ckpt_tool.readers.huggingface import is_model_folder, open_huggingface
 from ckpt_tool.readers.torch_file import open_torch_file
@@ -28,6 +29,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     ranks = locate(path)
     if ranks is not None:
         return open_fsdp([ranks])
+    planned = locate_dcp(path)
+    if planned is not None:
+        return open_dcp(planned)
     if is_model_folder(path):
         return open_huggingface(path)
     raise FormatError(f"{path}: no checkpoint of a known format in this folder", hint=_EXPECTED)
@@ -49,7 +53,8 @@ def open_fsdp_folders(paths: Sequence[str | Path]) -> Checkpoint:
 
 
 _EXPECTED = (
-    "Expected FSDP rank files (model_world_size_W_rank_R.pt), or a Hugging Face folder"
+    "Expected FSDP rank files (model_world_size_W_rank_R.pt), a torch_dist or other folder of"
+    " torch.distributed.checkpoint (.metadata, *.distcp), or a Hugging Face folder"
     " (*.safetensors, pytorch_model*.bin)."
 )
 

@@ -55,6 +55,8 @@ _DATA_PACKAGES = (
     "torch.distributed.remote_device",
     "torch.distributed.distributed_c10d",
 )
+#: Packages whose classes describe how a checkpoint was planned: stand-ins in its metadata.
+_PLAN_PACKAGES = ("torch.distributed.checkpoint", "megatron.core.dist_checkpointing", "pathlib")
 
 
 def storage_of(pid: Any) -> StorageRef:
@@ -85,6 +87,13 @@ def resolve(module: str, name: str) -> Any:
         f"the pickle names {full}, which is no tensor metadata; nothing was run",
         hint="Do not load this file with torch.load either, unless you know who wrote it.",
     )
+
+
+def resolve_plan(module: str, name: str) -> Any:
+    """What may stand in a DCP ``.metadata``: tensor metadata, and plans of torch and Megatron."""
+    if any(module == p or module.startswith(f"{p}.") for p in _PLAN_PACKAGES):
+        return _stand_in(f"{module}.{name}")
+    return resolve(module, name)
 
 
 @dataclass(frozen=True, slots=True)

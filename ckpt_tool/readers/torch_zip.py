@@ -48,16 +48,24 @@ class StoredTensor:
 class TorchArchive:
     """One archive: ``load()`` gives its object with :class:`TensorRef` leaves.
 
-    Use as a context manager; raises FormatError or UnsafeContentError for what it cannot accept,
-    OSError where the file cannot be read.
+    It is the whole file, or the ``length`` bytes of it from ``start`` on. Use as a context
+    manager; raises FormatError or UnsafeContentError for what it cannot accept, OSError where the
+    file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int = 0, length: int | None = None) -> None:
         self.path = str(path)
+        self._start = start
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by __exit__)
         try:
             self._descriptor = self._file.fileno()
-            self.bytes = os.fstat(self._descriptor).st_size
+            size = os.fstat(self._descriptor).st_size
+            self.bytes = size if length is None else length
+            if not 0 <= start <= start + self.bytes <= size:
+                raise FormatError(
+                    f"{self.path}: ends at byte {size}, expected {start + self.bytes} or more",
+                    hint="Compare its size with the original and copy it again.",
+                )
             self._refuse_other_formats()
             self._directory: Directory = read_directory(self._pread, self.bytes, self.path)
             self._root = self._find_root()
@@ -92,7 +100,7 @@ class TorchArchive:
                 f" expected {storage.nbytes}"
             )
         self._check_extent(ref, name)
-        offset = start + ref.offset * ref.dtype.itemsize
+        offset = self._start + start + ref.offset * ref.dtype.itemsize
         return StoredTensor(
             ref.shape, ref.dtype, Region(self.path, offset, ref.strides), storage.key
         )
@@ -107,11 +115,12 @@ class TorchArchive:
         width = ref.dtype.itemsize
         steps = list(zip(ref.shape, ref.strides, strict=True))
         places = [sum(at) for at in product(*([i * step for i in range(n)] for n, step in steps))]
-        raw = self._pread(stored.region.offset, (max(places) + 1) * width)
+        raw = self._pread(stored.region.offset - self._start, (max(places) + 1) * width)
         return [int.from_bytes(raw[at * width : (at + 1) * width], "little") for at in places]
 
     def _pread(self, offset: int, size: int) -> bytes:
         pieces = []
+        offset += self._start
         while size:
             piece = os.pread(self._descriptor, size, offset)
             if not piece:

@@ -80,8 +80,11 @@ def read_directory(read: Read, size: int, path: str) -> Directory:
 
 def _find_directory(read: Read, size: int, path: str) -> tuple[int, int, int]:
     """Position, length and number of entries, from the end record or its zip64 form."""
-    tail_size = min(size, _END.size + _MAX_COMMENT)
+    tail_size = min(size, _END.size)  # torch writes no comment behind it
     tail = read(size - tail_size, tail_size)
+    if not tail.startswith(b"PK\x05\x06"):
+        tail_size = min(size, _END.size + _MAX_COMMENT)
+        tail = read(size - tail_size, tail_size)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > len(tail):
         raise FormatError(

@@ -16,7 +16,7 @@ from typing import Any
 
 from ckpt_tool.errors import UsageError
 from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.writers.stream import PlannedFile
+from ckpt_tool.writers.planned import PlannedFile
 
 INDEX_NAME = "model.safetensors.index.json"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -85,6 +85,6 @@ def _plan_file(file: str, group: list[str], tensors: Mapping[str, LazyTensor]) -
     text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
-    starts = tuple(len(header) + start for start in [0, *ends[:-1]][: len(names)])
-    held = tuple(tensors[name] for name in names)
-    return PlannedFile(file, header, tuple(names), held, starts, len(header) + at)
+    starts = (0, *(len(header) + start for start in [0, *ends[:-1]][: len(names)]))
+    items: tuple[bytes | LazyTensor, ...] = (header, *(tensors[name] for name in names))
+    return PlannedFile(file, tuple(names), items, starts, len(header) + at)

@@ -61,18 +61,38 @@ def check_space(out: Path, needed: int) -> None:
         )
 
 
-class Staging:
-    """The folder in which an output is prepared; ``path`` is where to write.
+class Workplace:
+    """A folder in which an output is prepared; ``path`` is where to write.
 
     ``fsync=False`` leaves it to the kernel when data reaches the disk.
     """
 
-    def __init__(self, out: Path, plan: str, *, resume: bool, fsync: bool) -> None:
+    def __init__(self, out: Path, *, fsync: bool) -> None:
         self.out = out.absolute()
         self.path = self.out.parent / f".{self.out.name}.ckpt-partial"
         self.finished: dict[str, WrittenFile] = {}
-        self._plan = plan
         self._fsync = fsync
+
+    def record(self, written: WrittenFile) -> None:
+        """Note a file that is complete and synced."""
+        self.finished[written.name] = written
+
+    def sync(self, descriptor: int) -> None:
+        """Wait until a file is on disk, unless that is not wanted."""
+        if self._fsync:
+            os.fsync(descriptor)
+
+    def abandon(self) -> int:
+        """Leave without publishing; returns how many finished files are kept for a resume."""
+        return 0
+
+
+class Staging(Workplace):
+    """The workplace of the process that publishes: it keeps the journal, and cleans up."""
+
+    def __init__(self, out: Path, plan: str, *, resume: bool, fsync: bool) -> None:
+        super().__init__(out, fsync=fsync)
+        self._plan = plan
         self.out.parent.mkdir(parents=True, exist_ok=True)
         kept = self._read_journal() if resume else None
         if kept is None:
@@ -87,7 +107,7 @@ class Staging:
     def record(self, written: WrittenFile) -> None:
         """Note a file that is complete and synced."""
         self._note(asdict(written))
-        self.finished[written.name] = written
+        super().record(written)
 
     def put(self, name: str, content: bytes) -> None:
         """Write and sync a small file."""
@@ -129,11 +149,6 @@ class Staging:
         """Leave nothing behind."""
         self._journal.close()
         shutil.rmtree(self.path, ignore_errors=True)
-
-    def sync(self, descriptor: int) -> None:
-        """Wait until a file is on disk, unless that is not wanted."""
-        if self._fsync:
-            os.fsync(descriptor)
 
     def _sync_folder(self, path: str | Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import os
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ import xxhash
 
 from ckpt_tool.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.writers.crc import PieceSums
+from ckpt_tool.writers.planned import PlannedFile, Seal
 
 #: Blocks are filled in pairs: a strided tensor has as many pieces in two blocks as in one.
 _TASK_BYTES = 2 * BLOCK_BYTES
@@ -35,21 +36,6 @@ _FIRST_BYTES = 4 << 10
 
 #: What ``digest`` means, for the manifest.
 DIGEST = f"xxh3-128 of the xxh3-128 digests of the file's {BLOCK_BYTES >> 20} MiB blocks"
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedFile:
-    """A file to write: ``header``, then the tensors back to back, ``starts`` their positions.
-
-    Every tensor starts at a multiple of its item size, so no block cuts an element.
-    """
-
-    name: str
-    header: bytes
-    names: tuple[str, ...]
-    tensors: tuple[LazyTensor, ...]
-    starts: tuple[int, ...]
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +59,12 @@ def digest_file(path: Path) -> str:
         while block := file.read(BLOCK_BYTES):
             whole.update(xxhash.xxh3_128_digest(block))
     return whole.hexdigest()
+
+
+def buffer_bytes(jobs: int, *, casting: bool) -> int:
+    """Memory that writing takes, whatever is written: a block per thread, and room to cast it."""
+    scratch = (2 * BLOCK_BYTES + 3 * BLOCK_BYTES // 2) if casting else 0
+    return jobs * (_TASK_BYTES + scratch)
 
 
 class StreamWriter:
@@ -113,12 +105,9 @@ class StreamWriter:
         tasks: list[Future[None]] = []
         try:
             _preallocate(descriptor, plan.size)
-            digests = [b""] * -(-plan.size // BLOCK_BYTES)
-            numbers = count()
+            work = _Work(plan, descriptor, self._stop)
             for _ in range(self._jobs):
-                tasks.append(
-                    self._pool.submit(self._write_blocks, descriptor, plan, numbers, digests)
-                )
+                tasks.append(self._pool.submit(self._write_blocks, work))
             for task in as_completed(tasks):
                 task.result()
         except BaseException:
@@ -126,22 +115,21 @@ class StreamWriter:
             wait(tasks)  # the descriptor's number must not be reused under a running thread
             os.close(descriptor)
             raise
-        whole = xxhash.xxh3_128(b"".join(digests))
+        whole = xxhash.xxh3_128(b"".join(work.digests))
         errors = tuple((*key, error) for key, error in sorted(self.cast_errors.items()))
         return descriptor, WrittenFile(plan.name, plan.size, whole.hexdigest(), errors)
 
-    def _write_blocks(
-        self, descriptor: int, plan: PlannedFile, numbers: count[int], digests: list[bytes]
-    ) -> None:
+    def _write_blocks(self, work: _Work) -> None:
         reader, buffer = self._thread_state()
+        size = work.plan.size
         try:
-            while (start := next(numbers) * _TASK_BYTES) < plan.size and not self._stop.is_set():
-                task = buffer[: min(_TASK_BYTES, plan.size - start)]
-                self._fill(reader, plan, start, task)
+            while (start := next(work.numbers) * _TASK_BYTES) < size and not self._stop.is_set():
+                task = buffer[: min(_TASK_BYTES, size - start)]
+                self._fill(reader, work, start, task)
                 for at in range(0, len(task), BLOCK_BYTES):
                     block = task[at : at + BLOCK_BYTES]
-                    digests[(start + at) // BLOCK_BYTES] = xxhash.xxh3_128_digest(block)
-                _write_all(descriptor, task, start)
+                    work.digests[(start + at) // BLOCK_BYTES] = xxhash.xxh3_128_digest(block)
+                _write_all(work.descriptor, task, start)
                 self._advance(len(task))
         except BaseException:
             self._stop.set()
@@ -153,23 +141,28 @@ class StreamWriter:
             self._local.buffer = memoryview(bytearray(_TASK_BYTES))
         return self._local.reader, self._local.buffer
 
-    def _fill(self, reader: BlockReader, plan: PlannedFile, start: int, block: memoryview) -> None:
-        """Put bytes ``[start, start + len(block))`` of the planned file into ``block``."""
-        at, stop = start, start + len(block)
-        if at < len(plan.header):
-            piece = plan.header[at:stop]
-            block[: len(piece)] = piece
-            at += len(piece)
-        index = max(bisect_right(plan.starts, at) - 1, 0)
-        while at < stop:
-            tensor, begin = plan.tensors[index], plan.starts[index]
-            end = min(begin + tensor.nbytes, stop)
-            if end > at:
-                size = tensor.dtype.itemsize
-                first, last = (at - begin) // size, (end - begin) // size
-                self._read(reader, tensor, (first, last), block[at - start : end - start])
-                at = end
-            index += 1
+    def _fill(self, reader: BlockReader, work: _Work, start: int, block: memoryview) -> None:
+        """Put bytes ``[start, start + len(block))`` of the planned file into ``block``.
+
+        The CRC of a tensor is complete only when its earlier blocks are: other threads have taken
+        those already, so waiting for them ends. Seals are put in last, after this block's own part.
+        """
+        plan, stop = work.plan, start + len(block)
+        seals = []
+        for index, begin, end in plan.spans(start, stop):
+            item, part = plan.items[index], block[begin - start : end - start]
+            skipped = begin - plan.starts[index]
+            if isinstance(item, bytes):
+                part[:] = item[skipped : skipped + len(part)]
+            elif isinstance(item, Seal):
+                seals.append((index, item, skipped, part))
+            else:
+                size = item.dtype.itemsize
+                self._read(reader, item, (skipped // size, (skipped + len(part)) // size), part)
+                if index + 1 in work.sealed:
+                    work.sums.add(index, skipped, part)
+        for index, seal, skipped, part in seals:
+            part[:] = work.sealed_bytes(index, seal)[skipped : skipped + len(part)]
 
     def _read(
         self, reader: BlockReader, tensor: LazyTensor, span: Sequence[int], out: memoryview
@@ -183,6 +176,36 @@ class StreamWriter:
         if error > self.cast_errors.get(key, -1.0):
             with self._lock:
                 self.learn([(*key, error)])
+
+
+class _Work:
+    """One file that threads are writing."""
+
+    def __init__(self, plan: PlannedFile, descriptor: int, stop: threading.Event) -> None:
+        self.plan = plan
+        self.descriptor = descriptor
+        self.numbers = count()
+        self.digests = [b""] * -(-plan.size // BLOCK_BYTES)
+        self.sums = PieceSums(stop.is_set)
+        self.sealed = {
+            index for index, item in enumerate(plan.items) if isinstance(item, Seal) and item.places
+        }
+        self._seals: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def sealed_bytes(self, index: int, seal: Seal) -> bytes:
+        """The bytes of the seal that is item ``index``, with the CRC-32 of the item before it."""
+        if not seal.places:
+            return seal.content
+        with self._lock:  # a seal may lie in two blocks; who waits here has given its own part
+            if index not in self._seals:
+                size = self.plan.starts[index] - self.plan.starts[index - 1]
+                found = self.sums.whole(index - 1, size).to_bytes(4, "little")
+                content = bytearray(seal.content)
+                for place in seal.places:
+                    content[place : place + 4] = found
+                self._seals[index] = bytes(content)
+            return self._seals[index]
 
 
 def _write_all(descriptor: int, block: memoryview, offset: int) -> None:

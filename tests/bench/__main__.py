@@ -1,7 +1,7 @@
-"""``python -m tests.bench``: how fast and how small ``ckpt merge fsdp`` is on this machine.
+"""``python -m tests.bench``: how fast and how small the tool is on this machine.
 
 The result is numbers, not a test: a slow run exits with 0. It exits with 1 where something
-fails, also where the tool's result is not that of the plain merge.
+fails, also where the tool's result is not that of the plain way.
 """
 
 from __future__ import annotations
@@ -13,15 +13,24 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from tests.bench.mcore_scenarios import MCORE_VARIANTS, bench_mcore
 from tests.bench.measure import CommandError
 from tests.bench.report import as_json, facts, show
+from tests.bench.results import Result, Say
 from tests.bench.scenarios import VARIANTS, bench
 
 _DEFAULT_FOLDER = "bench"
+
+#: Each takes the size in bytes, the number of rounds, a folder and where to tell of progress.
+_SCENARIOS: dict[str, Callable[[int, int, Path, Say], Result]] = {
+    **{variant.name: partial(bench, variant) for variant in VARIANTS},
+    **{variant.name: partial(bench_mcore, variant) for variant in MCORE_VARIANTS},
+}
 
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +46,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--repeat", type=int, default=5, help="timed rounds (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write every run to FILE")
-    names = [variant.name for variant in VARIANTS]
+    names = list(_SCENARIOS)
     add("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     options = parser.parse_args(given)
     if options.gb <= 0 or options.repeat < 1:
@@ -77,9 +86,9 @@ def _run(options: argparse.Namespace) -> int:
     machine = facts(options.dir)
     results = []
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as folder:
-        for variant in VARIANTS:
-            if variant.name in options.only:
-                results.append(bench(variant, size, options.repeat, Path(folder), _say))
+        for name, scenario in _SCENARIOS.items():
+            if name in options.only:
+                results.append(scenario(size, options.repeat, Path(folder), _say))
     show(machine, results)
     if options.json:
         options.json.write_text(json.dumps(as_json(machine, results), indent=2) + "\n")

@@ -93,7 +93,7 @@ def generate(folder: Path, spec: Spec) -> list[Path]:
     subprocess.CalledProcessError where a rank fails.
     """
     (folder / "huggingface").mkdir(parents=True)
-    (folder / "huggingface" / "config.json").write_text(json.dumps(_config(spec), indent=2))
+    (folder / "huggingface" / "config.json").write_text(json.dumps(config_of(spec), indent=2))
     world = {"FSDP_version": 2, "world_size": WORLD_SIZE}
     (folder / "fsdp_config.json").write_text(json.dumps(world))
     files = []
@@ -104,7 +104,8 @@ def generate(folder: Path, spec: Spec) -> list[Path]:
     return files
 
 
-def _config(spec: Spec) -> dict[str, object]:
+def config_of(spec: Spec) -> dict[str, object]:
+    """Its config.json."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",

@@ -9,24 +9,20 @@ planning. None of this is timed, nor is the removal of outputs.
 
 from __future__ import annotations
 
-import mmap
 import os
 import resource
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+
+from tests.bench.watch import Reserve, Sampler
 
 _BLOCK = 4 << 20
-_SAMPLE_SECONDS = 0.005
-#: Looking for new children costs more than a sample: done for every so many samples.
-_SAMPLES_PER_SEARCH = 10
 
 
 class CommandError(Exception):
@@ -45,12 +41,18 @@ class Command:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: wall time from start to exit, CPU time, largest anonymous memory in bytes."""
+    """One run: wall time from start to exit, CPU time, largest anonymous memory in bytes.
+
+    ``largest``: of any one process alone. Processes share what they have from before a fork, which
+    ``anonymous`` counts for each. ``resident``: of any one process, with the files it has mapped.
+    """
 
     seconds: float
     user: float
     system: float
     anonymous: int
+    largest: int
+    resident: int
 
 
 @dataclass
@@ -74,6 +76,14 @@ class Runs:
     @property
     def anonymous(self) -> int:
         return max(run.anonymous for run in self.runs)
+
+    @property
+    def largest(self) -> int:
+        return max(run.largest for run in self.runs)
+
+    @property
+    def resident(self) -> int:
+        return max(run.resident for run in self.runs)
 
 
 def measure(
@@ -107,7 +117,7 @@ def run_prepared(command: Command, inputs: Sequence[Path]) -> Run:
     if command.out is None:
         return run(command.argv)
     try:
-        with _Reserve(command.out_bytes * 3 // 2, command.out.parent):
+        with Reserve(command.out_bytes * 3 // 2, command.out.parent):
             return run(command.argv)
     finally:
         _remove(command.out)
@@ -122,7 +132,7 @@ def run(argv: Sequence[str]) -> Run:
         ]
         started = time.perf_counter()
         pid = os.posix_spawnp(argv[0], list(argv), os.environ, file_actions=actions)
-        with _Sampler(pid) as sampler:
+        with Sampler(pid) as sampler:
             status, usage = _wait(pid)
             seconds = time.perf_counter() - started
         if status:
@@ -130,7 +140,8 @@ def run(argv: Sequence[str]) -> Run:
             text = errors.read().decode(errors="replace").strip()
             code = os.waitstatus_to_exitcode(status)
             raise CommandError(f"exit status {code}: {' '.join(argv)[:400]}\n{text[-2000:]}")
-    return Run(seconds, usage.ru_utime, usage.ru_stime, sampler.peak)
+    memory = (sampler.peak, sampler.largest, sampler.resident)
+    return Run(seconds, usage.ru_utime, usage.ru_stime, *memory)
 
 
 def _wait(pid: int) -> tuple[int, resource.struct_rusage]:
@@ -143,93 +154,11 @@ def _wait(pid: int) -> tuple[int, resource.struct_rusage]:
     return status, usage
 
 
-Watcher = TypeVar("Watcher", bound="_Watcher")
-
-
-class _Watcher:
-    """A thread that watches while a command runs."""
-
-    def __init__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self: Watcher) -> Watcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        raise NotImplementedError
-
-
-class _Sampler(_Watcher):
-    """Watches a process and its descendants in a thread. ``peak``: their RssAnon together.
-
-    Every command is watched, the references too: it costs each the same.
-    """
-
-    def __init__(self, pid: int) -> None:
-        super().__init__()
-        self.peak = 0
-        self._pid = pid
-
-    def _watch(self) -> None:
-        pids, count = [self._pid], 0
-        while not self._stop.wait(_SAMPLE_SECONDS):
-            if count % _SAMPLES_PER_SEARCH == 0:
-                pids = _with_descendants(self._pid)
-            count += 1
-            self.peak = max(self.peak, sum(map(_anonymous, pids)))
-
-
-def _anonymous(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            _, found, rest = status.read().partition(b"RssAnon:")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(rest.split(maxsplit=1)[0]) << 10 if found else 0
-
-
-def _with_descendants(pid: int) -> list[int]:
-    found = [pid]
-    try:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            children = (thread / "children").read_text()
-            for child in children.split():
-                found += _with_descendants(int(child))
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return found
-
-
 def _read(path: Path) -> None:
     buffer = bytearray(_BLOCK)
     with open(path, "rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
-
-
-class _Reserve(_Watcher):
-    """Memory that the host backs, held until a new name appears in ``folder``."""
-
-    def __init__(self, size: int, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-        self._before = set(folder.iterdir())
-        self._memory = mmap.mmap(-1, max(size, 1))
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
-        zeros = bytes(_BLOCK)
-        for start in range(0, size, _BLOCK):
-            self._memory[start : start + _BLOCK] = zeros[: size - start]
-
-    def _watch(self) -> None:
-        while set(self._folder.iterdir()) == self._before and not self._stop.wait(0.001):
-            pass
-        self._memory.close()
 
 
 def _remove(path: Path) -> None:

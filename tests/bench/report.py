@@ -15,9 +15,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.scenarios import MEMORY, MEMORY_BUDGET, MERGE, Measurement, Result
+from tests.bench.results import READ_BOTH, Measurement, Result
 
 WIDTH = 100
+_MEMORY = "peak memory"
+#: Besides what is held against a reference, the commands that move the whole checkpoint.
+_MOVES_ALL = {READ_BOTH, "cp", "cp + sync", "floor", "floor + sync", "floor, 1 thread"}
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def _print(console: Console, machine: dict[str, Any], results: Sequence[Result])
     table.add_column("budget", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for result in results:
-        title = f"{result.variant.name}: {_gigabytes(result.input_bytes)} {result.variant.title}"
+        title = f"{result.name}: {_gigabytes(result.input_bytes)} {result.title}"
         table.add_row(f"[bold]{title}[/bold]")
         for row in _rows(result):
             table.add_row(*row)
@@ -66,7 +69,8 @@ def _print(console: Console, machine: dict[str, Any], results: Sequence[Result])
     console.print(table)
     console.print(
         "seconds: whole process, median; user, sys: its CPU time. GB/s: of the checkpoint read."
-        " Peak memory: of ckpt merge fsdp, anonymous, any run."
+        " Peak memory: of ckpt merge fsdp or ckpt to-mcore, anonymous, any run; of building both"
+        " models, its largest process."
     )
     for result in results:
         for note in result.notes:
@@ -79,44 +83,44 @@ def _print(console: Console, machine: dict[str, Any], results: Sequence[Result])
 
 def _rows(result: Result) -> Iterator[tuple[str, ...]]:
     for found in result.measurements:
-        runs, whole = found.runs, found.reference is not None or found.label in _MOVES_ALL
-        ratio = _ratio(result, found)
+        runs, ratio = found.runs, _ratio(result, found)
+        whole = found.reference or found.input_bytes or found.label in _MOVES_ALL
         yield (
             f"  {found.label}",
             f"{runs.seconds:.2f}",
-            f"{result.input_bytes / runs.seconds / 1e9:.2f}" if whole else "",
+            f"{_rate(result, found) / 1e9:.2f}" if whole else "",
             f"{runs.user:.2f}",
             f"{runs.system:.2f}",
             "" if ratio is None else f"{ratio:.2f} x {found.reference}",
             "" if found.budget is None else f"{found.budget}",
             _verdict(ratio, found.budget),
         )
-    memory = result.find(MERGE).anonymous
+        if found.shows_memory:
+            yield ("    its peak memory", *("",) * 4, _mebibytes(runs.largest))
+            yield ("    with files mapped", *("",) * 4, _mebibytes(runs.resident))
+    memory = result.find(result.tool).anonymous
     yield (
-        f"  {MEMORY}",
+        f"  {_MEMORY}",
         *("",) * 4,
         _mebibytes(memory),
-        _mebibytes(MEMORY_BUDGET),
-        _verdict(memory, MEMORY_BUDGET),
+        _mebibytes(result.memory_budget),
+        _verdict(memory, result.memory_budget),
     )
-    small = f"  {MEMORY} at {_gigabytes(result.small_bytes)}"
+    small = f"  {_MEMORY} at {_gigabytes(result.small_bytes)}"
     yield (small, *("",) * 4, _mebibytes(result.small_memory))
 
 
-_MOVES_ALL = {"cat both", "cp", "cp + sync", "floor", "floor + sync", "floor, 1 thread"}
-
-
 def _variant_json(result: Result) -> dict[str, Any]:
-    memory = result.find(MERGE).anonymous
+    memory = result.find(result.tool).anonymous
     return {
-        "name": result.variant.name,
-        "checkpoint": result.variant.title,
+        "name": result.name,
+        "checkpoint": result.title,
         "input_bytes": result.input_bytes,
         "measurements": [_measurement_json(result, found) for found in result.measurements],
         "memory": {
             "peak_bytes": memory,
-            "budget_bytes": MEMORY_BUDGET,
-            "verdict": _verdict(memory, MEMORY_BUDGET),
+            "budget_bytes": result.memory_budget,
+            "verdict": _verdict(memory, result.memory_budget),
             "small_input_bytes": result.small_bytes,
             "small_peak_bytes": result.small_memory,
         },
@@ -129,15 +133,23 @@ def _measurement_json(result: Result, found: Measurement) -> dict[str, Any]:
     return {
         "what": found.label,
         "median_seconds": found.runs.seconds,
-        "bytes_per_second": result.input_bytes / found.runs.seconds,
+        "input_bytes": found.input_bytes or result.input_bytes,
+        "bytes_per_second": _rate(result, found),
         "reference": found.reference,
         "ratio": ratio,
         "median_round_ratio": _round_ratio(result, found),
         "budget": found.budget,
         "verdict": _verdict(ratio, found.budget) or None,
         "peak_anonymous_bytes": found.runs.anonymous,
+        "peak_of_one_process_bytes": found.runs.largest,
+        "peak_resident_bytes": found.runs.resident,
         "runs": [vars(run) for run in found.runs.runs],
     }
+
+
+def _rate(result: Result, found: Measurement) -> float:
+    """Bytes of the checkpoint read per second."""
+    return (found.input_bytes or result.input_bytes) / found.runs.seconds
 
 
 def _ratio(result: Result, found: Measurement) -> float | None:

@@ -1,4 +1,4 @@
-"""What is measured: for each kind of checkpoint the tool, and what it is held against.
+"""``ckpt merge fsdp``: for each kind of checkpoint the tool, and what it is held against.
 
 References, each with and without durability:
 
@@ -15,30 +15,34 @@ with the one that does not.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.generate import generate, spec_of_size
 from tests.bench.measure import Command, Run, Runs, measure, run, run_prepared
-
-NO_FSYNC = "--no-fsync"
+from tests.bench.results import (
+    NO_FSYNC,
+    READ_BOTH,
+    TOOL,
+    Measurement,
+    Result,
+    Say,
+    available_memory,
+    copies,
+    measure_held,
+)
 
 MERGE = "ckpt merge fsdp"
 BASELINE = "load, cat, save_file"
-MEMORY = "peak memory"
 PLAN = "ckpt inspect --json"
 VERIFY = "ckpt verify, equal"
-READ_BOTH = "cat both"
 
 MEMORY_BUDGET = 64 << 20
-_TOOL = (sys.executable, "-m", "ckpt_tool")
 _BASELINE = (sys.executable, "-m", "tests.bench.baseline")
 _FLOOR = (sys.executable, "-S", "-E", str(Path(__file__).with_name("floor.py")))
-_COPY = 'out=$1; shift; mkdir "$out" && cp -- "$@" "$out/"'
 
 
 @dataclass(frozen=True)
@@ -71,73 +75,43 @@ VARIANTS = (
 )
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A command's runs. ``reference``: the label it is held against."""
-
-    label: str
-    runs: Runs
-    reference: str | None = None
-    budget: float | None = None
-
-
-@dataclass
-class Result:
-    """All that was measured on one kind of checkpoint."""
-
-    variant: Variant
-    input_bytes: int = 0
-    small_bytes: int = 0
-    small_memory: int = 0
-    measurements: list[Measurement] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def find(self, label: str) -> Runs:
-        return next(found.runs for found in self.measurements if found.label == label)
-
-
-def bench(
-    variant: Variant, size: int, repeat: int, folder: Path, say: Callable[[str], None]
-) -> Result:
+def bench(variant: Variant, size: int, repeat: int, folder: Path, say: Say) -> Result:
     """Generate, check, measure and delete a checkpoint of about ``size`` bytes.
 
     CommandError or subprocess.CalledProcessError where anything fails, also where the tool's
     result is not the baseline's.
     """
-    result = Result(variant)
+    result = Result(variant.name, variant.title, MERGE, MEMORY_BUDGET)
     say(f"{variant.name}: checking against the baseline on a tenth of the size")
-    _bench_small(result, size // 10, folder / "small")
+    _bench_small(result, variant, size // 10, folder / "small")
     say(f"{variant.name}: generating the checkpoint")
     source = folder / "large"
     spec = spec_of_size(size, variant.dtype, variant.matrix_dim)
     files = generate(source, spec)
     result.input_bytes = sum(path.stat().st_size for path in files)
     commands = _commands(variant, source, files, result.input_bytes)
-    runs = measure([c for c, _ in commands], files, repeat, lambda s: say(f"{variant.name}: {s}"))
-    for command, reference in commands:
-        budget = variant.budget if reference is not None else None
-        result.measurements.append(
-            Measurement(command.label, runs[command.label], reference, budget)
-        )
+    measure_held(result, commands, files, repeat, budget=variant.budget, say=say)
     if variant.with_baseline:
         say(f"{variant.name}: baseline")
-        _bench_baseline(result, source, files)
-    plan = Command(PLAN, (*_TOOL, "inspect", str(source), "--json"))
+        _bench_baseline(result, variant, source, files)
+    plan = Command(PLAN, (*TOOL, "inspect", str(source), "--json"))
     result.measurements.append(Measurement(PLAN, measure([plan], [], repeat, _silent)[PLAN]))
     if not variant.casts:
         say(f"{variant.name}: verify")
-        _bench_verify(result, source, files, repeat)
+        _bench_verify(result, variant, source, files, repeat)
     shutil.rmtree(source)
     return result
 
 
-def _bench_verify(result: Result, source: Path, files: Sequence[Path], repeat: int) -> None:
+def _bench_verify(
+    result: Result, variant: Variant, source: Path, files: Sequence[Path], repeat: int
+) -> None:
     """The checkpoint against what was merged from it: every byte of both must be read."""
     merged = source.parent / "merged"
-    run(_merge(result.variant, source, merged))
+    run(_merge(variant, source, merged))
     both = [*files, *sorted(merged.glob("*.safetensors"))]
     commands = [
-        Command(VERIFY, (*_TOOL, "verify", str(source), str(merged))),
+        Command(VERIFY, (*TOOL, "verify", str(source), str(merged))),
         Command(READ_BOTH, ("sh", "-c", 'cat -- "$@" > /dev/null', "sh", *map(str, both))),
     ]
     runs = measure(commands, both, repeat, _silent)
@@ -150,9 +124,8 @@ def _silent(_: str) -> None:
     pass
 
 
-def _bench_small(result: Result, size: int, folder: Path) -> None:
+def _bench_small(result: Result, variant: Variant, size: int, folder: Path) -> None:
     """The tool's result must be the baseline's; its memory here shows what grows with size."""
-    variant = result.variant
     files = generate(folder / "in", spec_of_size(size, variant.dtype, variant.matrix_dim))
     result.small_bytes = sum(path.stat().st_size for path in files)
     reference = str(folder / "reference.safetensors")
@@ -163,10 +136,10 @@ def _bench_small(result: Result, size: int, folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _bench_baseline(result: Result, source: Path, files: Sequence[Path]) -> None:
+def _bench_baseline(result: Result, variant: Variant, source: Path, files: Sequence[Path]) -> None:
     """Once: it is slow, and all of it is in memory at its end."""
-    variant, out = result.variant, source.parent / "baseline.safetensors"
-    needed, available = 2 * result.input_bytes + (1 << 30), _available_memory()
+    out = source.parent / "baseline.safetensors"
+    needed, available = 2 * result.input_bytes + (1 << 30), available_memory()
     if available < needed:
         result.notes.append(
             f"{variant.name}: {BASELINE} left out: it needs {needed / 1e9:.1f} GB of memory,"
@@ -194,20 +167,12 @@ def _commands(
         (Command(MERGE, merge, out, size), f"{variant.reference} + sync"),
         (Command(f"{MERGE} {NO_FSYNC}", (*merge, NO_FSYNC), out, size), variant.reference),
     ]
-    make = _floors if variant.casts else _copies
+    make = _floors if variant.casts else copies
     return found + [(command, None) for command in make(files, out, size)]
 
 
 def _merge(variant: Variant, source: Path, out: Path) -> tuple[str, ...]:
-    return (*_TOOL, "merge", "fsdp", str(source), str(out), *variant.merge_flags)
-
-
-def _copies(files: Sequence[Path], out: Path, size: int) -> list[Command]:
-    arguments = ("sh", str(out), *map(str, files))
-    return [
-        Command("cp + sync", ("sh", "-c", f'{_COPY} && sync "$out"/*', *arguments), out, size),
-        Command("cp", ("sh", "-c", _COPY, *arguments), out, size),
-    ]
+    return (*TOOL, "merge", "fsdp", str(source), str(out), *variant.merge_flags)
 
 
 def _floors(files: Sequence[Path], out: Path, size: int) -> list[Command]:
@@ -221,10 +186,3 @@ def _floors(files: Sequence[Path], out: Path, size: int) -> list[Command]:
 
 def _output_bytes(variant: Variant, size: int) -> int:
     return size // 2 if variant.casts else size
-
-
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,39 @@
+"""``--dtype``: which dtype the weights are written in, and which of them keep their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ckpt_tool.dtypes import BY_NAME, CASTABLE, DType
+from ckpt_tool.errors import UsageError
+from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.mapping.config import ModelConfig
+
+DTYPES = ("auto", "keep", "bfloat16", "float16", "float32")
+
+
+def require_dtype(name: str) -> None:
+    """UsageError unless ``name`` is a choice of ``--dtype``."""
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name}: expected one of {', '.join(DTYPES)}")
+
+
+def target_dtype(name: str, config: ModelConfig | None) -> DType | None:
+    """The dtype that weights are cast to; None: each keeps its own."""
+    if name == "auto":
+        return config.dtype if config is not None else None
+    return None if name == "keep" else BY_NAME[name]
+
+
+def cast_all(
+    tensors: Mapping[str, LazyTensor], target: DType | None, config: ModelConfig | None
+) -> dict[str, LazyTensor]:
+    """Weights in ``target``; integers, fp8 and what must stay float32 as they are."""
+    if target is None:
+        return dict(tensors)
+    return {
+        name: tensor
+        if tensor.dtype not in CASTABLE or (config is not None and config.keeps_float32(name))
+        else tensor.to(target)
+        for name, tensor in tensors.items()
+    }

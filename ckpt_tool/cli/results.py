@@ -1,0 +1,70 @@
+"""What a command that writes says when it is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ckpt_tool.cli import ui
+from ckpt_tool.wording import human_bytes, plural
+
+if TYPE_CHECKING:
+    from ckpt_tool.output import WriteResult
+    from ckpt_tool.plan import Cast
+
+
+def show_result(result: WriteResult) -> None:
+    """The result for people."""
+    console = ui.console()
+    for warning in result.warnings:
+        ui.warn(warning)
+    if result.differences:
+        count = plural(len(result.differences), "tensor")
+        console.print(f"[red]{count} did not read back as written; nothing was kept[/red]")
+        for name in result.differences:
+            console.print(f"  {name}", soft_wrap=True)
+        return
+    console.print(
+        f"Wrote {plural(result.num_tensors, 'tensor')}, {human_bytes(result.total_bytes)}"
+        f" in {plural(len(result.files), 'file')} to {result.output}"
+        f" ({result.seconds:.1f} s, writing at {human_bytes(result.bytes_per_second)}/s)",
+        soft_wrap=True,
+    )
+    for cast in result.casts:
+        console.print(_cast_line(cast))
+    for name, reason in result.dropped.items():
+        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
+    if result.verified:
+        console.print("  verify   read back from disk: every bit as planned")
+    if result.load_check is not None:
+        check = result.load_check
+        console.print(
+            f"  load     {check.architecture} of {check.library}"
+            f" finds all {check.num_tensors:,} tensors it wants, and no other"
+        )
+
+
+def _cast_line(cast: Cast) -> str:
+    text = f"  cast     {plural(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
+    return f"{text}, largest absolute error {cast.max_abs_error:.3g}"
+
+
+def result_json(result: WriteResult) -> dict[str, Any]:
+    """The result as JSON."""
+    from ckpt_tool.plan import cast_json
+
+    return {
+        "format": result.format,
+        "output": str(result.output),
+        "num_tensors": result.num_tensors,
+        "total_bytes": result.total_bytes,
+        "files": [
+            {"path": file.name, "bytes": file.size, "digest": file.digest} for file in result.files
+        ],
+        "casts": [cast_json(cast) for cast in result.casts],
+        "dropped": result.dropped,
+        "seconds": result.seconds,
+        "bytes_per_second": result.bytes_per_second,
+        "verified": result.verified,
+        "differences": result.differences,
+        "warnings": result.warnings,
+    }

@@ -1,0 +1,210 @@
+"""``ckpt to-mcore``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckpt_tool.cli import results, ui
+from ckpt_tool.cli.options import AsJson, Fsync, Jobs, Overwrite, Resume
+from ckpt_tool.cli.tables import shape_text
+from ckpt_tool.folding import fold, without_numbers
+from ckpt_tool.parallel import is_first
+from ckpt_tool.wording import human_bytes, plural
+
+if TYPE_CHECKING:
+    from ckpt_tool.mcore_folder import McorePlan
+    from ckpt_tool.sharded import ShardedTensor
+    from ckpt_tool.to_mcore import ToMcoreOptions
+
+
+@ui.guarded
+def to_mcore(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="HF_MODEL", help="Folder or file of a Hugging Face model."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Take config.json from DIR. [default: HF_MODEL's]"),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|keep|bfloat16|float16|float32",
+            help="auto: what config.json says. What must stay float32 stays.",
+        ),
+    ] = "auto",
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="bare|megatron-lm",
+            help="bare: what dist_checkpointing and verl load. megatron-lm: for its --load.",
+        ),
+    ] = "bare",
+    layers: Annotated[
+        str,
+        typer.Option(
+            metavar="stacked|per-layer",
+            help="How layers are laid out. [default: as Megatron does for this model]",
+        ),
+    ] = "",
+    pad_vocab_to_multiple: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Pad the vocabulary with rows of zeros.")
+    ] = 1,
+    crc: Annotated[
+        bool, typer.Option("--crc/--no-crc", help="Write the checksums that zip tools want.")
+    ] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read back what was written, bit for bit.")
+    ] = False,
+    check_load: Annotated[
+        bool,
+        typer.Option("--check-load", help="Load the result with megatron-core's own GPTModel."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    fsync: Fsync = True,
+    jobs: Jobs = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write a Hugging Face model as a megatron-core checkpoint (torch_dist), without a GPU.
+
+    Any number of tensor, pipeline and expert parallel ranks can load it. OUT appears complete or
+    not at all. Exits with 1 where --verify finds a difference, with 2 where the model or the
+    request is not sound.
+    """
+    from ckpt_tool.output import WriteOptions
+    from ckpt_tool.to_mcore import ToMcoreOptions
+
+    options = ToMcoreOptions(
+        config=config,
+        dtype=dtype,
+        layout=layout,
+        layers=layers,
+        vocab_multiple=pad_vocab_to_multiple,
+        sums=crc,
+        jobs=jobs,
+        write=WriteOptions(verify, check_load, overwrite, resume, fsync),
+    )
+    if dry_run:
+        _dry_run(model, out, options, as_json=as_json)
+        return
+    _write(model, out, options, as_json=as_json)
+
+
+def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
+    from ckpt_tool.jobs import jobs_of
+    from ckpt_tool.mcore_folder import check_mcore_plan
+    from ckpt_tool.to_mcore import plan_to_mcore
+
+    plan = plan_to_mcore(model, options)
+    check_mcore_plan(plan, out, options.write)
+    if not is_first():
+        return
+    with ui.output():
+        if as_json:
+            ui.print_json(_plan_json(plan, out))
+        else:
+            _show_plan(plan, out)
+            _show_notes(plan, jobs_of(options.jobs))
+
+
+def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
+    from ckpt_tool.to_mcore import convert_to_mcore
+
+    with ui.progress_bar(quiet=as_json or not is_first()) as progress:
+        result = convert_to_mcore(model, out, options, progress)
+    with ui.output():
+        if not is_first():
+            pass
+        elif as_json:
+            ui.print_json(results.result_json(result) | {"layout": options.layout})
+        else:
+            results.show_result(result)
+    if result.differences:
+        raise typer.Exit(ui.EXIT_DIFFERENT)
+
+
+def _show_plan(plan: McorePlan, out: Path) -> None:
+    """Megatron's tensors with what each is made of; layers and experts folded."""
+    from rich.table import Table
+
+    console = ui.console()
+    console.print(f"Would write to {out}", soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for title in ("megatron-core  < Hugging Face", "shape", "dtype", "bytes"):
+        table.add_column(title, overflow="fold", justify="right" if title == "bytes" else "left")
+    for group in _groups(plan.folder.tensors):
+        first = group[0][1]
+        size = sum(tensor.nbytes for _, tensor in group)
+        for number, row in enumerate(fold(dict.fromkeys(name for name, _ in group))):
+            cells = (shape_text(first.shape), first.dtype.name, f"{size:,}")
+            table.add_row(row.pattern, *(cells if not number else ()))
+        sources = dict.fromkeys(name for _, tensor in group for name in tensor.sources)
+        for row in fold(sources):
+            table.add_row(f"  < {row.pattern}", style="dim")
+    console.print(table)
+    count = plural(len(plan.folder.files), "file")
+    console.print(f"  write    {human_bytes(plan.total_bytes)} in {count}")
+
+
+def _show_notes(plan: McorePlan, jobs: int) -> None:
+    from ckpt_tool.writers.stream import buffer_bytes
+
+    console = ui.console()
+    memory = human_bytes(buffer_bytes(jobs, casting=bool(plan.casts)))
+    console.print(f"  memory   {memory} of buffers for {plural(jobs, 'thread')}, whatever the size")
+    for (source, target), count in plan.casts.items():
+        console.print(f"  cast     {plural(count, 'tensor')} from {source} to {target}")
+    for name, reason in plan.dropped.items():
+        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
+    for warning in plan.warnings:
+        ui.warn(warning)
+
+
+def _groups(tensors: Mapping[str, ShardedTensor]) -> list[list[tuple[str, ShardedTensor]]]:
+    """Tensors of one shape and dtype whose names differ only in numbers."""
+    found: dict[tuple[object, ...], list[tuple[str, ShardedTensor]]] = {}
+    for name, tensor in tensors.items():
+        key = (without_numbers(name), tensor.shape, tensor.dtype)
+        found.setdefault(key, []).append((name, tensor))
+    return list(found.values())
+
+
+def _plan_json(plan: McorePlan, out: Path) -> dict[str, Any]:
+    return {
+        "format": plan.checkpoint.format,
+        "output": str(out),
+        "dry_run": True,
+        "layout": plan.layout,
+        "layers": plan.rules.layout,
+        "num_tensors": len(plan.folder.tensors),
+        "total_bytes": plan.total_bytes,
+        "files": [{"path": file.name, "bytes": file.size} for file in plan.folder.files],
+        "tensors": [
+            {
+                "name": name,
+                "shape": list(tensor.shape),
+                "dtype": tensor.dtype.name,
+                "sources": list(tensor.sources),
+            }
+            for name, tensor in plan.folder.tensors.items()
+        ],
+        "casts": [
+            {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
+            for (source, target), count in plan.casts.items()
+        ],
+        "dropped": plan.dropped,
+        "seconds": None,
+        "bytes_per_second": None,
+        "verified": None,
+        "warnings": plan.warnings,
+    }

@@ -1,0 +1,161 @@
+"""A family's table, spelled out for one model: every tensor of both sides, by its full name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckpt_tool.geometry import Shape
+from ckpt_tool.mapping.megatron.numbers import Numbers
+from ckpt_tool.mapping.megatron.ops import (
+    GateUp,
+    Op,
+    QueryGroups,
+    Same,
+    StackedHeads,
+    SwapHalves,
+    Vocabulary,
+)
+from ckpt_tool.mapping.megatron.tables import TOP, Family, Row, Rows
+
+LAYOUTS = ("stacked", "per-layer")
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Hugging Face tensors, and where in which Megatron tensor they are.
+
+    ``name`` is the key in the checkpoint. ``index`` says which entry of its leading axes, of sizes
+    ``extent``, these tensors are: layers and experts that are stacked.
+    """
+
+    hf: tuple[str, ...]
+    name: str
+    index: Shape
+    extent: Shape
+    op: Op
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A Hugging Face tensor that repeats another one and has no counterpart of its own."""
+
+    hf: str
+    of: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where rows are put: prefixes of both sides, and the leading axes of their tensors."""
+
+    hf: str
+    megatron: str
+    index: Shape = ()
+    extent: Shape = ()
+
+
+def default_layout(family: Family, numbers: Numbers) -> str:
+    """How megatron-core itself lays the layers out: stacked only where all are of one kind."""
+    alike = not numbers.moe or len(numbers.moe) == numbers.layers
+    return "stacked" if alike and not family.differing else "per-layer"
+
+
+def bindings_of(family: Family, numbers: Numbers, layout: str) -> list[Binding]:
+    """Every tensor of the model, in the order of the layers."""
+    prefix = "language_model." if family.vision else ""
+    found = list(_spell(TOP, _Place("", prefix), numbers))
+    for layer in range(numbers.layers):
+        place = _layer_place(
+            f"model.layers.{layer}.", f"{prefix}decoder.", layer, numbers.layers, layout
+        )
+        found += _spell(_layer_rows(family, layer in numbers.moe), place, numbers)
+    for number in range(numbers.mtp):
+        found += _mtp(family, numbers, number, prefix)
+    if family.vision is not None:
+        found += _spell(family.vision.rows, _Place("", ""), numbers)
+        for layer in range(numbers.vision_layers):
+            place = _layer_place(
+                f"visual.blocks.{layer}.",
+                "vision_model.decoder.",
+                layer,
+                numbers.vision_layers,
+                layout,
+            )
+            found += _spell(family.vision.block, place, numbers)
+    return found
+
+
+def repeats_of(family: Family, numbers: Numbers) -> list[Repeat]:
+    """What layers for multi-token prediction repeat of the model: the embedding and the head."""
+    embedding = "model.embed_tokens.weight"
+    head = "lm_head.weight" if "untied" in numbers.flags else embedding
+    found = []
+    for number in range(numbers.mtp):
+        layer = mtp_prefix(family, numbers, number)
+        found.append(Repeat(f"{layer}embed_tokens.weight", embedding))
+        found.append(Repeat(f"{layer}shared_head.head.weight", head))
+    return found
+
+
+def mtp_prefix(family: Family, numbers: Numbers, number: int) -> str:
+    """The prefix, on the Hub, of the layer for multi-token prediction ``number``."""
+    return family.mtp_prefix.format(after=numbers.layers + number, number=number)
+
+
+def _layer_place(hf: str, megatron: str, layer: int, layers: int, layout: str) -> _Place:
+    if layout == "stacked":
+        return _Place(hf, f"{megatron}layers.", (layer,), (layers,))
+    return _Place(hf, f"{megatron}layers.{layer}.")
+
+
+def _layer_rows(family: Family, moe: bool) -> Rows:
+    return family.attention + (family.moe if moe else family.dense)
+
+
+def _mtp(family: Family, numbers: Numbers, number: int, prefix: str) -> Iterator[Binding]:
+    """A layer for multi-token prediction: of the kind of the last layer, and never stacked."""
+    hf = mtp_prefix(family, numbers, number)
+    layer = f"{prefix}mtp.layers.{number}."
+    yield from _spell(family.mtp, _Place(hf, layer), numbers)
+    rows = _layer_rows(family, numbers.layers - 1 in numbers.moe)
+    yield from _spell(rows, _Place(hf, f"{layer}transformer_layer."), numbers)
+
+
+def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
+    for row in rows:
+        if row.when and row.when not in numbers.flags:
+            continue
+        op = _op(row, numbers)
+        names = _braces(row.hf)
+        if "{e}" not in row.hf:
+            hf = tuple(place.hf + name for name in names)
+            yield Binding(
+                hf, place.megatron + row.megatron, place.index, place.extent, op, row.dtype
+            )
+            continue
+        target = place.megatron + row.megatron.replace("{e}.", "")
+        extent = (*place.extent, numbers.experts)
+        for expert in range(numbers.experts):
+            hf = tuple(place.hf + name.replace("{e}", str(expert)) for name in names)
+            yield Binding(hf, target, (*place.index, expert), extent, op, row.dtype)
+
+
+def _op(row: Row, numbers: Numbers) -> Op:
+    if row.op == "qkv":
+        return QueryGroups(numbers.heads, numbers.groups, numbers.head_dim)
+    if row.op == "stacked_qkv":
+        return StackedHeads(numbers.vision_heads)
+    if row.op == "vocabulary":
+        return Vocabulary(numbers.vocab_size, numbers.padded_vocab_size)
+    plain: dict[str, Op] = {"same": Same(), "gate_up": GateUp(), "swap_halves": SwapHalves()}
+    return plain[row.op]
+
+
+def _braces(text: str) -> list[str]:
+    """``a.{b,c}.d`` -> ``a.b.d``, ``a.c.d``; a brace without a comma stays."""
+    matched = re.search(r"\{(\w+(?:,\w+)+)\}", text)
+    if matched is None:
+        return [text]
+    return [text.replace(matched[0], choice) for choice in matched[1].split(",")]

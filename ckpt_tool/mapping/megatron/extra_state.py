@@ -1,0 +1,37 @@
+"""The ``_extra_state`` entries that megatron-core's loader asks for.
+
+Every Transformer-Engine module saves one (its fp8 scales; None without fp8), under
+``<module>._extra_state/shard_<index>_<extent>``, and a strict load fails where one is missing.
+Which modules have one depends on the release (attention itself up to 0.14; norms only under
+Transformer Engine), so all that any release asks for are listed: a loader ignores what it did not
+ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ckpt_tool.geometry import Shape
+from ckpt_tool.mapping.megatron.bindings import Binding
+
+#: Modules with a weight and without extra state: plain parameters, and the vocabulary's layers.
+_WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj")
+
+
+def extra_states(bindings: Iterable[Binding]) -> list[str]:
+    """The keys, without repetition, in the order of the modules."""
+    keys: dict[str, None] = {}
+    for binding in bindings:
+        module, _, kind = binding.name.rpartition(".")
+        if kind != "weight" or module.endswith(_WITHOUT):
+            continue
+        keys[_key(module, binding.index, binding.extent)] = None
+        if module.endswith("self_attention.linear_proj"):
+            attention = module.removesuffix("linear_proj") + "core_attention"
+            keys[_key(attention, binding.index, binding.extent)] = None
+    return list(keys)
+
+
+def _key(module: str, index: Shape, extent: Shape) -> str:
+    where = ".".join(map(str, index or (0,)))
+    return f"{module}._extra_state/shard_{where}_{'.'.join(map(str, extent or (1,)))}"

@@ -1,0 +1,124 @@
+"""``config.json`` -> the few numbers that the rules of a family need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_tool.errors import MappingError
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.megatron.tables import FAMILIES, Family
+
+_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """``moe``: which layers have experts. ``flags``: which optional rows are there.
+
+    ``heads``, ``groups`` and ``head_dim`` are those of plain grouped attention (in a family with
+    latent attention nothing uses them).
+    """
+
+    layers: int
+    heads: int
+    groups: int
+    head_dim: int
+    experts: int
+    moe: frozenset[int]
+    mtp: int
+    flags: frozenset[str]
+    vocab_size: int
+    padded_vocab_size: int
+    vision_layers: int = 0
+    vision_heads: int = 0
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The table of the config's family; MappingError lists the supported ones."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise MappingError(
+            f"{config.folder / 'config.json'}: model_type {config.model_type!r} has no table of"
+            f" megatron-core names; supported: {', '.join(FAMILIES)}",
+        )
+    return family
+
+
+def numbers_of(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
+    """Read the numbers; MappingError names a key that is missing or is no number.
+
+    Megatron's vocabulary is padded to a multiple of ``vocab_multiple``.
+    """
+    family, text = family_of(config), _Keys(config.text)
+    layers = text.size("num_hidden_layers")
+    heads = text.size("num_attention_heads")
+    vocab = text.size("vocab_size")
+    experts = next((text.size(key) for key in _EXPERTS if text.values.get(key)), 0)
+    moe = _moe_layers(text.values, layers) if family.moe and experts else frozenset[int]()
+    vision = _Keys(_vision(config))
+    return Numbers(
+        layers=layers,
+        heads=heads,
+        groups=text.size("num_key_value_heads", heads),
+        head_dim=text.size("head_dim", text.size("hidden_size") // max(heads, 1)),
+        experts=experts if moe else 0,
+        moe=moe,
+        mtp=text.size("num_nextn_predict_layers", 0) if family.mtp else 0,
+        flags=_flags(family, text.values, tied=bool(config.tied)),
+        vocab_size=vocab,
+        padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
+        vision_layers=vision.size("depth") if family.vision else 0,
+        vision_heads=vision.size("num_heads") if family.vision else 0,
+    )
+
+
+@dataclass(frozen=True)
+class _Keys:
+    values: dict[str, Any]
+
+    def size(self, key: str, default: int | None = None) -> int:
+        found = self.values.get(key)
+        if found is None and default is not None:
+            return default
+        if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+            raise MappingError(f"config.json: {key} is {found!r}, expected a size")
+        return found
+
+
+def _moe_layers(values: dict[str, Any], layers: int) -> frozenset[int]:
+    """Which layers have experts, by the keys of Qwen (step, list) and DeepSeek (first, every)."""
+    keys = _Keys(values)
+    step = keys.size("decoder_sparse_step", 1) or 1
+    every = keys.size("moe_layer_freq", 1) or 1
+    first = keys.size("first_k_dense_replace", 0)
+    dense = values.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
+        raise MappingError(f"config.json: mlp_only_layers is {dense!r:.80}, expected a list")
+    return frozenset(
+        layer
+        for layer in range(first, layers)
+        if layer not in dense and (layer + 1) % step == 0 and layer % every == 0
+    )
+
+
+def _vision(config: ModelConfig) -> dict[str, Any]:
+    found = config.raw.get("vision_config") or {}
+    if not isinstance(found, dict):
+        raise MappingError(f"config.json: vision_config is {found!r:.80}, expected an object")
+    return found
+
+
+def _flags(family: Family, values: dict[str, Any], *, tied: bool) -> frozenset[str]:
+    rank = bool(values.get("q_lora_rank"))
+    found = {
+        "untied": not tied,
+        "low_query": rank,
+        "plain_query": not rank,
+        "shared_experts": bool(values.get("n_shared_experts")),
+    }
+    found["latent"] = bool(values.get("kv_lora_rank"))
+    found["expert_bias"] = any(row.hf.endswith("e_score_correction_bias") for row in family.moe)
+    for flag, source in family.flags.items():
+        found[flag] = source is True or bool(values.get(source[0], source[1]))
+    return frozenset(flag for flag, holds in found.items() if holds)

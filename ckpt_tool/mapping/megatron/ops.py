@@ -1,0 +1,191 @@
+"""What becomes of the tensors of one row of a family's table, in both directions.
+
+All of it is geometry on lazy tensors: nothing is read. ``join`` gives the Megatron tensor as
+consecutive blocks along its first dimension; ``split`` undoes it. Layouts: ``megatron/core/
+transformer/attention.py`` (``linear_qkv``: per query group its query heads, then key, then value)
+and ``megatron/core/transformer/mlp.py`` (``linear_fc1`` of a gated MLP: gate, then up).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ckpt_tool.dtypes import DType
+from ckpt_tool.geometry import Box, Shape, contiguous_strides
+from ckpt_tool.lazy import Chunk, LazyTensor, Region, cat
+
+
+class Op(Protocol):
+    """An operation with an inverse."""
+
+    def fault(self, shapes: Sequence[Shape]) -> str:
+        """What is wrong with the shapes on Hugging Face's side; empty where nothing is."""
+
+    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+        """The blocks, in order along dimension 0, of the Megatron tensor."""
+
+    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+        """The Hugging Face tensors in a Megatron tensor; ValueError where it does not fit."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """One tensor that is the same on both sides."""
+
+    def fault(self, shapes: Sequence[Shape]) -> str:
+        return ""
+
+    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+        return list(tensors)
+
+    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+        return [whole]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A row per token; Megatron's tensor may have more rows, of zeros, up to ``padded``."""
+
+    rows: int
+    padded: int
+
+    def fault(self, shapes: Sequence[Shape]) -> str:
+        if shapes[0][:1] == (self.rows,):
+            return ""
+        return f"{list(shapes[0])}, expected {self.rows} rows (vocab_size)"
+
+    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+        missing = self.padded - self.rows
+        if not missing:
+            return list(tensors)
+        return [*tensors, _zeros((missing, *tensors[0].shape[1:]), tensors[0].dtype)]
+
+    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+        if not whole.shape or whole.shape[0] < self.rows:
+            raise ValueError(f"{list(whole.shape)}, expected {self.rows} rows (vocab_size) or more")
+        return [whole.narrow(0, 0, self.rows)]
+
+
+@dataclass(frozen=True)
+class GateUp:
+    """Gate and up projection, one after the other."""
+
+    def fault(self, shapes: Sequence[Shape]) -> str:
+        gate, up = shapes
+        return (
+            ""
+            if gate and gate == up
+            else f"gate is {list(gate)} and up {list(up)}, expected rows, and one shape"
+        )
+
+    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+        return list(tensors)
+
+    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+        half, odd = divmod(whole.shape[0] if whole.shape else 1, 2)
+        if odd:
+            raise ValueError(f"{list(whole.shape)}, expected rows of gate and as many of up")
+        return [whole.narrow(0, 0, half), whole.narrow(0, half, half)]
+
+
+@dataclass(frozen=True)
+class QueryGroups:
+    """Query, key and value rows, interleaved by query group.
+
+    ``heads`` query heads share ``groups`` key and value heads; each head has ``head_dim`` rows.
+    """
+
+    heads: int
+    groups: int
+    head_dim: int
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """Rows of query, key and value."""
+        return self.heads * self.head_dim, self.groups * self.head_dim, self.groups * self.head_dim
+
+    def fault(self, shapes: Sequence[Shape]) -> str:
+        found = tuple(shape[0] if shape else 0 for shape in shapes)
+        if self.heads % max(self.groups, 1):
+            return f"{self.heads} heads, expected a multiple of the {self.groups} query groups"
+        if found == self.rows and len({shape[1:] for shape in shapes}) == 1:
+            return ""
+        return (
+            f"query, key and value are {', '.join(str(list(shape)) for shape in shapes)}, expected"
+            f" {', '.join(map(str, self.rows))} rows ({self.heads} heads, {self.groups} query"
+            f" groups, head_dim {self.head_dim})"
+        )
+
+    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+        pieces = []
+        for group in range(self.groups):
+            for tensor, rows in zip(tensors, self._per_group(), strict=True):
+                pieces.append(tensor.narrow(0, group * rows, rows))
+        one_kind = len({piece.source_dtype for piece in pieces}) == 1
+        return [cat(pieces, 0)] if one_kind else pieces
+
+    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+        if whole.shape[:1] != (sum(self.rows),):
+            raise ValueError(f"{list(whole.shape)}, expected {sum(self.rows)} rows")
+        parts: list[list[LazyTensor]] = [[], [], []]
+        at = 0
+        for _ in range(self.groups):
+            for part, rows in zip(parts, self._per_group(), strict=True):
+                part.append(whole.narrow(0, at, rows))
+                at += rows
+        return [cat(part, 0) for part in parts]
+
+    def _per_group(self) -> tuple[int, int, int]:
+        query, key, value = self.rows
+        return query // self.groups, key // self.groups, value // self.groups
+
+
+@dataclass(frozen=True)
+class StackedHeads:
+    """One tensor of all query, all key and all value rows, against rows interleaved by head."""
+
+    heads: int
+
+    def fault(self, shapes: Sequence[Shape]) -> str:
+        rows = shapes[0][0] if shapes[0] else 0
+        if rows and rows % (3 * self.heads) == 0:
+            return ""
+        return f"{list(shapes[0])}, expected rows of query, key and value for {self.heads} heads"
+
+    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+        third = tensors[0].shape[0] // 3
+        return self._groups(third).join([tensors[0].narrow(0, i * third, third) for i in range(3)])
+
+    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+        if self.fault([whole.shape]):
+            raise ValueError(self.fault([whole.shape]))
+        return [cat(self._groups(whole.shape[0] // 3).split(whole), 0)]
+
+    def _groups(self, rows: int) -> QueryGroups:
+        return QueryGroups(self.heads, self.heads, rows // self.heads)
+
+
+@dataclass(frozen=True)
+class SwapHalves:
+    """The two halves of the columns exchanged: the same both ways."""
+
+    def fault(self, shapes: Sequence[Shape]) -> str:
+        even = len(shapes[0]) == 2 and shapes[0][1] % 2 == 0
+        return "" if even else f"{list(shapes[0])}, expected an even number of columns"
+
+    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+        half = tensors[0].shape[1] // 2
+        return [cat([tensors[0].narrow(1, half, half), tensors[0].narrow(1, 0, half)], 1)]
+
+    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+        if self.fault([whole.shape]):
+            raise ValueError(self.fault([whole.shape]))
+        return self.join([whole])
+
+
+def _zeros(shape: Shape, dtype: DType) -> LazyTensor:
+    """A tensor of zeros: the system has a file of them."""
+    region = Region("/dev/zero", 0, contiguous_strides(shape))
+    return LazyTensor(shape, dtype, dtype, (Chunk(Box((0,) * len(shape), shape), region),))

@@ -1,0 +1,122 @@
+"""``config.json`` -> the arguments that Megatron-LM would have written beside these weights.
+
+Its loader compares some of them with the run's (layers, hidden size, heads), and
+``--use-checkpoint-args`` takes the others over. What it never restores (MLA's sizes, RoPE scaling,
+``norm_epsilon``, ``qk_layernorm``) has to be on the command line of the run; it is listed here all
+the same. Source: ``megatron/training/checkpointing.py`` and ``arguments.py`` of Megatron-LM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckpt_tool.mapping.megatron.convert import Rules
+
+#: Arguments that are a config's value under another name: argument -> config keys, first found.
+_SAME = {
+    "hidden_size": ("hidden_size",),
+    "ffn_hidden_size": ("intermediate_size",),
+    "max_position_embeddings": ("max_position_embeddings",),
+    "seq_length": ("max_position_embeddings",),
+    "norm_epsilon": ("rms_norm_eps",),
+    "moe_router_topk": ("num_experts_per_tok",),
+    "moe_ffn_hidden_size": ("moe_intermediate_size",),
+    "moe_router_topk_scaling_factor": ("routed_scaling_factor",),
+    "moe_router_num_groups": ("n_group",),
+    "moe_router_group_topk": ("topk_group",),
+    "q_lora_rank": ("q_lora_rank",),
+    "kv_lora_rank": ("kv_lora_rank",),
+    "qk_head_dim": ("qk_nope_head_dim",),
+    "qk_pos_emb_head_dim": ("qk_rope_head_dim",),
+    "v_head_dim": ("v_head_dim",),
+}
+
+#: The same for every family here.
+_CONSTANT = {
+    "position_embedding_type": "rope",
+    "use_rotary_position_embeddings": True,
+    "add_position_embedding": True,
+    "rotary_interleaved": False,
+    "swiglu": True,
+    "squared_relu": False,
+    "normalization": "RMSNorm",
+    "apply_layernorm_1p": False,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "make_vocab_size_divisible_by": 1,
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "expert_model_parallel_size": 1,
+    "world_size": 1,
+    "data_parallel_size": 1,
+    "ckpt_format": "torch_dist",
+    "no_save_optim": True,
+    "no_save_rng": True,
+    "consumed_train_samples": 0,
+    "skipped_train_samples": 0,
+    "consumed_valid_samples": 0,
+}
+
+
+def megatron_args(rules: Rules) -> dict[str, Any]:
+    """The arguments by name: plain values only, as a restricted loader accepts them."""
+    text, numbers = rules.config.text, rules.numbers
+    found = dict(_CONSTANT)
+    for name, keys in _SAME.items():
+        value = next((text[key] for key in keys if text.get(key) is not None), None)
+        if value is not None:
+            found[name] = value
+    bias = {"output_bias", "mlp_bias"} & numbers.flags
+    found |= {
+        "num_layers": numbers.layers,
+        "num_attention_heads": numbers.heads,
+        "num_query_groups": numbers.groups,
+        "group_query_attention": numbers.groups < numbers.heads,
+        "kv_channels": numbers.head_dim,
+        "vocab_size": numbers.vocab_size,
+        "padded_vocab_size": numbers.padded_vocab_size,
+        "untie_embeddings_and_output_weights": "untied" in numbers.flags,
+        "add_qkv_bias": "qkv_bias" in numbers.flags,
+        "add_bias_linear": bool(bias),
+        "qk_layernorm": bool({"qk_norm", "latent"} & numbers.flags),
+        "multi_latent_attention": "latent" in numbers.flags,
+        "mtp_num_layers": numbers.mtp or None,
+    }
+    return found | _rotary(text) | (_experts(rules) if numbers.experts else {})
+
+
+def content_metadata(rules: Rules) -> dict[str, Any]:
+    """What Megatron-LM's loader is told about the keys: it asks for those that follow from it."""
+    return {
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+        "non_homogeneous_layers": rules.layout == "per-layer",
+    }
+
+
+def _rotary(text: dict[str, Any]) -> dict[str, Any]:
+    rope = text.get("rope_parameters") or {}
+    theta = rope.get("rope_theta") or text.get("rope_theta") or 10000
+    share = rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0
+    return {
+        "rotary_base": int(theta) if float(theta).is_integer() else theta,
+        "rotary_percent": share,
+    }
+
+
+def _experts(rules: Rules) -> dict[str, Any]:
+    text, numbers = rules.config.text, rules.numbers
+    shared = text.get("shared_expert_intermediate_size")
+    if text.get("n_shared_experts"):
+        shared = text["n_shared_experts"] * text.get("moe_intermediate_size", 0)
+    layers = [int(layer in numbers.moe) for layer in range(numbers.layers)]
+    sigmoid = "expert_bias" in numbers.flags
+    return {
+        "num_experts": numbers.experts,
+        "moe_layer_freq": layers,
+        "moe_shared_expert_intermediate_size": shared,
+        "moe_router_score_function": "sigmoid" if sigmoid else "softmax",
+        "moe_router_enable_expert_bias": sigmoid,
+        "moe_router_pre_softmax": sigmoid or text.get("norm_topk_prob") is False,
+        "moe_grouped_gemm": True,
+    }

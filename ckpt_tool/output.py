@@ -1,0 +1,130 @@
+"""What writing a model folder and writing a checkpoint share: options, result, files, errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckpt_tool.blocks import FileTable
+from ckpt_tool.check_load import LoadCheck
+from ckpt_tool.errors import CkptError, OutputError
+from ckpt_tool.plan import Cast
+from ckpt_tool.progress import Progress
+from ckpt_tool.readers.base import ShardFile
+from ckpt_tool.version import __version__
+from ckpt_tool.writers.planned import PlannedFile
+from ckpt_tool.writers.staging import Workplace
+from ckpt_tool.writers.stream import StreamWriter, WrittenFile
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a folder is written: see the flags of the same names.
+
+    Without ``fsync`` the kernel writes to disk when it likes: a power cut may then lose the result.
+    """
+
+    verify: bool = False
+    check_load: bool = False
+    overwrite: bool = False
+    resume: bool = False
+    fsync: bool = True
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What was written. ``differences``: tensors that did not read back as planned.
+
+    ``seconds`` is everything, checks included; ``bytes_per_second`` the writing alone.
+    """
+
+    format: str
+    output: Path
+    num_tensors: int
+    total_bytes: int
+    files: list[WrittenFile]
+    casts: list[Cast]
+    seconds: float
+    bytes_per_second: float
+    verified: bool | None
+    warnings: list[str]
+    dropped: dict[str, str]
+    differences: list[str] = field(default_factory=list)
+    load_check: LoadCheck | None = None
+
+
+def fingerprint(sources: Iterable[ShardFile], files: Iterable[PlannedFile]) -> str:
+    """Changes when the source files or any planned byte range do: what ``resume`` compares."""
+    read = [(file.path, file.bytes, os.stat(file.path).st_mtime_ns) for file in sources]
+    whole = hashlib.sha256(json.dumps([__version__, read]).encode())
+    for file in files:
+        plain = (item for item in file.items if isinstance(item, bytes))
+        whole.update("\n".join((file.name, *file.names)).encode() + b"".join(plain))
+    return whole.hexdigest()
+
+
+def write_files(
+    files: Sequence[PlannedFile], staging: Workplace, jobs: int, progress: Progress
+) -> list[WrittenFile]:
+    """Stream the weight files; each is synced by a thread of its own while the next is written."""
+    progress.start("writing", sum(file.size for file in files))
+    with (
+        FileTable() as sources,
+        ThreadPoolExecutor(1, thread_name_prefix="ckpt-sync") as syncer,
+        StreamWriter(sources, jobs, progress.advance) as writer,
+    ):
+        pending: list[Future[None]] = []
+        for file in files:
+            if file.name in staging.finished:
+                writer.learn(staging.finished[file.name].cast_errors)
+                progress.advance(file.size)
+                continue
+            path = staging.path / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, written = writer.write(path, file)
+            pending.append(syncer.submit(_finish, descriptor, written, staging))
+            if len(pending) > 4:
+                pending.pop(0).result()
+        for task in pending:
+            task.result()
+    return [staging.finished[file.name] for file in files]
+
+
+def _finish(descriptor: int, written: WrittenFile, staging: Workplace) -> None:
+    try:
+        staging.sync(descriptor)
+    finally:
+        os.close(descriptor)
+    staging.record(written)
+
+
+def json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def forget_cached(path: Path) -> None:
+    """Drop a synced file from the page cache: what is read back comes from the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def explained(error: BaseException, staging: Workplace) -> BaseException:
+    """The error to raise for ``error``: with what is left on disk, and how to go on."""
+    kept = staging.abandon()
+    note = f"{kept} finished files are kept in {staging.path}: --resume continues with them."
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        error = OutputError(f"{staging.out}: {where}{error.strerror or error}")
+    if kept and isinstance(error, CkptError):
+        error.hint = f"{error.hint} {note}".strip()
+    elif kept and isinstance(error, KeyboardInterrupt):
+        error = KeyboardInterrupt(note)
+    return error

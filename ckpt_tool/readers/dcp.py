@@ -1,0 +1,156 @@
+"""Folders of torch.distributed.checkpoint, and megatron-core's ``torch_dist`` on top of it.
+
+``.metadata`` (see :mod:`ckpt_tool.readers.dcp_metadata`) says in which ``*.distcp`` file and where
+each block of each tensor lies: an archive of ``torch.save`` of its own. megatron-core adds
+``metadata.json`` with ``{"sharded_backend": "torch_dist"}`` and ``common.pt``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from ckpt_tool.errors import FormatError, Problem, UnsafeContentError
+from ckpt_tool.geometry import Box, check_coverage, in_bounds
+from ckpt_tool.lazy import Region
+from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, size_of
+from ckpt_tool.readers.dcp_metadata import Described, Place, read_metadata
+from ckpt_tool.readers.torch_names import TensorRef
+from ckpt_tool.readers.torch_zip import TorchArchive
+
+_TRACKER = "latest_checkpointed_iteration.txt"
+_RANK = re.compile(r"__(\d+)_\d+\.distcp")
+
+
+def locate_dcp(folder: Path) -> Path | None:
+    """The folder with ``.metadata``: ``folder``, or the iteration that its tracker file names."""
+    tracker = folder / _TRACKER
+    if tracker.is_file():
+        named = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        folder /= f"iter_{int(named):07d}" if re.fullmatch(r"\d{1,18}", named) else "release"
+    return folder if (folder / ".metadata").is_file() else None
+
+
+def open_dcp(folder: Path) -> Checkpoint:
+    """The tensors in ``folder``; damage becomes the checkpoint's ``problems``.
+
+    FormatError where the metadata cannot be read, UnsafeContentError where a pickle asks for code.
+    """
+    description = read_metadata(folder / ".metadata")
+    reader = _Reader(folder)
+    entries = {name: reader.entry(name, found) for name, found in description.tensors.items()}
+    files = sorted(path for path in folder.iterdir() if path.suffix == ".distcp")
+    return Checkpoint(
+        format="torch_dist" if _is_megatron(folder, reader.problems) else "dcp",
+        path=folder,
+        entries=entries,
+        files=tuple(ShardFile(str(path), size_of(path), _rank(path.name)) for path in files),
+        problems=tuple(reader.problems),
+        side_files=_side_files(folder),
+    )
+
+
+def _is_megatron(folder: Path, problems: list[Problem]) -> bool:
+    path = folder / "metadata.json"
+    if not path.is_file():
+        return False
+    try:
+        backend = json.loads(path.read_bytes()).get("sharded_backend")
+    except (ValueError, AttributeError, RecursionError):
+        problems.append(Problem("metadata", str(path), "not a JSON object"))
+        return True
+    if backend not in ("torch_dist", "torch_dcp"):
+        problems.append(Problem("metadata", str(path), f"sharded_backend is {backend!r:.60}"))
+    return True
+
+
+def _rank(name: str) -> int | None:
+    matched = _RANK.fullmatch(name)
+    return int(matched[1]) if matched else None
+
+
+def _side_files(folder: Path) -> Path | None:
+    """The folder with config and tokenizer: this one, or ``huggingface`` beside it, as verl has."""
+    for place in (folder, folder.parent / "huggingface"):
+        if (place / "config.json").is_file():
+            return place
+    return None
+
+
+class _Reader:
+    """Looks at every archive, and collects what is wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = {path.name for path in folder.iterdir() if path.is_file()}
+        self._missing: set[str] = set()
+        self.problems: list[Problem] = []
+
+    def entry(self, name: str, found: Described) -> Entry:
+        """The tensor ``name`` with every block that is where the metadata says."""
+        holdings = []
+        boxes = []
+        for box, place in found.blocks:
+            if not in_bounds(found.shape, box):
+                where = f"block {list(box.offsets)} + {list(box.sizes)}"
+                self._note("coverage", name, f"{where} is outside of {list(found.shape)}")
+                continue
+            boxes.append(box)
+            region = self._region(name, found, box, place)
+            if region is not None:
+                rank = _rank(place.file) if place else None
+                holdings.append(Holding(rank, box, region))
+        coverage = check_coverage(found.shape, boxes)
+        for block in coverage.missing:
+            self._note("coverage", name, f"{block} of {list(found.shape)} is in no block")
+        for block in coverage.overlapping:
+            self._note("coverage", name, f"{block} is in more than one block")
+        pieces = f"{len(found.blocks)} blocks" if len(found.blocks) != 1 else "whole"
+        return Entry(name, found.shape, found.dtype, pieces, tuple(holdings))
+
+    def _region(self, name: str, found: Described, box: Box, place: Place | None) -> Region | None:
+        if place is None:
+            self._note("missing-block", name, f"nothing says where block {box} lies")
+            return None
+        if place.encoded:
+            self._note("encoded", name, f"block {box} is compressed or encrypted")
+            return None
+        path = self._path(place.file)
+        if path is None:
+            return None
+        try:
+            return _read_block(path, place, found, box)
+        except UnsafeContentError:
+            raise
+        except (FormatError, OSError) as error:
+            message = error.message if isinstance(error, FormatError) else str(error)
+            self._note("unreadable", name, f"block {box}: {message}")
+            return None
+
+    def _path(self, file: str) -> Path | None:
+        """The file ``file`` of the folder; each that is missing is noted once."""
+        path = self._folder / file
+        if file in self._files:
+            return path
+        if file not in self._missing:
+            self._missing.add(file)
+            self._note("missing-file", str(path), "not there, or not a file of this folder")
+        return None
+
+    def _note(self, kind: str, where: str, message: str) -> None:
+        self.problems.append(Problem(kind, where, message))
+
+
+def _read_block(path: Path, place: Place, found: Described, box: Box) -> Region:
+    """The region of a block, proven to be the tensor that the metadata promises."""
+    with TorchArchive(path, place.offset, place.length) as archive:
+        ref = archive.load()
+        if not isinstance(ref, TensorRef):
+            raise FormatError(f"{path}: no tensor at byte {place.offset}")
+        if ref.dtype != found.dtype or ref.shape != box.sizes:
+            raise FormatError(
+                f"{path}: {ref.dtype} {list(ref.shape)} at byte {place.offset},"
+                f" expected {found.dtype} {list(box.sizes)}"
+            )
+        return archive.stored(ref, "the block").region

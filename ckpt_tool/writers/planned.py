@@ -1,0 +1,46 @@
+"""A file before it is written: every byte of it known, or known to be which tensor's."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckpt_tool.lazy import LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Bytes behind a tensor, into which its CRC-32 is put, little-endian, at ``places``."""
+
+    content: bytes
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file to write: plain bytes and tensors, back to back, ``starts`` their positions.
+
+    ``names`` are those of the tensors, in order. Every tensor starts at a multiple of its item
+    size, so no block cuts an element.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    items: tuple[bytes | Seal | LazyTensor, ...]
+    starts: tuple[int, ...]
+    size: int
+
+    @property
+    def tensors(self) -> tuple[LazyTensor, ...]:
+        """The tensors, in order."""
+        return tuple(item for item in self.items if isinstance(item, LazyTensor))
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The items that meet bytes ``[start, stop)``: number, and the bytes where they do."""
+        index = max(bisect_right(self.starts, start) - 1, 0)
+        while index < len(self.items) and self.starts[index] < stop:
+            end = self.starts[index + 1] if index + 1 < len(self.items) else self.size
+            if end > start:
+                yield index, max(self.starts[index], start), min(end, stop)
+            index += 1

@@ -1,0 +1,160 @@
+"""What Megatron-LM finds beside the weights, for three models, by hand."""
+
+import pytest
+
+from ckpt_tool.mapping.megatron.training_args import content_metadata, megatron_args
+from tests.mapping.megatron import CASES, FAMILIES, alike, rules_of
+
+#: What is never said by a config, and what one may say of any model.
+CONSTANT = {
+    "position_embedding_type": "rope",
+    "swiglu": True,
+    "normalization": "RMSNorm",
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "ckpt_format": "torch_dist",
+    "no_save_optim": True,
+    "no_save_rng": True,
+}
+SAID = {
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+}
+DECODER = {
+    "num_layers": 3,
+    "hidden_size": 6,
+    "ffn_hidden_size": 5,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "group_query_attention": True,
+    "kv_channels": 2,
+    "seq_length": 4096,
+    "max_position_embeddings": 4096,
+    "norm_epsilon": 1e-5,
+    "rotary_base": 500000,
+    "rotary_percent": 1.0,
+    "vocab_size": 11,
+    "padded_vocab_size": 16,
+    "untie_embeddings_and_output_weights": True,
+}
+EXPECTED = {
+    "llama": {
+        "add_qkv_bias": True,
+        "add_bias_linear": True,
+        "qk_layernorm": False,
+        "multi_latent_attention": False,
+        "mtp_num_layers": None,
+    },
+    "qwen2_moe": {
+        "add_qkv_bias": True,
+        "add_bias_linear": False,
+        "qk_layernorm": False,
+        "num_experts": 3,
+        "moe_layer_freq": [1, 0, 1],
+        "moe_ffn_hidden_size": 4,
+        "moe_router_topk": 2,
+        "moe_shared_expert_intermediate_size": 5,
+        "moe_router_score_function": "softmax",
+        "moe_router_enable_expert_bias": False,
+        "moe_router_pre_softmax": True,
+        "mtp_num_layers": None,
+    },
+    "deepseek_v3": {
+        "add_qkv_bias": False,
+        "add_bias_linear": False,
+        "qk_layernorm": True,
+        "multi_latent_attention": True,
+        "q_lora_rank": 5,
+        "kv_lora_rank": 3,
+        "qk_head_dim": 2,
+        "qk_pos_emb_head_dim": 1,
+        "v_head_dim": 4,
+        "num_experts": 3,
+        "moe_layer_freq": [0, 1, 1],
+        "moe_shared_expert_intermediate_size": 8,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_topk_scaling_factor": 2.5,
+        "moe_router_num_groups": 8,
+        "moe_router_group_topk": 4,
+        "mtp_num_layers": 1,
+    },
+}
+CHANGES = {
+    "llama": {},
+    "qwen2_moe": {"norm_topk_prob": False},
+    "deepseek_v3": {"routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4},
+}
+
+
+@pytest.mark.parametrize("family", EXPECTED)
+def test_arguments_of_a_model(family):
+    found = megatron_args(rules_of(family, vocab_multiple=8, **SAID, **CHANGES[family]))
+    expected = CONSTANT | DECODER | EXPECTED[family]
+    assert {name: found.get(name, "absent") for name in expected} == expected
+
+
+def test_a_dense_model_has_no_arguments_of_experts():
+    found = megatron_args(rules_of("llama"))
+    assert not [name for name in found if name.startswith("moe_") or name == "num_experts"]
+    assert not [name for name in found if name.endswith("_lora_rank")]
+
+
+def plain(value: object) -> bool:
+    """Whether a loader that knows no classes takes it."""
+    if type(value) in (list, dict):
+        return all(map(plain, value if type(value) is list else [*value, *value.values()]))
+    return type(value) in (type(None), bool, int, float, str)
+
+
+@pytest.mark.parametrize(("family", "layout", "changes"), CASES, ids=str)
+def test_arguments_are_plain_values(family, layout, changes):
+    rules = rules_of(family, layout, **SAID, **changes)
+    found = megatron_args(rules)
+    assert all(type(name) is str for name in found)
+    assert [name for name, value in found.items() if type(value) is dict or not plain(value)] == []
+    assert plain(content_metadata(rules))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", ["stacked", "per-layer"])
+def test_the_loader_is_told_how_layers_are_laid_out(family, layout):
+    found = content_metadata(rules_of(family, layout, **alike(family)))
+    assert found["non_homogeneous_layers"] == (layout == "per-layer")
+    assert found["singleton_local_shards"] is False
+
+
+ROTARY = {
+    "nothing said": ({}, (10000, 1.0)),
+    "as transformers 4": ({"rope_theta": 1e6}, (1000000, 1.0)),
+    "as transformers 5": ({"rope_parameters": {"rope_theta": 5e4}}, (50000, 1.0)),
+    "both": ({"rope_theta": 7, "rope_parameters": {"rope_theta": 5e4}}, (50000, 1.0)),
+    "a fraction": ({"rope_theta": 10000.5}, (10000.5, 1.0)),
+    "a part": ({"partial_rotary_factor": 0.5}, (10000, 0.5)),
+    "a part as in 5": ({"rope_parameters": {"partial_rotary_factor": 0.25}}, (10000, 0.25)),
+    "no part": ({"partial_rotary_factor": None, "rope_parameters": None}, (10000, 1.0)),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), ROTARY.values(), ids=ROTARY.keys())
+def test_rotary_arguments(changes, expected):
+    found = megatron_args(rules_of("glm4_moe", **changes))
+    assert (found["rotary_base"], found["rotary_percent"]) == expected
+    assert type(found["rotary_base"]) is type(expected[0])
+
+
+def test_a_base_that_is_null_is_not_said():
+    assert megatron_args(rules_of("llama", rope_theta=None))["rotary_base"] == 10000
+
+
+def test_groups_are_said_where_heads_share_keys():
+    every = megatron_args(rules_of("llama", num_key_value_heads=4))
+    assert (every["num_query_groups"], every["group_query_attention"]) == (4, False)
+
+
+def test_absent_prediction_layers_are_not_said():
+    assert megatron_args(rules_of("mimo"))["mtp_num_layers"] == 2
+    assert megatron_args(rules_of("mimo", num_nextn_predict_layers=0))["mtp_num_layers"] is None

@@ -1,0 +1,105 @@
+"""Models, our checkpoints of them, megatron-core's own, and the logits that real ranks compute.
+
+All of it is made once per test run: starting megatron-core takes seconds, so every world does all
+its jobs in a row.
+"""
+
+from pathlib import Path
+
+from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore
+from tests.real.megatron_jobs import Checkpoint, Job, Logits, Save, Sizes
+from tests.real.megatron_models import NAMES, WITH_EXPERTS, write_model
+from tests.real.megatron_run import run_jobs
+
+SIZES = {
+    "tp1": Sizes(),
+    "tp2": Sizes(tp=2),
+    "pp2": Sizes(pp=2),
+    "ep2": Sizes(ep=2),
+    "etp2": Sizes(tp=2, etp=2),
+    "tp2_pp2": Sizes(tp=2, pp=2),
+    "tp2_ep2": Sizes(tp=2, ep=2),
+}
+#: What is loaded at which sizes: experts only where there are some, four ranks for a few.
+LOADED = [
+    (name, size)
+    for size, sizes in SIZES.items()
+    for name in NAMES
+    if (name in WITH_EXPERTS or (sizes.ep, sizes.etp) == (1, 1))
+    and (sizes.world_size < 4 or name in ("llama", "qwen3_moe", "deepseek_v3_mtp"))
+]
+#: Ours in another layout than megatron-core would choose by itself.
+PER_LAYER = ("qwen3", "qwen3_moe")
+
+
+def build(out: Path) -> None:
+    """Make everything: `out/<name>/` then has the parts that the functions below name."""
+    for name in NAMES:
+        write_model(name, out / name)
+        convert_to_mcore(hf(out, name), ours(out, name), ToMcoreOptions(write=_UNSYNCED))
+    for name in PER_LAYER:
+        options = ToMcoreOptions(layers="per-layer", write=_UNSYNCED)
+        convert_to_mcore(hf(out, name), ours(out, f"{name}/per-layer"), options)
+    for world in (1, 2, 4):
+        run_jobs(list(_jobs(out, world)), world, timeout=300)
+
+
+def hf(out: Path, name: str) -> Path:
+    """The Hugging Face folder of a model."""
+    return out / name / "hf"
+
+
+def ours(out: Path, name: str) -> Path:
+    """Our checkpoint of it."""
+    return out / name / "ours"
+
+
+def native(out: Path, name: str, size: str) -> Path:
+    """megatron-core's own checkpoint of the same weights, saved by ranks of these sizes."""
+    return out / name / f"native_{size}"
+
+
+def logits(out: Path, name: str, size: str) -> Path:
+    """The logits of a model that real ranks of these sizes loaded from our checkpoint."""
+    return out / name / f"logits_{size}.safetensors"
+
+
+_UNSYNCED = WriteOptions(fsync=False)
+
+
+def _jobs(out: Path, world: int) -> list[Job]:
+    jobs: list[Job] = []
+    if world == 1:
+        jobs += [Save(hf(out, name), Checkpoint(native(out, name, "tp1"))) for name in NAMES]
+        jobs += [
+            _logits(
+                out, name, "tp1", Checkpoint(ours(out, f"{name}/per-layer"), layout="per-layer")
+            )
+            for name in PER_LAYER
+        ]
+    for name, size in LOADED:
+        if SIZES[size].world_size == world:
+            source = Checkpoint(ours(out, name), engine_states=True)
+            jobs.append(_logits(out, name, size, source))
+    if world == 2:
+        jobs += [
+            Save(
+                hf(out, name),
+                Checkpoint(native(out, name, size)),
+                SIZES[size],
+                Checkpoint(native(out, name, "tp1")),
+            )
+            for name, size in (("llama", "tp2"), ("qwen3", "pp2"), ("qwen2_moe", "ep2"))
+        ]
+    return jobs
+
+
+def _logits(out: Path, name: str, size: str, source: Checkpoint) -> Logits:
+    per_layer = source.layout == "per-layer"
+    return Logits(
+        hf(out, name),
+        out / name / "reference.safetensors",
+        logits(out, f"{name}/per-layer" if per_layer else name, size),
+        SIZES[size],
+        source,
+    )

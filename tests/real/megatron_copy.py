@@ -1,0 +1,158 @@
+"""The plain way from Hugging Face tensors to a whole GPTModel: load everything, join, copy.
+
+Nothing of `ckpt_tool` is used and nothing is clever, so that what the tool writes can be checked
+against it. Every tensor of the folder must be used up, and every one of the model filled.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .megatron_gpt import HuggingFaceConfig, dense_layers, expert_count
+
+State = dict[str, Tensor]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def read_tensors(folder: Path) -> State:
+    """All tensors of all safetensors files of the folder."""
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def copy_into(model: GPTModel, folder: Path) -> None:
+    """Fill a model that no other process has a part of."""
+    state = full_state(read_tensors(folder), read_config(folder))
+    wanted = {name for name in model.state_dict() if not name.endswith("_extra_state")}
+    assert state.keys() == wanted, f"differ: {sorted(state.keys() ^ wanted)}"
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in wanted:
+            assert tensor.shape == state[name].shape, f"{name}: {tensor.shape}"
+            tensor.data.copy_(state[name])
+
+
+def full_state(hf: State, config: HuggingFaceConfig) -> State:
+    """The state of the whole GPTModel with local layers. Empties `hf`."""
+    state = {
+        "embedding.word_embeddings.weight": hf.pop("model.embed_tokens.weight"),
+        "decoder.final_layernorm.weight": hf.pop("model.norm.weight"),
+    }
+    if not config["tie_word_embeddings"]:
+        state["output_layer.weight"] = hf.pop("lm_head.weight")
+    depth = config["num_hidden_layers"]
+    for index in range(depth):
+        _put(state, f"decoder.layers.{index}.", _layer(_take(hf, index), config, index))
+    for index in range(config.get("num_nextn_predict_layers") or 0):
+        prediction = _prediction(_take(hf, depth + index), config, depth + index, state)
+        _put(state, f"mtp.layers.{index}.", prediction)
+    assert not hf, f"nothing is known of {sorted(hf)}"
+    return state
+
+
+def _take(hf: State, index: int) -> State:
+    """Remove and return a layer's tensors, named from the layer on."""
+    prefix = f"model.layers.{index}."
+    return {name.removeprefix(prefix): hf.pop(name) for name in list(hf) if name.startswith(prefix)}
+
+
+def _put(state: State, prefix: str, part: State) -> None:
+    state.update({f"{prefix}{name}": tensor for name, tensor in part.items()})
+
+
+def _layer(hf: State, config: HuggingFaceConfig, index: int) -> State:
+    state = {
+        "input_layernorm.weight": hf.pop("input_layernorm.weight"),
+        "pre_mlp_layernorm.weight": hf.pop("post_attention_layernorm.weight"),
+        "self_attention.linear_proj.weight": hf.pop("self_attn.o_proj.weight"),
+    }
+    attention = _latent_attention(hf) if "kv_lora_rank" in config else _attention(hf, config)
+    _put(state, "self_attention.", attention)
+    has_experts = expert_count(config) and index not in dense_layers(config)
+    _put(state, "mlp.", _experts(hf, config) if has_experts else _mlp(hf, "mlp."))
+    assert not hf, f"nothing is known of {sorted(hf)} in layer {index}"
+    return state
+
+
+def _attention(hf: State, config: HuggingFaceConfig) -> State:
+    """Queries, keys and values are interleaved: each key head follows the query heads it serves."""
+    state = {}
+    for kind in ("weight", "bias"):
+        if f"self_attn.q_proj.{kind}" in hf:
+            query, key, value = (hf.pop(f"self_attn.{which}_proj.{kind}") for which in "qkv")
+            groups = config["num_key_value_heads"]
+            rows = []
+            for group in range(groups):
+                rows += [part.chunk(groups)[group] for part in (query, key, value)]
+            state[f"linear_qkv.{kind}"] = torch.cat(rows)
+    for which in "qk":
+        if f"self_attn.{which}_norm.weight" in hf:
+            state[f"{which}_layernorm.weight"] = hf.pop(f"self_attn.{which}_norm.weight")
+    return state
+
+
+_LATENT = {
+    "q_proj": "linear_q_proj",
+    "q_a_proj": "linear_q_down_proj",
+    "q_a_layernorm": "q_layernorm",
+    "q_b_proj": "linear_q_up_proj",
+    "kv_a_proj_with_mqa": "linear_kv_down_proj",
+    "kv_a_layernorm": "kv_layernorm",
+    "kv_b_proj": "linear_kv_up_proj",
+}
+
+
+def _latent_attention(hf: State) -> State:
+    return {
+        f"{ours}.weight": hf.pop(f"self_attn.{theirs}.weight")
+        for theirs, ours in _LATENT.items()
+        if f"self_attn.{theirs}.weight" in hf
+    }
+
+
+def _mlp(hf: State, prefix: str, names: tuple[str, str, str] = ("gate", "up", "down")) -> State:
+    """A gated MLP: the two matrices that see the input become one."""
+    suffix = "_proj.weight" if names[0] == "gate" else ".weight"
+    gate, up, down = (hf.pop(f"{prefix}{name}{suffix}") for name in names)
+    return {"linear_fc1.weight": torch.cat([gate, up]), "linear_fc2.weight": down}
+
+
+def _experts(hf: State, config: HuggingFaceConfig) -> State:
+    is_mixtral = config["model_type"] == "mixtral"
+    block = "block_sparse_moe." if is_mixtral else "mlp."
+    names = ("w1", "w3", "w2") if is_mixtral else ("gate", "up", "down")
+    state = {"router.weight": hf.pop(f"{block}gate.weight")}
+    for index in range(expert_count(config) or 0):
+        expert = _mlp(hf, f"{block}experts.{index}.", names)
+        _put(state, f"experts.local_experts.{index}.", expert)
+    if "mlp.gate.e_score_correction_bias" in hf:
+        state["router.expert_bias"] = hf.pop("mlp.gate.e_score_correction_bias")
+    for shared in ("mlp.shared_expert.", "mlp.shared_experts."):
+        if f"{shared}gate_proj.weight" in hf:
+            _put(state, "shared_experts.", _mlp(hf, shared))
+    if "mlp.shared_expert_gate.weight" in hf:
+        state["shared_experts.gate_weight"] = hf.pop("mlp.shared_expert_gate.weight")
+    return state
+
+
+def _prediction(hf: State, config: HuggingFaceConfig, index: int, whole: State) -> State:
+    """A multi-token prediction layer. Its embedding and head repeat those of the model."""
+    assert torch.equal(hf.pop("embed_tokens.weight"), whole["embedding.word_embeddings.weight"])
+    assert torch.equal(hf.pop("shared_head.head.weight"), whole["output_layer.weight"])
+    state = {
+        "final_layernorm.weight": hf.pop("shared_head.norm.weight"),
+        **{f"{name}.weight": hf.pop(f"{name}.weight") for name in ("enorm", "hnorm", "eh_proj")},
+    }
+    _put(state, "transformer_layer.", _layer(hf, config, index))
+    return state

@@ -1,0 +1,227 @@
+"""A real megatron-core GPTModel for a Hugging Face `config.json`, on the CPU.
+
+The layers are megatron-core's local ones. `megatron_world` must have been set up for the sizes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_mtp_block_spec,
+)
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import (
+    MLATransformerConfig,
+    TransformerConfig,
+)
+from torch.nn.functional import silu
+
+from .megatron_jobs import Sizes
+
+HuggingFaceConfig = Mapping[str, Any]
+
+
+class LatentDotProductAttention(DotProductAttention):  # type: ignore[misc]
+    """Megatron-core's own attention, told that values are narrower than keys.
+
+    Latent attention passes both widths, which only Transformer Engine's attention accepts. (It is
+    also built once without them, by the base class, and replaced.)
+    """
+
+    def __init__(self, *, k_channels: int = 0, v_channels: int = 0, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
+
+
+def build_chunks(
+    hf: HuggingFaceConfig, sizes: Sizes, vocab_multiple: int, dtype: torch.dtype
+) -> list[GPTModel]:
+    """This process's part of the model: one chunk, or as many as a process interleaves."""
+    config = transformer_config(hf, sizes, dtype)
+    vocab = padded_vocab(hf["vocab_size"], vocab_multiple * sizes.tp)
+    stages: list[int | None] = [None] if sizes.vpp is None else list(range(sizes.vpp))
+    chunks = [_build_chunk(hf, config, vocab, stage).eval() for stage in stages]
+    for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
+        # Torch's norms do not follow the config. Buffers, that is the expert bias, stay fp32.
+        parameter.data = parameter.data.to(dtype)
+    return chunks
+
+
+def padded_vocab(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _build_chunk(
+    hf: HuggingFaceConfig, config: TransformerConfig, vocab: int, stage: int | None
+) -> GPTModel:
+    spec = get_gpt_decoder_block_spec(
+        config, use_transformer_engine=False, normalization="RMSNorm", vp_stage=stage
+    )
+    _fit_to_cpu(spec, config)
+    where = {"ignore_virtual": stage is None, "vp_stage": stage}
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=spec,
+        mtp_block_spec=_prediction_spec(config, spec, stage),
+        vocab_size=vocab,
+        max_sequence_length=hf["max_position_embeddings"],
+        pre_process=parallel_state.is_pipeline_first_stage(**where),
+        post_process=parallel_state.is_pipeline_last_stage(**where),
+        share_embeddings_and_output_weights=hf["tie_word_embeddings"],
+        position_embedding_type="rope",
+        rotary_base=hf["rope_parameters"]["rope_theta"],
+        rotary_percent=hf["rope_parameters"].get("partial_rotary_factor", 1.0),
+        vp_stage=stage,
+    )
+
+
+def _fit_to_cpu(spec: TransformerBlockSubmodules, config: TransformerConfig) -> None:
+    spec.layer_norm = WrappedTorchNorm  # Apex's norm where that is installed
+    if config.multi_latent_attention:
+        for layer in spec.layer_specs:
+            layer.submodules.self_attention.submodules.core_attention = LatentDotProductAttention
+
+
+def _prediction_spec(
+    config: TransformerConfig, spec: TransformerBlockSubmodules, stage: int | None
+) -> Any:
+    if not config.mtp_num_layers:
+        return None
+    return get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False, vp_stage=stage)
+
+
+def transformer_config(
+    hf: HuggingFaceConfig, sizes: Sizes, dtype: torch.dtype
+) -> TransformerConfig:
+    """Translate the Hugging Face config of any family in `megatron_models`."""
+    is_latent = "kv_lora_rank" in hf
+    config_class = MLATransformerConfig if is_latent else TransformerConfig
+    values = _shape(hf) | _parallel(sizes, dtype) | _CPU
+    values |= _latent_attention(hf) if is_latent else _attention(hf)
+    if expert_count(hf):
+        values |= _experts(hf) | _ROUTING[hf["model_type"]](hf)
+    return config_class(**values)
+
+
+# Without fused kernels, and with the one dispatcher that gloo supports. Initial values would only
+# be overwritten; without them no random state is needed either.
+_CPU = {
+    "use_cpu_initialization": True,
+    "perform_initialization": False,
+    "masked_softmax_fusion": False,
+    "moe_token_dispatcher_type": "allgather",
+    "moe_router_load_balancing_type": "none",
+}
+
+
+def _shape(hf: HuggingFaceConfig) -> dict[str, Any]:
+    return {
+        "num_layers": hf["num_hidden_layers"],
+        "hidden_size": hf["hidden_size"],
+        "ffn_hidden_size": hf["intermediate_size"],
+        "num_attention_heads": hf["num_attention_heads"],
+        "layernorm_epsilon": hf["rms_norm_eps"],
+        "normalization": "RMSNorm",
+        "activation_func": silu,
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "mtp_num_layers": hf.get("num_nextn_predict_layers") or None,
+    }
+
+
+def _parallel(sizes: Sizes, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": sizes.tp,
+        "pipeline_model_parallel_size": sizes.pp,
+        "virtual_pipeline_model_parallel_size": sizes.vpp,
+        "expert_model_parallel_size": sizes.ep,
+        "expert_tensor_parallel_size": sizes.etp,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype is torch.bfloat16,
+    }
+
+
+def _attention(hf: HuggingFaceConfig) -> dict[str, Any]:
+    family = hf["model_type"]
+    return {
+        "num_query_groups": hf["num_key_value_heads"],
+        "kv_channels": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
+        "qk_layernorm": family.startswith("qwen3") or hf.get("use_qk_norm", False),
+        "add_qkv_bias": family.startswith("qwen2") or hf.get("attention_bias", False),
+    }
+
+
+def _latent_attention(hf: HuggingFaceConfig) -> dict[str, Any]:
+    return {
+        "multi_latent_attention": True,
+        "qk_layernorm": True,
+        "q_lora_rank": hf["q_lora_rank"],
+        "kv_lora_rank": hf["kv_lora_rank"],
+        "qk_head_dim": hf["qk_nope_head_dim"],
+        "qk_pos_emb_head_dim": hf["qk_rope_head_dim"],
+        "v_head_dim": hf["v_head_dim"],
+        "rope_type": "rope",
+        "rotary_base": hf["rope_parameters"]["rope_theta"],
+        "rotary_scaling_factor": 1.0,  # or the softmax is scaled as YaRN wants it
+    }
+
+
+def expert_count(hf: HuggingFaceConfig) -> int | None:
+    """The number of routed experts: transformers 4 and 5 and DeepSeek each call it otherwise."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return next((hf[name] for name in names if name in hf), None)
+
+
+def dense_layers(hf: HuggingFaceConfig) -> set[int]:
+    """The layers of a mixture-of-experts model that have a plain MLP."""
+    return {*hf.get("mlp_only_layers", ()), *range(hf.get("first_k_dense_replace", 0))}
+
+
+def _experts(hf: HuggingFaceConfig) -> dict[str, Any]:
+    values = {
+        "num_moe_experts": expert_count(hf),
+        "moe_router_topk": hf["num_experts_per_tok"],
+        "moe_ffn_hidden_size": hf.get("moe_intermediate_size", hf["intermediate_size"]),
+    }
+    dense = dense_layers(hf)
+    if dense:
+        values["moe_layer_freq"] = [int(i not in dense) for i in range(hf["num_hidden_layers"])]
+    return values
+
+
+def _softmax_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
+    """Normalising the chosen probabilities is the same as taking the softmax of the chosen only."""
+    values: dict[str, Any] = {"moe_router_pre_softmax": not hf.get("norm_topk_prob", True)}
+    if "shared_expert_intermediate_size" in hf:
+        values["moe_shared_expert_intermediate_size"] = hf["shared_expert_intermediate_size"]
+        values["moe_shared_expert_gate"] = True
+    return values
+
+
+def _biased_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
+    return {
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_num_groups": hf["n_group"],
+        "moe_router_group_topk": hf["topk_group"],
+        "moe_router_topk_scaling_factor": hf["routed_scaling_factor"],
+        "moe_shared_expert_intermediate_size": hf["moe_intermediate_size"] * hf["n_shared_experts"],
+    }
+
+
+_ROUTING = {
+    "mixtral": _softmax_routing,
+    "qwen2_moe": _softmax_routing,
+    "qwen3_moe": _softmax_routing,
+    "deepseek_v3": _biased_routing,
+    "glm4_moe": _biased_routing,
+}

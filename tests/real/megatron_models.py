@@ -1,0 +1,223 @@
+"""Tiny Hugging Face models of the families that megatron-core can train, as folders on disk.
+
+`write_model(name, folder)` leaves `folder/hf` (config and safetensors shards, as `save_pretrained`
+writes them) and `folder/reference.safetensors` (`input_ids` and the fp32 logits of transformers;
+for a model with multi-token prediction also `mtp_logits`). Every tensor's elements are distinct.
+
+Sizes divide by two wherever a parallel size of two cuts, except the vocabulary: 251 rows have to
+be padded before they can be cut. "llama" has 256, which need no padding.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .fill import fill_distinct
+
+# Small enough that every model gets several shards and an index, as models on the Hub have.
+_SHARD_SIZE = "300KB"
+_PREDICTION_FILE = "model-mtp.safetensors"
+_BATCH = 2
+_SEQUENCE = 12
+
+_DECODER: dict[str, Any] = {
+    "vocab_size": 251,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    # Not the default, so that a base that nobody hands on shows in the logits.
+    "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
+}
+# Neither the experts' size nor its double is the hidden size: a transposed expert would show.
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+# Two groups of four experts of which one group is chosen: both choices depend on the bias.
+_BIASED_ROUTING = {
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "n_group": 2,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.7,
+    "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 0,
+}
+_LATENT_ATTENTION = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
+}
+_MOONLIGHT = {
+    **_LATENT_ATTENTION,
+    **_BIASED_ROUTING,
+    "q_lora_rank": None,
+    "n_group": 1,
+    "first_k_dense_replace": 2,
+}
+_GLM4 = {
+    **_BIASED_ROUTING,
+    "n_group": 1,
+    "n_shared_experts": 1,
+    "head_dim": 24,
+    "attention_bias": True,
+    "use_qk_norm": True,
+    "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
+}
+
+_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {"vocab_size": 256}),
+    "mistral": ("MistralForCausalLM", {"head_dim": 24, "sliding_window": None}),
+    "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 24}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {**_EXPERTS, "head_dim": 24, "norm_topk_prob": True}),
+    "qwen3_moe_mlp_only": (
+        "Qwen3MoeForCausalLM",
+        {**_EXPERTS, "head_dim": 24, "norm_topk_prob": True, "mlp_only_layers": [0, 2]},
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        {"intermediate_size": 40, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM",
+        {**_EXPERTS, "shared_expert_intermediate_size": 56, "norm_topk_prob": False},
+    ),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", {**_LATENT_ATTENTION, **_BIASED_ROUTING}),
+    "moonlight": ("DeepseekV3ForCausalLM", _MOONLIGHT),
+    "glm4_moe": ("Glm4MoeForCausalLM", _GLM4),
+    "deepseek_v3_mtp": (
+        "DeepseekV3ForCausalLM",
+        {**_LATENT_ATTENTION, **_BIASED_ROUTING, "num_nextn_predict_layers": 1},
+    ),
+    "glm4_moe_mtp": ("Glm4MoeForCausalLM", {**_GLM4, "num_nextn_predict_layers": 1}),
+}
+NAMES = tuple(_MODELS)
+WITH_EXPERTS = tuple(name for name in NAMES if name not in ("llama", "mistral", "qwen2", "qwen3"))
+
+
+class _PredictionHead(nn.Module):
+    """What a multi-token prediction layer has beside a decoder layer, under its names on the Hub.
+
+    transformers' models drop these tensors, so this module stands in for them.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        hidden, epsilon = model.config.hidden_size, model.config.rms_norm_eps
+        self.enorm = nn.RMSNorm(hidden, eps=epsilon)
+        self.hnorm = nn.RMSNorm(hidden, eps=epsilon)
+        self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
+        self.shared_head = nn.ModuleDict({"norm": nn.RMSNorm(hidden, eps=epsilon)})
+
+    def tensors(self, prefix: str, model: PreTrainedModel) -> dict[str, Tensor]:
+        """All tensors under `prefix`; embedding and head are repeated, as DeepSeek publishes it."""
+        own = {f"{prefix}{name}": tensor for name, tensor in self.state_dict().items()}
+        return own | {
+            f"{prefix}embed_tokens.weight": model.model.embed_tokens.weight.detach().clone(),
+            f"{prefix}shared_head.head.weight": model.lm_head.weight.detach().clone(),
+        }
+
+
+def write_model(name: str, folder: Path) -> Path:
+    """Write the model below `folder` and return the Hugging Face folder."""
+    class_name, overrides = _MODELS[name]
+    config = {**_DECODER, **overrides}
+    depth = config.get("num_nextn_predict_layers", 0)
+    model = _build(class_name, {**config, "num_hidden_layers": config["num_hidden_layers"] + depth})
+    hf = folder / "hf"
+    model.save_pretrained(hf, max_shard_size=_SHARD_SIZE)
+    reference = _add_prediction(model, hf) if depth else _reference(model)
+    save_file(reference, folder / "reference.safetensors")
+    return hf
+
+
+def _build(class_name: str, config: Mapping[str, Any]) -> PreTrainedModel:
+    """Eager attention and experts in fp32: what the reference computes then is plain arithmetic."""
+    model_class: type[PreTrainedModel] = getattr(transformers, class_name)
+    model: PreTrainedModel = model_class._from_config(
+        model_class.config_class(architectures=[class_name], **config),
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+    fill_distinct(model)
+    return model.eval()
+
+
+def _input_ids(model: PreTrainedModel) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(model.config.vocab_size, (_BATCH, _SEQUENCE), generator=generator)
+    ids[0, 0] = model.config.vocab_size - 1  # the last row before any padding
+    return ids
+
+
+@torch.no_grad()
+def _reference(model: PreTrainedModel) -> dict[str, Tensor]:
+    ids = _input_ids(model)
+    return {"input_ids": ids, "logits": model(ids, use_cache=False).logits}
+
+
+def _add_prediction(model: PreTrainedModel, hf: Path) -> dict[str, Tensor]:
+    """Turn the last decoder layer of `model`, and of its folder, into a prediction layer.
+
+    So its tensors come from transformers' own `save_pretrained`, under the right names already.
+    """
+    layers = model.model.layers
+    last = len(layers) - 1
+    head = _PredictionHead(model)
+    fill_distinct(head)
+    extra = head.tensors(f"model.layers.{last}.", model)
+    save_file(extra, hf / _PREDICTION_FILE, metadata={"format": "pt"})
+    _update_index(hf / "model.safetensors.index.json", extra)
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, "num_hidden_layers": last}, indent=2))
+
+    layer, model.model.layers = layers[last], layers[:last]
+    model.config.num_hidden_layers = last
+    reference = _reference(model)
+    return {**reference, "mtp_logits": _predict(model, layer, head, reference["input_ids"])}
+
+
+def _update_index(path: Path, extra: Mapping[str, Tensor]) -> None:
+    index = json.loads(path.read_text())
+    index["weight_map"].update(dict.fromkeys(extra, _PREDICTION_FILE))
+    index["metadata"]["total_size"] += sum(tensor.nbytes for tensor in extra.values())
+    path.write_text(json.dumps(index, indent=2))
+
+
+@torch.no_grad()
+def _predict(
+    model: PreTrainedModel, layer: nn.Module, head: _PredictionHead, ids: Tensor
+) -> Tensor:
+    """The prediction layer's logits: it sees each position's state and the token that follows.
+
+    As in megatron-core, the state is the one after the final norm, and after the last token comes
+    token 0.
+    """
+    following = torch.cat([ids[:, 1:], torch.zeros_like(ids[:, :1])], dim=1)
+    state = model.model(ids, use_cache=False).last_hidden_state
+    embedded = head.enorm(model.model.embed_tokens(following))
+    joined = head.eh_proj(torch.cat([embedded, head.hnorm(state)], dim=-1))
+    positions = torch.arange(ids.shape[1])[None]
+    rotary = model.model.rotary_emb(joined, positions)
+    future = torch.full((1, 1, ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
+    state = layer(joined, attention_mask=future, position_embeddings=rotary)
+    logits: Tensor = model.lm_head(head.shared_head["norm"](state))
+    return logits
