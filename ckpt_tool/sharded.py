@@ -32,12 +32,12 @@ class Block:
         As many pieces as a power of two where that divides the rows, as tensor parallelism does;
         a row is never cut.
         """
-        rows = self.tensor.shape[0] if self.tensor.shape else 1
         wanted = -(-self.tensor.nbytes // limit)
-        if wanted <= 1:
+        if wanted <= 1 or not self.tensor.shape:
             yield self
             return
         count = 1 << (wanted - 1).bit_length()
+        rows = self.tensor.shape[0]
         most = limit // (self.tensor.nbytes // rows)
         step = max(1, min(-(-rows // count), most))
         lead = len(self.offsets) - len(self.tensor.shape)

@@ -1,7 +1,7 @@
 """``make demo``: real FSDP2 writes a small sharded checkpoint, then the tool is shown on it.
 
-Ends with the merged model opened by transformers, whose logits must be those of the model that
-was sharded, bit for bit.
+The merged model is opened by transformers, whose logits must be those of the model that was
+sharded, bit for bit; then it becomes a megatron-core checkpoint, which megatron-core loads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(folder: Path) -> int:
     folder.mkdir(parents=True)
     print("Two gloo processes shard a small Qwen3 with torch FSDP2 and save it as verl does ...")
     case = write_cases(folder, [CASE])[CASE]
-    run_name, merged = folder / "global_step_100", folder / "merged"
+    run_name, merged, mcore = folder / "global_step_100", folder / "merged", folder / "mcore"
     case.rename(run_name)
     actor = run_name / "actor"
     steps = (
@@ -33,6 +33,9 @@ def main(folder: Path) -> int:
         ["ckpt", "merge", "fsdp", str(actor), str(merged), "--verify", "--check-load"],
         ["ckpt", "verify", str(actor), str(merged)],
         ["ckpt", "inspect", str(merged)],
+        ["ckpt", "to-mcore", str(merged), str(mcore), "--verify", "--check-load"],
+        ["ckpt", "inspect", str(mcore)],
+        ["ckpt", "verify", str(mcore), str(merged)],
     )
     for step in steps:
         show(step)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import re
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint import metadata as meta
 
 from ckpt_tool.dtypes import BY_NAME
 from ckpt_tool.errors import CheckpointError
@@ -102,6 +104,25 @@ def test_any_tiling_by_blocks_is_read(scratch, layout, limit):
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     return save(tmp_path / "dcp", {"a": distinct((2, 3))})
+
+
+def test_a_place_without_an_offset_is_that_of_the_tensor(small):
+    found = pickle.loads((small / ".metadata").read_bytes())
+    where = found.storage_data.pop(meta.MetadataIndex("a", (0, 0)))
+    found.storage_data[meta.MetadataIndex("a")] = where
+    (small / ".metadata").write_bytes(pickle.dumps(found))
+    assert_reads(open_dcp(small), {"a": distinct((2, 3))})
+
+
+def test_an_archive_of_something_else_is_a_problem(small):
+    torch.save([None], small / "__0_0.distcp")
+    found = pickle.loads((small / ".metadata").read_bytes())
+    where = found.storage_data[meta.MetadataIndex("a", (0, 0))]
+    where.offset, where.length = 0, (small / "__0_0.distcp").stat().st_size
+    (small / ".metadata").write_bytes(pickle.dumps(found))
+    (problem,) = open_dcp(small).problems
+    assert (problem.kind, problem.where) == ("unreadable", "a")
+    assert "no tensor at byte 0" in problem.message
 
 
 @pytest.mark.parametrize("backend", ["torch_dist", "torch_dcp"])

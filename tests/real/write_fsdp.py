@@ -149,13 +149,13 @@ def _fork_rank(group: _Group, models: Models, rank: int, out: Path, prefix: Path
 
 def _first_failure(processes: Sequence[BaseProcess]) -> BaseProcess | None:
     """Wait for the processes, but not after one has failed: the others would wait for it."""
-    running = list(processes)
+    running = {process.sentinel: process for process in processes}
     while running:
-        connection.wait([process.sentinel for process in running])
-        for process in running:
+        for sentinel in connection.wait(list(running)):
+            process = running.pop(sentinel)
+            process.join()  # a process has no exit code yet just because its sentinel is ready
             if process.exitcode:
                 return process
-        running = [process for process in running if process.exitcode is None]
     return None
 
 

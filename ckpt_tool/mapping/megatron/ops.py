@@ -108,7 +108,7 @@ class QueryGroups:
 
     def fault(self, shapes: Sequence[Shape]) -> str:
         found = tuple(shape[0] if shape else 0 for shape in shapes)
-        if self.heads % max(self.groups, 1):
+        if not self.groups or self.heads % self.groups:
             return f"{self.heads} heads, expected a multiple of the {self.groups} query groups"
         if found == self.rows and len({shape[1:] for shape in shapes}) == 1:
             return ""
