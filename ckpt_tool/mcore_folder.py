@@ -65,10 +65,17 @@ class McorePlan:
 
 
 def check_mcore_plan(plan: McorePlan, out: Path, options: WriteOptions) -> None:
-    """OutputError unless ``out`` may be written and there is room."""
+    """OutputError unless ``out`` may be written and there is room.
+
+    UsageError where ``check_load`` is asked for and megatron-core is not installed.
+    """
     protected = [Path(file.path) for file in plan.checkpoint.files]
     check_target(out, replace=options.overwrite, protected=[*protected, plan.rules.config.folder])
     check_space(out, plan.total_bytes)
+    if options.check_load:
+        from ckpt_tool.mcore_check import require_megatron
+
+        require_megatron()
 
 
 def write_mcore(plan: McorePlan, out: Path, options: WriteOptions, team: Team) -> WriteResult:

@@ -19,6 +19,7 @@ ROOMS = {"readers": 2, "mapping": 2, "writers": 2}
 GROUND = {"lazy", "blocks", "casts", "scaled", "fp8", "equality", "geometry", "dtypes", "errors"}
 GROUND |= {"compare", "folding", "progress", "sharded", "version", "wording"}
 ENTRIES = {"__init__", "__main__"}  # the public API and `python -m ckpt_tool`
+CHILD = "megatron"  # a process of its own, which nothing imports
 HEAVY = {"torch", "transformers", "accelerate", "megatron", "safetensors", "huggingface_hub"}
 
 
@@ -26,6 +27,10 @@ def module_of(path: Path) -> str:
     """Dotted name below `ckpt_tool`: `readers.fsdp`; the room itself for its `__init__`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+def room_of(path: Path) -> str:
+    return module_of(path).split(".", maxsplit=1)[0]
 
 
 def layer(module: str) -> int:
@@ -93,6 +98,8 @@ def imports_of_ours(path: Path) -> list[bool]:
         ("merge", "proofs", False),
         ("merge", "writers.huggingface", False),
         ("merge", "cli.ui", True),
+        ("megatron.request", "mapping.megatron.numbers", False),
+        ("mapping.hub", "megatron.gpt", True),
         ("writers.stream", "merge", True),
         ("cli.app", "merge", False),
     ],
@@ -127,6 +134,8 @@ def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
 
 @pytest.mark.parametrize("path", FILES, ids=[module_of(path) for path in FILES])
 def test_heavy_packages_are_imported_where_they_are_used(path):
+    if room_of(path) == CHILD:
+        return
     found = {
         name.split(".")[0]
         for statement in top_level(parse(path))
@@ -134,3 +143,12 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
         for name in imports(statement)
     }
     assert not found & HEAVY
+
+
+@pytest.mark.parametrize("path", FILES, ids=[module_of(path) for path in FILES])
+def test_megatron_core_stays_in_its_process(path):
+    if room_of(path) == CHILD:
+        return
+    found = [name for name in imports(parse(path)) if name.split(".")[0] == "megatron"]
+    found += [name for name in imports(parse(path)) if name.startswith(f"ckpt_tool.{CHILD}")]
+    assert not found

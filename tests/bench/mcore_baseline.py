@@ -29,7 +29,6 @@ def save(folder: str, out: str) -> None:
     Path(out).mkdir()
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling would only cost it time
     import torch
-    import torch.distributed as dist
     from megatron.core import dist_checkpointing, parallel_state
     from transformers import AutoModelForCausalLM
 
@@ -40,8 +39,8 @@ def save(folder: str, out: str) -> None:
 
     source = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     patch_for_cpu()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    with world(Sizes()), torch.no_grad():
+    store = Path(out).with_name("rendezvous")
+    with world(Sizes(), 0, 1, store), torch.no_grad():
         (model,) = build_chunks(_config(Path(folder)), Sizes(), 1, torch.bfloat16)
         model.bfloat16()  # the local layers' norms are float32 otherwise
         _copy(source, model)
@@ -49,7 +48,6 @@ def save(folder: str, out: str) -> None:
         state = model.sharded_state_dict(metadata={"dp_cp_group": group})
         rename_to_engine(state)
         dist_checkpointing.save(state, out)
-    dist.destroy_process_group()
 
 
 def _config(folder: Path) -> dict[str, Any]:
