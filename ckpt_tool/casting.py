@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ckpt_tool.dtypes import BY_NAME, CASTABLE, DType
 from ckpt_tool.errors import UsageError
@@ -37,3 +37,12 @@ def cast_all(
         else tensor.to(target)
         for name, tensor in tensors.items()
     }
+
+
+def main_dtype(tensors: Iterable[LazyTensor]) -> DType | None:
+    """The floating-point dtype of most bytes; None where there is none that can be cast."""
+    sizes: dict[DType, int] = {}
+    for tensor in tensors:
+        if tensor.dtype in CASTABLE:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)

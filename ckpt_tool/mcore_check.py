@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.check_load import LoadCheck
-from ckpt_tool.errors import CkptError, MappingError, UsageError
+from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.mapping.megatron.convert import Rules
 
 _NEEDED = {"torch": "torch", "megatron.core": "megatron-core"}
@@ -51,8 +51,8 @@ def check_mcore_load(rules: Rules, folder: Path) -> LoadCheck:
     """Have megatron-core build the model of ``rules`` and load the checkpoint ``folder``.
 
     MappingError lists every missing, unexpected and misshapen tensor, or quotes what megatron-core
-    says of the files; UsageError where it is not installed or cannot build the model; CkptError
-    where the child process dies.
+    says of the files, or the last words of a child process that dies; UsageError where it is not
+    installed or cannot build the model.
     """
     require_megatron()
     answer = _ask(request_json(rules, folder))
@@ -89,7 +89,7 @@ def _model(rules: Rules) -> str:
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    """The child's answer; CkptError with its last words where it has none."""
+    """The child's answer; MappingError with its last words where it has none."""
     environment = {name: value for name, value in os.environ.items() if name not in _RANKS}
     child = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _CHILD, *sys.path],
@@ -105,8 +105,8 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
     if isinstance(answer, dict):
         return answer
     lines = child.stderr.decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
-    raise CkptError(
-        f"--check-load: the process that runs megatron-core ended with {child.returncode}:\n"
-        + "\n".join(lines),
+    raise MappingError(
+        f"--check-load: the process that runs megatron-core ended with {child.returncode}",
+        lines,
         hint="Leave --check-load out to write the checkpoint unchecked.",
     )

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tool.casting import cast_all, require_dtype, target_dtype
-from ckpt_tool.dtypes import CASTABLE, DType
+from ckpt_tool.casting import cast_all, main_dtype, require_dtype, target_dtype
 from ckpt_tool.errors import CheckpointError, UsageError
 from ckpt_tool.jobs import jobs_of
-from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import refuse_adapters, to_hub
 from ckpt_tool.model_folder import write_model
@@ -99,7 +97,7 @@ def plan_model(checkpoint: Checkpoint, options: MergeOptions, progress: Progress
         warnings += form.warnings
     tensors = cast_all(tensors, target_dtype(options.dtype, config), config)
     if config is not None:
-        config = config.with_dtype(_written_dtype(tensors))
+        config = config.with_dtype(main_dtype(tensors.values()))
     return ModelPlan(
         checkpoint=checkpoint,
         config=config,
@@ -121,12 +119,3 @@ def _config(checkpoint: Checkpoint, options: MergeOptions) -> ModelConfig | None
             " --config none.",
         )
     return load_config(folder)
-
-
-def _written_dtype(tensors: dict[str, LazyTensor]) -> DType | None:
-    """The floating-point dtype of most bytes."""
-    sizes: dict[DType, int] = {}
-    for tensor in tensors.values():
-        if tensor.dtype in CASTABLE:
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype], default=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ckpt_tool.casting import main_dtype
+from ckpt_tool.dtypes import BFLOAT16
 from ckpt_tool.equality import are_equal
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
@@ -13,6 +15,7 @@ from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
 from ckpt_tool.mapping.megatron.convert import from_megatron, rules_of
 from ckpt_tool.progress import Progress
 from ckpt_tool.proofs import is_weight_of, only_embedding, prove_replicas
+from ckpt_tool.quantised import dequantised, is_quantised
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
 
@@ -58,7 +61,7 @@ def require_config(side: Side, other: Side) -> Side:
     if config is None:
         return side
     if side.checkpoint.format == "huggingface":
-        return _as_on_hub(side, config)
+        return _as_on_hub(side, other, config)
     if side.checkpoint.format == "torch_dist":
         return _from_megatron(side, other, config)
     refuse_adapters(side.tensors)
@@ -74,8 +77,21 @@ def _from_megatron(side: Side, other: Side, config: ModelConfig) -> Side:
     return replace(side, tensors=tensors | repeated)
 
 
-def _as_on_hub(side: Side, config: ModelConfig) -> Side:
-    """A Hugging Face side; what its family's table does not know is compared as it is."""
+def _as_on_hub(side: Side, other: Side, config: ModelConfig) -> Side:
+    """A Hugging Face side; what its family's table does not know is compared as it is.
+
+    Block-quantised weights are compared with wide ones by their values.
+    """
+    if is_quantised(side.tensors) and not is_quantised(other.tensors):
+        dtype = main_dtype(other.tensors.values()) or BFLOAT16
+        side = replace(
+            side,
+            tensors=dequantised(side.tensors, config, dtype),
+            warnings=(
+                f"{side.checkpoint.path}: fp8 weights are compared as {dtype}, with their"
+                " scales applied",
+            ),
+        )
     try:
         return replace(side, tensors=by_family(side.tensors, config) or side.tensors)
     except MappingError:

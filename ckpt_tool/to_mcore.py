@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.casting import cast_all, require_dtype, target_dtype
-from ckpt_tool.dtypes import BFLOAT16, BY_NAME, DType
+from ckpt_tool.dtypes import BFLOAT16, BY_NAME, CASTABLE, DType
 from ckpt_tool.equality import are_equal
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.jobs import jobs_of
@@ -98,6 +98,7 @@ def plan_to_mcore(model: str | Path, options: ToMcoreOptions | None = None) -> M
         tensors.pop(name)
     rules = rules_for(config, tensors, _layers(config, options), options.vocab_multiple)
     _drop_repeats(rules, tensors, dropped, jobs_of(options.jobs))
+    _require_floats(tensors)
     tensors = _with_fixed_dtypes(rules, tensors)
     sharded = to_megatron(tensors, rules)
     objects = extra_states(rules.bindings)
@@ -139,7 +140,7 @@ def _open(model: str | Path) -> Checkpoint:
     if checkpoint.format not in ("huggingface", "torch"):
         raise UsageError(
             f"{model}: a checkpoint of format {checkpoint.format}, not a Hugging Face model",
-            hint="Make one of it first, with ckpt merge.",
+            hint="Make one of FSDP rank files first, with ckpt merge fsdp.",
         )
     checkpoint.require_sound()
     return checkpoint
@@ -180,7 +181,11 @@ def _drop_head(
     dropped: dict[str, str],
     jobs: int,
 ) -> None:
-    head = tied_head(checkpoint, config, None, jobs)
+    try:
+        head = tied_head(checkpoint, config, None, jobs)
+    except MappingError as error:
+        error.hint = "Megatron ties what config.json ties: set tie_word_embeddings to false there."
+        raise
     if head.dropped:
         dropped[head.name] = f"equal to {head.embedding}, to which the config ties it"
         tensors.pop(head.name)
@@ -203,6 +208,12 @@ def _drop_repeats(
         raise MappingError(
             "Megatron has one embedding and one head, this model has several that differ", faults
         )
+
+
+def _require_floats(tensors: dict[str, LazyTensor]) -> None:
+    faults = [f"{name}: {t.dtype}" for name, t in tensors.items() if t.dtype not in CASTABLE]
+    if faults:
+        raise MappingError(f"{len(faults)} weights are no floating-point numbers", faults)
 
 
 def _with_fixed_dtypes(rules: Rules, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:

@@ -94,10 +94,9 @@ def write_bins(tensors: Tensors, path: Path) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
-BROKEN = pytest.mark.xfail(strict=True, reason="config.json beside a .bin file is not seen")
 FORMS = [(name, "") for name in ("model.safetensors", "pytorch_model.bin", "several .bin")]
 FORMS.append(("weights.safetensors",) * 2)
-FORMS.append(pytest.param("pytorch_model.bin", "pytorch_model.bin", marks=BROKEN))
+FORMS.append(("pytorch_model.bin",) * 2)
 
 
 @pytest.mark.parametrize(("form", "given"), FORMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
@@ -66,5 +67,6 @@ def result_json(result: WriteResult) -> dict[str, Any]:
         "bytes_per_second": result.bytes_per_second,
         "verified": result.verified,
         "differences": result.differences,
+        "load_check": asdict(result.load_check) if result.load_check is not None else None,
         "warnings": result.warnings,
     }

@@ -32,7 +32,12 @@ def open_torch_file(path: Path) -> Checkpoint:
         problems=tuple(gathered.problems),
         world_size=int(matched[1]) if matched else None,
         mesh=largest_mesh(gathered),
+        side_files=path.parent if not matched and _has_config(path.parent) else None,
     )
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def _local_entries(name: str, local: LocalTensor, rank: int | None) -> list[Entry]:

@@ -177,7 +177,6 @@ def test_tensors_that_are_missing_or_left_over_are_all_listed(hf, tmp_path):
     assert_refused(result, tmp_path / "out", *said)
 
 
-@pytest.mark.xfail(strict=True, reason="to-mcore has no --no-tie-word-embeddings")
 def test_advice_names_only_options_that_exist(hf, tmp_path):
     model = rewritten(hf, tmp_path / "hf", config={"tie_word_embeddings": True})
     assert "--no-tie" not in run(model, tmp_path / "out").stderr
@@ -189,7 +188,9 @@ def test_other_checkpoints_are_refused_with_advice(hf, tmp_path):
     assert run(hf, tmp_path / "torch_dist").exit_code == 0
     assert_refused(run(fsdp, tmp_path / "out"), tmp_path / "out", "fsdp", "ckpt merge")
     result = run(tmp_path / "torch_dist", tmp_path / "out")
-    assert_refused(result, tmp_path / "out", "format torch_dist", "Make one of it first")
+    assert_refused(
+        result, tmp_path / "out", "format torch_dist", "Make one of FSDP rank files first"
+    )
 
 
 def test_a_config_from_elsewhere(hf, tmp_path):

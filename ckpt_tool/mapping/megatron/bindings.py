@@ -17,7 +17,8 @@ from ckpt_tool.mapping.megatron.ops import (
     SwapHalves,
     Vocabulary,
 )
-from ckpt_tool.mapping.megatron.tables import TOP, Family, Row, Rows
+from ckpt_tool.mapping.megatron.rows import TOP, Row, Rows
+from ckpt_tool.mapping.megatron.tables import Family
 
 LAYOUTS = ("stacked", "per-layer")
 
@@ -36,6 +37,11 @@ class Binding:
     extent: Shape
     op: Op
     dtype: str
+    shapes: tuple[tuple[int | None, ...], ...] = ()
+
+    def expected(self) -> Iterator[tuple[str, tuple[int | None, ...]]]:
+        """Each Hugging Face tensor and its shape by the config; None: a size it does not say."""
+        yield from zip(self.hf, self.shapes, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +135,23 @@ def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
             continue
         op = _op(row, numbers)
         names = _braces(row.hf)
+        shapes = _shapes(row, len(names), numbers)
         if "{e}" not in row.hf:
             hf = tuple(place.hf + name for name in names)
-            yield Binding(
-                hf, place.megatron + row.megatron, place.index, place.extent, op, row.dtype
-            )
+            name = place.megatron + row.megatron
+            yield Binding(hf, name, place.index, place.extent, op, row.dtype, shapes)
             continue
         target = place.megatron + row.megatron.replace("{e}.", "")
         extent = (*place.extent, numbers.experts)
         for expert in range(numbers.experts):
             hf = tuple(place.hf + name.replace("{e}", str(expert)) for name in names)
-            yield Binding(hf, target, (*place.index, expert), extent, op, row.dtype)
+            yield Binding(hf, target, (*place.index, expert), extent, op, row.dtype, shapes)
+
+
+def _shapes(row: Row, count: int, numbers: Numbers) -> tuple[tuple[int | None, ...], ...]:
+    """The shapes of ``count`` tensors; none where the row does not say."""
+    said = [tuple(map(numbers.sizes.get, shape.split(","))) for shape in row.shape.split()]
+    return tuple(said * count if len(said) == 1 else said)
 
 
 def _op(row: Row, numbers: Numbers) -> Op:

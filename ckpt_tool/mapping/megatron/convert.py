@@ -48,6 +48,7 @@ def rules_for(
     family, numbers = family_of(config), numbers_of(config, vocab_multiple)
     warnings = []
     given = list(names)
+    _require_possible(config, numbers, len(given))
     prefixes = tuple(mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
     if prefixes and not any(name.startswith(prefixes) for name in given):
         warnings.append(
@@ -62,6 +63,20 @@ def rules_for(
             hint="Leave --layers out: this model is then written per layer.",
         )
     return _rules(config, numbers, layout or default_layout(family, numbers), warnings)
+
+
+def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None:
+    """MappingError for what Megatron has no model of, or the config cannot be true of."""
+    if numbers.layers > count:
+        raise MappingError(
+            f"{config.folder / 'config.json'}: num_hidden_layers is {numbers.layers}, but there"
+            f" are {count} tensors"
+        )
+    if ("output_bias" in numbers.flags) != ("mlp_bias" in numbers.flags):
+        raise MappingError(
+            f"{config.folder / 'config.json'}: a bias in one of attention's output and the MLP;"
+            " Megatron has both or none (add_bias_linear)"
+        )
 
 
 def rules_of(config: ModelConfig, keys: Iterable[str]) -> Rules:
@@ -100,11 +115,13 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, ShardedTensor]:
             fault = f"of {' and '.join(part.dtype.name for part in parts)}; choose one with --dtype"
         if fault:
             faults.append(f"{', '.join(binding.hf)}: {fault}")
+        else:
+            faults += _misshapen(binding, tensors)
     if faults:
-        raise MappingError(f"{len(faults)} tensors are not what config.json says", faults)
+        raise MappingError(f"{_tensors(faults)} not what config.json says", faults)
     stored = {name: _store(group, tensors, faults) for name, group in grouped.items()}
     if faults:
-        raise MappingError(f"{len(faults)} tensors cannot be put together", faults)
+        raise MappingError(f"{_tensors(faults)} impossible to put together", faults)
     return stored
 
 
@@ -128,8 +145,18 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
         except ValueError as error:
             faults.append(f"{binding.name} {list(tensors[binding.name].shape)}: {error}")
     if faults:
-        raise MappingError(f"{len(faults)} tensors are not what config.json says", faults)
+        raise MappingError(f"{_tensors(faults)} not what config.json says", faults)
     return result
+
+
+def _misshapen(binding: Binding, tensors: Tensors) -> Iterator[str]:
+    """The tensors whose shape is not the config's, with both."""
+    for name, expected in binding.expected():
+        found = tensors[name].shape
+        wanted = [at if size is None else size for at, size in zip(found, expected, strict=False)]
+        if len(found) != len(expected) or list(found) != wanted:
+            sizes = ["?" if size is None else str(size) for size in expected]
+            yield f"{name}: {list(found)}, expected [{', '.join(sizes)}]"
 
 
 def _require_complete(tensors: Tensors, rules: Rules) -> None:
@@ -140,13 +167,17 @@ def _require_complete(tensors: Tensors, rules: Rules) -> None:
         counts = [f"{len(missing)} missing"] * bool(missing)
         counts += [f"{len(unexpected)} unexpected"] * bool(unexpected)
         raise MappingError(
-            f"{' and '.join(counts)} for a {rules.config.model_type} of {rules.numbers.layers}"
-            " layers, by config.json",
+            f"{' and '.join(counts)} tensors for a {rules.config.model_type} of"
+            f" {rules.numbers.layers} layers, by config.json",
             [f"missing: {name}" for name in missing]
             + [f"unexpected: {name}" for name in unexpected],
             hint="The weights and the config.json beside them are of different models, or the"
             " model is of a kind that is not supported.",
         )
+
+
+def _tensors(faults: Sequence[str]) -> str:
+    return "1 tensor is" if len(faults) == 1 else f"{len(faults)} tensors are"
 
 
 def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> ShardedTensor:

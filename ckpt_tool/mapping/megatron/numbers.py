@@ -16,6 +16,8 @@ _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 class Numbers:
     """``moe``: which layers have experts. ``flags``: which optional rows are there.
 
+    ``sizes``: the words of the tables' shapes, those that the config gives.
+
     ``heads``, ``groups`` and ``head_dim`` are those of plain grouped attention (in a family with
     latent attention nothing uses them).
     """
@@ -28,6 +30,7 @@ class Numbers:
     moe: frozenset[int]
     mtp: int
     flags: frozenset[str]
+    sizes: dict[str, int]
     vocab_size: int
     padded_vocab_size: int
     vision_layers: int = 0
@@ -65,6 +68,7 @@ def numbers_of(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         experts=experts if moe else 0,
         moe=moe,
         mtp=text.size("num_nextn_predict_layers", 0) if family.mtp else 0,
+        sizes=_sizes(text, vision),
         flags=_flags(family, text.values, tied=bool(config.tied)),
         vocab_size=vocab,
         padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
@@ -122,3 +126,40 @@ def _flags(family: Family, values: dict[str, Any], *, tied: bool) -> frozenset[s
     for flag, source in family.flags.items():
         found[flag] = source is True or bool(values.get(source[0], source[1]))
     return frozenset(flag for flag, holds in found.items() if holds)
+
+
+def _sizes(text: _Keys, vision: _Keys) -> dict[str, int]:
+    """Sizes of dimensions by the words that the tables use; only what the config says."""
+    heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
+    head = text.size("head_dim", hidden // max(heads, 1))
+    ffn, expert = text.size("intermediate_size", 0), text.size("moe_intermediate_size", 0)
+    shared = text.size("n_shared_experts", 0) * expert
+    nope, rope, value, rank = (
+        text.size(key, 0)
+        for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
+    )
+    width = vision.size("hidden_size", 0)
+    found = {
+        "one": 1,
+        "vocab": text.size("vocab_size"),
+        "hidden": hidden,
+        "two_hidden": 2 * hidden,
+        "head": head,
+        "query": heads * head,
+        "key": text.size("num_key_value_heads", heads) * head,
+        "ffn": ffn,
+        "expert_ffn": expert or ffn,
+        "shared_ffn": text.size("shared_expert_intermediate_size", 0) or shared,
+        "experts": next((text.size(key) for key in _EXPERTS if text.values.get(key)), 0),
+        "query_rank": text.size("q_lora_rank", 0),
+        "latent_query": heads * (nope + rope),
+        "latent_out": heads * value,
+        "kv_rank": rank,
+        "kv_down": rank + rope,
+        "kv_up": heads * (nope + value),
+        "vision": width,
+        "vision_qkv": 3 * width,
+        "vision_ffn": vision.size("intermediate_size", 0),
+        "merged": width * vision.size("spatial_merge_size", 2) ** 2,
+    }
+    return {word: size for word, size in found.items() if size}
