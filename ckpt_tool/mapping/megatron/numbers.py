@@ -9,6 +9,7 @@ from ckpt_tool.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.tables import FAMILIES, Family
 
+_MAX_LAYERS = 100_000
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 
@@ -55,6 +56,8 @@ def numbers_of(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     """
     family, text = family_of(config), _Keys(config.text)
     layers = text.size("num_hidden_layers")
+    if layers > _MAX_LAYERS:
+        raise MappingError(f"config.json: num_hidden_layers is {layers}, which no model has")
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")
     experts = next((text.size(key) for key in _EXPERTS if text.values.get(key)), 0)

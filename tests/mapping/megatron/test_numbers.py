@@ -238,3 +238,10 @@ def test_an_unknown_family_lists_those_that_are_known(model_type):
     assert all(family in refused.value.message for family in CONFIGS)
     with pytest.raises(MappingError, match="supported"):
         numbers_of(config)
+
+
+def test_sizes_are_those_of_the_config():
+    found = numbers("deepseek_v3").sizes
+    assert found["two_hidden"] == 2 * found["hidden"]
+    assert found["kv_down"] > found["kv_rank"]
+    assert "vision" not in found

@@ -1,0 +1,63 @@
+"""Every tensor of every family has the shape that its row says, by the config."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from ckpt_tool import convert_to_mcore
+from ckpt_tool.errors import MappingError
+from ckpt_tool.mapping.config import load_config
+from ckpt_tool.mapping.megatron.convert import rules_for
+from ckpt_tool.mapping.megatron.tables import FAMILIES
+from tests.real.megatron_models import write_model
+
+#: The one that depends on nothing else in the config.
+UNSAID = {"visual.patch_embed.proj.weight"}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2_moe", "mixtral", "deepseek_v3_mtp", "moonlight"])
+def test_rows_say_the_shapes_of_real_models(name, tmp_path):
+    folder = write_model(name, tmp_path)
+    shapes = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    said = {
+        key: shape
+        for binding in rules_for(load_config(folder), shapes).bindings
+        for key, shape in binding.expected()
+    }
+    assert None not in {size for shape in said.values() for size in shape}
+    assert said == {key: shapes[key] for key in said}
+    left = set(shapes) - set(said)
+    assert all(key.endswith((".embed_tokens.weight", ".shared_head.head.weight")) for key in left)
+
+
+def test_every_row_says_a_shape():
+    rows = {
+        row
+        for family in FAMILIES.values()
+        for part in (family.attention, family.dense, family.moe, family.mtp)
+        for row in part
+    }
+    assert all(row.shape for row in rows)
+    vision = FAMILIES["qwen2_5_vl"].vision
+    assert {row.hf for row in vision.rows + vision.block if not row.shape} == UNSAID
+
+
+def test_a_bias_of_attention_alone_is_refused(tmp_path):
+    folder = write_model("llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text()) | {"attention_bias": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MappingError, match="add_bias_linear"):
+        convert_to_mcore(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("layers", [10**4, 10**12])
+def test_more_layers_than_tensors_are_refused(layers, tmp_path):
+    folder = write_model("mixtral", tmp_path / "mixtral")
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MappingError, match=f"num_hidden_layers is {layers}"):
+        convert_to_mcore(folder, tmp_path / "out")
