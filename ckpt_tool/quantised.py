@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ckpt_tool.dtypes import DType
 from ckpt_tool.errors import MappingError
@@ -18,6 +18,11 @@ _BLOCK = (128, 128)
 def is_quantised(tensors: Mapping[str, LazyTensor]) -> bool:
     """Whether some weights are fp8."""
     return any(tensor.dtype.itemsize == 1 and tensor.dtype.is_float for tensor in tensors.values())
+
+
+def has_scales(tensors: Iterable[str]) -> bool:
+    """Whether some of these names are those of scales."""
+    return any(name.endswith(_SUFFIX) for name in tensors)
 
 
 def dequantised(

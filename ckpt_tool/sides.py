@@ -15,7 +15,7 @@ from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
 from ckpt_tool.mapping.megatron.convert import from_megatron, rules_of
 from ckpt_tool.progress import Progress
 from ckpt_tool.proofs import is_weight_of, only_embedding, prove_replicas
-from ckpt_tool.quantised import dequantised, is_quantised
+from ckpt_tool.quantised import dequantised, has_scales
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
 
@@ -82,7 +82,7 @@ def _as_on_hub(side: Side, other: Side, config: ModelConfig) -> Side:
 
     Block-quantised weights are compared with wide ones by their values.
     """
-    if is_quantised(side.tensors) and not is_quantised(other.tensors):
+    if has_scales(side.tensors) and not has_scales(other.tensors):
         dtype = main_dtype(other.tensors.values()) or BFLOAT16
         side = replace(
             side,
