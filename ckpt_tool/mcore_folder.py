@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.check_load import LoadCheck
-from ckpt_tool.equality import Pair, first_differences
 from ckpt_tool.errors import UsageError
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.megatron.convert import Rules, from_megatron
@@ -18,6 +17,7 @@ from ckpt_tool.mapping.megatron.training_args import content_metadata, megatron_
 from ckpt_tool.output import (
     WriteOptions,
     WriteResult,
+    differences,
     explained,
     fingerprint,
     forget_cached,
@@ -29,6 +29,7 @@ from ckpt_tool.plan import MANIFEST_NAME, Casts, casts_of, count_casts, manifest
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.dcp import open_dcp
 from ckpt_tool.writers.pickling import Instance, Name
+from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.staging import Staging, Workplace, check_space, check_target
 from ckpt_tool.writers.stream import WrittenFile
 from ckpt_tool.writers.torch_dist import TorchDistPlan
@@ -56,9 +57,13 @@ class McorePlan:
     @property
     def total_bytes(self) -> int:
         """Bytes of all files with tensors."""
-        return sum(file.size for file in self.folder.files)
+        return sum(file.size for file in self.files)
 
     @property
+    def files(self) -> list[PlannedFile]:
+        """The files with tensors."""
+        return self.folder.files
+
     def casts(self) -> Casts:
         """Number of tensors per (source, target) dtype where these differ."""
         return count_casts(self.tensors.values())
@@ -95,11 +100,11 @@ def write_mcore(plan: McorePlan, out: Path, options: WriteOptions, team: Team) -
         written = _write_tensors(plan, staging, team)
         write_seconds = time.monotonic() - begun
         team.world.first(lambda: _put_small_files(plan, staging, written))
-        differences = _read_back(plan, staging.path, team) if options.verify else []
+        different = _read_back(plan, staging.path, team) if options.verify else []
         loaded = None
-        if options.check_load and not differences:
+        if options.check_load and not different:
             loaded = team.world.first(lambda: _check_load(plan, staging.path))
-        team.world.first(lambda: _close(staging, bool(differences), options))
+        team.world.first(lambda: _close(staging, bool(different), options))
     except BaseException as error:
         raise explained(error, staging) from error
     return WriteResult(
@@ -108,13 +113,13 @@ def write_mcore(plan: McorePlan, out: Path, options: WriteOptions, team: Team) -
         num_tensors=len(plan.folder.tensors),
         total_bytes=plan.total_bytes,
         files=written,
-        casts=casts_of(plan.casts, written),
+        casts=casts_of(plan.casts(), written),
         seconds=time.monotonic() - started,
         bytes_per_second=plan.total_bytes / max(write_seconds, 1e-9),
-        verified=not differences if options.verify else None,
-        warnings=plan.warnings + overflows(plan.casts, written),
+        verified=not different if options.verify else None,
+        warnings=plan.warnings + overflows(plan.casts(), written),
         dropped=plan.dropped,
-        differences=differences,
+        differences=different,
         load_check=loaded,
     )
 
@@ -124,7 +129,7 @@ def _staging(plan: McorePlan, out: Path, options: WriteOptions, team: Team) -> W
 
     UsageError where processes have different plans, because they see different files.
     """
-    mark = fingerprint(plan.checkpoint.files, plan.folder.files)
+    mark = fingerprint(plan.checkpoint.files, plan.files)
     if len(set(team.world.everyone(lambda: mark))) > 1:
         raise UsageError(
             f"{plan.checkpoint.path}: not the same for all processes of this run",
@@ -145,7 +150,7 @@ def _staging(plan: McorePlan, out: Path, options: WriteOptions, team: Team) -> W
 
 def _write_tensors(plan: McorePlan, staging: Workplace, team: Team) -> list[WrittenFile]:
     """All files, written by all processes; the first one keeps the journal of those of others."""
-    files = plan.folder.files
+    files = plan.files
     share = [files[index] for index in team.world.share([file.size for file in files])]
     outcomes = team.world.everyone(lambda: write_files(share, staging, team.jobs, team.progress))
     found = {written.name: written for outcome in outcomes for written in outcome}
@@ -178,7 +183,7 @@ def _close(staging: Workplace, different: bool, options: WriteOptions) -> None:
 
 def _small_files(plan: McorePlan, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
     """The other files: what marks the checkpoint as complete comes last."""
-    source = manifest(plan.checkpoint, plan.casts, plan.dropped, written)
+    source = manifest(plan.checkpoint, plan.casts(), plan.dropped, written)
     yield MANIFEST_NAME, json_bytes(source)
     if plan.layout == "bare":
         yield from plan.folder.small_files({})
@@ -203,27 +208,9 @@ def _common_state(rules: Rules) -> dict[str, Any]:
 
 
 def _read_back(plan: McorePlan, folder: Path, team: Team) -> list[str]:
-    """Names whose tensor, taken out of what was written, is not bit for bit what went in.
-
-    Every process compares its share.
-    """
-    for file in plan.folder.files:
+    """Names whose tensor, taken out of what was written, is not bit for bit what went in."""
+    for file in plan.files:
         forget_cached(folder / file.name)
     result = open_dcp(folder / plan.folder.prefix)
     result.require_sound()
-    found = from_megatron(result, plan.rules)
-    names = set(found) ^ set(plan.tensors)
-    pairs = []
-    for name, tensor in plan.tensors.items():
-        if name in names:
-            continue
-        if (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
-            names.add(name)
-        else:
-            pairs.append(Pair(name, tensor, found[name]))
-    share = [pairs[index] for index in team.world.share([pair.left.nbytes for pair in pairs])]
-    team.progress.start("verifying", sum(pair.left.nbytes for pair in share))
-    different = team.world.everyone(
-        lambda: list(first_differences(share, team.jobs, team.progress.advance))
-    )
-    return sorted(names.union(*different))
+    return differences(plan.tensors, from_megatron(result, plan.rules), team)

@@ -7,17 +7,18 @@ import time
 from pathlib import Path
 
 from ckpt_tool.check_load import LoadCheck, check_load
-from ckpt_tool.equality import Pair, first_differences
 from ckpt_tool.errors import UsageError
 from ckpt_tool.output import (
     WriteOptions,
     WriteResult,
+    differences,
     explained,
     fingerprint,
     forget_cached,
     json_bytes,
     write_files,
 )
+from ckpt_tool.parallel import ALONE, Team
 from ckpt_tool.plan import MANIFEST_NAME, ModelPlan, casts_of, manifest, overflows
 from ckpt_tool.progress import Progress
 from ckpt_tool.readers.huggingface import open_huggingface
@@ -67,12 +68,12 @@ def write_model(
         written = write_files(plan.files, staging, jobs, progress)
         write_seconds = time.monotonic() - begun
         _write_small_files(plan, staging, written)
-        differences = _read_back(plan, staging.path, jobs, progress) if options.verify else []
-        if not differences:
+        different = _read_back(plan, staging.path, jobs, progress) if options.verify else []
+        if not different:
             staging.publish(replace=options.overwrite)
     except BaseException as error:
         raise explained(error, staging) from error
-    if differences:
+    if different:
         staging.discard()
     return WriteResult(
         format=plan.checkpoint.format,
@@ -83,10 +84,10 @@ def write_model(
         casts=casts_of(plan.casts(), written),
         seconds=time.monotonic() - started,
         bytes_per_second=plan.total_bytes / max(write_seconds, 1e-9),
-        verified=not differences if options.verify else None,
+        verified=not different if options.verify else None,
         warnings=plan.warnings + overflows(plan.casts(), written),
         dropped=plan.dropped,
-        differences=differences,
+        differences=different,
         load_check=loaded,
     )
 
@@ -108,19 +109,8 @@ def _write_small_files(plan: ModelPlan, staging: Staging, written: list[WrittenF
 
 def _read_back(plan: ModelPlan, folder: Path, jobs: int, progress: Progress) -> list[str]:
     """Names whose written tensor is not, bit for bit, what was planned."""
-    progress.start("verifying", plan.total_bytes)
     for file in plan.files:
         forget_cached(folder / file.name)
     result = open_huggingface(folder)
     result.require_sound()
-    names = set(result) ^ set(plan.tensors)
-    pairs = []
-    for name, tensor in plan.tensors.items():
-        if name in names:
-            continue
-        found = result[name]
-        if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
-            names.add(name)
-        else:
-            pairs.append(Pair(name, tensor, found))
-    return sorted(names | set(first_differences(pairs, jobs, progress.advance)))
+    return differences(plan.tensors, result, Team(ALONE, jobs, progress))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.blocks import FileTable
 from ckpt_tool.check_load import LoadCheck
+from ckpt_tool.equality import Pair, first_differences
 from ckpt_tool.errors import CkptError, OutputError
+from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.parallel import Team
 from ckpt_tool.plan import Cast
 from ckpt_tool.progress import Progress
 from ckpt_tool.readers.base import ShardFile
@@ -93,6 +96,31 @@ def write_files(
         for task in pending:
             task.result()
     return [staging.finished[file.name] for file in files]
+
+
+def differences(
+    planned: Mapping[str, LazyTensor], found: Mapping[str, LazyTensor], team: Team
+) -> list[str]:
+    """Names that only one side has, or whose tensors are not equal bit for bit.
+
+    Every process of the team compares its share, and all learn of all.
+    """
+    names = set(found) ^ set(planned)
+    pairs = []
+    for name, tensor in planned.items():
+        if name in names:
+            continue
+        other = found[name]
+        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            names.add(name)
+        else:
+            pairs.append(Pair(name, tensor, other))
+    share = [pairs[index] for index in team.world.share([pair.left.nbytes for pair in pairs])]
+    team.progress.start("verifying", sum(pair.left.nbytes for pair in share))
+    different = team.world.everyone(
+        lambda: list(first_differences(share, team.jobs, team.progress.advance))
+    )
+    return sorted(names.union(*different))
 
 
 def _finish(descriptor: int, written: WrittenFile, staging: Workplace) -> None:

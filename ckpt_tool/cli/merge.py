@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckpt_tool.cli import results, ui
 from ckpt_tool.cli.options import AsJson, Fsync, Jobs, Overwrite, Resume
-from ckpt_tool.wording import plural
 
 if TYPE_CHECKING:
     from ckpt_tool.merge import MergeOptions
@@ -115,7 +114,7 @@ def _run(
             result = merge.merge_fsdp(folders, out, options, progress)
     with ui.output():
         if dry_run:
-            ui.print_json(_plan_json(plan, out)) if as_json else _show_plan(plan, out)
+            ui.print_json(results.plan_json(plan, out)) if as_json else _show_plan(plan, out)
             return
         if as_json:
             ui.print_json(results.result_json(result))
@@ -141,32 +140,9 @@ def _show_plan(plan: ModelPlan, out: Path) -> None:
         table.add_section()
         table.add_row("", f"{len(plan.tensors):,}", f"{plan.total_bytes:,}")
     console.print(table)
-    for (source, target), count in plan.casts().items():
-        console.print(f"  cast     {plural(count, 'tensor')} from {source} to {target}")
-    for name, reason in plan.dropped.items():
-        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
+    results.show_changes(plan.casts(), plan.dropped)
     if plan.config is not None:
         names = ", ".join(["config.json", *plan.config.side_files()])
         console.print(f"  beside   {names}", soft_wrap=True)
     for warning in plan.warnings:
         ui.warn(warning)
-
-
-def _plan_json(plan: ModelPlan, out: Path) -> dict[str, Any]:
-    return {
-        "format": plan.checkpoint.format,
-        "output": str(out),
-        "dry_run": True,
-        "num_tensors": len(plan.tensors),
-        "total_bytes": plan.total_bytes,
-        "files": [{"path": file.name, "bytes": file.size} for file in plan.files],
-        "casts": [
-            {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
-            for (source, target), count in plan.casts().items()
-        ],
-        "dropped": plan.dropped,
-        "seconds": None,
-        "bytes_per_second": None,
-        "verified": None,
-        "warnings": plan.warnings,
-    }

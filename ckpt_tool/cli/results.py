@@ -1,16 +1,20 @@
-"""What a command that writes says when it is done."""
+"""What a command that writes says of its plan, and when it is done."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
 from ckpt_tool.wording import human_bytes, plural
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ckpt_tool.mcore_folder import McorePlan
     from ckpt_tool.output import WriteResult
-    from ckpt_tool.plan import Cast
+    from ckpt_tool.plan import Cast, Casts, ModelPlan
 
 
 def show_result(result: WriteResult) -> None:
@@ -32,8 +36,7 @@ def show_result(result: WriteResult) -> None:
     )
     for cast in result.casts:
         console.print(_cast_line(cast))
-    for name, reason in result.dropped.items():
-        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
+    _show_dropped(console, result.dropped)
     if result.verified:
         console.print("  verify   read back from disk: every bit as planned")
     if result.load_check is not None:
@@ -42,6 +45,40 @@ def show_result(result: WriteResult) -> None:
             f"  load     {check.architecture} of {check.library}"
             f" finds all {check.num_tensors:,} tensors it wants, and no other"
         )
+
+
+def show_changes(casts: Casts, dropped: dict[str, str]) -> None:
+    """What a plan changes of the tensors: dtypes, and what it leaves out."""
+    console = ui.console()
+    for (source, target), count in casts.items():
+        console.print(f"  cast     {plural(count, 'tensor')} from {source} to {target}")
+    _show_dropped(console, dropped)
+
+
+def plan_json(plan: ModelPlan | McorePlan, out: Path) -> dict[str, Any]:
+    """A plan as JSON: the keys of the result, without what only writing tells."""
+    return {
+        "format": plan.checkpoint.format,
+        "output": str(out),
+        "dry_run": True,
+        "num_tensors": len(plan.tensors),
+        "total_bytes": plan.total_bytes,
+        "files": [{"path": file.name, "bytes": file.size} for file in plan.files],
+        "casts": [
+            {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
+            for (source, target), count in plan.casts().items()
+        ],
+        "dropped": plan.dropped,
+        "seconds": None,
+        "bytes_per_second": None,
+        "verified": None,
+        "warnings": plan.warnings,
+    }
+
+
+def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
+    for name, reason in dropped.items():
+        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
 
 
 def _cast_line(cast: Cast) -> str:

@@ -160,12 +160,9 @@ def _show_notes(plan: McorePlan, jobs: int) -> None:
     from ckpt_tool.writers.stream import buffer_bytes
 
     console = ui.console()
-    memory = human_bytes(buffer_bytes(jobs, casting=bool(plan.casts)))
+    memory = human_bytes(buffer_bytes(jobs, casting=bool(plan.casts())))
     console.print(f"  memory   {memory} of buffers for {plural(jobs, 'thread')}, whatever the size")
-    for (source, target), count in plan.casts.items():
-        console.print(f"  cast     {plural(count, 'tensor')} from {source} to {target}")
-    for name, reason in plan.dropped.items():
-        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
+    results.show_changes(plan.casts(), plan.dropped)
     for warning in plan.warnings:
         ui.warn(warning)
 
@@ -180,31 +177,15 @@ def _groups(tensors: Mapping[str, ShardedTensor]) -> list[list[tuple[str, Sharde
 
 
 def _plan_json(plan: McorePlan, out: Path) -> dict[str, Any]:
-    return {
-        "format": plan.checkpoint.format,
-        "output": str(out),
-        "dry_run": True,
-        "layout": plan.layout,
-        "layers": plan.rules.layout,
-        "num_tensors": len(plan.folder.tensors),
-        "total_bytes": plan.total_bytes,
-        "files": [{"path": file.name, "bytes": file.size} for file in plan.folder.files],
-        "tensors": [
-            {
-                "name": name,
-                "shape": list(tensor.shape),
-                "dtype": tensor.dtype.name,
-                "sources": list(tensor.sources),
-            }
-            for name, tensor in plan.folder.tensors.items()
-        ],
-        "casts": [
-            {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
-            for (source, target), count in plan.casts.items()
-        ],
-        "dropped": plan.dropped,
-        "seconds": None,
-        "bytes_per_second": None,
-        "verified": None,
-        "warnings": plan.warnings,
-    }
+    tensors = [
+        {
+            "name": name,
+            "shape": list(tensor.shape),
+            "dtype": tensor.dtype.name,
+            "sources": list(tensor.sources),
+        }
+        for name, tensor in plan.folder.tensors.items()
+    ]
+    more = {"layout": plan.layout, "layers": plan.rules.layout, "tensors": tensors}
+    # The tensors that are written are Megatron's, not those that go in.
+    return results.plan_json(plan, out) | more | {"num_tensors": len(tensors)}

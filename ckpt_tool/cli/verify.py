@@ -63,11 +63,11 @@ def verify(
     """
     from ckpt_tool.cli.verify_json import as_object
     from ckpt_tool.compare.stats import Tolerance
-    from ckpt_tool.jobs import default_jobs
+    from ckpt_tool.jobs import jobs_of
     from ckpt_tool.verify import VerifyOptions, verify_checkpoint
 
     options = VerifyOptions(
-        Tolerance(atol, rtol), cast_reference, tuple(ignore or ()), jobs or default_jobs()
+        Tolerance(atol, rtol), cast_reference, tuple(ignore or ()), jobs_of(jobs)
     )
     if report is not None and not report.parent.is_dir():  # before the work, not after it
         raise UsageError(f"{report}: {report.parent} is no folder")

@@ -53,6 +53,12 @@ _LLAMA = Family(
 )
 _DEEPSEEK = Family(LATENT, DENSE, MOE + SHARED, MTP, differing=True)
 
+_QWEN3_FLAGS: dict[str, Flag] = {
+    "qk_norm": True,
+    "qkv_bias": ("attention_bias", False),
+    "output_bias": ("attention_bias", False),
+}
+
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": Family(GROUPED, DENSE),
@@ -60,22 +66,14 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(
         GROUPED,
         DENSE,
-        flags={
-            "qk_norm": True,
-            "qkv_bias": ("attention_bias", False),
-            "output_bias": ("attention_bias", False),
-        },
+        flags=_QWEN3_FLAGS,
     ),
     "qwen2_moe": Family(GROUPED, DENSE, MOE + SHARED_GATE, flags={"qkv_bias": ("qkv_bias", True)}),
     "qwen3_moe": Family(
         GROUPED,
         DENSE,
         MOE,
-        flags={
-            "qk_norm": True,
-            "qkv_bias": ("attention_bias", False),
-            "output_bias": ("attention_bias", False),
-        },
+        flags=_QWEN3_FLAGS,
     ),
     "mixtral": Family(GROUPED, (), MIXTRAL),
     "deepseek_v3": _DEEPSEEK,
