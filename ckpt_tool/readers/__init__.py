@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ckpt_tool.errors import FormatError, UsageError
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.dcp import locate_dcp, open_dcp
+from ckpt_tool.readers.dcp import locate_dcp, open_dcp, refuse_zarr
 from ckpt_tool.readers.fsdp import locate, open_fsdp
 from ckpt_tool.readers.huggingface import is_model_folder, open_huggingface
+from ckpt_tool.readers.megatron_ranks import locate_ranks, open_megatron_ranks
 from ckpt_tool.readers.torch_file import open_torch_file
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_fsdp_folders"]
@@ -32,6 +33,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     planned = locate_dcp(path)
     if planned is not None:
         return open_dcp(planned)
+    megatron = locate_ranks(path)
+    if megatron is not None:
+        return open_megatron_ranks(megatron)
+    refuse_zarr(path)
     if is_model_folder(path):
         return open_huggingface(path)
     raise FormatError(f"{path}: no checkpoint of a known format in this folder", hint=_EXPECTED)
@@ -54,8 +59,8 @@ def open_fsdp_folders(paths: Sequence[str | Path]) -> Checkpoint:
 
 _EXPECTED = (
     "Expected FSDP rank files (model_world_size_W_rank_R.pt), a torch_dist or other folder of"
-    " torch.distributed.checkpoint (.metadata, *.distcp), or a Hugging Face folder"
-    " (*.safetensors, pytorch_model*.bin)."
+    " torch.distributed.checkpoint (.metadata, *.distcp), rank files of Megatron"
+    " (mp_rank_*/model*.pt), or a Hugging Face folder (*.safetensors, pytorch_model*.bin)."
 )
 
 

@@ -15,11 +15,15 @@ from ckpt_tool.lazy import Chunk, LazyTensor, Region
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """A file of the checkpoint; ``rank`` is None where files belong to no rank."""
+    """A file of the checkpoint; ``rank`` is None where files belong to no rank.
+
+    ``parallel``: the rank in each kind of parallelism, where the file has several such numbers.
+    """
 
     path: str
     bytes: int
     rank: int | None
+    parallel: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

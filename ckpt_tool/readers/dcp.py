@@ -16,20 +16,27 @@ from ckpt_tool.geometry import Box, check_coverage, in_bounds
 from ckpt_tool.lazy import Region
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, size_of
 from ckpt_tool.readers.dcp_metadata import Described, Place, read_metadata
+from ckpt_tool.readers.find import config_near, find
 from ckpt_tool.readers.torch_names import TensorRef
 from ckpt_tool.readers.torch_zip import TorchArchive
 
-_TRACKER = "latest_checkpointed_iteration.txt"
 _RANK = re.compile(r"__(\d+)_\d+\.distcp")
 
 
-def locate_dcp(folder: Path) -> Path | None:
-    """The folder with ``.metadata``: ``folder``, or the iteration that its tracker file names."""
-    tracker = folder / _TRACKER
-    if tracker.is_file():
-        named = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        folder /= f"iter_{int(named):07d}" if re.fullmatch(r"\d{1,18}", named) else "release"
-    return folder if (folder / ".metadata").is_file() else None
+def locate_dcp(path: Path) -> Path | None:
+    """The folder with ``.metadata`` at or below ``path``, or None; raises what `find` does."""
+    return find(path, lambda folder: (folder / ".metadata").is_file())
+
+
+def refuse_zarr(path: Path) -> None:
+    """FormatError where ``path`` is a checkpoint in the zarr format of older megatron-core."""
+    found = find(path, lambda folder: (folder / "metadata.json").is_file())
+    if found is not None and b'"zarr"' in (found / "metadata.json").read_bytes()[:1000]:
+        raise FormatError(
+            f"{found}: a zarr checkpoint of megatron-core, which nothing reads since its 0.16",
+            hint="Load it with megatron-core 0.15 or older, and save it with --ckpt-format"
+            " torch_dist.",
+        )
 
 
 def open_dcp(folder: Path) -> Checkpoint:
@@ -47,7 +54,7 @@ def open_dcp(folder: Path) -> Checkpoint:
         entries=entries,
         files=tuple(ShardFile(str(path), size_of(path), _rank(path.name)) for path in files),
         problems=tuple(reader.problems),
-        side_files=_side_files(folder),
+        side_files=config_near(folder, beside=True),
     )
 
 
@@ -68,14 +75,6 @@ def _is_megatron(folder: Path, problems: list[Problem]) -> bool:
 def _rank(name: str) -> int | None:
     matched = _RANK.fullmatch(name)
     return int(matched[1]) if matched else None
-
-
-def _side_files(folder: Path) -> Path | None:
-    """The folder with config and tokenizer: this one, or ``huggingface`` beside it, as verl has."""
-    for place in (folder, folder.parent / "huggingface"):
-        if (place / "config.json").is_file():
-            return place
-    return None
 
 
 class _Reader:

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tool.errors import FormatError, Problem, UnsafeContentError, UsageError
+from ckpt_tool.errors import FormatError, Problem, UnsafeContentError
 from ckpt_tool.geometry import check_coverage
 from ckpt_tool.readers.base import Checkpoint, Entry, Mesh, ShardFile, size_of
 from ckpt_tool.readers.dtensor import LocalTensor, RankDecoder
+from ckpt_tool.readers.find import config_near, find
 from ckpt_tool.readers.torch_zip import TorchArchive
 
 RANK_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
-_TRACKER = "latest_checkpointed_iteration.txt"
 
 
 @dataclass
@@ -42,31 +42,8 @@ def find_rank_files(folder: Path) -> list[Path]:
 
 
 def locate(path: Path) -> Path | None:
-    """The folder below ``path`` that holds rank files, or None.
-
-    Besides the folder itself: ``actor/`` or ``critic/`` of a ``global_step_N``, and the step that
-    a run's tracker file names. Raises UsageError where there are several to choose from.
-    """
-    if not path.is_dir():
-        return None
-    if find_rank_files(path):
-        return path
-    roles = [path / role for role in ("actor", "critic") if (path / role).is_dir()]
-    roles = [role for role in roles if find_rank_files(role)]
-    if len(roles) > 1:
-        raise UsageError(
-            f"{path}: holds an actor and a critic",
-            hint=f"Name the one you mean: {roles[0]} or {roles[1]}",
-        )
-    if roles:
-        return roles[0]
-    tracker = path / _TRACKER
-    if tracker.is_file():
-        number = tracker.read_text(errors="replace").strip()
-        step = path / f"global_step_{number}"
-        if number.isascii() and number.isdecimal() and len(number) < 20 and step.is_dir():
-            return locate(step)
-    return None
+    """The folder at or below ``path`` that holds rank files, or None; raises what `find` does."""
+    return find(path, lambda folder: bool(find_rank_files(folder)))
 
 
 def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
@@ -95,7 +72,7 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
         problems=tuple(gathered.problems),
         world_size=world_size,
         mesh=largest_mesh(gathered),
-        side_files=next(filter(None, map(_side_files, folders)), None),
+        side_files=next(filter(None, map(config_near, folders)), None),
     )
 
 
@@ -225,14 +202,6 @@ def _assemble(
                 listed = ", ".join(map(str, boxes[:3])) + (", ..." if len(boxes) > 3 else "")
                 gathered.report("coverage", name, f"{kind} {listed} of {list(entry.shape)}")
     return entry
-
-
-def _side_files(folder: Path) -> Path | None:
-    """The folder with config and tokenizer: ``huggingface/``, or the shards' own (verl 0.4.0)."""
-    for candidate in (folder / "huggingface", folder):
-        if (candidate / "config.json").is_file():
-            return candidate
-    return None
 
 
 def largest_mesh(gathered: Gathered) -> Mesh | None:

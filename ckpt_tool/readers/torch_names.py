@@ -59,6 +59,19 @@ _DATA_PACKAGES = (
 _PLAN_PACKAGES = ("torch.distributed.checkpoint", "megatron.core.dist_checkpointing", "pathlib")
 
 
+#: What the arguments, random states and layers' states of a training run are made of: stand-ins in
+#: Megatron's rank files, which nobody looks at.
+_RUN_PACKAGES = tuple(
+    "torch megatron transformer_engine transformer_engine_torch verl nemo mbridge slime apex"
+    " argparse types enum pathlib numpy collections datetime signal functools omegaconf".split()
+)
+_RUN_NAMES = frozenset(
+    "io.BytesIO _codecs.encode copyreg._reconstructor copy_reg._reconstructor".split()
+    + [f"{module}.{name}" for module in ("builtins", "__builtin__") for name in
+       "object bytearray complex slice range int float bool str bytes list tuple dict".split()]
+)  # fmt: skip
+
+
 def storage_of(pid: Any) -> StorageRef:
     """The storage named by a persistent id; FormatError for any other kind of id."""
     if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
@@ -94,6 +107,17 @@ def resolve_plan(module: str, name: str) -> Any:
     if any(module == p or module.startswith(f"{p}.") for p in _PLAN_PACKAGES):
         return _stand_in(f"{module}.{name}")
     return resolve(module, name)
+
+
+def resolve_run(module: str, name: str) -> Any:
+    """What may stand in a rank file of Megatron: tensors, and objects of the run beside them."""
+    try:
+        return resolve(module, name)
+    except FormatError:
+        full = f"{module}.{name}"
+        if module.split(".", maxsplit=1)[0] in _RUN_PACKAGES or full in _RUN_NAMES:
+            return _stand_in(full)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

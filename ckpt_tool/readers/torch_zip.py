@@ -19,6 +19,7 @@ from ckpt_tool.dtypes import DType
 from ckpt_tool.errors import FormatError
 from ckpt_tool.geometry import Shape
 from ckpt_tool.lazy import Region
+from ckpt_tool.readers.machine import Resolve
 from ckpt_tool.readers.torch_names import StorageRef, TensorRef, resolve, storage_of
 from ckpt_tool.readers.unpickle import unpickle
 from ckpt_tool.readers.zip_directory import Directory, read_directory
@@ -79,13 +80,16 @@ class TorchArchive:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def load(self) -> Any:
-        """The pickled object; tensors are :class:`TensorRef`, classes stand-ins."""
+    def load(self, resolver: Resolve = resolve) -> Any:
+        """The pickled object; tensors are :class:`TensorRef`, classes stand-ins.
+
+        ``resolver`` says which names may stand in it.
+        """
         start, size = self._directory.locate(f"{self._root}data.pkl")
         if size > _MAX_PICKLE:
             raise FormatError(f"{self.path}: data.pkl has {size} bytes, expected metadata only")
         try:
-            return unpickle(self._pread(start, size), resolve, storage_of)
+            return unpickle(self._pread(start, size), resolver, storage_of)
         except FormatError as error:
             error.message = f"{self.path}: {error.message}"
             raise

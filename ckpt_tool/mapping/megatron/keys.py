@@ -1,0 +1,140 @@
+"""The keys of a Megatron model, however they are spelled, as the tables have them.
+
+Checkpoints differ in prefixes (``module.``, ``model.``), in where norms live (in the linear layer
+that follows, as in Transformer Engine's layers, or by themselves, as in the local ones), and in
+how experts and gated layers are stored (``singleton_local_shards``: each expert, and gate and up
+as ``weight_w`` and ``weight_v``, under a key of its own). Beside a model there may be the state of
+its training. Sources: ``gpt_layer_specs.py``, ``mlp.py`` and ``experts.py`` of megatron-core 0.11
+to 0.16, the keys of all compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ckpt_tool.errors import MappingError
+from ckpt_tool.lazy import LazyTensor, cat, stack
+
+Tensors = Mapping[str, LazyTensor]
+
+_TOP = r"decoder|embedding|output_layer|mtp|language_model|vision_model"
+_PREFIX = re.compile(rf"(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
+_TRAINING = re.compile(
+    r"(?:chained_\d+\.)?optimizer[./]|chained_\d+\.|rng_state|rerun_state|opt_param_scheduler"
+    r"|lr_scheduler|common_state/|iteration$"
+)
+#: ``decoder.layers.``, ``decoder.layers.3.`` or ``mtp.layers.0.transformer_layer.``, and the rest.
+_LAYER = re.compile(
+    r"((?:.*\.)?decoder\.layers\.(?:\d+\.)?|(?:.*\.)?mtp\.layers\.\d+\.transformer_layer\.)(.+)"
+)
+_EXPERT = re.compile(r"(.*\.experts\.experts\.)(\d+)\.(.+)")
+_HALF = re.compile(r"(.*\.linear_fc1\.(?:weight|bias))_(w|v)")
+
+_GROUPED = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight"}
+_LATENT = {
+    "self_attention.q_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
+    "self_attention.kv_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight",
+}
+_DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
+_EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A model's tensors by the tables' keys, and the names of what is no part of the model."""
+
+    tensors: dict[str, LazyTensor]
+    training: list[str]
+
+
+def spelled(tensors: Tensors, *, multimodal: bool = False) -> Spelled:
+    """The model in a checkpoint; of one that is ``multimodal``, ``language_model.`` stays.
+
+    MappingError where two tensors are of one key, or some of those that make one are missing.
+    """
+    training = [name for name in tensors if _TRAINING.match(_PREFIX.sub("", name))]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in set(training)}
+    short = {name: _plain(name, multimodal) for name in kept}
+    names = engine_names(short.values())
+    found: dict[str, LazyTensor] = {}
+    twice = []
+    for name, tensor in kept.items():
+        key = names[short[name]]
+        if key in found:
+            twice.append(f"{name}: also {key}")
+        found[key] = tensor
+    if twice:
+        raise MappingError(f"{len(twice)} tensors have a key that another one has", twice)
+    return Spelled(_stacked(_whole(found)), training)
+
+
+def engine_names(keys: Collection[str]) -> dict[str, str]:
+    """The Transformer Engine name of each key of a model, be it one already or a local one."""
+    every = frozenset(keys)
+    return {key: _engine_name(key, every) for key in every}
+
+
+def _engine_name(key: str, keys: frozenset[str]) -> str:
+    found = _LAYER.fullmatch(key)
+    if found is None:
+        return key
+    prefix, name = found.groups()
+    latent = f"{prefix}self_attention.linear_kv_down_proj.weight" in keys
+    table = _EXPERTS if f"{prefix}mlp.router.weight" in keys else _DENSE
+    return str(prefix) + (table | (_LATENT if latent else _GROUPED)).get(name, name)
+
+
+def _plain(name: str, multimodal: bool) -> str:
+    name = _PREFIX.sub("", name, count=1)
+    if not multimodal:
+        name = name.removeprefix("language_model.")
+    return name.replace(".mtp_model_layer.", ".transformer_layer.")
+
+
+def _whole(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Gate and up that have keys of their own, joined."""
+    found: dict[str, LazyTensor] = {}
+    missing = []
+    for name, tensor in tensors.items():
+        matched = _HALF.fullmatch(name)
+        if matched is None:
+            found[name] = tensor
+            continue
+        gate, up = (tensors.get(f"{matched[1]}_{half}") for half in "wv")
+        if gate is None or up is None:
+            missing.append(f"{matched[1]}_{'v' if gate else 'w'}")
+        elif gate.shape != up.shape or gate.dtype != up.dtype:
+            missing.append(f"{name}: {list(gate.shape)} and {list(up.shape)}")
+        elif matched[1] not in found:
+            found[matched[1]] = cat([gate, up], 0)
+    if missing:
+        raise MappingError("gate and up do not go together", sorted(set(missing)))
+    return found
+
+
+def _stacked(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Experts that have keys of their own, one after the other along a first dimension."""
+    found: dict[str, LazyTensor] = {}
+    experts: dict[str, dict[int, LazyTensor]] = {}
+    for name, tensor in tensors.items():
+        matched = _EXPERT.fullmatch(name)
+        if matched is None:
+            found[name] = tensor
+        else:
+            experts.setdefault(matched[1] + matched[3], {})[int(matched[2])] = tensor
+    faults = []
+    for name, numbered in experts.items():
+        alike = {(tensor.shape, tensor.dtype) for tensor in numbered.values()}
+        if set(numbered) != set(range(len(numbered))) or len(alike) > 1:
+            faults.append(f"{name}: experts {_numbers(numbered)}, of {len(alike)} shapes")
+        else:
+            found[name] = stack([numbered[number] for number in range(len(numbered))])
+    if faults:
+        raise MappingError("experts are missing, or differ in shape", faults)
+    return found
+
+
+def _numbers(numbers: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))

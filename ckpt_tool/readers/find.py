@@ -1,0 +1,62 @@
+"""Where, in what a run leaves behind, its checkpoint lies.
+
+verl: ``global_step_N/{actor,critic}/``, of Megatron with ``dist_ckpt/``, ``model/dist_ckpt/`` or
+``model/mp_rank_*/`` in it; its tracker file names the last step. Megatron-LM: ``iter_NNNNNNN/`` or
+``release/``, as its tracker file says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ckpt_tool.errors import UsageError
+
+_TRACKER = "latest_checkpointed_iteration.txt"
+_BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model")
+_CONFIGS = ("huggingface", "hf_config_and_tokenizer")
+
+
+def find(path: Path, holds: Callable[[Path], bool]) -> Path | None:
+    """The first folder at or below ``path`` for which ``holds`` is true, or None.
+
+    UsageError where there are an actor and a critic to choose from.
+    """
+    if not path.is_dir():
+        return None
+    for folder in (path / name for name in _BELOW):
+        if folder.is_dir() and holds(folder):
+            return folder
+    roles = {role: find(path / role, holds) for role in ("actor", "critic")}
+    found = [folder for folder in roles.values() if folder is not None]
+    if len(found) > 1:
+        raise UsageError(
+            f"{path}: holds an actor and a critic",
+            hint=f"Name the one you mean: {' or '.join(str(path / role) for role in roles)}",
+        )
+    if found:
+        return found[0]
+    steps = (find(step, holds) for step in _tracked(path))
+    return next((step for step in steps if step is not None), None)
+
+
+def config_near(folder: Path, *, beside: bool = False) -> Path | None:
+    """The folder with config and tokenizer: in or at ``folder``, or ``beside`` it."""
+    places = [folder / name for name in _CONFIGS] + [folder]
+    if beside:
+        places += [folder.parent / name for name in _CONFIGS]
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def _tracked(path: Path) -> Iterator[Path]:
+    """The folders that the tracker file in ``path`` may mean."""
+    tracker = path / _TRACKER
+    if not tracker.is_file():
+        return
+    named = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    if re.fullmatch(r"[0-9]{1,18}", named):
+        yield path / f"iter_{int(named):07d}"
+        yield path / f"global_step_{named}"
+    elif named == "release":
+        yield path / "release"
