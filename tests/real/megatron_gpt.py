@@ -1,6 +1,7 @@
 """A real megatron-core GPTModel for a Hugging Face `config.json`, on the CPU.
 
 The layers are megatron-core's local ones. `megatron_world` must have been set up for the sizes.
+Both work with megatron-core 0.11 to 0.16: what a release does not know yet is not handed to it.
 """
 
 from collections.abc import Mapping
@@ -9,10 +10,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_decoder_block_spec,
-    get_gpt_mtp_block_spec,
-)
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -21,6 +19,8 @@ from megatron.core.transformer.transformer_config import (
     TransformerConfig,
 )
 from torch.nn.functional import silu
+
+from ckpt_tool.megatron.cpu import call
 
 from .megatron_jobs import Sizes
 
@@ -60,19 +60,24 @@ def padded_vocab(size: int, multiple: int) -> int:
 def _build_chunk(
     hf: HuggingFaceConfig, config: TransformerConfig, vocab: int, stage: int | None
 ) -> GPTModel:
-    spec = get_gpt_decoder_block_spec(
-        config, use_transformer_engine=False, normalization="RMSNorm", vp_stage=stage
+    spec = call(
+        get_gpt_decoder_block_spec,
+        config=config,
+        use_transformer_engine=False,
+        normalization="RMSNorm",
+        vp_stage=stage,
     )
     _fit_to_cpu(spec, config)
     where = {"ignore_virtual": stage is None, "vp_stage": stage}
-    return GPTModel(
+    return call(
+        GPTModel,
         config=config,
         transformer_layer_spec=spec,
         mtp_block_spec=_prediction_spec(config, spec, stage),
         vocab_size=vocab,
         max_sequence_length=hf["max_position_embeddings"],
-        pre_process=parallel_state.is_pipeline_first_stage(**where),
-        post_process=parallel_state.is_pipeline_last_stage(**where),
+        pre_process=call(parallel_state.is_pipeline_first_stage, **where),
+        post_process=call(parallel_state.is_pipeline_last_stage, **where),
         share_embeddings_and_output_weights=hf["tie_word_embeddings"],
         position_embedding_type="rope",
         rotary_base=hf["rope_parameters"]["rope_theta"],
@@ -93,6 +98,8 @@ def _prediction_spec(
 ) -> Any:
     if not config.mtp_num_layers:
         return None
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_mtp_block_spec  # since 0.12
+
     return get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False, vp_stage=stage)
 
 
@@ -106,7 +113,7 @@ def transformer_config(
     values |= _latent_attention(hf) if is_latent else _attention(hf)
     if expert_count(hf):
         values |= _experts(hf) | _ROUTING[hf["model_type"]](hf)
-    return config_class(**values)
+    return call(config_class, **values)
 
 
 # Without fused kernels, and with the one dispatcher that gloo supports. Initial values would only

@@ -14,6 +14,8 @@ from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils
 from torch import Tensor
 
+from ckpt_tool.megatron.cpu import call
+
 from .megatron_jobs import Sizes
 
 # A rank that dies leaves the others in a collective: they shall give up before a test run does.
@@ -64,7 +66,8 @@ def init(sizes: Sizes, rank: int, world_size: int, store: Path) -> None:
         world_size=world_size,
         timeout=_TIMEOUT,
     )
-    parallel_state.initialize_model_parallel(
+    call(
+        parallel_state.initialize_model_parallel,
         tensor_model_parallel_size=sizes.tp,
         pipeline_model_parallel_size=sizes.pp,
         virtual_pipeline_model_parallel_size=sizes.vpp,
