@@ -7,7 +7,7 @@ its jobs in a row.
 from pathlib import Path
 
 from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore
-from tests.real.megatron_jobs import Checkpoint, Job, Logits, Save, Sizes
+from tests.real.megatron_jobs import Checkpoint, Job, Layout, Logits, Names, Save, Sizes
 from tests.real.megatron_models import NAMES, WITH_EXPERTS, write_model
 from tests.real.megatron_run import run_jobs
 
@@ -19,6 +19,19 @@ SIZES = {
     "etp2": Sizes(tp=2, etp=2),
     "tp2_pp2": Sizes(tp=2, pp=2),
     "tp2_ep2": Sizes(tp=2, ep=2),
+    "vpp2": Sizes(pp=2, vpp=2),
+}
+#: How ranks of these sizes name and lay out what they save, so that every family is saved in every
+#: way; the vocabulary is padded to a multiple of so many rows.
+SAVED: dict[str, tuple[Names, Layout, int]] = {
+    "tp1": ("local", "singleton", 1),
+    "tp2": ("local", "default", 1),
+    "pp2": ("te", "per-layer", 1),
+    "ep2": ("local", "singleton", 1),
+    "etp2": ("te", "singleton", 1),
+    "tp2_pp2": ("local", "per-layer", 1),
+    "tp2_ep2": ("te", "default", 1),
+    "vpp2": ("te", "default", 96),
 }
 #: What is loaded at which sizes: experts only where there are some, four ranks for a few.
 LOADED = [
@@ -59,6 +72,11 @@ def native(out: Path, name: str, size: str) -> Path:
     return out / name / f"native_{size}"
 
 
+def saved(out: Path, name: str, size: str) -> Path:
+    """What ranks of these sizes, which had loaded our checkpoint, saved."""
+    return out / name / f"saved_{size}"
+
+
 def logits(out: Path, name: str, size: str) -> Path:
     """The logits of a model that real ranks of these sizes loaded from our checkpoint."""
     return out / name / f"logits_{size}.safetensors"
@@ -96,10 +114,13 @@ def _jobs(out: Path, world: int) -> list[Job]:
 
 def _logits(out: Path, name: str, size: str, source: Checkpoint) -> Logits:
     per_layer = source.layout == "per-layer"
+    names, layout, multiple = SAVED[size]
     return Logits(
         hf(out, name),
         out / name / "reference.safetensors",
         logits(out, f"{name}/per-layer" if per_layer else name, size),
         SIZES[size],
         source,
+        vocab_multiple=multiple,
+        saved=None if per_layer else Checkpoint(saved(out, name, size), names, layout),
     )

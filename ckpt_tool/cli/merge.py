@@ -70,7 +70,7 @@ def megatron(
     with 1 where --verify finds a difference, with 2 where the checkpoint or the request is not
     sound.
     """
-    from ckpt_tool.merge_megatron import plan_megatron
+    from ckpt_tool.from_megatron import plan_megatron
 
     options = request.options()
     _run(lambda team: plan_megatron(ckpt, options, team), out, options, request)
