@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ckpt_tool.version import __version__
 
 if TYPE_CHECKING:
+    from ckpt_tool.from_megatron import merge_megatron
     from ckpt_tool.inspect import inspect_checkpoint
     from ckpt_tool.merge import MergeOptions, merge_fsdp
-    from ckpt_tool.from_megatron import merge_megatron
     from ckpt_tool.output import WriteOptions
     from ckpt_tool.readers import open_checkpoint
     from ckpt_tool.to_mcore import ToMcoreOptions, convert_to_mcore

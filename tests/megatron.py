@@ -41,6 +41,9 @@ LOADED = [
     if (name in WITH_EXPERTS or (sizes.ep, sizes.etp) == (1, 1))
     and (sizes.world_size < 4 or name in ("llama", "qwen3_moe", "deepseek_v3_mtp"))
 ]
+#: What megatron-core saved itself, without us.
+NATIVE = [(name, "tp1") for name in NAMES]
+NATIVE += [("llama", "tp2"), ("qwen3", "pp2"), ("qwen2_moe", "ep2")]
 #: Ours in another layout than megatron-core would choose by itself.
 PER_LAYER = ("qwen3", "qwen3_moe")
 
@@ -107,7 +110,8 @@ def _jobs(out: Path, world: int) -> list[Job]:
                 SIZES[size],
                 Checkpoint(native(out, name, "tp1")),
             )
-            for name, size in (("llama", "tp2"), ("qwen3", "pp2"), ("qwen2_moe", "ep2"))
+            for name, size in NATIVE
+            if size != "tp1"
         ]
     return jobs
 
