@@ -56,14 +56,15 @@ def compare_logits(recorded: Path, merged: Path) -> int:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from tests.real.fsdp_reference import logits_of
+
     logging.disable_progress_bar()
     print(f"\nOpening {merged} with transformers ...")
     model = AutoModelForCausalLM.from_pretrained(
         merged, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     known = load_file(recorded)
-    with torch.no_grad():
-        logits = model(known["input_ids"]).logits
+    logits = logits_of(model, known["input_ids"])
     if torch.equal(logits, known["logits"]):
         print(f"Logits {list(logits.shape)} are identical to those of the model that was sharded.")
         return 0

@@ -54,8 +54,10 @@ def _run(job: Job) -> None:
         _load(chunks, job.source, strict, hf["vocab_size"])
     if isinstance(job, Save):
         _save(chunks, job.out)
-    else:
-        _write_logits(chunks, job)
+        return
+    if job.saved is not None:
+        _save(chunks, job.saved)
+    _write_logits(chunks, job)
 
 
 def _sharded_state(chunks: Sequence[GPTModel], checkpoint: Checkpoint) -> dict[str, Any]:
