@@ -13,6 +13,7 @@ from ckpt_tool.version import __version__
 if TYPE_CHECKING:
     from ckpt_tool.inspect import inspect_checkpoint
     from ckpt_tool.merge import MergeOptions, merge_fsdp
+    from ckpt_tool.merge_megatron import merge_megatron
     from ckpt_tool.output import WriteOptions
     from ckpt_tool.readers import open_checkpoint
     from ckpt_tool.to_mcore import ToMcoreOptions, convert_to_mcore
@@ -27,6 +28,7 @@ __all__ = [
     "convert_to_mcore",
     "inspect_checkpoint",
     "merge_fsdp",
+    "merge_megatron",
     "open_checkpoint",
     "verify_checkpoint",
 ]
@@ -38,6 +40,7 @@ _HOMES = {
     "WriteOptions": "ckpt_tool.output",
     "inspect_checkpoint": "ckpt_tool.inspect",
     "merge_fsdp": "ckpt_tool.merge",
+    "merge_megatron": "ckpt_tool.merge_megatron",
     "open_checkpoint": "ckpt_tool.readers",
     "convert_to_mcore": "ckpt_tool.to_mcore",
     "verify_checkpoint": "ckpt_tool.verify",

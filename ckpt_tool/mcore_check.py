@@ -17,7 +17,7 @@ from typing import Any
 
 from ckpt_tool.check_load import LoadCheck
 from ckpt_tool.errors import MappingError, UsageError
-from ckpt_tool.mapping.megatron.convert import Rules
+from ckpt_tool.mapping.megatron.rules import Rules
 
 _NEEDED = {"torch": "torch", "megatron.core": "megatron-core"}
 _WITHOUT = "Leave --check-load out, or install a megatron-core that knows the model."

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckpt_tool.check_load import LoadCheck
-from ckpt_tool.errors import UsageError
 from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.mapping.megatron.convert import Rules, from_megatron
+from ckpt_tool.mapping.megatron.convert import from_megatron
+from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.mapping.megatron.training_args import content_metadata, megatron_args
-from ckpt_tool.output import (
-    WriteOptions,
-    WriteResult,
-    differences,
-    explained,
-    fingerprint,
-    forget_cached,
-    json_bytes,
-    write_files,
-)
+from ckpt_tool.output import WriteOptions, WriteResult, json_bytes
 from ckpt_tool.parallel import Team
-from ckpt_tool.plan import MANIFEST_NAME, Casts, casts_of, count_casts, manifest, overflows
+from ckpt_tool.plan import MANIFEST_NAME, Casts, count_casts, manifest
+from ckpt_tool.publish import Steps, real_path, write_plan
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.dcp import open_dcp
 from ckpt_tool.writers.pickling import Instance, Name
 from ckpt_tool.writers.planned import PlannedFile
-from ckpt_tool.writers.staging import Staging, Workplace, check_space, check_target
+from ckpt_tool.writers.staging import check_space, check_target
 from ckpt_tool.writers.stream import WrittenFile
 from ckpt_tool.writers.torch_dist import TorchDistPlan
 
@@ -53,6 +43,11 @@ class McorePlan:
     folder: TorchDistPlan
     dropped: dict[str, str]
     warnings: list[str]
+
+    @property
+    def num_tensors(self) -> int:
+        """How many tensors Megatron will find."""
+        return len(self.folder.tensors)
 
     @property
     def total_bytes(self) -> int:
@@ -91,94 +86,20 @@ def write_mcore(plan: McorePlan, out: Path, options: WriteOptions, team: Team) -
     result. When reading back finds a difference nothing is published, and the result lists the
     tensors by their Hugging Face names.
     """
-    started = time.monotonic()
-    out = Path(os.path.realpath(out))
-    team.world.first(lambda: check_mcore_plan(plan, out, options))
-    staging = _staging(plan, out, options, team)
-    try:
-        begun = time.monotonic()
-        written = _write_tensors(plan, staging, team)
-        write_seconds = time.monotonic() - begun
-        team.world.first(lambda: _put_small_files(plan, staging, written))
-        different = _read_back(plan, staging.path, team) if options.verify else []
-        loaded = None
-        if options.check_load and not different:
-            loaded = team.world.first(lambda: _check_load(plan, staging.path))
-        team.world.first(lambda: _close(staging, bool(different), options))
-    except BaseException as error:
-        raise explained(error, staging) from error
-    return WriteResult(
-        format=plan.checkpoint.format,
-        output=out,
-        num_tensors=len(plan.folder.tensors),
-        total_bytes=plan.total_bytes,
-        files=written,
-        casts=casts_of(plan.casts(), written),
-        seconds=time.monotonic() - started,
-        bytes_per_second=plan.total_bytes / max(write_seconds, 1e-9),
-        verified=not different if options.verify else None,
-        warnings=plan.warnings + overflows(plan.casts(), written),
-        dropped=plan.dropped,
-        differences=different,
-        load_check=loaded,
+    out = real_path(out)
+    steps = Steps(
+        check=lambda: check_mcore_plan(plan, out, options),
+        small_files=lambda written: _small_files(plan, written),
+        read_back=lambda folder: _hugging_face(plan, folder),
+        load=(lambda folder: _check_load(plan, folder)) if options.check_load else None,
     )
-
-
-def _staging(plan: McorePlan, out: Path, options: WriteOptions, team: Team) -> Workplace:
-    """The place to write: the first process makes it, the others work there too.
-
-    UsageError where processes have different plans, because they see different files.
-    """
-    mark = fingerprint(plan.checkpoint.files, plan.files)
-    if len(set(team.world.everyone(lambda: mark))) > 1:
-        raise UsageError(
-            f"{plan.checkpoint.path}: not the same for all processes of this run",
-            hint="All of them must see the same files, with the same version of ckpt-tool.",
-        )
-    made: list[Workplace] = []
-
-    def make() -> dict[str, WrittenFile]:
-        made.append(Staging(out, mark, resume=options.resume, fsync=options.fsync))
-        return made[0].finished
-
-    finished = team.world.first(make)
-    if not made:
-        made.append(Workplace(out, fsync=options.fsync))
-        made[0].finished.update(finished)
-    return made[0]
-
-
-def _write_tensors(plan: McorePlan, staging: Workplace, team: Team) -> list[WrittenFile]:
-    """All files, written by all processes; the first one keeps the journal of those of others."""
-    files = plan.files
-    share = [files[index] for index in team.world.share([file.size for file in files])]
-    outcomes = team.world.everyone(lambda: write_files(share, staging, team.jobs, team.progress))
-    found = {written.name: written for outcome in outcomes for written in outcome}
-    for written in found.values():
-        if written.name not in staging.finished:
-            staging.record(written)
-    return [found[file.name] for file in files]
-
-
-def _put_small_files(plan: McorePlan, staging: Workplace, written: list[WrittenFile]) -> None:
-    assert isinstance(staging, Staging)
-    for name, content in _small_files(plan, written):
-        staging.put(name, content)
+    return write_plan(plan, steps, out, options, team)
 
 
 def _check_load(plan: McorePlan, folder: Path) -> LoadCheck:
     from ckpt_tool.mcore_check import check_mcore_load
 
     return check_mcore_load(plan.rules, folder / plan.folder.prefix)
-
-
-def _close(staging: Workplace, different: bool, options: WriteOptions) -> None:
-    """Publish, or leave nothing behind."""
-    assert isinstance(staging, Staging)
-    if different:
-        staging.discard()
-    else:
-        staging.publish(replace=options.overwrite)
 
 
 def _small_files(plan: McorePlan, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
@@ -207,10 +128,8 @@ def _common_state(rules: Rules) -> dict[str, Any]:
     }
 
 
-def _read_back(plan: McorePlan, folder: Path, team: Team) -> list[str]:
-    """Names whose tensor, taken out of what was written, is not bit for bit what went in."""
-    for file in plan.files:
-        forget_cached(folder / file.name)
+def _hugging_face(plan: McorePlan, folder: Path) -> dict[str, LazyTensor]:
+    """Hugging Face's tensors, taken out of what was written."""
     result = open_dcp(folder / plan.folder.prefix)
     result.require_sound()
-    return differences(plan.tensors, from_megatron(result, plan.rules), team)
+    return from_megatron(result, plan.rules)

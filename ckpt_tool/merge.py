@@ -2,22 +2,26 @@
 
 Planning reads metadata only (and replicas and tied weights, to prove them equal): it ends with
 every file, name, shape, dtype and byte range known, or with one error that lists all that is
-wrong. Writing then moves each byte once (:mod:`ckpt_tool.model_folder`).
+wrong. Writing then moves each byte once (:mod:`ckpt_tool.model_folder`). Under torchrun every
+process plans, and writes its share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.casting import cast_all, main_dtype, require_dtype, target_dtype
 from ckpt_tool.errors import CheckpointError, UsageError
 from ckpt_tool.jobs import jobs_of
+from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import refuse_adapters, to_hub
+from ckpt_tool.mapping.transformers_tables import HubForm
 from ckpt_tool.model_folder import write_model
 from ckpt_tool.output import WriteOptions, WriteResult
+from ckpt_tool.parallel import ALONE, Team, joined
 from ckpt_tool.plan import ModelPlan
 from ckpt_tool.progress import NoProgress, Progress
 from ckpt_tool.proofs import prove_replicas, tied_head
@@ -57,58 +61,98 @@ def merge_fsdp(
     does not exist, or is what it was.
     """
     options = options or MergeOptions()
-    progress = progress or NoProgress()
-    plan = plan_fsdp(folders, options, progress)
-    return write_model(plan, Path(out), options.write, jobs_of(options.jobs), progress)
-
-
-def plan_fsdp(
-    folders: Sequence[str | Path],
-    options: MergeOptions | None = None,
-    progress: Progress | None = None,
-) -> ModelPlan:
-    """What :func:`merge_fsdp` would write; writes nothing. Raises what it raises."""
-    return plan_model(
-        open_fsdp_folders(folders), options or MergeOptions(), progress or NoProgress()
+    return write_planned(
+        lambda team: plan_fsdp(folders, options, team), Path(out), options, progress
     )
 
 
-def plan_model(checkpoint: Checkpoint, options: MergeOptions, progress: Progress) -> ModelPlan:
-    """The plan for any checkpoint whose names are those of a transformers model in memory."""
+def plan_fsdp(
+    folders: Sequence[str | Path], options: MergeOptions | None = None, team: Team | None = None
+) -> ModelPlan:
+    """What :func:`merge_fsdp` would write; writes nothing. Raises what it raises."""
+    options = options or MergeOptions()
+    team = team or team_of(options)
+    checkpoint = team.world.each(lambda: opened(open_fsdp_folders(folders), options))
+    prove_replicas(checkpoint, options.check_replicas, team)
+    return team.world.each(lambda: plan_model(checkpoint, dict(checkpoint), options, {}))
+
+
+def write_planned(
+    plan: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, progress: Progress | None
+) -> WriteResult:
+    """Plan and write with all processes of this run."""
+    with joined() as world:
+        team = Team(world, jobs_of(options.jobs), progress or NoProgress())
+        return write_model(plan(team), out, options.write, team)
+
+
+def team_of(options: MergeOptions, progress: Progress | None = None) -> Team:
+    """A team of this process alone."""
+    return Team(ALONE, jobs_of(options.jobs), progress or NoProgress())
+
+
+def opened(checkpoint: Checkpoint, options: MergeOptions) -> Checkpoint:
+    """The checkpoint, if it is sound and the options are choices that exist."""
     require_dtype(options.dtype)
-    limit = parse_size(options.max_shard_size)
+    parse_size(options.max_shard_size)
     checkpoint.require_sound()
     if not checkpoint.entries:
         raise CheckpointError(f"{checkpoint.path}: there is no tensor in this checkpoint")
-    config = _config(checkpoint, options)
-    if config is not None:
-        refuse_adapters(checkpoint.entries)
-    prove_replicas(checkpoint, options.check_replicas, jobs_of(options.jobs), progress)
-    warnings: list[str] = []
-    tensors = dict(checkpoint)
-    dropped: dict[str, str] = {}
-    if config is not None:
-        head = tied_head(checkpoint, config, options.tie_word_embeddings, jobs_of(options.jobs))
-        if head.dropped:
-            dropped[head.name] = f"equal to {head.embedding}, to which the config ties it"
-            tensors.pop(head.name)
-        form = to_hub(tensors, config.with_tied(head.tied))
-        tensors, config = form.tensors, form.config
-        warnings += form.warnings
-    tensors = cast_all(tensors, target_dtype(options.dtype, config), config)
+    return checkpoint
+
+
+def plan_model(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, LazyTensor],
+    options: MergeOptions,
+    dropped: dict[str, str],
+) -> ModelPlan:
+    """The plan for tensors whose names are those of a transformers model in memory.
+
+    ``dropped`` are names that were left out before, and why.
+    """
+    config = config_of(checkpoint, options)
+    if config is None:
+        return finish_plan(checkpoint, HubForm(dict(tensors), None, []), options, dropped)
+    refuse_adapters(tensors)
+    tensors, tied, also = without_tied_head(tensors, config, options)
+    form = to_hub(tensors, config.with_tied(tied))
+    return finish_plan(checkpoint, form, options, dropped | also)
+
+
+def without_tied_head(
+    tensors: Mapping[str, LazyTensor], config: ModelConfig, options: MergeOptions
+) -> tuple[dict[str, LazyTensor], bool | None, dict[str, str]]:
+    """The tensors to write, whether the config ties the head, and what is dropped for that."""
+    head = tied_head(tensors, config, options.tie_word_embeddings, jobs_of(options.jobs))
+    kept = dict(tensors)
+    if not head.dropped:
+        return kept, head.tied, {}
+    kept.pop(head.name)
+    reason = f"equal to {head.embedding}, to which the config ties it"
+    return kept, head.tied, {head.name: reason}
+
+
+def finish_plan(
+    checkpoint: Checkpoint, form: HubForm, options: MergeOptions, dropped: dict[str, str]
+) -> ModelPlan:
+    """The plan for tensors by their names on the Hub: dtypes and files."""
+    config = form.config
+    tensors = cast_all(form.tensors, target_dtype(options.dtype, config), config)
     if config is not None:
         config = config.with_dtype(main_dtype(tensors.values()))
     return ModelPlan(
         checkpoint=checkpoint,
         config=config,
         tensors=tensors,
-        files=plan_files(tensors, limit),
+        files=plan_files(tensors, parse_size(options.max_shard_size)),
         dropped=dropped,
-        warnings=warnings,
+        warnings=form.warnings,
     )
 
 
-def _config(checkpoint: Checkpoint, options: MergeOptions) -> ModelConfig | None:
+def config_of(checkpoint: Checkpoint, options: MergeOptions) -> ModelConfig | None:
+    """The config to write; None where the weights are wanted without. UsageError without any."""
     if options.keep_names:
         return None
     folder = options.config or checkpoint.side_files

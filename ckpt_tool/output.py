@@ -66,9 +66,18 @@ def fingerprint(sources: Iterable[ShardFile], files: Iterable[PlannedFile]) -> s
     read = [(file.path, file.bytes, os.stat(file.path).st_mtime_ns) for file in sources]
     whole = hashlib.sha256(json.dumps([__version__, read]).encode())
     for file in files:
-        plain = (item for item in file.items if isinstance(item, bytes))
-        whole.update("\n".join((file.name, *file.names)).encode() + b"".join(plain))
+        whole.update("\n".join((file.name, *file.names)).encode())
+        for item in file.items:
+            if isinstance(item, LazyTensor):
+                whole.update(_begin(item))
+            elif isinstance(item, bytes):
+                whole.update(item)
     return whole.hexdigest()
+
+
+def _begin(tensor: LazyTensor) -> bytes:
+    """Where a tensor comes from: another one of the same name must not pass for it."""
+    return repr([chunk.region for chunk in tensor.chunks[:1]]).encode()
 
 
 def write_files(

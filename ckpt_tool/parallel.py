@@ -45,6 +45,15 @@ class World:
         """Do ``work`` in the first process only; its result, everywhere. Raises as `everyone`."""
         return cast(T, self.everyone(lambda: work() if self.rank == 0 else None)[0])
 
+    def each(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in every process; this one's result, once all have theirs.
+
+        Nothing is sent round but failures. Raises as `everyone`.
+        """
+        found: list[T] = []
+        self.everyone(lambda: found.append(work()))
+        return found[0]
+
     def share(self, sizes: Sequence[int]) -> list[int]:
         """The numbers of the items that this process does, so that all have about as many bytes.
 

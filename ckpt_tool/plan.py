@@ -36,6 +36,11 @@ class ModelPlan:
     warnings: list[str]
 
     @property
+    def num_tensors(self) -> int:
+        """How many tensors are written."""
+        return len(self.tensors)
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of all weight files."""
         return sum(file.size for file in self.files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ckpt_tool.equality import Pair, are_equal, first_differences
@@ -10,7 +10,7 @@ from ckpt_tool.errors import CheckpointError, MappingError, Problem, UsageError
 from ckpt_tool.geometry import Box
 from ckpt_tool.lazy import Chunk, LazyTensor
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.progress import Progress
+from ckpt_tool.parallel import Team
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding
 
 #: What families call the table of token embeddings.
@@ -19,10 +19,10 @@ _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 _Replica = tuple[str, Holding, Holding]
 
 
-def prove_replicas(
-    checkpoint: Checkpoint, recorded_too: bool, jobs: int, progress: Progress
-) -> None:
+def prove_replicas(checkpoint: Checkpoint, recorded_too: bool, team: Team) -> None:
     """Require that blocks held by several ranks are equal; CheckpointError lists those that differ.
+
+    Every process of the team compares its share, and all learn of all.
 
     Where nothing in the files says that ranks are replicas (plain tensors, norms under tensor
     parallelism), equality is the only evidence, so it is always checked. Replicas that the mesh
@@ -34,13 +34,19 @@ def prove_replicas(
             if recorded_too or not other.replicated:
                 label = (entry.name, owner, other)
                 pairs.append(Pair(label, _block(entry, owner), _block(entry, other)))
-    if pairs:
-        progress.start("replicas", sum(pair.left.nbytes for pair in pairs))
-    found = first_differences(pairs, jobs, progress.advance)
-    problems = [
-        Problem("replica", name, _replica_message(index, owner, other))
-        for (name, owner, other), index in found.items()
-    ]
+    if not pairs:
+        return
+    share = [pairs[index] for index in team.world.share([pair.left.nbytes for pair in pairs])]
+    team.progress.start("replicas", sum(pair.left.nbytes for pair in share))
+
+    def compare() -> list[Problem]:
+        found = first_differences(share, team.jobs, team.progress.advance)
+        return [
+            Problem("replica", name, _replica_message(index, owner, other))
+            for (name, owner, other), index in found.items()
+        ]
+
+    problems = [problem for part in team.world.everyone(compare) for problem in part]
     if problems:
         raise CheckpointError(
             f"{checkpoint.path}: {len(problems)} copies that should be equal differ between ranks",
@@ -60,21 +66,21 @@ class TiedHead:
 
 
 def tied_head(
-    checkpoint: Checkpoint, config: ModelConfig, wanted: bool | None, jobs: int
+    tensors: Mapping[str, LazyTensor], config: ModelConfig, wanted: bool | None, jobs: int
 ) -> TiedHead:
     """Whether the head is dropped because it repeats the embedding, proven on the bytes.
 
     ``wanted`` is the user's flag, None to follow the config. MappingError where config and
     weights contradict each other, UsageError where the flag contradicts both.
     """
-    head, embedding = _head_and_embedding(checkpoint)
+    head, embedding = _head_and_embedding(tensors)
     if head is None:
         return _without_head(config, wanted)
     if wanted is None and not config.tied:
         return TiedHead(config.tied)
     if embedding is None:
         return _without_embedding(wanted, head)
-    equal = _equal(checkpoint, head, embedding, jobs)
+    equal = _equal(tensors[head], tensors[embedding], jobs)
     tied = config.tied if wanted is None else wanted
     if tied and not equal:
         what = "config.json ties" if wanted is None else "--tie-word-embeddings would tie"
@@ -109,13 +115,13 @@ def _without_embedding(wanted: bool | None, head: str) -> TiedHead:
     return TiedHead(False)
 
 
-def _head_and_embedding(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
+def _head_and_embedding(tensors: Mapping[str, LazyTensor]) -> tuple[str | None, str | None]:
     """The language-model head and the token embedding of its shape, by the ends of their names."""
-    head = next((name for name in checkpoint.entries if is_weight_of(name, ("lm_head",))), None)
+    head = next((name for name in tensors if is_weight_of(name, ("lm_head",))), None)
     if head is None:
         return None, None
-    shape = checkpoint.entries[head].shape
-    alike = (name for name, entry in checkpoint.entries.items() if entry.shape == shape)
+    shape = tensors[head].shape
+    alike = (name for name, tensor in tensors.items() if tensor.shape == shape)
     return head, only_embedding(alike)
 
 
@@ -131,10 +137,10 @@ def is_weight_of(name: str, modules: tuple[str, ...]) -> bool:
     return parts[-1] == "weight" and len(parts) > 1 and parts[-2] in modules
 
 
-def _equal(checkpoint: Checkpoint, one: str, other: str, jobs: int) -> bool:
-    if checkpoint.same_memory(one, other):
-        return True
-    return are_equal(checkpoint[one], checkpoint[other], jobs)
+def _equal(one: LazyTensor, other: LazyTensor, jobs: int) -> bool:
+    """Whether two tensors are equal; those of one memory, as tied weights are saved, are."""
+    alike = (one.shape, one.dtype, one.chunks) == (other.shape, other.dtype, other.chunks)
+    return alike or are_equal(one, other, jobs)
 
 
 def _block(entry: Entry, holding: Holding) -> LazyTensor:

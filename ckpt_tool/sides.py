@@ -12,7 +12,9 @@ from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
-from ckpt_tool.mapping.megatron.convert import from_megatron, rules_of
+from ckpt_tool.mapping.megatron.model import model_of
+from ckpt_tool.mapping.training import is_training_state
+from ckpt_tool.parallel import ALONE, Team
 from ckpt_tool.progress import Progress
 from ckpt_tool.proofs import is_weight_of, only_embedding, prove_replicas
 from ckpt_tool.quantised import dequantised, has_scales
@@ -37,14 +39,14 @@ class Side:
 
 def open_side(path: Path, jobs: int, progress: Progress) -> Side:
     """Open a checkpoint and prove it complete; raises what verifying does."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, lambda name: not is_training_state(name))
     checkpoint.require_sound()
     if checkpoint.format == "fsdp-rank" and checkpoint.world_size != 1:
         raise UsageError(
             f"{path}: the file of one rank of {checkpoint.world_size}, not a whole checkpoint",
             hint="Name the folder in which all ranks are.",
         )
-    prove_replicas(checkpoint, False, jobs, progress)
+    prove_replicas(checkpoint, False, Team(ALONE, jobs, progress))
     config = load_config(checkpoint.side_files) if checkpoint.side_files is not None else None
     ranks = {file.path: file.rank for file in checkpoint.files}
     return Side(checkpoint, config, dict(checkpoint), ranks)
@@ -62,7 +64,7 @@ def require_config(side: Side, other: Side) -> Side:
         return side
     if side.checkpoint.format == "huggingface":
         return _as_on_hub(side, other, config)
-    if side.checkpoint.format == "torch_dist":
+    if side.checkpoint.format in ("torch_dist", "megatron-ranks"):
         return _from_megatron(side, other, config)
     refuse_adapters(side.tensors)
     form = to_hub(side.tensors, config)
@@ -71,10 +73,9 @@ def require_config(side: Side, other: Side) -> Side:
 
 def _from_megatron(side: Side, other: Side, config: ModelConfig) -> Side:
     """A Megatron side, with what Hugging Face repeats of it where the other side has that."""
-    rules = rules_of(config, side.tensors)
-    tensors = from_megatron(side.tensors, rules)
-    repeated = {r.hf: tensors[r.of] for r in rules.repeats if r.hf in other.tensors}
-    return replace(side, tensors=tensors | repeated)
+    model = model_of(side.tensors, config)
+    repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
+    return replace(side, tensors=model.tensors | repeated)
 
 
 def _as_on_hub(side: Side, other: Side, config: ModelConfig) -> Side:

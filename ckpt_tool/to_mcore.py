@@ -19,12 +19,13 @@ from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family, refuse_adapters
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS as LAYERS
-from ckpt_tool.mapping.megatron.convert import Rules, rules_for, to_megatron
+from ckpt_tool.mapping.megatron.convert import to_megatron
 from ckpt_tool.mapping.megatron.extra_state import extra_states
 from ckpt_tool.mapping.megatron.numbers import family_of, numbers_of
+from ckpt_tool.mapping.megatron.rules import Rules, rules_for
 from ckpt_tool.mcore_folder import LAYOUTS, McorePlan, write_mcore
 from ckpt_tool.output import WriteOptions, WriteResult
-from ckpt_tool.parallel import Team, World, joined
+from ckpt_tool.parallel import Team, joined
 from ckpt_tool.progress import NoProgress, Progress
 from ckpt_tool.proofs import tied_head
 from ckpt_tool.quantised import dequantised, is_quantised
@@ -71,15 +72,8 @@ def convert_to_mcore(
     options = options or ToMcoreOptions()
     with joined() as world:
         team = Team(world, jobs_of(options.jobs), progress or NoProgress())
-        plan = _plan_together(model, options, world)
+        plan = world.each(lambda: plan_to_mcore(model, options))
         return write_mcore(plan, Path(out), options.write, team)
-
-
-def _plan_together(model: str | Path, options: ToMcoreOptions, world: World) -> McorePlan:
-    """The same plan in every process; where one cannot make it, all stop."""
-    plans: list[McorePlan] = []
-    world.everyone(lambda: plans.append(plan_to_mcore(model, options)))
-    return plans[0]
 
 
 def plan_to_mcore(model: str | Path, options: ToMcoreOptions | None = None) -> McorePlan:

@@ -18,6 +18,7 @@ from ckpt_tool.errors import FormatError, OutputError, UsageError
 from ckpt_tool.merge import MergeOptions, merge_fsdp, plan_fsdp
 from ckpt_tool.model_folder import write_model
 from ckpt_tool.output import WriteOptions
+from ckpt_tool.parallel import ALONE, Team
 from ckpt_tool.progress import NoProgress
 from ckpt_tool.writers.stream import digest_file
 from tests.merging import TINY, assert_same, load_folder, write_rank
@@ -183,7 +184,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> N
     file = source / "model_world_size_1_rank_0.pt"
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(FormatError, match="ends at byte"):
-        write_model(plan, tmp_path / "out", WriteOptions(), 2, NoProgress())
+        write_model(plan, tmp_path / "out", WriteOptions(), Team(ALONE, 2, NoProgress()))
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ckpt_tool.errors import CheckpointError, MappingError, UsageError
+from ckpt_tool.parallel import ALONE, Team
 from ckpt_tool.progress import NoProgress
 from ckpt_tool.proofs import TiedHead, prove_replicas, tied_head
 from ckpt_tool.readers import Checkpoint, open_checkpoint
@@ -35,7 +36,7 @@ def damaged(source: Path, target: Path, damages: list[tuple[str, int, int]]) -> 
 def differing(checkpoint: Checkpoint, *, recorded_too: bool) -> dict[str, str]:
     """What `prove_replicas` says, by tensor; a tensor with two problems is not expected."""
     with pytest.raises(CheckpointError) as refused:
-        prove_replicas(checkpoint, recorded_too, 2, NoProgress())
+        prove_replicas(checkpoint, recorded_too, Team(ALONE, 2, NoProgress()))
     assert {problem.kind for problem in refused.value.problems} == {"replica"}
     found = {problem.where: problem.message for problem in refused.value.problems}
     assert len(found) == len(refused.value.problems)
@@ -49,7 +50,7 @@ def differing(checkpoint: Checkpoint, *, recorded_too: bool) -> dict[str, str]:
 )
 def test_copies_that_agree_pass(case, recorded_too, checkpoints):
     checkpoint = open_checkpoint(checkpoints[case] / "actor")
-    prove_replicas(checkpoint, recorded_too, 2, NoProgress())
+    prove_replicas(checkpoint, recorded_too, Team(ALONE, 2, NoProgress()))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_every_copy_that_differs_is_listed_with_its_first_element(checkpoints, t
 @pytest.mark.parametrize("case", ["fsdp1_hsdp_w4", "fsdp2_hsdp_w4"])
 def test_copies_that_the_mesh_records_are_read_when_asked_for(case, checkpoints, tmp_path):
     checkpoint = damaged(checkpoints[case], tmp_path / "x", [(EMBEDDING, 3, 5)])
-    prove_replicas(checkpoint, False, 2, NoProgress())
+    prove_replicas(checkpoint, False, Team(ALONE, 2, NoProgress()))
     message = "rank 3 differs from rank 1 at element 5 of [49:97, 0:32]"
     assert differing(checkpoint, recorded_too=True) == {EMBEDDING: message}
 
@@ -103,9 +104,9 @@ class Recorded:
 def test_only_what_is_compared_is_announced(checkpoints):
     hsdp = open_checkpoint(checkpoints["fsdp2_hsdp_w4"] / "actor")
     progress = Recorded()
-    prove_replicas(hsdp, False, 1, progress)
+    prove_replicas(hsdp, False, Team(ALONE, 1, progress))
     assert progress.phases == []
-    prove_replicas(hsdp, True, 1, progress)
+    prove_replicas(hsdp, True, Team(ALONE, 1, progress))
     total = sum(entry.nbytes for entry in hsdp.entries.values())
     assert progress.phases == [("replicas", total)]
     assert progress.done == total

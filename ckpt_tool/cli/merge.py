@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckpt_tool.cli import results, ui
-from ckpt_tool.cli.options import AsJson, Fsync, Jobs, Overwrite, Resume
+from ckpt_tool.cli.merge_options import Request, merges
+from ckpt_tool.parallel import is_first
 
 if TYPE_CHECKING:
     from ckpt_tool.merge import MergeOptions
+    from ckpt_tool.parallel import Team
     from ckpt_tool.plan import ModelPlan
 
 app = typer.Typer(
@@ -20,106 +23,96 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-
-@app.callback()
-def _group() -> None:
-    """Keep ``fsdp`` a subcommand while it is the only one."""
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to write.")]
 
 
 @app.command("fsdp")
-@ui.guarded
+@merges
 def fsdp(
     ckpt: Annotated[
         list[Path],
         typer.Argument(metavar="CKPT", help="Folder of the rank files; several: one per node."),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to write.")],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR|none",
-            help="Take config and tokenizer from DIR; none: write weights and index only.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|keep|bfloat16|float16|float32",
-            help="auto: what config.json says. What must stay float32 stays.",
-        ),
-    ] = "auto",
-    max_shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Largest weight file, like 5GB or 500MB.")
-    ] = "5GB",
-    tie_word_embeddings: Annotated[
-        bool | None,
-        typer.Option(
-            "--tie-word-embeddings/--no-tie-word-embeddings",
-            help="Drop a head that equals the embedding, or keep both. [default: config.json]",
-        ),
-    ] = None,
+    out: Out,
+    request: Request,
     check_replicas: Annotated[
         bool, typer.Option("--check-replicas", help="Read HSDP replicas too: they must be equal.")
     ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read back what was written, bit for bit.")
-    ] = False,
-    check_load: Annotated[
-        bool,
-        typer.Option(
-            "--check-load", help="First require that transformers wants exactly these tensors."
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
-    ] = False,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-    fsync: Fsync = True,
-    jobs: Jobs = 0,
-    as_json: AsJson = False,
 ) -> None:
     """Merge FSDP rank files (verl, VeOmni: FSDP1, FSDP2, HSDP, FSDP+TP).
 
     OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
     where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.merge import MergeOptions
-    from ckpt_tool.output import WriteOptions
+    from ckpt_tool.merge import plan_fsdp
 
-    options = MergeOptions(
-        config=Path(config) if config not in (None, "none") else None,
-        keep_names=config == "none",
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        tie_word_embeddings=tie_word_embeddings,
-        check_replicas=check_replicas,
-        jobs=jobs,
-        write=WriteOptions(verify, check_load, overwrite, resume, fsync),
-    )
-    _run(ckpt, out, options, dry_run=dry_run, as_json=as_json)
+    options = request.options(check_replicas=check_replicas)
+    _run(lambda team: plan_fsdp(ckpt, options, team), out, options, request)
+
+
+@app.command("megatron")
+@merges
+def megatron(
+    ckpt: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CKPT",
+            help="A torch_dist folder, or one above it: verl's actor, Megatron-LM's --save.",
+        ),
+    ],
+    out: Out,
+    request: Request,
+) -> None:
+    """Merge a megatron-core checkpoint (torch_dist: verl, Megatron-LM, slime, NeMo).
+
+    Chunks of any tensor, pipeline and expert parallel sizes; the padding of the vocabulary is cut
+    off, and optimizer state beside the model left out. OUT appears complete or not at all. Exits
+    with 1 where --verify finds a difference, with 2 where the checkpoint or the request is not
+    sound.
+    """
+    from ckpt_tool.merge_megatron import plan_megatron
+
+    options = request.options()
+    _run(lambda team: plan_megatron(ckpt, options, team), out, options, request)
 
 
 def _run(
-    folders: list[Path], out: Path, options: MergeOptions, *, dry_run: bool, as_json: bool
+    make: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, request: Request
 ) -> None:
-    from ckpt_tool import merge
+    if request.dry_run:
+        _dry_run(make, out, options, as_json=request.as_json)
+    else:
+        _write(make, out, options, as_json=request.as_json)
+
+
+def _dry_run(
+    make: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, *, as_json: bool
+) -> None:
+    from ckpt_tool.merge import team_of
     from ckpt_tool.model_folder import check_plan
 
-    with ui.progress_bar(quiet=as_json) as progress:
-        if dry_run:
-            plan = merge.plan_fsdp(folders, options, progress)
-            check_plan(plan, out, options.write)
-        else:
-            result = merge.merge_fsdp(folders, out, options, progress)
+    with ui.progress_bar(quiet=as_json or not is_first()) as progress:
+        plan = make(team_of(options, progress))
+        check_plan(plan, out, options.write)
+    if not is_first():
+        return
     with ui.output():
-        if dry_run:
-            ui.print_json(results.plan_json(plan, out)) if as_json else _show_plan(plan, out)
-            return
         if as_json:
-            ui.print_json(results.result_json(result))
+            ui.print_json(results.plan_json(plan, out))
         else:
-            results.show_result(result)
+            _show_plan(plan, out)
+
+
+def _write(
+    make: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, *, as_json: bool
+) -> None:
+    from ckpt_tool.merge import write_planned
+
+    with ui.progress_bar(quiet=as_json or not is_first()) as progress:
+        result = write_planned(make, out, options, progress)
+    with ui.output():
+        if is_first():
+            results.report(result, as_json=as_json)
     if result.differences:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from ckpt_tool.plan import Cast, Casts, ModelPlan
 
 
+def report(result: WriteResult, *, as_json: bool, **more: Any) -> None:
+    """The result, as JSON (with ``more`` keys) or for people."""
+    if as_json:
+        ui.print_json(result_json(result) | more)
+    else:
+        show_result(result)
+
+
 def show_result(result: WriteResult) -> None:
     """The result for people."""
     console = ui.console()

@@ -123,12 +123,8 @@ def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) ->
     with ui.progress_bar(quiet=as_json or not is_first()) as progress:
         result = convert_to_mcore(model, out, options, progress)
     with ui.output():
-        if not is_first():
-            pass
-        elif as_json:
-            ui.print_json(results.result_json(result) | {"layout": options.layout})
-        else:
-            results.show_result(result)
+        if is_first():
+            results.report(result, as_json=as_json, layout=options.layout)
     if result.differences:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 

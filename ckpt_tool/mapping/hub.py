@@ -54,7 +54,7 @@ def to_hub(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
     than its family's.
     """
     plain = _collect((_WRAPPERS.sub("", name), tensor) for name, tensor in tensors.items())
-    config = _with_architecture(plain, config)
+    config = with_architecture(plain, config)
     renamed = by_family(plain, config)
     return hub_names(plain, config) if renamed is None else HubForm(renamed, config, [])
 
@@ -138,8 +138,8 @@ def _is_memory_layout(name: str, tensors: Tensors) -> bool:
     return in_memory
 
 
-def _with_architecture(tensors: Tensors, config: ModelConfig) -> ModelConfig:
-    """The config naming the class that these tensors are of.
+def with_architecture(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> ModelConfig:
+    """The config naming the class that these tensors, by their names on the Hub, are of.
 
     A head called ``score`` in place of ``lm_head`` is a classifier's (critics, reward models),
     whatever class the config was copied from: with a bias for tokens, without for sequences.
@@ -148,9 +148,10 @@ def _with_architecture(tensors: Tensors, config: ModelConfig) -> ModelConfig:
     if not named:
         named = architecture_of(config)
     score = tensors.get("score.weight")
-    if score is not None and "lm_head.weight" not in tensors and named.endswith("ForCausalLM"):
+    family = re.sub(r"For(CausalLM|TokenClassification)$", "", named)
+    if score is not None and "lm_head.weight" not in tensors and family != named:
         kind = "Token" if "score.bias" in tensors else "Sequence"
-        named = f"{named.removesuffix('ForCausalLM')}For{kind}Classification"
+        named = f"{family}For{kind}Classification"
         config = _with_labels(config, score.shape[0])
     if named and named != config.architecture:
         config = config.with_changes(architectures=[named])

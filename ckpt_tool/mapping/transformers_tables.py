@@ -24,10 +24,13 @@ from ckpt_tool.mapping.conversion_tensor import ConversionTensor
 
 @dataclass(frozen=True)
 class HubForm:
-    """Tensors under their names on the Hub, the config that goes with them, and what to tell."""
+    """Tensors under their names on the Hub, the config that goes with them, and what to tell.
+
+    Without a config, names are whatever they are in the checkpoint.
+    """
 
     tensors: dict[str, LazyTensor]
-    config: ModelConfig
+    config: ModelConfig | None
     warnings: list[str]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ckpt_tool.errors import FormatError, UsageError
@@ -16,8 +16,11 @@ from ckpt_tool.readers.torch_file import open_torch_file
 __all__ = ["Checkpoint", "open_checkpoint", "open_fsdp_folders"]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     """Read the metadata of the checkpoint at ``path``, whatever its format.
+
+    With ``wanted``, tensors of a folder of torch.distributed.checkpoint whose names it does not
+    want are left alone: they are in ``left_out``.
 
     Raises UsageError where there is nothing at ``path``, FormatError where nothing there is
     known, UnsafeContentError where a pickle asks for code. Damage within a known format is in the
@@ -32,7 +35,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return open_fsdp([ranks])
     planned = locate_dcp(path)
     if planned is not None:
-        return open_dcp(planned)
+        return open_dcp(planned, wanted) if wanted else open_dcp(planned)
     megatron = locate_ranks(path)
     if megatron is not None:
         return open_megatron_ranks(megatron)

@@ -99,6 +99,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     Looking a tensor up raises CheckpointError while there are problems; ``entries`` can be
     listed all the same. ``side_files`` is the folder with config and tokenizer, if any.
+    ``left_out``: tensors that the reader was told to leave alone, without holdings; nothing is
+    proven about them. ``objects``: names of what else was saved.
     """
 
     format: str
@@ -109,6 +111,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     world_size: int | None = None
     mesh: Mesh | None = None
     side_files: Path | None = None
+    left_out: dict[str, Entry] = field(default_factory=dict)
+    objects: tuple[str, ...] = ()
     _tensors: dict[str, LazyTensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LazyTensor:
@@ -133,16 +137,6 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 self.problems,
                 hint=f"See all of it with: ckpt inspect {self.path} --problems",
             )
-
-    def same_memory(self, one: str, other: str) -> bool:
-        """Whether two names are views of the same bytes on every rank (tied weights)."""
-        first, second = self.entries[one], self.entries[other]
-        if first.shape != second.shape or len(first.holdings) != len(second.holdings):
-            return False
-        for a, b in zip(first.holdings, second.holdings, strict=True):
-            if a.box != b.box or (a.region != b.region and a.box.volume):
-                return False
-        return True
 
 
 def size_of(path: Path) -> int:

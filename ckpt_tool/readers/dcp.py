@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ckpt_tool.errors import FormatError, Problem, UnsafeContentError
@@ -21,6 +22,10 @@ from ckpt_tool.readers.torch_names import TensorRef
 from ckpt_tool.readers.torch_zip import TorchArchive
 
 _RANK = re.compile(r"__(\d+)_\d+\.distcp")
+
+
+def _every(name: str) -> bool:
+    return True
 
 
 def locate_dcp(path: Path) -> Path | None:
@@ -39,14 +44,20 @@ def refuse_zarr(path: Path) -> None:
         )
 
 
-def open_dcp(folder: Path) -> Checkpoint:
+def open_dcp(folder: Path, wanted: Callable[[str], bool] = _every) -> Checkpoint:
     """The tensors in ``folder``; damage becomes the checkpoint's ``problems``.
 
-    FormatError where the metadata cannot be read, UnsafeContentError where a pickle asks for code.
+    Blocks of tensors that are not ``wanted``, by their names, are not looked at. FormatError where
+    the metadata cannot be read, UnsafeContentError where a pickle asks for code.
     """
     description = read_metadata(folder / ".metadata")
     reader = _Reader(folder)
-    entries = {name: reader.entry(name, found) for name, found in description.tensors.items()}
+    entries, left_out = {}, {}
+    for name, found in description.tensors.items():
+        if wanted(name):
+            entries[name] = reader.entry(name, found)
+        else:
+            left_out[name] = Entry(name, found.shape, found.dtype, "", ())
     files = sorted(path for path in folder.iterdir() if path.suffix == ".distcp")
     return Checkpoint(
         format="torch_dist" if _is_megatron(folder, reader.problems) else "dcp",
@@ -55,6 +66,8 @@ def open_dcp(folder: Path) -> Checkpoint:
         files=tuple(ShardFile(str(path), size_of(path), _rank(path.name)) for path in files),
         problems=tuple(reader.problems),
         side_files=config_near(folder, beside=True),
+        left_out=left_out,
+        objects=description.objects,
     )
 
 

@@ -94,14 +94,18 @@ def bindings_of(family: Family, numbers: Numbers, layout: str) -> list[Binding]:
 
 
 def repeats_of(family: Family, numbers: Numbers) -> list[Repeat]:
-    """What layers for multi-token prediction repeat of the model: the embedding and the head."""
+    """What layers for multi-token prediction repeat of the model: the embedding and the head.
+
+    A value model has no head that they could repeat.
+    """
     embedding = "model.embed_tokens.weight"
     head = "lm_head.weight" if "untied" in numbers.flags else embedding
     found = []
-    for number in range(numbers.mtp):
+    for number in range(numbers.mtp if family.mtp_repeats else 0):
         layer = mtp_prefix(family, numbers, number)
         found.append(Repeat(f"{layer}embed_tokens.weight", embedding))
-        found.append(Repeat(f"{layer}shared_head.head.weight", head))
+        if "value" not in numbers.flags:
+            found.append(Repeat(f"{layer}shared_head.head.weight", head))
     return found
 
 

@@ -2,101 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_tool.errors import MappingError
 from ckpt_tool.geometry import Shape
 from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.megatron.bindings import (
-    Binding,
-    Repeat,
-    bindings_of,
-    default_layout,
-    mtp_prefix,
-    repeats_of,
-)
-from ckpt_tool.mapping.megatron.numbers import Numbers, family_of, numbers_of
+from ckpt_tool.mapping.megatron.bindings import Binding
+from ckpt_tool.mapping.megatron.ops import Vocabulary
+from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.sharded import Block, ShardedTensor
 
 Tensors = Mapping[str, LazyTensor]
 
-
-@dataclass(frozen=True)
-class Rules:
-    """The bindings of one model. ``layout``: ``stacked`` or ``per-layer``."""
-
-    config: ModelConfig
-    numbers: Numbers
-    layout: str
-    bindings: list[Binding]
-    repeats: list[Repeat]
-    warnings: list[str]
-
-
-def rules_for(
-    config: ModelConfig, names: Iterable[str], layout: str = "", vocab_multiple: int = 1
-) -> Rules:
-    """The rules for a model with Hugging Face tensors ``names``; ``layout`` empty: Megatron's own.
-
-    The vocabulary is padded to a multiple of ``vocab_multiple``.
-
-    MappingError where the family has no table, or layers that differ cannot be stacked.
-    """
-    family, numbers = family_of(config), numbers_of(config, vocab_multiple)
-    warnings = []
-    given = list(names)
-    _require_possible(config, numbers, len(given))
-    prefixes = tuple(mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
-    if prefixes and not any(name.startswith(prefixes) for name in given):
-        warnings.append(
-            f"config.json has {numbers.mtp} layers for multi-token prediction, the weights have"
-            " none of their tensors: written without them"
-        )
-        numbers = replace(numbers, mtp=0)
-    if layout == "stacked" and 0 < len(numbers.moe) < numbers.layers:
-        raise MappingError(
-            "--layers stacked: some layers have experts and some have not, so that they cannot"
-            " be stacked",
-            hint="Leave --layers out: this model is then written per layer.",
-        )
-    return _rules(config, numbers, layout or default_layout(family, numbers), warnings)
-
-
-def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None:
-    """MappingError for what Megatron has no model of, or the config cannot be true of."""
-    if numbers.layers > count:
-        raise MappingError(
-            f"{config.folder / 'config.json'}: num_hidden_layers is {numbers.layers}, but there"
-            f" are {count} tensors"
-        )
-    if ("output_bias" in numbers.flags) != ("mlp_bias" in numbers.flags):
-        raise MappingError(
-            f"{config.folder / 'config.json'}: a bias in one of attention's output and the MLP;"
-            " Megatron has both or none (add_bias_linear)"
-        )
-
-
-def rules_of(config: ModelConfig, keys: Iterable[str]) -> Rules:
-    """The rules for a checkpoint with Megatron tensors ``keys``: its layout is seen from them.
-
-    MappingError where the family has no table.
-    """
-    given = list(keys)
-    numbers = numbers_of(config)
-    if not any(re.search(r"(^|\.)mtp\.layers\.", key) for key in given):
-        numbers = replace(numbers, mtp=0)
-    numbered = any(re.search(r"(^|\.)decoder\.layers\.\d+\.", key) for key in given)
-    layout = "per-layer" if numbered else "stacked"
-    return _rules(config, numbers, layout, [])
-
-
-def _rules(config: ModelConfig, numbers: Numbers, layout: str, warnings: list[str]) -> Rules:
-    family = family_of(config)
-    bindings = bindings_of(family, numbers, layout)
-    return Rules(config, numbers, layout, bindings, repeats_of(family, numbers), warnings)
+_NO_HEAD = "There is no head, and config.json does not tie it to the embedding."
+_OTHER = (
+    "The weights and the config.json are of different models, or the model is of a kind that is"
+    " not supported."
+)
 
 
 def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, ShardedTensor]:
@@ -131,11 +53,8 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
     ``tensors`` have exactly the keys of the bindings. MappingError lists every missing, unexpected
     and misshapen tensor.
     """
-    wanted = dict.fromkeys(binding.name for binding in rules.bindings)
-    faults = [f"missing: {name}" for name in wanted if name not in tensors]
-    faults += [f"unexpected: {name}" for name in tensors if name not in wanted]
-    if faults:
-        raise MappingError("these are not the tensors of this model", faults)
+    _require_names(tensors, dict.fromkeys(binding.name for binding in rules.bindings), rules)
+    faults = []
     result: dict[str, LazyTensor] = {}
     slices: dict[tuple[str, Shape], LazyTensor] = {}
     for binding in rules.bindings:
@@ -144,9 +63,22 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
             result.update(zip(binding.hf, binding.op.split(whole), strict=True))
         except ValueError as error:
             faults.append(f"{binding.name} {list(tensors[binding.name].shape)}: {error}")
+        else:
+            faults += [f"{binding.name}: {fault}" for fault in _misshapen(binding, result)]
     if faults:
-        raise MappingError(f"{_tensors(faults)} not what config.json says", faults)
+        faults = list(dict.fromkeys(faults))  # a stacked tensor has the same fault in every layer
+        raise MappingError(f"{_tensors(faults)} not what config.json says", faults, hint=_OTHER)
     return result
+
+
+def padding(tensors: Tensors, rules: Rules) -> dict[str, int]:
+    """How many rows of Megatron's tensors only pad the vocabulary, by name, where there are any."""
+    found: dict[str, int] = {}
+    for binding in rules.bindings:
+        if isinstance(binding.op, Vocabulary):
+            rows = tensors[binding.name].shape[0] - binding.op.rows
+            found |= {binding.name: rows} if rows else {}
+    return found
 
 
 def _misshapen(binding: Binding, tensors: Tensors) -> Iterator[str]:
@@ -160,19 +92,22 @@ def _misshapen(binding: Binding, tensors: Tensors) -> Iterator[str]:
 
 
 def _require_complete(tensors: Tensors, rules: Rules) -> None:
-    wanted = {name for binding in rules.bindings for name in binding.hf}
-    missing = [name for binding in rules.bindings for name in binding.hf if name not in tensors]
+    names = (name for binding in rules.bindings for name in binding.hf)
+    _require_names(tensors, dict.fromkeys(names), rules)
+
+
+def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -> None:
+    missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
     if missing or unexpected:
         counts = [f"{len(missing)} missing"] * bool(missing)
         counts += [f"{len(unexpected)} unexpected"] * bool(unexpected)
         raise MappingError(
             f"{' and '.join(counts)} tensors for a {rules.config.model_type} of"
-            f" {rules.numbers.layers} layers, by config.json",
+            f" {rules.numbers.layers} layers, by {rules.config.folder / 'config.json'}",
             [f"missing: {name}" for name in missing]
             + [f"unexpected: {name}" for name in unexpected],
-            hint="The weights and the config.json beside them are of different models, or the"
-            " model is of a kind that is not supported.",
+            hint=_OTHER if missing != ["output_layer.weight"] or unexpected else _NO_HEAD,
         )
 
 

@@ -3,16 +3,14 @@
 Checkpoints differ in prefixes (``module.``, ``model.``), in where norms live (in the linear layer
 that follows, as in Transformer Engine's layers, or by themselves, as in the local ones), and in
 how experts and gated layers are stored (``singleton_local_shards``: each expert, and gate and up
-as ``weight_w`` and ``weight_v``, under a key of its own). Beside a model there may be the state of
-its training. Sources: ``gpt_layer_specs.py``, ``mlp.py`` and ``experts.py`` of megatron-core 0.11
-to 0.16, the keys of all compared.
+as ``weight_w`` and ``weight_v``, under a key of its own). Sources: ``gpt_layer_specs.py``,
+``mlp.py`` and ``experts.py`` of megatron-core 0.11 to 0.16, the keys of all compared.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 
 from ckpt_tool.errors import MappingError
 from ckpt_tool.lazy import LazyTensor, cat, stack
@@ -20,11 +18,8 @@ from ckpt_tool.lazy import LazyTensor, cat, stack
 Tensors = Mapping[str, LazyTensor]
 
 _TOP = r"decoder|embedding|output_layer|mtp|language_model|vision_model"
-_PREFIX = re.compile(rf"(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
-_TRAINING = re.compile(
-    r"(?:chained_\d+\.)?optimizer[./]|chained_\d+\.|rng_state|rerun_state|opt_param_scheduler"
-    r"|lr_scheduler|common_state/|iteration$"
-)
+_PREFIX = re.compile(rf"^(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
+_EMBEDDING = re.compile(r"(^|\.)(embedding\.word_embeddings\.weight|decoder\.layers\.)")
 #: ``decoder.layers.``, ``decoder.layers.3.`` or ``mtp.layers.0.transformer_layer.``, and the rest.
 _LAYER = re.compile(
     r"((?:.*\.)?decoder\.layers\.(?:\d+\.)?|(?:.*\.)?mtp\.layers\.\d+\.transformer_layer\.)(.+)"
@@ -41,33 +36,28 @@ _DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
 
 
-@dataclass(frozen=True)
-class Spelled:
-    """A model's tensors by the tables' keys, and the names of what is no part of the model."""
-
-    tensors: dict[str, LazyTensor]
-    training: list[str]
-
-
-def spelled(tensors: Tensors, *, multimodal: bool = False) -> Spelled:
-    """The model in a checkpoint; of one that is ``multimodal``, ``language_model.`` stays.
+def spelled(tensors: Tensors, *, multimodal: bool = False) -> dict[str, LazyTensor]:
+    """The model by the tables' keys; of one that is ``multimodal``, ``language_model.`` stays.
 
     MappingError where two tensors are of one key, or some of those that make one are missing.
     """
-    training = [name for name in tensors if _TRAINING.match(_PREFIX.sub("", name))]
-    kept = {name: tensor for name, tensor in tensors.items() if name not in set(training)}
-    short = {name: _plain(name, multimodal) for name in kept}
+    short = {name: _plain(name, multimodal) for name in tensors}
     names = engine_names(short.values())
     found: dict[str, LazyTensor] = {}
     twice = []
-    for name, tensor in kept.items():
+    for name, tensor in tensors.items():
         key = names[short[name]]
         if key in found:
             twice.append(f"{name}: also {key}")
         found[key] = tensor
     if twice:
         raise MappingError(f"{len(twice)} tensors have a key that another one has", twice)
-    return Spelled(_stacked(_whole(found)), training)
+    return _stacked(_whole(found))
+
+
+def is_megatron(names: Iterable[str]) -> bool:
+    """Whether these are the names of a megatron-core model, with whatever prefix."""
+    return any(_EMBEDDING.search(name) for name in names)
 
 
 def engine_names(keys: Collection[str]) -> dict[str, str]:
@@ -87,7 +77,7 @@ def _engine_name(key: str, keys: frozenset[str]) -> str:
 
 
 def _plain(name: str, multimodal: bool) -> str:
-    name = _PREFIX.sub("", name, count=1)
+    name = _PREFIX.sub("", name)
     if not multimodal:
         name = name.removeprefix("language_model.")
     return name.replace(".mtp_model_layer.", ".transformer_layer.")

@@ -33,14 +33,6 @@ class Row:
 Rows = tuple[Row, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Vision:
-    """A vision tower: rows outside of its blocks, and rows of each block."""
-
-    rows: Rows
-    block: Rows
-
-
 TOP = (
     Row(
         "model.embed_tokens.weight",
@@ -50,6 +42,8 @@ TOP = (
     ),
     Row("model.norm.weight", "decoder.final_layernorm.weight", shape="hidden"),
     Row("lm_head.weight", "output_layer.weight", "vocabulary", "untied", shape="vocab,hidden"),
+    Row("score.weight", "output_layer.weight", when="value", shape="one,hidden"),
+    Row("score.bias", "output_layer.bias", when="value_bias", shape="one"),
 )
 
 GROUPED = (
@@ -194,56 +188,4 @@ MIMO_MTP = (
     Row("hidden_layernorm.weight", "hnorm.weight", shape="hidden"),
     Row("input_proj.weight", "eh_proj.weight", "swap_halves", shape="hidden,two_hidden"),
     Row("final_layernorm.weight", "final_layernorm.weight", shape="hidden"),
-)
-QWEN_VISION = Vision(
-    rows=(
-        Row("visual.patch_embed.proj.weight", "vision_model.patch_embed.proj.weight"),
-        Row(
-            "visual.merger.ln_q.weight",
-            "vision_model.decoder.final_layernorm.weight",
-            shape="vision",
-        ),
-        Row(
-            "visual.merger.mlp.0.weight",
-            "vision_model.projection.encoder.linear_fc1.weight",
-            shape="merged,merged",
-        ),
-        Row(
-            "visual.merger.mlp.0.bias",
-            "vision_model.projection.encoder.linear_fc1.bias",
-            shape="merged",
-        ),
-        Row(
-            "visual.merger.mlp.2.weight",
-            "vision_model.projection.encoder.linear_fc2.weight",
-            shape="hidden,merged",
-        ),
-        Row(
-            "visual.merger.mlp.2.bias",
-            "vision_model.projection.encoder.linear_fc2.bias",
-            shape="hidden",
-        ),
-    ),
-    block=(
-        Row("norm1.weight", "self_attention.linear_qkv.layer_norm_weight", shape="vision"),
-        Row(
-            "attn.qkv.weight",
-            "self_attention.linear_qkv.weight",
-            "stacked_qkv",
-            shape="vision_qkv,vision",
-        ),
-        Row("attn.qkv.bias", "self_attention.linear_qkv.bias", "stacked_qkv", shape="vision_qkv"),
-        Row("attn.proj.weight", "self_attention.linear_proj.weight", shape="vision,vision"),
-        Row("attn.proj.bias", "self_attention.linear_proj.bias", shape="vision"),
-        Row("norm2.weight", "mlp.linear_fc1.layer_norm_weight", shape="vision"),
-        Row(
-            "mlp.{gate,up}_proj.weight",
-            "mlp.linear_fc1.weight",
-            "gate_up",
-            shape="vision_ffn,vision",
-        ),
-        Row("mlp.{gate,up}_proj.bias", "mlp.linear_fc1.bias", "gate_up", shape="vision_ffn"),
-        Row("mlp.down_proj.weight", "mlp.linear_fc2.weight", shape="vision,vision_ffn"),
-        Row("mlp.down_proj.bias", "mlp.linear_fc2.bias", shape="vision"),
-    ),
 )

@@ -13,12 +13,11 @@ from ckpt_tool.mapping.megatron.rows import (
     MIXTRAL,
     MOE,
     MTP,
-    QWEN_VISION,
     SHARED,
     SHARED_GATE,
     Rows,
-    Vision,
 )
+from ckpt_tool.mapping.megatron.vision_rows import QWEN_VISION, Vision
 
 Flag = Literal[True] | tuple[str, bool]
 
@@ -39,6 +38,7 @@ class Family:
     flags: dict[str, Flag] = field(default_factory=dict)
     differing: bool = False
     mtp_prefix: str = "model.layers.{after}."
+    mtp_repeats: bool = True
     vision: Vision | None = None
 
 
@@ -92,6 +92,7 @@ FAMILIES: dict[str, Family] = {
         mtp=MIMO_MTP,
         flags={"qkv_bias": True},
         mtp_prefix="model.mtp_layers.{number}.",
+        mtp_repeats=False,
     ),
     "qwen2_5_vl": Family(GROUPED, DENSE, flags={"qkv_bias": True}, vision=QWEN_VISION),
 }

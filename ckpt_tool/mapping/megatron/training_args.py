@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_tool.mapping.megatron.convert import Rules
+from ckpt_tool.mapping.megatron.rules import Rules
 
 #: Arguments that are a config's value under another name: argument -> config keys, first found.
 _SAME = {
@@ -75,7 +75,7 @@ def megatron_args(rules: Rules) -> dict[str, Any]:
         "kv_channels": numbers.head_dim,
         "vocab_size": numbers.vocab_size,
         "padded_vocab_size": numbers.padded_vocab_size,
-        "untie_embeddings_and_output_weights": "untied" in numbers.flags,
+        "untie_embeddings_and_output_weights": bool({"untied", "value"} & numbers.flags),
         "add_qkv_bias": "qkv_bias" in numbers.flags,
         "add_bias_linear": bool(bias),
         "qk_layernorm": bool({"qk_norm", "latent"} & numbers.flags),

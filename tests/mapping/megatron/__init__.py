@@ -6,7 +6,7 @@ import torch
 
 from ckpt_tool.geometry import check_coverage
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.megatron.convert import Rules, rules_for
+from ckpt_tool.mapping.megatron.rules import Rules, rules_for
 from ckpt_tool.sharded import ShardedTensor
 
 _DECODER = {

@@ -9,7 +9,8 @@ from ckpt_tool.dtypes import FLOAT32
 from ckpt_tool.errors import MappingError
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS
-from ckpt_tool.mapping.megatron.convert import Rules, from_megatron, rules_for, to_megatron
+from ckpt_tool.mapping.megatron.convert import from_megatron, to_megatron
+from ckpt_tool.mapping.megatron.rules import Rules, rules_for
 from ckpt_tool.readers import Checkpoint
 from tests.backed import same
 from tests.mapping.megatron import CASES, config_of, hub_tensors, rules_of, whole

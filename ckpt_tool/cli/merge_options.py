@@ -1,0 +1,115 @@
+"""The options that every ``ckpt merge`` has, given to its commands in one piece."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckpt_tool.cli import ui
+from ckpt_tool.cli.options import AsJson, Fsync, Jobs, Overwrite, Resume
+
+if TYPE_CHECKING:
+    from ckpt_tool.merge import MergeOptions
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options ask for. ``values``: all of them by name, those of one command included."""
+
+    values: dict[str, Any]
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether nothing is to be written."""
+        return bool(self.values["dry_run"])
+
+    @property
+    def as_json(self) -> bool:
+        """Whether the result is one JSON object."""
+        return bool(self.values["as_json"])
+
+    def options(self, **more: Any) -> MergeOptions:
+        """The options as the library takes them, with ``more`` that only one command has."""
+        from ckpt_tool.merge import MergeOptions
+        from ckpt_tool.output import WriteOptions
+
+        values = self.values
+        write = ("verify", "check_load", "overwrite", "resume", "fsync")
+        same = ("dtype", "max_shard_size", "tie_word_embeddings", "jobs")
+        return MergeOptions(
+            config=Path(values["config"]) if values["config"] not in (None, "none") else None,
+            keep_names=values["config"] == "none",
+            write=WriteOptions(**{name: values[name] for name in write}),
+            **{name: values[name] for name in same},
+            **more,
+        )
+
+
+def _every_merge(
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|none",
+            help="Take config and tokenizer from DIR; none: write weights and index only.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|keep|bfloat16|float16|float32",
+            help="auto: what config.json says. What must stay float32 stays.",
+        ),
+    ] = "auto",
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Largest weight file, like 5GB or 500MB.")
+    ] = "5GB",
+    tie_word_embeddings: Annotated[
+        bool | None,
+        typer.Option(
+            "--tie-word-embeddings/--no-tie-word-embeddings",
+            help="Drop a head that equals the embedding, or keep both. [default: config.json]",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read back what was written, bit for bit.")
+    ] = False,
+    check_load: Annotated[
+        bool,
+        typer.Option(
+            "--check-load", help="First require that transformers wants exactly these tensors."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    fsync: Fsync = True,
+    jobs: Jobs = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The options; typer reads them from this signature."""
+
+
+def merges(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` these options after its own; it gets them as its argument ``request``."""
+    shared = list(inspect.signature(_every_merge, eval_str=True).parameters.values())
+    own = list(inspect.signature(command, eval_str=True).parameters.values())
+    own = [parameter for parameter in own if parameter.name != "request"]
+
+    @ui.guarded
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        mine = {parameter.name: values.pop(parameter.name) for parameter in own}
+        command(**mine, request=Request(values))
+
+    every = [*own, *shared]
+    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+    return run

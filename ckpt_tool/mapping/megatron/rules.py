@@ -1,0 +1,112 @@
+"""The rules of one model: every tensor of both sides, as its config and its tensors say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ckpt_tool.errors import MappingError
+from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.megatron.bindings import (
+    Binding,
+    Repeat,
+    bindings_of,
+    default_layout,
+    mtp_prefix,
+    repeats_of,
+)
+from ckpt_tool.mapping.megatron.numbers import Numbers, family_of, numbers_of
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The bindings of one model. ``layout``: ``stacked`` or ``per-layer``."""
+
+    config: ModelConfig
+    numbers: Numbers
+    layout: str
+    bindings: list[Binding]
+    repeats: list[Repeat]
+    warnings: list[str]
+
+
+def rules_for(
+    config: ModelConfig, names: Iterable[str], layout: str = "", vocab_multiple: int = 1
+) -> Rules:
+    """The rules for a model with Hugging Face tensors ``names``; ``layout`` empty: Megatron's own.
+
+    The vocabulary is padded to a multiple of ``vocab_multiple``.
+
+    MappingError where the family has no table, or layers that differ cannot be stacked.
+    """
+    family, numbers = family_of(config), numbers_of(config, vocab_multiple)
+    warnings = []
+    given = frozenset(names)
+    _require_possible(config, numbers, len(given))
+    if "score.weight" in given:
+        numbers = _with_value_head(numbers, "score.bias" in given)
+    prefixes = tuple(mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
+    if prefixes and not any(name.startswith(prefixes) for name in given):
+        warnings.append(
+            f"config.json has {numbers.mtp} layers for multi-token prediction, the weights have"
+            " none of their tensors: written without them"
+        )
+        numbers = replace(numbers, mtp=0)
+    if layout == "stacked" and 0 < len(numbers.moe) < numbers.layers:
+        raise MappingError(
+            "--layers stacked: some layers have experts and some have not, so that they cannot"
+            " be stacked",
+            hint="Leave --layers out: this model is then written per layer.",
+        )
+    return _rules(config, numbers, layout or default_layout(family, numbers), warnings)
+
+
+def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None:
+    """MappingError for what Megatron has no model of, or the config cannot be true of."""
+    if numbers.layers > count:
+        raise MappingError(
+            f"{config.folder / 'config.json'}: num_hidden_layers is {numbers.layers}, but there"
+            f" are {count} tensors"
+        )
+    if ("output_bias" in numbers.flags) != ("mlp_bias" in numbers.flags):
+        raise MappingError(
+            f"{config.folder / 'config.json'}: a bias in one of attention's output and the MLP;"
+            " Megatron has both or none (add_bias_linear)"
+        )
+
+
+def rules_of(
+    config: ModelConfig, tensors: Mapping[str, LazyTensor], *, tied: bool | None = None
+) -> Rules:
+    """The rules for a checkpoint with these Megatron tensors, from which its layout is seen.
+
+    So is its head: a language model's, a value model's of one row, or none where ``tied`` (by
+    default what the config says). MappingError where the family has no table.
+    """
+    family, numbers = family_of(config), numbers_of(config)
+    prefix = "language_model." if family.vision else ""
+    if not any(key.startswith(f"{prefix}mtp.layers.") for key in tensors):
+        numbers = replace(numbers, mtp=0)
+    head = tensors.get(f"{prefix}output_layer.weight")
+    if head is not None and head.shape[:1] == (1,) and numbers.vocab_size > 1:
+        numbers = _with_value_head(numbers, f"{prefix}output_layer.bias" in tensors)
+    elif head is not None or not (config.tied if tied is None else tied):
+        numbers = replace(numbers, flags=numbers.flags | {"untied"})
+    else:
+        numbers = replace(numbers, flags=numbers.flags - {"untied"})
+    numbered = any(re.match(rf"{re.escape(prefix)}decoder\.layers\.\d+\.", key) for key in tensors)
+    return _rules(config, numbers, "per-layer" if numbered else "stacked", [])
+
+
+def _with_value_head(numbers: Numbers, bias: bool) -> Numbers:
+    """A model with a score of one row in place of a language model's head."""
+    flags = numbers.flags - {"untied"} | {"value"} | ({"value_bias"} if bias else set())
+    return replace(numbers, flags=flags)
+
+
+def _rules(config: ModelConfig, numbers: Numbers, layout: str, warnings: list[str]) -> Rules:
+    family = family_of(config)
+    bindings = bindings_of(family, numbers, layout)
+    return Rules(config, numbers, layout, bindings, repeats_of(family, numbers), warnings)

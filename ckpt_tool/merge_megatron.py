@@ -1,0 +1,141 @@
+"""``ckpt merge megatron``: a megatron-core checkpoint becomes a Hugging Face model folder.
+
+No model is built and no process group is needed: the family's table, which ``to-mcore`` uses
+forwards, says which part of which tensor each of Hugging Face's is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckpt_tool.errors import CheckpointError, MappingError, UsageError
+from ckpt_tool.mapping.hub import with_architecture
+from ckpt_tool.mapping.megatron.keys import is_megatron
+from ckpt_tool.mapping.megatron.model import Model, model_of
+from ckpt_tool.mapping.training import is_training_state
+from ckpt_tool.mapping.transformers_tables import HubForm
+from ckpt_tool.merge import (
+    MergeOptions,
+    config_of,
+    finish_plan,
+    opened,
+    team_of,
+    without_tied_head,
+    write_planned,
+)
+from ckpt_tool.output import WriteResult
+from ckpt_tool.parallel import Team
+from ckpt_tool.plan import ModelPlan
+from ckpt_tool.progress import Progress
+from ckpt_tool.proofs import prove_replicas
+from ckpt_tool.readers import open_checkpoint
+from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.readers.huggingface import is_model_folder
+from ckpt_tool.training_state import left_out
+from ckpt_tool.wording import plural
+
+#: Formats that hold megatron-core's tensors; a plain DCP folder may, if it lost metadata.json.
+_FORMATS = ("torch_dist", "megatron-ranks", "dcp")
+_OTHERS = {
+    "fsdp": "Merge FSDP rank files with: ckpt merge fsdp",
+    "huggingface": "This is a Hugging Face model already: there is nothing to merge.",
+}
+
+
+def merge_megatron(
+    path: str | Path,
+    out: str | Path,
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
+) -> WriteResult:
+    """Merge the megatron-core checkpoint at ``path`` into the Hugging Face folder ``out``.
+
+    Under torchrun every process calls this and writes its share; the result is the same.
+    Raises CheckpointError, MappingError, OutputError, UsageError or FormatError; ``out`` then
+    does not exist, or is what it was.
+    """
+    options = options or MergeOptions()
+    return write_planned(
+        lambda team: plan_megatron(path, options, team), Path(out), options, progress
+    )
+
+
+def plan_megatron(
+    path: str | Path, options: MergeOptions | None = None, team: Team | None = None
+) -> ModelPlan:
+    """What :func:`merge_megatron` would write; writes nothing. Raises what it raises."""
+    options = options or MergeOptions()
+    team = team or team_of(options)
+    checkpoint = team.world.each(lambda: opened(open_megatron(path), options))
+    prove_replicas(checkpoint, False, team)
+    return team.world.each(lambda: _plan(checkpoint, options))
+
+
+def open_megatron(path: str | Path) -> Checkpoint:
+    """The checkpoint, its optimizer state left alone; UsageError where it is none of Megatron's."""
+    checkpoint = open_checkpoint(path, lambda name: not is_training_state(name))
+    if checkpoint.format not in _FORMATS:
+        raise UsageError(
+            f"{path}: a checkpoint of format {checkpoint.format}, not of Megatron",
+            hint=_OTHERS.get(checkpoint.format, f"See what it is with: ckpt inspect {path}"),
+        )
+    if not checkpoint.entries:
+        if not checkpoint.problems:
+            _refuse_without_weights(checkpoint)
+    elif checkpoint.format == "dcp":
+        _refuse_other_dcp(checkpoint)
+    return checkpoint
+
+
+def _refuse_without_weights(checkpoint: Checkpoint) -> None:
+    """CheckpointError that says what is there, and where the weights may be."""
+    held = plural(len(checkpoint.left_out), "tensor") + " of an optimizer's state"
+    if not checkpoint.left_out:
+        held = "no tensor"
+    hint = "A run that saves weights leaves them in another folder, or under another step."
+    if checkpoint.side_files is not None and is_model_folder(checkpoint.side_files):
+        hint = (
+            f"The weights are in {checkpoint.side_files}, as a Hugging Face model already: verl"
+            " with mbridge saves them there. There is nothing to merge."
+        )
+    for folder in (checkpoint.path.parent, checkpoint.path.parent.parent):
+        if (folder / "model" / "dist_ckpt").is_dir():
+            hint = f"The weights are in {folder / 'model'}: name {folder} instead."
+    raise CheckpointError(f"{checkpoint.path}: {held}, and no weights of a model", hint=hint)
+
+
+def _refuse_other_dcp(checkpoint: Checkpoint) -> None:
+    if any(name.startswith("model.module.") for name in checkpoint.entries):
+        raise MappingError(
+            f"{checkpoint.path}: a checkpoint of Megatron-FSDP (--ckpt-format fsdp_dtensor), which"
+            " is not supported yet",
+            hint="Have Megatron-LM convert it: load it, and save with --ckpt-format torch_dist.",
+        )
+    if not is_megatron(checkpoint.entries):
+        raise UsageError(
+            f"{checkpoint.path}: a folder of torch.distributed.checkpoint whose tensors are not"
+            " named as megatron-core names them",
+            hint=f"Merge tensors with plain names with: ckpt merge dcp {checkpoint.path} OUT",
+        )
+
+
+def _plan(checkpoint: Checkpoint, options: MergeOptions) -> ModelPlan:
+    config = config_of(checkpoint, options)
+    dropped = left_out(checkpoint)
+    if config is None:
+        return finish_plan(checkpoint, HubForm(dict(checkpoint), None, []), options, dropped)
+    model = model_of(checkpoint, config, tied=options.tie_word_embeddings or None)
+    tensors, tied, also = without_tied_head(model.tensors, config, options)
+    config = with_architecture(tensors, config.with_tied(tied))
+    dropped |= also | _padding_text(model)
+    form = HubForm(tensors | model.repeats, config, [])
+    return finish_plan(checkpoint, form, options, dropped)
+
+
+def _padding_text(model: Model) -> dict[str, str]:
+    vocab = model.rules.numbers.vocab_size
+    return {
+        f"{name}[{vocab}:{vocab + rows}]": f"{plural(rows, 'row')} that only pad the vocabulary,"
+        f" which has {vocab} by config.json"
+        for name, rows in model.padding.items()
+    }
