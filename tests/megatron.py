@@ -5,9 +5,19 @@ its jobs in a row.
 """
 
 from pathlib import Path
+from typing import Any
 
 from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore
-from tests.real.megatron_jobs import Checkpoint, Job, Layout, Logits, Names, Save, Sizes
+from tests.real.megatron_jobs import (
+    Checkpoint,
+    Job,
+    Layout,
+    Logits,
+    Names,
+    Save,
+    SaveRanks,
+    Sizes,
+)
 from tests.real.megatron_models import NAMES, WITH_EXPERTS, write_model
 from tests.real.megatron_run import run_jobs
 
@@ -44,6 +54,34 @@ LOADED = [
 #: What megatron-core saved itself, without us.
 NATIVE = [(name, "tp1") for name in NAMES]
 NATIVE += [("llama", "tp2"), ("qwen3", "pp2"), ("qwen2_moe", "ep2")]
+#: Files that every rank saves for itself: the sizes, and how verl or Megatron-LM name things.
+RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
+    ("llama", "tp1"): {"names": "local"},
+    ("llama", "tp2"): {"names": "local"},
+    ("llama", "tp4"): {"sizes": Sizes(tp=4)},  # two query groups, each cut in two
+    ("llama", "tp2_pp2"): {"style": "megatron-lm"},
+    ("qwen2", "tp2"): {},
+    ("qwen2", "pp2"): {},
+    ("qwen3", "vpp2"): {"sizes": Sizes(pp=2, vpp=2)},
+    ("qwen3", "vpp2_lm"): {"sizes": Sizes(pp=2, vpp=2), "style": "megatron-lm"},
+    ("qwen3_moe", "ep2"): {"names": "local", "experts": "sequential"},
+    ("qwen3_moe", "tp2"): {"sizes": Sizes(tp=2)},
+    ("qwen3_moe", "etp2"): {},
+    ("qwen3_moe", "etp2_lm"): {"sizes": Sizes(tp=2, etp=2), "style": "megatron-lm"},
+    ("qwen3_moe", "tp2_ep2"): {"style": "megatron-lm"},
+    ("qwen3_moe", "etp2_ep2"): {"sizes": Sizes(tp=2, ep=2, etp=2)},
+    ("qwen3_moe", "pp2_ep2"): {"sizes": Sizes(pp=2, ep=2), "experts": "grouped"},
+    ("qwen3_moe_mlp_only", "pp2"): {},
+    ("qwen2_moe", "tp2_ep2"): {"experts": "grouped"},
+    ("mixtral", "etp2"): {"experts": "grouped"},
+    ("mixtral", "ep2"): {"experts": "sequential", "style": "megatron-lm"},
+    ("deepseek_v3", "tp2"): {"names": "local"},
+    ("deepseek_v3_mtp", "tp2"): {},
+    ("deepseek_v3_mtp", "pp2"): {"experts": "sequential"},
+    ("deepseek_v3_mtp", "tp2_pp2"): {"style": "megatron-lm"},
+    ("glm4_moe", "ep2"): {},
+    ("moonlight", "tp2_ep2"): {},
+}
 #: Ours in another layout than megatron-core would choose by itself.
 PER_LAYER = ("qwen3", "qwen3_moe")
 
@@ -80,6 +118,11 @@ def saved(out: Path, name: str, size: str) -> Path:
     return out / name / f"saved_{size}"
 
 
+def ranks(out: Path, name: str, size: str) -> Path:
+    """One of `RANK_FILES`."""
+    return out / name / f"ranks_{size}"
+
+
 def logits(out: Path, name: str, size: str) -> Path:
     """The logits of a model that real ranks of these sizes loaded from our checkpoint."""
     return out / name / f"logits_{size}.safetensors"
@@ -102,6 +145,11 @@ def _jobs(out: Path, world: int) -> list[Job]:
         if SIZES[size].world_size == world:
             source = Checkpoint(ours(out, name), engine_states=True)
             jobs.append(_logits(out, name, size, source))
+    for (name, size), given in RANK_FILES.items():
+        options = {"sizes": SIZES.get(size), **given}
+        if options["sizes"].world_size == world:
+            source = Checkpoint(ours(out, name), engine_states=True)
+            jobs.append(SaveRanks(hf(out, name), ranks(out, name, size), source, **options))
     if world == 2:
         jobs += [
             Save(

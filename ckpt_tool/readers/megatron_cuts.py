@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import lcm
 
 from ckpt_tool.geometry import Box, Shape
 
@@ -104,12 +103,3 @@ def _latent_down(name: str, shapes: Mapping[str, Shape]) -> Cut:
     if up is None or len(up) != 2 or not shapes[name]:
         return WHOLE
     return WHOLE if shapes[name][0] >= up[1] else Cut(0)
-
-
-def grid_of(tensor: int, expert: int, expert_tensor: int) -> set[tuple[int, int]]:
-    """The (tp, ep) ranks that exist where experts are cut into ``expert_tensor`` parts.
-
-    Ranks are numbered once by ``tensor`` and once by ``expert_tensor`` first, then ``expert``.
-    """
-    count = lcm(tensor, expert_tensor * expert)
-    return {(rank % tensor, rank // expert_tensor % expert) for rank in range(count)}

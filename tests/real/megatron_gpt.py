@@ -96,7 +96,7 @@ def _fit_to_cpu(spec: TransformerBlockSubmodules, config: TransformerConfig) -> 
 def _prediction_spec(
     config: TransformerConfig, spec: TransformerBlockSubmodules, stage: int | None
 ) -> Any:
-    if not config.mtp_num_layers:
+    if not getattr(config, "mtp_num_layers", None):
         return None
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_mtp_block_spec  # since 0.12
 
