@@ -65,9 +65,9 @@ def build(out: Path) -> None:
     """Make everything: `out/<name>/` then has the parts that the functions below name."""
     for name in NAMES:
         write_model(name, out / name)
-        convert_to_mcore(hf(out, name), ours(out, name), ToMcoreOptions(write=_UNSYNCED))
+        convert_to_mcore(hf(out, name), ours(out, name), ToMcoreOptions(write=UNSYNCED))
     for name in PER_LAYER:
-        options = ToMcoreOptions(layers="per-layer", write=_UNSYNCED)
+        options = ToMcoreOptions(layers="per-layer", write=UNSYNCED)
         convert_to_mcore(hf(out, name), ours(out, f"{name}/per-layer"), options)
     for world in (1, 2, 4):
         run_jobs(list(_jobs(out, world)), world, timeout=300)
@@ -98,7 +98,7 @@ def logits(out: Path, name: str, size: str) -> Path:
     return out / name / f"logits_{size}.safetensors"
 
 
-_UNSYNCED = WriteOptions(fsync=False)
+UNSYNCED = WriteOptions(fsync=False)
 
 
 def _jobs(out: Path, world: int) -> list[Job]:
@@ -116,10 +116,11 @@ def _jobs(out: Path, world: int) -> list[Job]:
             source = Checkpoint(ours(out, name), engine_states=True)
             jobs.append(_logits(out, name, size, source))
     for (name, size), options in RANK_FILES.items():
-        options = {"sizes": SIZES.get(size), **options}
-        if options["sizes"].world_size == world:
+        sizes = options.get("sizes") or SIZES[size]
+        if sizes.world_size == world:
             source = Checkpoint(ours(out, name), engine_states=True)
-            jobs.append(SaveRanks(hf(out, name), ranks(out, name, size), source, **options))
+            settings = {**options, "sizes": sizes}
+            jobs.append(SaveRanks(hf(out, name), ranks(out, name, size), source, **settings))
     if world == 2:
         jobs += [
             Save(

@@ -14,7 +14,7 @@ from ckpt_tool.errors import FormatError, Problem
 from ckpt_tool.geometry import Box, Shape, check_coverage
 from ckpt_tool.lazy import Region
 from ckpt_tool.readers.base import Entry, Holding
-from ckpt_tool.readers.megatron_cuts import Cut, cut_of
+from ckpt_tool.readers.megatron_cuts import WHOLE, Cut, cut_of
 from ckpt_tool.readers.megatron_file import Part, RankFile, is_grouped, ungrouped
 from ckpt_tool.readers.megatron_mesh import Rank, Sizes
 
@@ -173,14 +173,14 @@ class _Joiner:
 
     def _plain(self, part: Part, rank: Rank, cut: Cut) -> _Place:
         parts = self._sizes.tp
-        text = "replicated" if cut.dim is None else f"tp {cut}"
+        text = cut.text() if cut == WHOLE else f"tp {cut.text()}"
         pieces = list(cut.pieces(part.shape, rank.tp, parts))
         return _Place(cut.whole(part.shape, parts), text if parts > 1 else "whole", cut.dim, pieces)
 
     def _expert(self, part: Part, rank: Rank, cut: Cut, count: int) -> _Place:
         """Experts lie along a dimension of their own; a file has ``count`` of them."""
         parts, number = self._sizes.expert_tp, rank.ep * count + (part.expert or 0)
-        texts = ["ep Shard(0)"] * (self._sizes.ep > 1) + [f"tp {cut} of each"] * (parts > 1)
+        texts = ["ep Shard(0)"] * (self._sizes.ep > 1) + [f"tp {cut.text(1)}"] * (parts > 1)
         pieces = [
             (start, Box((number, *box.offsets), (1, *box.sizes)))
             for start, box in cut.pieces(part.shape, rank.tp % parts, parts)
