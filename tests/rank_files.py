@@ -34,11 +34,11 @@ def problems(folder: Path) -> list[tuple[str, str]]:
     return [(problem.kind, str(problem)) for problem in open_checkpoint(folder).problems]
 
 
-def differing(checkpoint: Checkpoint, *, recorded_too: bool = False) -> dict[str, str]:
+def differing(checkpoint: Checkpoint) -> dict[str, str]:
     """What a proof on the bytes says of copies, by tensor."""
     checkpoint.require_sound()
     try:
-        prove_replicas(checkpoint, recorded_too, Team(ALONE, 2, NoProgress()))
+        prove_replicas(checkpoint, False, Team(ALONE, 2, NoProgress()))
     except CheckpointError as error:
         return {problem.where: problem.message for problem in error.problems}
     return {}

@@ -36,7 +36,7 @@ def test_the_grid_of_ranks(tp, ep, expert_tp, expected):
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
 def test_every_share_is_in_the_grid_once(expert_tp, ep, factor, pp):
     tp = expert_tp * factor
-    sizes = Sizes(tp, pp, ep, expert_tp, recorded=True)
+    sizes = Sizes(tp, pp, ep, expert_tp)
     ranks = sizes.ranks()
     assert len(ranks) == len(set(ranks)) == sizes.count
     for stage in range(pp):
@@ -50,7 +50,7 @@ def test_every_share_is_in_the_grid_once(expert_tp, ep, factor, pp):
 def test_the_grid_tells_how_experts_are_cut(expert_tp, ep, factor, pp):
     """As far as it can: no two sizes are both possible without experts to compare."""
     tp = expert_tp * factor
-    ranks = Sizes(tp, pp, ep, expert_tp, recorded=True).ranks()
+    ranks = Sizes(tp, pp, ep, expert_tp).ranks()
     found = sizes_of(ranks, dict.fromkeys(ranks, EMPTY))
     assert (found.tp, found.pp, found.ep) == (tp, pp, ep)
     assert grid_of(tp, ep, found.expert_tp) == grid_of(tp, ep, expert_tp)
@@ -59,7 +59,7 @@ def test_the_grid_tells_how_experts_are_cut(expert_tp, ep, factor, pp):
 def test_what_the_arguments_say_counts_more_than_the_files_there_are():
     ranks = [Rank(0, 0, 0), Rank(1, 0, 0)]
     found = sizes_of(ranks, files(ranks, tp=4, pp=2, ep=1, expert_tp=2))
-    assert found == Sizes(4, 2, 1, 2, recorded=True)
+    assert found == Sizes(4, 2, 1, 2)
     assert found.count == 8
 
 

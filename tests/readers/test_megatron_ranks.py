@@ -68,6 +68,9 @@ def test_config_and_the_last_iteration_are_found(megatron_cases, tmp_path):
     folder = megatron.ranks(megatron_cases, "llama", "tp2_pp2")
     assert open_checkpoint(folder).path == folder / "iter_0000007"
     assert open_checkpoint(folder).side_files is None
+    (tmp_path / "release").symlink_to(folder / "iter_0000007")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release\n")
+    assert open_checkpoint(tmp_path).path == tmp_path / "release"
 
 
 def test_wrappers_in_names_are_left_out(copied):
