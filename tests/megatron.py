@@ -63,7 +63,11 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("qwen2", "tp2"): {},
     ("qwen2", "pp2"): {},
     ("qwen3", "vpp2"): {"sizes": Sizes(pp=2, vpp=2)},
-    ("qwen3", "vpp2_lm"): {"sizes": Sizes(pp=2, vpp=2), "style": "megatron-lm"},
+    ("qwen3", "vpp2_lm"): {
+        "sizes": Sizes(pp=2, vpp=2),
+        "style": "megatron-lm",
+        "vocab_multiple": 64,
+    },
     ("qwen3_moe", "ep2"): {"names": "local", "experts": "sequential"},
     ("qwen3_moe", "tp2"): {"sizes": Sizes(tp=2)},
     ("qwen3_moe", "etp2"): {},
@@ -77,6 +81,11 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("mixtral", "ep2"): {"experts": "sequential", "style": "megatron-lm"},
     ("deepseek_v3", "tp2"): {"names": "local"},
     ("deepseek_v3_mtp", "tp2"): {},
+    ("deepseek_v3_mtp", "tp2_local"): {
+        "sizes": Sizes(tp=2),
+        "names": "local",
+        "experts": "sequential",
+    },
     ("deepseek_v3_mtp", "pp2"): {"experts": "sequential"},
     ("deepseek_v3_mtp", "tp2_pp2"): {"style": "megatron-lm"},
     ("glm4_moe", "ep2"): {},
@@ -90,9 +99,9 @@ def build(out: Path) -> None:
     """Make everything: `out/<name>/` then has the parts that the functions below name."""
     for name in NAMES:
         write_model(name, out / name)
-        convert_to_mcore(hf(out, name), ours(out, name), ToMcoreOptions(write=_UNSYNCED))
+        convert_to_mcore(hf(out, name), ours(out, name), ToMcoreOptions(write=UNSYNCED))
     for name in PER_LAYER:
-        options = ToMcoreOptions(layers="per-layer", write=_UNSYNCED)
+        options = ToMcoreOptions(layers="per-layer", write=UNSYNCED)
         convert_to_mcore(hf(out, name), ours(out, f"{name}/per-layer"), options)
     for world in (1, 2, 4):
         run_jobs(list(_jobs(out, world)), world, timeout=300)
@@ -128,7 +137,7 @@ def logits(out: Path, name: str, size: str) -> Path:
     return out / name / f"logits_{size}.safetensors"
 
 
-_UNSYNCED = WriteOptions(fsync=False)
+UNSYNCED = WriteOptions(fsync=False)
 
 
 def _jobs(out: Path, world: int) -> list[Job]:
@@ -145,11 +154,12 @@ def _jobs(out: Path, world: int) -> list[Job]:
         if SIZES[size].world_size == world:
             source = Checkpoint(ours(out, name), engine_states=True)
             jobs.append(_logits(out, name, size, source))
-    for (name, size), given in RANK_FILES.items():
-        options = {"sizes": SIZES.get(size), **given}
-        if options["sizes"].world_size == world:
+    for (name, size), options in RANK_FILES.items():
+        sizes = options.get("sizes") or SIZES[size]
+        if sizes.world_size == world:
             source = Checkpoint(ours(out, name), engine_states=True)
-            jobs.append(SaveRanks(hf(out, name), ranks(out, name, size), source, **options))
+            settings = {**options, "sizes": sizes}
+            jobs.append(SaveRanks(hf(out, name), ranks(out, name, size), source, **settings))
     if world == 2:
         jobs += [
             Save(

@@ -144,7 +144,7 @@ def ungrouped(part: Part, hidden: int, count: int) -> list[Part]:
     matched = _GROUPED.fullmatch(part.name)
     assert matched
     other, rest = divmod(prod(part.shape), max(count * hidden, 1))
-    if rest or not other or part.region.strides != contiguous_strides(part.shape):
+    if not count * hidden * other or rest or part.region.strides != contiguous_strides(part.shape):
         raise FormatError(
             f"{part.name}: {list(part.shape)}, expected {count} experts of hidden size {hidden}"
         )

@@ -14,7 +14,7 @@ from ckpt_tool.errors import FormatError, Problem
 from ckpt_tool.geometry import Box, Shape, check_coverage
 from ckpt_tool.lazy import Region
 from ckpt_tool.readers.base import Entry, Holding
-from ckpt_tool.readers.megatron_cuts import Cut, cut_of
+from ckpt_tool.readers.megatron_cuts import WHOLE, Cut, cut_of
 from ckpt_tool.readers.megatron_file import Part, RankFile, is_grouped, ungrouped
 from ckpt_tool.readers.megatron_mesh import Rank, Sizes
 
@@ -27,6 +27,8 @@ _SHOWN = 3
 def join(files: Mapping[Rank, RankFile], sizes: Sizes, problems: list[Problem]) -> dict[str, Entry]:
     """The model's tensors by name; what does not fit is added to ``problems``.
 
+    Where several ranks have a block, nothing but their equality says that it is the model's: no
+    holding is marked as replicated, so that all of them are compared before one is believed.
     Coverage is judged only where there was no problem before: missing files leave gaps everywhere.
     """
     joiner = _Joiner(files, sizes, problems)
@@ -92,24 +94,18 @@ class _Joiner:
         parts = {rank: self._single(held) for rank, held in parts.items()}
         self._note_absent(pp, parts)
         starts = self._starts(pp, (part.name for held in parts.values() for part in held))
-        owners: dict[tuple[int, int | None], Rank] = {}
         for rank, held in parts.items():
             shapes = {part.name: part.shape for part in held}
             counts = self._experts(held)
-            # Files of the same share, by their numbers, are copies: the first one is read.
-            plain = owners.setdefault((rank.tp, None), rank) != rank
-            share = rank.tp % self._sizes.expert_tp
-            expert = owners.setdefault((share, rank.ep), rank) != rank and self._sizes.recorded
             for part in held:
                 cut = cut_of(part.name, shapes)
-                name = _renumbered(part.name, starts)
                 if part.expert is None:
-                    # What every rank has is small: it is compared wherever there is a copy.
-                    self._hold(
-                        name, part, self._plain(part, rank, cut), plain and cut.dim is not None
-                    )
+                    place = self._plain(part, rank, cut)
                 elif part.name in counts:
-                    self._hold(name, part, self._expert(part, rank, cut, counts[part.name]), expert)
+                    place = self._expert(part, rank, cut, counts[part.name])
+                else:
+                    continue
+                self._hold(_renumbered(part.name, starts), part, place)
 
     def _single(self, held: list[Part]) -> list[Part]:
         """The parts with every expert by itself."""
@@ -173,14 +169,14 @@ class _Joiner:
 
     def _plain(self, part: Part, rank: Rank, cut: Cut) -> _Place:
         parts = self._sizes.tp
-        text = "replicated" if cut.dim is None else f"tp {cut}"
+        text = cut.text() if cut == WHOLE else f"tp {cut.text()}"
         pieces = list(cut.pieces(part.shape, rank.tp, parts))
         return _Place(cut.whole(part.shape, parts), text if parts > 1 else "whole", cut.dim, pieces)
 
     def _expert(self, part: Part, rank: Rank, cut: Cut, count: int) -> _Place:
         """Experts lie along a dimension of their own; a file has ``count`` of them."""
         parts, number = self._sizes.expert_tp, rank.ep * count + (part.expert or 0)
-        texts = ["ep Shard(0)"] * (self._sizes.ep > 1) + [f"tp {cut} of each"] * (parts > 1)
+        texts = ["ep Shard(0)"] * (self._sizes.ep > 1) + [f"tp {cut.text(1)}"] * (parts > 1)
         pieces = [
             (start, Box((number, *box.offsets), (1, *box.sizes)))
             for start, box in cut.pieces(part.shape, rank.tp % parts, parts)
@@ -188,7 +184,7 @@ class _Joiner:
         shape = (count * self._sizes.ep, *cut.whole(part.shape, parts))
         return _Place(shape, ", ".join(texts) or "whole", cut.dim, pieces)
 
-    def _hold(self, name: str, part: Part, place: _Place, replicated: bool) -> None:
+    def _hold(self, name: str, part: Part, place: _Place) -> None:
         first = _Joined(place.shape, part.dtype, place.placements)
         found = self.joined.setdefault(name, first)
         if (found.shape, found.dtype) != (place.shape, part.dtype):
@@ -205,7 +201,7 @@ class _Joiner:
             offset = part.region.offset + skipped * part.dtype.itemsize
             lead = (0,) * (len(box.sizes) - len(strides))
             region = Region(part.region.path, offset, lead + strides)
-            found.holdings.append(Holding(None, box, region, replicated))
+            found.holdings.append(Holding(None, box, region))
 
     def _note(self, kind: str, where: str, message: str) -> None:
         self._problems.append(Problem(kind, where, message))

@@ -8,7 +8,7 @@ experts: by how many parts each expert is cut into, then by expert parallelism. 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import lcm
 from typing import NamedTuple
@@ -31,17 +31,12 @@ class Rank(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many ranks there are of each kind.
-
-    ``expert_tp``: into how many parts an expert is cut. ``recorded``: the files say so, it is not
-    only that ranks begin with the same bytes.
-    """
+    """How many ranks there are of each kind; ``expert_tp``: how many have a part of an expert."""
 
     tp: int
     pp: int
     ep: int
     expert_tp: int
-    recorded: bool
 
     @property
     def count(self) -> int:
@@ -54,7 +49,7 @@ class Sizes:
         return [Rank(tp, pp, ep) for pp in range(self.pp) for tp, ep in grid]
 
 
-def sizes_of(ranks: Iterable[Rank], files: Mapping[Rank, RankFile]) -> Sizes:
+def sizes_of(ranks: Collection[Rank], files: Mapping[Rank, RankFile]) -> Sizes:
     """The sizes, by the ``ranks`` that have files and by what the readable ``files`` say."""
     tp, pp, ep = (max(numbers) + 1 for numbers in zip(*ranks, strict=True))
     for said in (file.said for file in files.values()):
@@ -63,8 +58,8 @@ def sizes_of(ranks: Iterable[Rank], files: Mapping[Rank, RankFile]) -> Sizes:
         )
     parts = {file.said.get("expert_tp", 0) for file in files.values()} - {0}
     if len(parts) == 1 and tp % min(parts) == 0:
-        return Sizes(tp, pp, ep, parts.pop(), recorded=True)
-    return Sizes(tp, pp, ep, *_expert_tp(tp, ep, files))
+        return Sizes(tp, pp, ep, parts.pop())
+    return Sizes(tp, pp, ep, _expert_tp(tp, ep, ranks, files))
 
 
 def grid_of(tensor: int, expert: int, expert_tensor: int) -> set[tuple[int, int]]:
@@ -73,13 +68,13 @@ def grid_of(tensor: int, expert: int, expert_tensor: int) -> set[tuple[int, int]
     return {(rank % tensor, rank // expert_tensor % expert) for rank in range(count)}
 
 
-def _expert_tp(tp: int, ep: int, files: Mapping[Rank, RankFile]) -> tuple[int, bool]:
-    """Into how many parts tensor parallelism cuts each expert, and whether that is certain.
+def _expert_tp(tp: int, ep: int, ranks: Collection[Rank], files: Mapping[Rank, RankFile]) -> int:
+    """Into how many parts tensor parallelism cuts each expert.
 
     The grid of ranks says it, or, where several sizes have the same grid, whether ranks hold the
     same: of a file's first expert the first bytes are compared.
     """
-    grid = {(rank.tp, rank.ep) for rank in files}
+    grid = {(rank.tp, rank.ep) for rank in ranks}
     divisors = [n for n in range(1, tp + 1) if tp % n == 0 and lcm(tp, n * ep) == len(grid)]
     possible = [n for n in divisors if grid_of(tp, ep, n) == grid]
     heads: dict[tuple[int, int], bytes] = {}
@@ -92,8 +87,8 @@ def _expert_tp(tp: int, ep: int, files: Mapping[Rank, RankFile]) -> tuple[int, b
         for (t, e), head in heads.items():
             alike.setdefault((t % count, e), set()).add(head)
         if all(len(group) == 1 for group in alike.values()):
-            return count, not heads
-    return (possible[-1] if possible else tp), True
+            return count
+    return possible[-1] if possible else tp
 
 
 def _is_first(part: Part) -> bool:

@@ -63,7 +63,8 @@ _PLAN_PACKAGES = ("torch.distributed.checkpoint", "megatron.core.dist_checkpoint
 #: Megatron's rank files, which nobody looks at.
 _RUN_PACKAGES = tuple(
     "torch megatron transformer_engine transformer_engine_torch verl nemo mbridge slime apex"
-    " argparse types enum pathlib numpy collections datetime signal functools omegaconf".split()
+    " transformers modelopt omegaconf argparse types enum pathlib numpy collections dataclasses"
+    " datetime signal functools __main__".split()
 )
 _RUN_NAMES = frozenset(
     "io.BytesIO _io.BytesIO _codecs.encode copyreg._reconstructor copy_reg._reconstructor".split()

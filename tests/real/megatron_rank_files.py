@@ -141,7 +141,7 @@ def training_state(states: Sequence[State], sizes: Sizes) -> State:
     optimizer.step()
     rng = {
         "random_rng_state": random.getstate(),
-        "np_rng_state": np.random.get_state(),  # what Megatron-LM saves
+        "np_rng_state": np.random.get_state(),
         "torch_rng_state": torch.get_rng_state(),
         "rng_tracker_states": {},
     }

@@ -3,11 +3,12 @@
 For each release, with its Python in a virtual environment of its own, from the repository's root:
 
     python3 -m venv /tmp/mcore-0.13
-    /tmp/mcore-0.13/bin/pip install torch==2.13.0 numpy safetensors einops psutil
+    /tmp/mcore-0.13/bin/pip install torch==2.6.0 'numpy<2' safetensors einops psutil
     /tmp/mcore-0.13/bin/pip install --no-deps 'megatron-core~=0.13.0'
     .venv/bin/python -m tests.real.write_release_fixtures 0.13 /tmp/mcore-0.13/bin/python
 
-which replaces `tests/fixtures/mcore0.13_*`. Each has `checkpoint/`, as the release saved it, and
+which replaces `tests/fixtures/mcore0.13_*`. Those up to 0.15 were written with torch 2.6.0, as old as
+they are, 0.16 with torch 2.13.0. Each fixture has `checkpoint/`, as the release saved it, and
 what it was saved from, as transformers wrote that: `config.json` and `reference.safetensors`.
 """
 
@@ -50,6 +51,7 @@ _DECODER: dict[str, Any] = {
 }
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
+    "llama_shallow": ("LlamaForCausalLM", {"num_hidden_layers": 1}),
     "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 6}),
     # Up to 0.11 experts are as wide as a dense MLP, as Mixtral's are.
@@ -69,7 +71,6 @@ class Case:
     form: str = "torch_dist"
     sizes: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    data_parallel: int = 1
     dtype: str = "bfloat16"
 
 
@@ -85,35 +86,31 @@ CASES: dict[str, dict[str, Case]] = {
         "moe": Case("mixtral", sizes=_EP2),
         "perlayer": Case("qwen2", metadata=_PER_LAYER, dtype="float32"),
         "ranks": Case("llama", "ranks", _TP2),
-        "ranks_moe": Case("mixtral", "ranks", _EP2),
     },
     "0.12": {
-        "dense": Case("qwen2", sizes=_TP2),
+        "dense": Case("qwen2"),
         "moe": Case("qwen3_moe", sizes=_EP2),
-        "lm": Case("llama", "megatron-lm", metadata=_MODEL_SPACE),
+        "lm": Case("llama_shallow", "megatron-lm", metadata=_MODEL_SPACE),
     },
     "0.13": {
         "dense": Case("qwen3", sizes=_TP2),
         "moe": Case("mixtral"),
-        "ranks": Case("qwen3", "ranks", {"tp": 2, "pp": 2}),
+        "ranks": Case("qwen3", "ranks", {"pp": 2}),
     },
     "0.14": {
-        "dense": Case("llama", sizes=_TP2),
+        "dense": Case("llama"),
         "moe": Case("qwen3_moe", sizes=_EP2),
         "singleton": Case("qwen3_moe", metadata=_SINGLETON),
     },
     "0.15": {
-        "dense": Case("qwen2", sizes=_TP2),
+        "dense": Case("qwen2"),
         "moe": Case("qwen3_moe"),
-        "perlayer": Case("qwen3_moe", metadata=_PER_LAYER),
-        "ranks_moe": Case("qwen3_moe", "ranks", _EP2),
+        "ranks": Case("qwen3_moe", "ranks", _EP2),
     },
     "0.16": {
         "dense": Case("qwen3", sizes=_TP2),
         "moe": Case("mixtral", sizes=_EP2),
-        "singleton": Case("mixtral", metadata=_SINGLETON),
-        "lm": Case("llama", "megatron-lm", metadata=_BUCKETS),
-        "ranks": Case("qwen2", "ranks", _TP2),
+        "lm": Case("llama_shallow", "megatron-lm", metadata=_BUCKETS),
     },
 }
 
@@ -129,7 +126,7 @@ def write_fixture(python: Path, case: Case, out: Path) -> None:
             "store": str(Path(scratch, "store")),
             "form": case.form,
             "sizes": dict(case.sizes),
-            "world_size": Sizes(**case.sizes).world_size * case.data_parallel,
+            "world_size": Sizes(**case.sizes).world_size,
             "metadata": dict(case.metadata),
             "dtype": case.dtype,
             "vocab_multiple": 4,
