@@ -7,9 +7,9 @@ For each release, with its Python in a virtual environment of its own, from the 
     /tmp/mcore-0.13/bin/pip install --no-deps 'megatron-core~=0.13.0'
     .venv/bin/python -m tests.real.write_release_fixtures 0.13 /tmp/mcore-0.13/bin/python
 
-which replaces `tests/fixtures/mcore0.13_*`. Those up to 0.15 were written with torch 2.6.0, as old as
-they are, 0.16 with torch 2.13.0. Each fixture has `checkpoint/`, as the release saved it, and
-what it was saved from, as transformers wrote that: `config.json` and `reference.safetensors`.
+which replaces `tests/fixtures/mcore0.13_*`. Up to 0.14 they were written with torch 2.6.0, the
+others with 2.13.0. Each has `checkpoint/`, as the release saved it, and the model it was saved from,
+as transformers wrote that: `config.json` and `reference.safetensors`.
 """
 
 import argparse
@@ -93,9 +93,8 @@ CASES: dict[str, dict[str, Case]] = {
         "lm": Case("llama_shallow", "megatron-lm", metadata=_MODEL_SPACE),
     },
     "0.13": {
-        "dense": Case("qwen3", sizes=_TP2),
+        "dense": Case("qwen3"),
         "moe": Case("mixtral"),
-        "ranks": Case("qwen3", "ranks", {"pp": 2}),
     },
     "0.14": {
         "dense": Case("llama"),
@@ -109,7 +108,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "0.16": {
         "dense": Case("qwen3", sizes=_TP2),
-        "moe": Case("mixtral", sizes=_EP2),
+        "moe": Case("mixtral"),
         "lm": Case("llama_shallow", "megatron-lm", metadata=_BUCKETS),
     },
 }
