@@ -62,6 +62,7 @@ def write_model(
         fingerprint(plan.checkpoint.files, plan.files),
         resume=options.resume,
         fsync=options.fsync,
+        direct=options.is_direct,
     )
     try:
         begun = time.monotonic()

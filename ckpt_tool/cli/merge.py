@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_tool.cli import results, ui
-from ckpt_tool.cli.options import AsJson, Fsync, Jobs, Overwrite, Resume
+from ckpt_tool.cli.options import AsJson, DirectIo, Fsync, Jobs, Overwrite, Resume
 
 if TYPE_CHECKING:
     from ckpt_tool.merge import MergeOptions
@@ -76,6 +76,7 @@ def fsdp(
     overwrite: Overwrite = False,
     resume: Resume = False,
     fsync: Fsync = True,
+    direct_io: DirectIo = None,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -95,7 +96,7 @@ def fsdp(
         tie_word_embeddings=tie_word_embeddings,
         check_replicas=check_replicas,
         jobs=jobs,
-        write=WriteOptions(verify, check_load, overwrite, resume, fsync),
+        write=WriteOptions(verify, check_load, overwrite, resume, fsync, direct_io),
     )
     _run(ckpt, out, options, dry_run=dry_run, as_json=as_json)
 
