@@ -19,7 +19,7 @@ _U16 = struct.Struct("<H").unpack_from
 _U32 = struct.Struct("<I").unpack_from
 Operation = Callable[["Machine", int], int]
 _BINGET, _LONG_BINGET, _LONG_BINPUT = b"hjr"
-_KEYS = (str, int, float, bytes, StandIn, Builder, type(None))
+_KEYS = (str, int, bytes, StandIn, type(None))
 
 
 class Stop(Exception):  # noqa: N818 (a signal, not an error)
