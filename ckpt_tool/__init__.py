@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ckpt_tool.version import __version__
 
 if TYPE_CHECKING:
+    from ckpt_tool.from_dcp import NameOptions, merge_dcp
+    from ckpt_tool.from_megatron import merge_megatron
     from ckpt_tool.inspect import inspect_checkpoint
     from ckpt_tool.merge import MergeOptions, merge_fsdp
-    from ckpt_tool.merge_megatron import merge_megatron
     from ckpt_tool.output import WriteOptions
     from ckpt_tool.readers import open_checkpoint
     from ckpt_tool.to_mcore import ToMcoreOptions, convert_to_mcore
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MergeOptions",
+    "NameOptions",
     "ToMcoreOptions",
     "VerifyOptions",
     "WriteOptions",
     "__version__",
     "convert_to_mcore",
     "inspect_checkpoint",
+    "merge_dcp",
     "merge_fsdp",
     "merge_megatron",
     "open_checkpoint",
@@ -39,8 +42,10 @@ _HOMES = {
     "VerifyOptions": "ckpt_tool.verify",
     "WriteOptions": "ckpt_tool.output",
     "inspect_checkpoint": "ckpt_tool.inspect",
+    "NameOptions": "ckpt_tool.from_dcp",
+    "merge_dcp": "ckpt_tool.from_dcp",
     "merge_fsdp": "ckpt_tool.merge",
-    "merge_megatron": "ckpt_tool.merge_megatron",
+    "merge_megatron": "ckpt_tool.from_megatron",
     "open_checkpoint": "ckpt_tool.readers",
     "convert_to_mcore": "ckpt_tool.to_mcore",
     "verify_checkpoint": "ckpt_tool.verify",

@@ -12,7 +12,10 @@ from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
+from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.megatron.model import model_of
+from ckpt_tool.mapping.plain_names import prefix_of, under
+from ckpt_tool.mapping.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.training import is_training_state
 from ckpt_tool.parallel import ALONE, Team
 from ckpt_tool.progress import Progress
@@ -20,6 +23,7 @@ from ckpt_tool.proofs import is_weight_of, only_embedding, prove_replicas
 from ckpt_tool.quantised import dequantised, has_scales
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.training_state import left_out
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ def open_side(path: Path, jobs: int, progress: Progress) -> Side:
     prove_replicas(checkpoint, False, Team(ALONE, jobs, progress))
     config = load_config(checkpoint.side_files) if checkpoint.side_files is not None else None
     ranks = {file.path: file.rank for file in checkpoint.files}
-    return Side(checkpoint, config, dict(checkpoint), ranks)
+    gone = [f"{path}: left out {name} ({why})" for name, why in left_out(checkpoint).items()]
+    return Side(checkpoint, config, dict(checkpoint), ranks, tuple(gone))
 
 
 def require_config(side: Side, other: Side) -> Side:
@@ -59,6 +64,7 @@ def require_config(side: Side, other: Side) -> Side:
     memory: the tables of families change names in memory only, so they are used there too.
     Without any config names stay as they are.
     """
+    side = _plain(side)
     config = side.config or other.config
     if config is None:
         return side
@@ -66,9 +72,21 @@ def require_config(side: Side, other: Side) -> Side:
         return _as_on_hub(side, other, config)
     if side.checkpoint.format in ("torch_dist", "megatron-ranks"):
         return _from_megatron(side, other, config)
-    refuse_adapters(side.tensors)
-    form = to_hub(side.tensors, config)
-    return replace(side, tensors=form.tensors, warnings=tuple(form.warnings))
+    if side.checkpoint.format == "dcp" and is_megatron(side.tensors):
+        return _from_megatron(side, other, config)
+    tensors = side.tensors
+    if side.checkpoint.format == "dcp" and is_torchtitan(tensors):
+        tensors = from_torchtitan(tensors, config)
+    refuse_adapters(tensors)
+    form = to_hub(tensors, config)
+    return replace(side, tensors=form.tensors, warnings=(*side.warnings, *form.warnings))
+
+
+def _plain(side: Side) -> Side:
+    """A side of torch.distributed.checkpoint without what is nested around its model."""
+    if side.checkpoint.format != "dcp" or is_megatron(side.tensors):
+        return side
+    return replace(side, tensors=under(side.tensors, prefix_of(side.tensors)))
 
 
 def _from_megatron(side: Side, other: Side, config: ModelConfig) -> Side:

@@ -1,18 +1,22 @@
-"""What a merge says of a run's state that lies beside the weights, and that it leaves out."""
+"""What a merge says of the tensors beside the model that it leaves out."""
 
 from __future__ import annotations
 
-from ckpt_tool.mapping.training import training_kind
+from ckpt_tool.mapping.training import is_training_state, training_kind
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.wording import human_bytes, plural
 
 
 def left_out(checkpoint: Checkpoint) -> dict[str, str]:
-    """Patterns of names and what they are, one for each kind of state."""
-    kinds: dict[str, list[int]] = {}
+    """Patterns of names and what they are, one for each kind of state or first part of a name."""
+    kinds: dict[tuple[str, str], list[int]] = {}
     for name, entry in checkpoint.left_out.items():
-        kinds.setdefault(training_kind(name), []).append(entry.nbytes)
+        if is_training_state(name):
+            kind = (training_kind(name), "state of training")
+        else:
+            kind = (name.split(".", maxsplit=1)[0], "not selected")
+        kinds.setdefault(kind, []).append(entry.nbytes)
     return {
-        f"{kind}.*": f"state of training: {plural(len(sizes), 'tensor')}, {human_bytes(sum(sizes))}"
-        for kind, sizes in kinds.items()
+        f"{start}.*": f"{why}: {plural(len(sizes), 'tensor')}, {human_bytes(sum(sizes))}"
+        for (start, why), sizes in kinds.items()
     }

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore
-from tests.real.megatron_jobs import Checkpoint, Job, Logits, Save, SaveRanks, Sizes
+from tests.real.megatron_jobs import (
+    Checkpoint,
+    Job,
+    Layout,
+    Logits,
+    Names,
+    Save,
+    SaveRanks,
+    Sizes,
+)
 from tests.real.megatron_models import NAMES, WITH_EXPERTS, write_model
 from tests.real.megatron_run import run_jobs
 
@@ -20,6 +29,19 @@ SIZES = {
     "etp2": Sizes(tp=2, etp=2),
     "tp2_pp2": Sizes(tp=2, pp=2),
     "tp2_ep2": Sizes(tp=2, ep=2),
+    "vpp2": Sizes(pp=2, vpp=2),
+}
+#: How ranks of these sizes name and lay out what they save, so that every family is saved in every
+#: way; the vocabulary is padded to a multiple of so many rows.
+SAVED: dict[str, tuple[Names, Layout, int]] = {
+    "tp1": ("local", "singleton", 1),
+    "tp2": ("local", "default", 1),
+    "pp2": ("te", "per-layer", 1),
+    "ep2": ("local", "singleton", 1),
+    "etp2": ("te", "singleton", 1),
+    "tp2_pp2": ("local", "per-layer", 1),
+    "tp2_ep2": ("te", "default", 1),
+    "vpp2": ("te", "default", 96),
 }
 #: What is loaded at which sizes: experts only where there are some, four ranks for a few.
 LOADED = [
@@ -29,6 +51,9 @@ LOADED = [
     if (name in WITH_EXPERTS or (sizes.ep, sizes.etp) == (1, 1))
     and (sizes.world_size < 4 or name in ("llama", "qwen3_moe", "deepseek_v3_mtp"))
 ]
+#: What megatron-core saved itself, without us.
+NATIVE = [(name, "tp1") for name in NAMES]
+NATIVE += [("llama", "tp2"), ("qwen3", "pp2"), ("qwen2_moe", "ep2")]
 #: Files that every rank saves for itself: the sizes, and how verl or Megatron-LM name things.
 RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("llama", "tp1"): {"names": "local"},
@@ -102,6 +127,11 @@ def ranks(out: Path, name: str, size: str) -> Path:
     return out / name / f"ranks_{size}"
 
 
+def saved(out: Path, name: str, size: str) -> Path:
+    """What ranks of these sizes, which had loaded our checkpoint, saved."""
+    return out / name / f"saved_{size}"
+
+
 def logits(out: Path, name: str, size: str) -> Path:
     """The logits of a model that real ranks of these sizes loaded from our checkpoint."""
     return out / name / f"logits_{size}.safetensors"
@@ -138,17 +168,21 @@ def _jobs(out: Path, world: int) -> list[Job]:
                 SIZES[size],
                 Checkpoint(native(out, name, "tp1")),
             )
-            for name, size in (("llama", "tp2"), ("qwen3", "pp2"), ("qwen2_moe", "ep2"))
+            for name, size in NATIVE
+            if size != "tp1"
         ]
     return jobs
 
 
 def _logits(out: Path, name: str, size: str, source: Checkpoint) -> Logits:
     per_layer = source.layout == "per-layer"
+    names, layout, multiple = SAVED[size]
     return Logits(
         hf(out, name),
         out / name / "reference.safetensors",
         logits(out, f"{name}/per-layer" if per_layer else name, size),
         SIZES[size],
         source,
+        vocab_multiple=multiple,
+        saved=None if per_layer else Checkpoint(saved(out, name, size), names, layout),
     )

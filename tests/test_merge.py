@@ -14,6 +14,7 @@ from ckpt_tool.merge import MergeOptions, merge_fsdp, plan_fsdp
 from ckpt_tool.output import WriteOptions
 from tests.merging import TINY, assert_same, load_folder, values, write_rank
 from tests.real.fsdp_cases import CASES
+from tests.real.fsdp_reference import logits_of
 
 WITH_REFERENCE = sorted(set(CASES) - {"fsdp2_buffers_w2"})
 
@@ -49,9 +50,7 @@ def test_a_merged_model_has_the_logits_of_the_model_that_was_sharded(
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     known = load_file(folder / "logits.safetensors")
-    with torch.no_grad():
-        logits = model.eval()(known["input_ids"]).logits
-    assert torch.equal(logits, known["logits"])
+    assert torch.equal(logits_of(model, known["input_ids"]), known["logits"])
 
 
 def test_buffers_of_every_kind_are_merged_with_their_names(

@@ -12,11 +12,8 @@ from ckpt_tool import ToMcoreOptions, convert_to_mcore, open_checkpoint, verify_
 from ckpt_tool.equality import are_equal
 from ckpt_tool.errors import MappingError, UsageError
 from tests import megatron
-from tests.megatron import LOADED, PER_LAYER
+from tests.megatron import LOADED, NATIVE, PER_LAYER
 from tests.real.megatron_models import NAMES
-
-NATIVE = [(name, "tp1") for name in NAMES]
-NATIVE += [("llama", "tp2"), ("qwen3", "pp2"), ("qwen2_moe", "ep2")]
 
 
 def metadata_of(folder: Path) -> Metadata:

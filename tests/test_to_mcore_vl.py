@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
+from ckpt_tool import MergeOptions, ToMcoreOptions, convert_to_mcore, merge_megatron
 from tests.merging import load_folder
 from tests.real.fill import fill_distinct
 from tests.test_to_mcore_inputs import Tensors, archives, assert_same, convert, loaded, rewritten
@@ -162,3 +163,17 @@ def test_names_as_transformers_5_has_them_in_memory(model, tmp_path):
     convert(new, tmp_path / "out")
     convert(model, tmp_path / "reference")
     assert archives(tmp_path / "out") == archives(tmp_path / "reference")
+
+
+@pytest.mark.parametrize("layers", ["", "per-layer"])
+def test_there_and_back_is_the_identity(model, tmp_path, layers):
+    convert_to_mcore(model, tmp_path / "there", ToMcoreOptions(layers=layers))
+    merge_megatron(tmp_path / "there", tmp_path / "back", MergeOptions(config=model))
+    expected = load_folder(model)
+    found = load_folder(tmp_path / "back")
+    assert any(name.startswith("visual.") for name in found)
+    assert_same(found, expected)
+    _, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path / "back", output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -70,10 +70,53 @@ def megatron(
     with 1 where --verify finds a difference, with 2 where the checkpoint or the request is not
     sound.
     """
-    from ckpt_tool.merge_megatron import plan_megatron
+    from ckpt_tool.from_megatron import plan_megatron
 
     options = request.options()
     _run(lambda team: plan_megatron(ckpt, options, team), out, options, request)
+
+
+@app.command("dcp")
+@merges
+def dcp(
+    ckpt: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="Folder with .metadata and *.distcp files.")
+    ],
+    out: Out,
+    request: Request,
+    prefix: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Take the tensors below this, like app.model, and cut it off. [default: found]",
+        ),
+    ] = "",
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Only tensors whose name in CKPT matches; may be repeated."
+        ),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            help="Replace OLD, whole parts of a name between dots (^OLD: at its beginning), by NEW;"
+            " a * is anything but a dot, and the same in NEW. May be repeated, in order.",
+        ),
+    ] = None,
+) -> None:
+    """Merge a folder of torch.distributed.checkpoint (accelerate, Lightning, torchtitan).
+
+    Dictionaries around the model are found, and state of training beside it is left out. OUT
+    appears complete or not at all. Exits with 1 where --verify finds a difference, with 2 where
+    the checkpoint or the request is not sound.
+    """
+    from ckpt_tool.from_dcp import NameOptions, plan_dcp
+
+    options = request.options()
+    names = NameOptions(prefix, tuple(select or ()), tuple(rename or ()))
+    _run(lambda team: plan_dcp(ckpt, options, names, team), out, options, request)
 
 
 def _run(

@@ -22,6 +22,8 @@ from ckpt_tool.readers.torch_names import TensorRef
 from ckpt_tool.readers.torch_zip import TorchArchive
 
 _RANK = re.compile(r"__(\d+)_\d+\.distcp")
+#: A tensor's pickle has a few hundred bytes; longer ones are not kept.
+_SHORT = 1000
 
 
 def _every(name: str) -> bool:
@@ -97,6 +99,7 @@ class _Reader:
         self._folder = folder
         self._files = {path.name for path in folder.iterdir() if path.is_file()}
         self._missing: set[str] = set()
+        self._known: dict[bytes, TensorRef] = {}
         self.problems: list[Problem] = []
 
     def entry(self, name: str, found: Described) -> Entry:
@@ -132,13 +135,32 @@ class _Reader:
         if path is None:
             return None
         try:
-            return _read_block(path, place, found, box)
+            return self._read_block(path, place, found, box)
         except UnsafeContentError:
             raise
         except (FormatError, OSError) as error:
             message = error.message if isinstance(error, FormatError) else str(error)
             self._note("unreadable", name, f"block {box}: {message}")
             return None
+
+    def _read_block(self, path: Path, place: Place, found: Described, box: Box) -> Region:
+        """The region of a block, proven to be the tensor that the metadata promises."""
+        with TorchArchive(path, place.offset, place.length) as archive:
+            # Blocks of one shape and dtype, of which a model has thousands, have equal pickles.
+            pickle = archive.pickle()
+            ref = self._known.get(pickle)
+            if ref is None:
+                ref = archive.load(pickle=pickle)
+                if not isinstance(ref, TensorRef):
+                    raise FormatError(f"{path}: no tensor at byte {place.offset}")
+                if len(pickle) < _SHORT:
+                    self._known[pickle] = ref
+            if ref.dtype != found.dtype or ref.shape != box.sizes:
+                raise FormatError(
+                    f"{path}: {ref.dtype} {list(ref.shape)} at byte {place.offset},"
+                    f" expected {found.dtype} {list(box.sizes)}"
+                )
+            return archive.stored(ref, "the block").region
 
     def _path(self, file: str) -> Path | None:
         """The file ``file`` of the folder; each that is missing is noted once."""
@@ -152,17 +174,3 @@ class _Reader:
 
     def _note(self, kind: str, where: str, message: str) -> None:
         self.problems.append(Problem(kind, where, message))
-
-
-def _read_block(path: Path, place: Place, found: Described, box: Box) -> Region:
-    """The region of a block, proven to be the tensor that the metadata promises."""
-    with TorchArchive(path, place.offset, place.length) as archive:
-        ref = archive.load()
-        if not isinstance(ref, TensorRef):
-            raise FormatError(f"{path}: no tensor at byte {place.offset}")
-        if ref.dtype != found.dtype or ref.shape != box.sizes:
-            raise FormatError(
-                f"{path}: {ref.dtype} {list(ref.shape)} at byte {place.offset},"
-                f" expected {found.dtype} {list(box.sizes)}"
-            )
-        return archive.stored(ref, "the block").region

@@ -2,7 +2,7 @@
 
 verl: ``global_step_N/{actor,critic}/``, of Megatron with ``dist_ckpt/``, ``model/dist_ckpt/`` or
 ``model/mp_rank_*/`` in it; its tracker file names the last step. Megatron-LM: ``iter_NNNNNNN/`` or
-``release/``, as its tracker file says.
+``release/``, as its tracker file says. accelerate: ``pytorch_model_fsdp_0/``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from ckpt_tool.errors import UsageError
 
 _TRACKER = "latest_checkpointed_iteration.txt"
-_BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model")
+_ACCELERATE = "pytorch_model_fsdp_0"
+_BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model", _ACCELERATE)
 _CONFIGS = ("huggingface", "hf_config_and_tokenizer")
 
 
@@ -46,6 +47,7 @@ def config_near(folder: Path, *, beside: bool = False) -> Path | None:
     places = [folder / name for name in _CONFIGS] + [folder]
     if beside:
         places += [folder.parent / name for name in _CONFIGS]
+        places += [folder.parent] if folder.name == _ACCELERATE else []
     return next((place for place in places if (place / "config.json").is_file()), None)
 
 

@@ -80,18 +80,23 @@ class TorchArchive:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def load(self, resolver: Resolve = resolve) -> Any:
-        """The pickled object; tensors are :class:`TensorRef`, classes stand-ins.
-
-        ``resolver`` says which names may stand in it.
-        """
+    def pickle(self) -> bytes:
+        """The pickle in the archive: archives of equal ones hold the same object."""
         start, size = self._directory.locate(f"{self._root}data.pkl")
         if size > _MAX_PICKLE:
             raise FormatError(f"{self.path}: data.pkl has {size} bytes, expected metadata only")
+        return self._pread(start, size)
+
+    def load(self, resolver: Resolve = resolve, pickle: bytes | None = None) -> Any:
+        """The pickled object; tensors are :class:`TensorRef`, classes stand-ins.
+
+        ``resolver`` says which names may stand in it; ``pickle``: where it was read before.
+        """
         try:
-            return unpickle(self._pread(start, size), resolver, storage_of)
+            return unpickle(self.pickle() if pickle is None else pickle, resolver, storage_of)
         except FormatError as error:
-            error.message = f"{self.path}: {error.message}"
+            if not error.message.startswith(self.path):
+                error.message = f"{self.path}: {error.message}"
             raise
 
     def stored(self, ref: TensorRef, name: str) -> StoredTensor:

@@ -26,6 +26,9 @@ class Case:
     # What verl leaves in actor/huggingface/config.json where that is not the class of the model:
     # it builds critics from the actor's config and saves the config as it came.
     config_architecture: str | None = None
+    # Where in nested dictionaries the ranks save the model once more, with DCP, in `dcp/`; with
+    # the state of an optimizer beside it where there is a dictionary around both.
+    dcp_nesting: str | None = None
 
     @property
     def world_size(self) -> int:
@@ -41,21 +44,21 @@ class Case:
 _CASES = (
     Case("world1_w1", "llama", "fsdp1", (1,)),
     Case("fsdp1_w2", "qwen2", "fsdp1", (2,)),
-    Case("fsdp1_nomesh_w3", "qwen2", "fsdp1_nomesh", (3,), ()),
+    Case("fsdp1_nomesh_w3", "qwen2", "fsdp1_nomesh", (3,), (), dcp_nesting="model"),
     Case("fsdp1_hsdp_w4", "qwen2", "fsdp1", (2, 2), ("ddp", "fsdp")),
     Case("fsdp2_w2", "qwen2", "fsdp2", (2,)),
-    Case("fsdp2_w3", "qwen2", "fsdp2", (3,)),
+    Case("fsdp2_w3", "qwen2", "fsdp2", (3,), dcp_nesting="app.model"),
     Case("fsdp2_hsdp_w4", "qwen2", "fsdp2", (2, 2), ("ddp", "fsdp")),
-    Case("fsdp2_tp_w4", "qwen2", "fsdp2_tp", (2, 2), ("fsdp", "tp")),
+    Case("fsdp2_tp_w4", "qwen2", "fsdp2_tp", (2, 2), ("fsdp", "tp"), dcp_nesting="app.model"),
     Case("fsdp2_bf16_w2", "qwen2", "fsdp2", (2,), dtype="bfloat16"),
-    Case("fsdp2_tied_w2", "qwen2_tied", "fsdp2", (2,)),
+    Case("fsdp2_tied_w2", "qwen2_tied", "fsdp2", (2,), dcp_nesting="model"),
     Case("fsdp2_shard1_w2", "qwen2", "fsdp2_shard1", (2,)),
     Case("fsdp2_veomni_w2", "qwen2", "fsdp2", (2,), ("dp_shard",)),
     Case("fsdp2_buffers_w2", "buffers", "fsdp2", (2,)),
-    Case("fsdp2_moe_w2", "qwen3_moe", "fsdp2", (2,)),
+    Case("fsdp2_moe_w2", "qwen3_moe", "fsdp2", (2,), dcp_nesting=""),
     Case("fsdp2_mixtral_w2", "mixtral", "fsdp2", (2,)),
     Case("fsdp2_deepseek_w2", "deepseek_v3", "fsdp2", (2,)),
-    Case("fsdp2_vlm_w2", "qwen2_5_vl", "fsdp2", (2,)),
+    Case("fsdp2_vlm_w2", "qwen2_5_vl", "fsdp2", (2,), dcp_nesting="state_dict"),
     Case("fsdp2_qwen3vlmoe_w2", "qwen3_vl_moe", "fsdp2", (2,)),
     Case("fsdp2_gptoss_w2", "gpt_oss", "fsdp2", (2,)),
     Case(

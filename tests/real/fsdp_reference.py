@@ -50,6 +50,21 @@ def write_references(out: Path, case: Case, model: nn.Module) -> None:
     _write_side_files(folder / "actor", case, model)
 
 
+def logits_of(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """What `model` computes in float32, the same bits wherever its weights came from.
+
+    Sums depend on how many threads share them, and on how weights are aligned: loaded ones lie
+    where their file has them, copies where torch aligns them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            return copy.deepcopy(model).float()(input_ids=input_ids).logits
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _write_unsharded(folder: Path, model: nn.Module) -> None:
     """What the rank files must amount to: in memory, on the Hub, and in what the model computes."""
     # Clones, because safetensors refuses the shared storage of tied embeddings.
@@ -60,8 +75,7 @@ def _write_unsharded(folder: Path, model: nn.Module) -> None:
     model.save_pretrained(folder / "reference")
     if model.config.model_type == "qwen3_vl_moe":
         _transpose_experts(folder / "reference" / "model.safetensors")
-    with torch.no_grad():
-        logits = copy.deepcopy(model).float()(input_ids=_INPUT_IDS).logits
+    logits = logits_of(model, _INPUT_IDS)
     assert logits.isfinite().all()
     save_file({"input_ids": _INPUT_IDS, "logits": logits}, folder / "logits.safetensors")
 

@@ -70,7 +70,8 @@ class Save:
 class Logits:
     """Write the logits for the `input_ids` in `inputs` to the safetensors file `out`.
 
-    `strict` is one of megatron-core's `StrictHandling` values.
+    `strict` is one of megatron-core's `StrictHandling` values. With `saved`, the ranks also save
+    the model that they have.
     """
 
     model: Path
@@ -81,6 +82,7 @@ class Logits:
     vocab_multiple: int = 1
     dtype: str = "float32"
     strict: str = "assume_ok_unexpected"
+    saved: Checkpoint | None = None
 
 
 # How a process keeps the experts it has: each by itself, numbered in the names of Transformer

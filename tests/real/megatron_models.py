@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .fill import fill_distinct
+from .fsdp_reference import logits_of
 
 # Small enough that every model gets several shards and an index, as models on the Hub have.
 _SHARD_SIZE = "300KB"
@@ -168,10 +169,9 @@ def _input_ids(model: PreTrainedModel) -> Tensor:
     return ids
 
 
-@torch.no_grad()
 def _reference(model: PreTrainedModel) -> dict[str, Tensor]:
     ids = _input_ids(model)
-    return {"input_ids": ids, "logits": model(ids, use_cache=False).logits}
+    return {"input_ids": ids, "logits": logits_of(model, ids)}
 
 
 def _add_prediction(model: PreTrainedModel, hf: Path) -> dict[str, Tensor]:

@@ -55,10 +55,13 @@ def _run(job: Job) -> None:
         _load(chunks, job.source, strict, hf["vocab_size"])
     if isinstance(job, Save):
         _save(chunks, job.out)
-    elif isinstance(job, SaveRanks):
+        return
+    if isinstance(job, SaveRanks):
         save_ranks(chunks, job)
-    else:
-        _write_logits(chunks, job)
+        return
+    if job.saved is not None:
+        _save(chunks, job.saved)
+    _write_logits(chunks, job)
 
 
 def _sharded_state(chunks: Sequence[GPTModel], checkpoint: Checkpoint) -> dict[str, Any]:

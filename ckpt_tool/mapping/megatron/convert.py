@@ -67,7 +67,8 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
             faults += [f"{binding.name}: {fault}" for fault in _misshapen(binding, result)]
     if faults:
         faults = list(dict.fromkeys(faults))  # a stacked tensor has the same fault in every layer
-        raise MappingError(f"{_tensors(faults)} not what config.json says", faults, hint=_OTHER)
+        said = rules.config.folder / "config.json"
+        raise MappingError(f"{_tensors(faults)} not what {said} says", faults, hint=_OTHER)
     return result
 
 

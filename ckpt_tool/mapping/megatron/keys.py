@@ -19,7 +19,9 @@ Tensors = Mapping[str, LazyTensor]
 
 _TOP = r"decoder|embedding|output_layer|mtp|language_model|vision_model"
 _PREFIX = re.compile(rf"^(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
-_EMBEDDING = re.compile(r"(^|\.)(embedding\.word_embeddings\.weight|decoder\.layers\.)")
+_OWN = re.compile(
+    r"(^|\.)(embedding\.word_embeddings\.weight$|self_attention\.linear_|mlp\.linear_fc)"
+)
 #: ``decoder.layers.``, ``decoder.layers.3.`` or ``mtp.layers.0.transformer_layer.``, and the rest.
 _LAYER = re.compile(
     r"((?:.*\.)?decoder\.layers\.(?:\d+\.)?|(?:.*\.)?mtp\.layers\.\d+\.transformer_layer\.)(.+)"
@@ -57,7 +59,7 @@ def spelled(tensors: Tensors, *, multimodal: bool = False) -> dict[str, LazyTens
 
 def is_megatron(names: Iterable[str]) -> bool:
     """Whether these are the names of a megatron-core model, with whatever prefix."""
-    return any(_EMBEDDING.search(name) for name in names)
+    return any(_OWN.search(name) for name in names)
 
 
 def engine_names(keys: Collection[str]) -> dict[str, str]:

@@ -16,6 +16,9 @@ from ckpt_tool.dtypes import DType
 from ckpt_tool.geometry import Box, Shape, contiguous_strides
 from ckpt_tool.lazy import Chunk, LazyTensor, Region, cat
 
+#: Vocabularies are padded to a multiple of, at most, some hundred rows for each tensor rank.
+_MOST_PADDING = 1 << 14
+
 
 class Op(Protocol):
     """An operation with an inverse."""
@@ -65,6 +68,11 @@ class Vocabulary:
     def split(self, whole: LazyTensor) -> list[LazyTensor]:
         if not whole.shape or whole.shape[0] < self.rows:
             raise ValueError(f"{list(whole.shape)}, expected {self.rows} rows (vocab_size) or more")
+        if whole.shape[0] - self.rows > _MOST_PADDING:
+            raise ValueError(
+                f"{list(whole.shape)}, expected {self.rows} rows (vocab_size): more than padding"
+                " explains"
+            )
         return [whole.narrow(0, 0, self.rows)]
 
 
