@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ckpt_tool.equality import Pair, are_equal, first_differences
 from ckpt_tool.errors import CheckpointError, MappingError, Problem, UsageError
@@ -151,4 +152,13 @@ def _block(entry: Entry, holding: Holding) -> LazyTensor:
 
 
 def _replica_message(index: int, owner: Holding, other: Holding) -> str:
-    return f"rank {other.rank} differs from rank {owner.rank} at element {index} of {owner.box}"
+    one, another = map(_holder, (other, owner))
+    return f"{one} differs from {another} at element {index} of {owner.box}"
+
+
+def _holder(holding: Holding) -> str:
+    """The rank, or the file and the folder that tells what it is of."""
+    if holding.rank is not None:
+        return f"rank {holding.rank}"
+    path = Path(holding.region.path)
+    return f"{path.parent.name}/{path.name}"

@@ -5,9 +5,19 @@ its jobs in a row.
 """
 
 from pathlib import Path
+from typing import Any
 
 from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore
-from tests.real.megatron_jobs import Checkpoint, Job, Layout, Logits, Names, Save, Sizes
+from tests.real.megatron_jobs import (
+    Checkpoint,
+    Job,
+    Layout,
+    Logits,
+    Names,
+    Save,
+    SaveRanks,
+    Sizes,
+)
 from tests.real.megatron_models import NAMES, WITH_EXPERTS, write_model
 from tests.real.megatron_run import run_jobs
 
@@ -44,6 +54,43 @@ LOADED = [
 #: What megatron-core saved itself, without us.
 NATIVE = [(name, "tp1") for name in NAMES]
 NATIVE += [("llama", "tp2"), ("qwen3", "pp2"), ("qwen2_moe", "ep2")]
+#: Files that every rank saves for itself: the sizes, and how verl or Megatron-LM name things.
+RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
+    ("llama", "tp1"): {"names": "local"},
+    ("llama", "tp2"): {"names": "local"},
+    ("llama", "tp4"): {"sizes": Sizes(tp=4)},  # two query groups, each cut in two
+    ("llama", "tp2_pp2"): {"style": "megatron-lm"},
+    ("qwen2", "tp2"): {},
+    ("qwen2", "pp2"): {},
+    ("qwen3", "vpp2"): {"sizes": Sizes(pp=2, vpp=2)},
+    ("qwen3", "vpp2_lm"): {
+        "sizes": Sizes(pp=2, vpp=2),
+        "style": "megatron-lm",
+        "vocab_multiple": 64,
+    },
+    ("qwen3_moe", "ep2"): {"names": "local", "experts": "sequential"},
+    ("qwen3_moe", "tp2"): {"sizes": Sizes(tp=2)},
+    ("qwen3_moe", "etp2"): {},
+    ("qwen3_moe", "etp2_lm"): {"sizes": Sizes(tp=2, etp=2), "style": "megatron-lm"},
+    ("qwen3_moe", "tp2_ep2"): {"style": "megatron-lm"},
+    ("qwen3_moe", "etp2_ep2"): {"sizes": Sizes(tp=2, ep=2, etp=2)},
+    ("qwen3_moe", "pp2_ep2"): {"sizes": Sizes(pp=2, ep=2), "experts": "grouped"},
+    ("qwen3_moe_mlp_only", "pp2"): {},
+    ("qwen2_moe", "tp2_ep2"): {"experts": "grouped"},
+    ("mixtral", "etp2"): {"experts": "grouped"},
+    ("mixtral", "ep2"): {"experts": "sequential", "style": "megatron-lm"},
+    ("deepseek_v3", "tp2"): {"names": "local"},
+    ("deepseek_v3_mtp", "tp2"): {},
+    ("deepseek_v3_mtp", "tp2_local"): {
+        "sizes": Sizes(tp=2),
+        "names": "local",
+        "experts": "sequential",
+    },
+    ("deepseek_v3_mtp", "pp2"): {"experts": "sequential"},
+    ("deepseek_v3_mtp", "tp2_pp2"): {"style": "megatron-lm"},
+    ("glm4_moe", "ep2"): {},
+    ("moonlight", "tp2_ep2"): {},
+}
 #: Ours in another layout than megatron-core would choose by itself.
 PER_LAYER = ("qwen3", "qwen3_moe")
 
@@ -52,9 +99,9 @@ def build(out: Path) -> None:
     """Make everything: `out/<name>/` then has the parts that the functions below name."""
     for name in NAMES:
         write_model(name, out / name)
-        convert_to_mcore(hf(out, name), ours(out, name), ToMcoreOptions(write=_UNSYNCED))
+        convert_to_mcore(hf(out, name), ours(out, name), ToMcoreOptions(write=UNSYNCED))
     for name in PER_LAYER:
-        options = ToMcoreOptions(layers="per-layer", write=_UNSYNCED)
+        options = ToMcoreOptions(layers="per-layer", write=UNSYNCED)
         convert_to_mcore(hf(out, name), ours(out, f"{name}/per-layer"), options)
     for world in (1, 2, 4):
         run_jobs(list(_jobs(out, world)), world, timeout=300)
@@ -75,6 +122,11 @@ def native(out: Path, name: str, size: str) -> Path:
     return out / name / f"native_{size}"
 
 
+def ranks(out: Path, name: str, size: str) -> Path:
+    """One of `RANK_FILES`."""
+    return out / name / f"ranks_{size}"
+
+
 def saved(out: Path, name: str, size: str) -> Path:
     """What ranks of these sizes, which had loaded our checkpoint, saved."""
     return out / name / f"saved_{size}"
@@ -85,7 +137,7 @@ def logits(out: Path, name: str, size: str) -> Path:
     return out / name / f"logits_{size}.safetensors"
 
 
-_UNSYNCED = WriteOptions(fsync=False)
+UNSYNCED = WriteOptions(fsync=False)
 
 
 def _jobs(out: Path, world: int) -> list[Job]:
@@ -102,6 +154,12 @@ def _jobs(out: Path, world: int) -> list[Job]:
         if SIZES[size].world_size == world:
             source = Checkpoint(ours(out, name), engine_states=True)
             jobs.append(_logits(out, name, size, source))
+    for (name, size), options in RANK_FILES.items():
+        sizes = options.get("sizes") or SIZES[size]
+        if sizes.world_size == world:
+            source = Checkpoint(ours(out, name), engine_states=True)
+            settings = {**options, "sizes": sizes}
+            jobs.append(SaveRanks(hf(out, name), ranks(out, name, size), source, **settings))
     if world == 2:
         jobs += [
             Save(

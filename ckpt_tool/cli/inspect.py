@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ckpt_tool.inspect import Inspection
+    from ckpt_tool.readers.base import Checkpoint
 
 _FORMATS = {
     "fsdp": "FSDP checkpoint",
     "fsdp-rank": "FSDP rank file (local tensors)",
+    "megatron-ranks": "Megatron rank files",
     "huggingface": "Hugging Face model",
     "torch": "torch.save file",
     "torch_dist": "megatron-core torch_dist checkpoint",
     "dcp": "torch.distributed.checkpoint folder",
 }
+
+
+_SHOWN = 20
 
 
 @ui.guarded
@@ -64,7 +69,7 @@ def inspect(
             out = ui.console()
             _summary(out, found)
             if shards and not problems:
-                for line in tables.shard_lines(found.entries):
+                for line in tables.shard_lines(found.entries, found.checkpoint.files):
                     out.print(line, soft_wrap=True)
             elif not problems:
                 out.print(tables.tensor_table(found.entries, out.width, folded=not everything))
@@ -100,6 +105,18 @@ def _summary(out: Console, found: Inspection) -> None:
         value = Text(text, style="") if label != "problems" else Text.from_markup(text)
         grid.add_row(Text(f"  {label}", style="dim"), value)
     out.print(grid)
+    _files(out, checkpoint)
+
+
+def _files(out: Console, checkpoint: Checkpoint) -> None:
+    """Which rank each file is of, where one number does not say it."""
+    from ckpt_tool.cli import tables
+
+    numbered = [file for file in checkpoint.files if file.parallel is not None]
+    if numbered:
+        out.print(tables.file_table(numbered[:_SHOWN], checkpoint.path))
+    if len(numbered) > _SHOWN:
+        out.print(f"  and {len(numbered) - _SHOWN} more: --json lists them")
 
 
 def _tensors(found: Inspection) -> str:
@@ -116,7 +133,7 @@ def _problems(out: Console, found: Inspection, *, everything: bool) -> None:
     from rich.text import Text
 
     problems = found.checkpoint.problems
-    shown = problems if everything else problems[:20]
+    shown = problems if everything else problems[:_SHOWN]
     grid = Table.grid(padding=(0, 2))
     for problem in shown:
         grid.add_row(Text(problem.kind, style="bold red"), Text(str(problem), overflow="fold"))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.folding import Fold, fold
+from ckpt_tool.wording import human_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.text import Text
 
-    from ckpt_tool.readers.base import Entry
+    from ckpt_tool.readers.base import Entry, ShardFile
 
 _PADDING = 3  # between two columns
 _WIDE = 100
@@ -35,19 +39,41 @@ def tensor_table(entries: Sequence[Entry], width: int, *, folded: bool) -> Any:
     return _table([row.pattern for row in rows], cells, width, placed=placed)
 
 
-def shard_lines(entries: Iterable[Entry]) -> Iterator[Text]:
+def file_table(files: Sequence[ShardFile], root: Path) -> Any:
+    """The files that have several numbers of a rank, with these."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for file in files:
+        size = human_bytes(file.bytes)
+        name = os.path.relpath(file.path, root)
+        grid.add_row("", *map(Text, (name, rank_text(file), size)))
+    return grid
+
+
+def rank_text(file: ShardFile) -> str:
+    """``rank 3``, or ``tp 1, pp 0, ep 0``; empty where the file is of no rank."""
+    if file.parallel is not None:
+        return ", ".join(f"{kind} {number}" for kind, number in file.parallel.items())
+    return "" if file.rank is None else f"rank {file.rank}"
+
+
+def shard_lines(entries: Iterable[Entry], files: Iterable[ShardFile]) -> Iterator[Text]:
     """Every rank's piece of each tensor: its shape, and its offsets in the global tensor."""
     from rich.text import Text
 
+    texts = {file.path: rank_text(file) for file in files}
     for entry in entries:
         facts = f"  {shape_text(entry.shape)}  {entry.dtype.name}  {entry.placements}"
         yield Text.assemble((entry.name, "bold"), facts)
-        ranks = ["" if held.rank is None else f"rank {held.rank}  " for held in entry.holdings]
+        ranks = [texts.get(held.region.path, "") for held in entry.holdings]
         shapes = [shape_text(held.box.sizes) for held in entry.holdings]
         wide = max(map(len, ranks), default=0), max(map(len, shapes), default=0)
+        gap = "  " * bool(wide[0])
         for rank, shape, held in zip(ranks, shapes, entry.holdings, strict=True):
             offsets = shape_text(held.box.offsets)
-            yield Text(f"    {rank:<{wide[0]}}{shape:<{wide[1]}}  at {offsets}")
+            yield Text(f"    {rank:<{wide[0]}}{gap}{shape:<{wide[1]}}  at {offsets}")
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -122,30 +122,30 @@ class Machine:
     # --- containers
     def op_append(self, pos: int) -> int:
         value = self.stack.pop()
-        _expect(self.stack[-1], list).append(value)
+        _filled(self.stack[-1], list).append(value)
         return pos
 
     def op_appends(self, pos: int) -> int:
         items = self.pop_mark()
-        _expect(self.stack[-1], list).extend(items)
+        _filled(self.stack[-1], list).extend(items)
         return pos
 
     def op_setitem(self, pos: int) -> int:
         value = self.stack.pop()
         key = self.stack.pop()
-        _expect(self.stack[-1], dict)[_plain_key(key)] = value
+        _filled(self.stack[-1], dict)[_plain_key(key)] = value
         return pos
 
     def op_setitems(self, pos: int) -> int:
         items = self.pop_mark()
-        target = _expect(self.stack[-1], dict)
+        target = _filled(self.stack[-1], dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_plain_key(key)] = value
         return pos
 
     def op_additems(self, pos: int) -> int:
         items = self.pop_mark()
-        _expect(self.stack[-1], set).update(map(_plain_key, items))
+        _filled(self.stack[-1], set).update(map(_plain_key, items))
         return pos
 
     def op_frozenset(self, pos: int) -> int:
@@ -213,6 +213,11 @@ def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise FormatError(f"a pickled {kind.__name__} is a {type(value).__name__}")
     return value
+
+
+def _filled(value: Any, kind: type) -> Any:
+    """The container that items go into; a class of the file's own forgets them."""
+    return kind() if isinstance(value, StandIn) else _expect(value, kind)
 
 
 def _plain_key(key: Any) -> Any:

@@ -11,16 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import lcm
 
 from ckpt_tool.geometry import Box, Shape
 
 _COLUMN = re.compile(
     r"(^|\.)(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|linear_fc1|eh_proj"
-    r"|qkv_proj|gate_up_proj)\.(weight|bias)$"
+    r"|gate_up_proj)\.(weight|bias)$"
     r"|(^|\.)(word_embeddings|output_layer|embed_tokens|lm_head)\.weight$"
 )
 _ROW = re.compile(r"(^|\.)(linear_proj|linear_fc2|o_proj|down_proj)\.weight$")
+#: verl 0.3's: query, key and value heads of a rank, so that cutting the whole is no cut at all.
+_RANKS_OWN = re.compile(r"(^|\.)self_attn\.qkv_proj\.(weight|bias)$")
 _FIRST = re.compile(r"(linear_fc1|gate_up_proj)\.(weight|bias)$")
 _SECOND = {"linear_fc1": "linear_fc2", "gate_up_proj": "down_proj"}
 _DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
@@ -30,14 +31,18 @@ _DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
 class Cut:
     """Along which dimension ranks share a tensor, None where each has all of it.
 
-    ``halves``: a rank has a piece of the first half and one of the second.
+    ``halves``: a rank has a piece of the first half and one of the second. ``stacked``: what ranks
+    have is no piece of a whole, only one after the other along a dimension of their own.
     """
 
     dim: int | None
     halves: bool = False
+    stacked: bool = False
 
     def whole(self, local: Shape, parts: int) -> Shape:
         """The global shape of a tensor whose ``parts`` ranks have ``local`` each."""
+        if self.stacked:
+            return (parts, *local)
         if self.dim is None:
             return local
         return (*local[: self.dim], local[self.dim] * parts, *local[self.dim + 1 :])
@@ -45,6 +50,9 @@ class Cut:
     def pieces(self, local: Shape, part: int, parts: int) -> Iterator[tuple[int, Box]]:
         """Where a rank's tensor lies in the whole: first index along ``dim`` of it, and the box."""
         zeros = (0,) * len(local)
+        if self.stacked:
+            yield 0, Box((part, *zeros), (1, *local))
+            return
         if self.dim is None:
             yield 0, Box(zeros, local)
             return
@@ -55,18 +63,24 @@ class Cut:
             offsets = (*zeros[:dim], start, *zeros[dim + 1 :])
             yield half * length, Box(offsets, (*local[:dim], length, *local[dim + 1 :]))
 
-    def __str__(self) -> str:
+    def text(self, leading: int = 0) -> str:
+        """As a placement, in a tensor that has ``leading`` dimensions before this one's."""
+        if self.stacked:
+            return "stacked"
         if self.dim is None:
             return "replicated"
-        return f"Shard({self.dim}){', gate and up' if self.halves else ''}"
+        return f"Shard({self.dim + leading}){', gated' if self.halves else ''}"
 
 
 WHOLE = Cut(None)
+STACKED = Cut(None, stacked=True)
 
 
 def cut_of(name: str, shapes: Mapping[str, Shape]) -> Cut:
     """How the parameter ``name`` is cut; ``shapes``: the local shapes of what is beside it."""
     shape = shapes[name]
+    if _RANKS_OWN.search(name):
+        return STACKED
     if _DOWN.search(name):
         return _latent_down(name, shapes)
     if _ROW.search(name) and len(shape) == 2:
@@ -104,12 +118,3 @@ def _latent_down(name: str, shapes: Mapping[str, Shape]) -> Cut:
     if up is None or len(up) != 2 or not shapes[name]:
         return WHOLE
     return WHOLE if shapes[name][0] >= up[1] else Cut(0)
-
-
-def grid_of(tensor: int, expert: int, expert_tensor: int) -> set[tuple[int, int]]:
-    """The (tp, ep) ranks that exist where experts are cut into ``expert_tensor`` parts.
-
-    Ranks are numbered once by ``tensor`` and once by ``expert_tensor`` first, then ``expert``.
-    """
-    count = lcm(tensor, expert_tensor * expert)
-    return {(rank % tensor, rank // expert_tensor % expert) for rank in range(count)}

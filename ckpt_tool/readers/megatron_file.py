@@ -20,15 +20,27 @@ from ckpt_tool.dtypes import DType
 from ckpt_tool.errors import FormatError
 from ckpt_tool.geometry import Shape, contiguous_strides
 from ckpt_tool.lazy import Region
+from ckpt_tool.readers.standins import StandIn
 from ckpt_tool.readers.torch_names import TensorRef, resolve_run
 from ckpt_tool.readers.torch_zip import StoredTensor, TorchArchive
 
-_CHUNK = re.compile(r"model\d*")
+_CHUNK = re.compile(r"model(\d{0,9})")
+_WRAPPERS = re.compile(r"^(?:module\.)+")
 _EXPERT = re.compile(
-    r"(?P<stem>.*\.experts)\.(?:local_experts\.(?P<i>\d+)\.(?P<a>.+)"
-    r"|(?P<b>linear_fc[12]\.(?:weight|bias))(?P<j>\d+))"
+    r"(?P<stem>.*\.experts)\.(?:local_experts\.(?P<i>\d{1,9})\.(?P<a>.+)"
+    r"|(?P<b>linear_fc[12]\.(?:weight|bias))(?P<j>\d{1,9}))"
 )
 _GROUPED = re.compile(r"(?P<stem>.*\.experts)\.weight(?P<layer>[12])")
+
+
+#: How Megatron-LM's arguments call the sizes.
+_SIZES = {
+    "tp": "tensor_model_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+    "ep": "expert_model_parallel_size",
+    "expert_tp": "expert_tensor_parallel_size",
+}
+_MOST_RANKS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +54,50 @@ class Part:
     region: Region
 
 
-def read_chunks(path: Path) -> tuple[list[list[Part]], list[str]]:
+@dataclass(frozen=True, slots=True)
+class RankFile:
     """The parameters of each pipeline chunk, and what is wrong with single ones.
 
-    Layers are numbered as in the file. FormatError where it is no such file, UnsafeContentError
-    where its pickle asks for code.
+    Layers are numbered as in the file. ``said``: parallel sizes, where the run's arguments are
+    there: ``tp``, ``pp``, ``ep`` and ``expert_tp``.
+    """
+
+    chunks: list[list[Part]]
+    faults: list[str]
+    said: dict[str, int]
+
+
+def read_rank_file(path: Path) -> RankFile:
+    """What a file holds.
+
+    FormatError where it is no such file, UnsafeContentError where its pickle asks for code.
     """
     faults: list[str] = []
     with TorchArchive(path) as archive:
-        chunks = [list(_parts(archive, chunk, faults)) for chunk in _chunks(archive, path)]
-    return chunks, faults
+        state = archive.load(resolve_run)
+        chunks = [list(_parts(archive, chunk, faults)) for chunk in _chunks(state, path)]
+    args = state.get("args") if isinstance(state, dict) else None
+    return RankFile(chunks, faults, _said(args))
 
 
-def _chunks(archive: TorchArchive, path: Path) -> list[dict[Any, Any]]:
-    state = archive.load(resolve_run)
+def _said(args: Any) -> dict[str, int]:
+    """The parallel sizes among a run's arguments."""
+    if not isinstance(args, StandIn):
+        return {}
+    found = {key: args.get(name) for key, name in _SIZES.items()}
+    return {
+        key: size
+        for key, size in found.items()
+        if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= _MOST_RANKS
+    }
+
+
+def _chunks(state: Any, path: Path) -> list[dict[Any, Any]]:
+    """The state dicts: a list of them, ``model0``, ``model1``, ..., ``model``, or the whole."""
     if isinstance(state, dict):
-        named = [name for name in state if isinstance(name, str) and _CHUNK.fullmatch(name)]
-        named.sort(key=lambda name: int(name.removeprefix("model") or 0))
-        state = [state[name] for name in named if state[name]] or [state]
+        named = {key: _CHUNK.fullmatch(key) for key in state if isinstance(key, str)}
+        numbered = sorted((int(found[1] or 0), key) for key, found in named.items() if found)
+        state = [state[key] for _, key in numbered if state[key]] or [state]
     if not isinstance(state, list) or not all(isinstance(chunk, dict) for chunk in state):
         raise FormatError(f"{path}: no state dict of a model, and no list of them")
     return state
@@ -67,9 +105,10 @@ def _chunks(archive: TorchArchive, path: Path) -> list[dict[Any, Any]]:
 
 def _parts(archive: TorchArchive, state: dict[Any, Any], faults: list[str]) -> Iterator[Part]:
     for key, value in state.items():
-        name = str(key)
-        while name.startswith("module."):
-            name = name.removeprefix("module.")
+        if not isinstance(key, str):
+            faults.append("a name that is no text")
+            continue
+        name = _WRAPPERS.sub("", key)
         if name.endswith("_extra_state") or value is None:
             continue
         if not isinstance(value, TensorRef):
@@ -105,7 +144,7 @@ def ungrouped(part: Part, hidden: int, count: int) -> list[Part]:
     matched = _GROUPED.fullmatch(part.name)
     assert matched
     other, rest = divmod(prod(part.shape), max(count * hidden, 1))
-    if rest or not other or part.region.strides != contiguous_strides(part.shape):
+    if not count * hidden * other or rest or part.region.strides != contiguous_strides(part.shape):
         raise FormatError(
             f"{part.name}: {list(part.shape)}, expected {count} experts of hidden size {hidden}"
         )

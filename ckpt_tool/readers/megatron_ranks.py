@@ -10,17 +10,18 @@ the experts of a layer lie along a first dimension. Source: ``megatron/training/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ckpt_tool.errors import FormatError, Problem, UnsafeContentError
 from ckpt_tool.readers.base import Checkpoint, Mesh, ShardFile, size_of
 from ckpt_tool.readers.find import config_near, find
-from ckpt_tool.readers.megatron_cuts import grid_of
-from ckpt_tool.readers.megatron_file import Part, read_chunks
-from ckpt_tool.readers.megatron_join import Rank, expert_parts, join, sizes_of_ranks
+from ckpt_tool.readers.megatron_file import RankFile, read_rank_file
+from ckpt_tool.readers.megatron_join import join
+from ckpt_tool.readers.megatron_mesh import Rank, Sizes, sizes_of
 
 _FOLDER = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3,4}))?(?:_(\d{3,4}))?")
+_MOST_LISTED = 1000
 _FILES = ("model.pt", "model_optim_rng.pt", "model_rng.pt")
 #: What only the first stage has (or, for multi-token prediction, the last one too), and the last.
 _FIRST = ("word_embeddings.weight", "embed_tokens.weight")
@@ -40,23 +41,20 @@ def open_megatron_ranks(folder: Path) -> Checkpoint:
     problems: list[Problem] = []
     numbers = _rank_files(folder)
     contents = {path: _read(path, problems) for path in numbers.values()}
-    if not any(contents.values()):
-        return Checkpoint("megatron-ranks", folder, {}, (), tuple(problems))
-    ranks = {
-        _rank(found, _has_expert_number(numbers, contents)): path for found, path in numbers.items()
-    }
-    readable = {rank: contents[path] for rank, path in ranks.items() if contents[path]}
-    parts = expert_parts(readable)
-    problems += _missing(folder, list(ranks), parts)
-    entries = join(readable, parts, problems)
-    files = (_file(rank, path) for rank, path in sorted(ranks.items()))
+    with_experts = _has_expert_number(numbers, contents)
+    ranks = {_rank(found, with_experts): path for found, path in numbers.items()}
+    files = {rank: file for rank, path in ranks.items() if (file := contents[path]) is not None}
+    sizes = sizes_of(ranks, files)
+    problems += _missing(folder, ranks, sizes)
+    if files:
+        problems += _missing_ends(folder, files)
     return Checkpoint(
         format="megatron-ranks",
         path=folder,
-        entries=entries,
-        files=tuple(files),
+        entries=join(files, sizes, problems),
+        files=tuple(_shard_file(rank, path) for rank, path in sorted(ranks.items())),
         problems=tuple(problems),
-        mesh=Mesh(tuple(sizes_of_ranks(ranks)), Rank._fields),
+        mesh=Mesh((sizes.tp, sizes.pp, sizes.ep), Rank._fields),
         side_files=config_near(folder, beside=True),
     )
 
@@ -72,51 +70,63 @@ def _rank_files(folder: Path) -> dict[tuple[int | None, ...], Path]:
     return found
 
 
-def _read(path: Path, problems: list[Problem]) -> list[list[Part]]:
-    where = f"{path.parent.name}/{path.name}"
+def _read(path: Path, problems: list[Problem]) -> RankFile | None:
     try:
-        chunks, faults = read_chunks(path)
+        file = read_rank_file(path)
     except UnsafeContentError:
         raise
     except (FormatError, OSError) as error:
         message = error.message if isinstance(error, FormatError) else str(error)
         problems.append(Problem("unreadable", str(path), message.removeprefix(f"{path}: ")))
-        return []
-    problems += [Problem("tensor", where, fault) for fault in faults]
-    return chunks
+        return None
+    where = f"{path.parent.name}/{path.name}"
+    for fault in file.faults:
+        problems.append(Problem("tensor", where, fault.removeprefix(f"{path}: ")))
+    return file
 
 
 def _has_expert_number(
-    numbers: Mapping[tuple[int | None, ...], Path],
-    contents: Mapping[Path, Sequence[Sequence[Part]]],
+    numbers: Mapping[tuple[int | None, ...], Path], contents: Mapping[Path, RankFile | None]
 ) -> bool:
     """Whether a second number is the expert rank: every file then begins and ends the model."""
     for (_, second, third), path in numbers.items():
         if third is not None or second is None:
             return False
-        names = [part.name for chunk in contents[path] for part in chunk]
-        if names and not all(any(n.endswith(ends) for n in names) for ends in (_FIRST, _LAST)):
+        file = contents[path]
+        if file is not None and not (_holds(file, _FIRST) and _holds(file, _LAST)):
             return False
     return True
 
 
-def _rank(numbers: tuple[int | None, ...], has_expert_number: bool) -> Rank:
+def _holds(file: RankFile, ends: tuple[str, ...]) -> bool:
+    return any(part.name.endswith(ends) for chunk in file.chunks for part in chunk)
+
+
+def _rank(numbers: tuple[int | None, ...], with_experts: bool) -> Rank:
     tp, second, third = (number or 0 for number in numbers)
-    return Rank(tp, 0, second) if has_expert_number else Rank(tp, second, third)
+    return Rank(tp, 0, second) if with_experts else Rank(tp, second, third)
 
 
-def _missing(folder: Path, ranks: Sequence[Rank], parts: int) -> list[Problem]:
+def _missing(folder: Path, ranks: Mapping[Rank, Path], sizes: Sizes) -> list[Problem]:
     """Ranks that the others imply, and that have no file."""
-    sizes = sizes_of_ranks(ranks)
-    grid = grid_of(sizes.tp, sizes.ep, parts)
-    wanted = [Rank(tp, pp, ep) for pp in range(sizes.pp) for tp, ep in sorted(grid)]
+    of = f"{sizes.tp} tensor x {sizes.pp} pipeline x {sizes.ep} expert parallel"
+    if sizes.count - len(ranks) > _MOST_LISTED:
+        message = f"{len(ranks)} of {sizes.count} ranks have a file; ranks: {of}"
+        return [Problem("missing-rank", str(folder), message)]
+    absent = [rank for rank in sizes.ranks() if rank not in ranks]
     return [
-        Problem("missing-rank", str(folder), f"no file of {rank}; ranks: {sizes.tp} tensor x"
-                f" {sizes.pp} pipeline x {sizes.ep} expert parallel")
-        for rank in wanted
-        if rank not in ranks
-    ]  # fmt: skip
+        Problem("missing-rank", str(folder), f"no file of {rank}; ranks: {of}") for rank in absent
+    ]
 
 
-def _file(rank: Rank, path: Path) -> ShardFile:
+def _missing_ends(folder: Path, files: Mapping[Rank, RankFile]) -> list[Problem]:
+    """The first or last pipeline stage, where no file is of it."""
+    return [
+        Problem("missing-rank", str(folder), f"no {ends[0]} in any file: the {which} is missing")
+        for ends, which in ((_FIRST, "first pipeline stage"), (_LAST, "last pipeline stage"))
+        if not any(_holds(file, ends) for file in files.values())
+    ]
+
+
+def _shard_file(rank: Rank, path: Path) -> ShardFile:
     return ShardFile(str(path), size_of(path), None, rank._asdict())

@@ -63,12 +63,14 @@ _PLAN_PACKAGES = ("torch.distributed.checkpoint", "megatron.core.dist_checkpoint
 #: Megatron's rank files, which nobody looks at.
 _RUN_PACKAGES = tuple(
     "torch megatron transformer_engine transformer_engine_torch verl nemo mbridge slime apex"
-    " argparse types enum pathlib numpy collections datetime signal functools omegaconf".split()
+    " transformers modelopt omegaconf argparse types enum pathlib numpy collections dataclasses"
+    " datetime signal functools __main__".split()
 )
 _RUN_NAMES = frozenset(
-    "io.BytesIO _codecs.encode copyreg._reconstructor copy_reg._reconstructor".split()
+    "io.BytesIO _io.BytesIO _codecs.encode copyreg._reconstructor copy_reg._reconstructor".split()
     + [f"{module}.{name}" for module in ("builtins", "__builtin__") for name in
-       "object bytearray complex slice range int float bool str bytes list tuple dict".split()]
+       "object bytearray complex slice range int float bool str bytes list tuple dict set"
+       " frozenset".split()]
 )  # fmt: skip
 
 
@@ -111,11 +113,13 @@ def resolve_plan(module: str, name: str) -> Any:
 
 def resolve_run(module: str, name: str) -> Any:
     """What may stand in a rank file of Megatron: tensors, and objects of the run beside them."""
+    full = f"{module}.{name}"
+    if full in _RUN_NAMES:
+        return _stand_in(full)
     try:
         return resolve(module, name)
     except FormatError:
-        full = f"{module}.{name}"
-        if module.split(".", maxsplit=1)[0] in _RUN_PACKAGES or full in _RUN_NAMES:
+        if module.split(".", maxsplit=1)[0] in _RUN_PACKAGES:
             return _stand_in(full)
         raise
 

@@ -85,4 +85,28 @@ class Logits:
     saved: Checkpoint | None = None
 
 
-Job = Save | Logits
+# How a process keeps the experts it has: each by itself, numbered in the names of Transformer
+# Engine's grouped layer, or all in two transposed tensors.
+Experts = Literal["sequential", "engine", "grouped"]
+
+
+@dataclass(frozen=True)
+class SaveRanks:
+    """Have every rank save its own file, as verl 0.4 and `--ckpt-format torch` do.
+
+    "verl" writes below `out/model` and keeps the config beside it, "megatron-lm" writes an
+    iteration with a tracker file, its arguments, and what else a training run saves.
+    """
+
+    model: Path
+    out: Path
+    source: Checkpoint
+    sizes: Sizes = Sizes()
+    style: Literal["verl", "megatron-lm"] = "verl"
+    names: Names = "te"
+    experts: Experts = "engine"
+    vocab_multiple: int = 1
+    dtype: str = "float32"
+
+
+Job = Save | SaveRanks | Logits

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .megatron_copy import copy_into, read_config
 from .megatron_gpt import build_chunks
-from .megatron_jobs import Checkpoint, Job, Logits, Save
+from .megatron_jobs import Checkpoint, Job, Logits, Save, SaveRanks
 from .megatron_names import engine_states, rename_to_engine
+from .megatron_rank_files import save_ranks
 from .megatron_world import all_gather_vocabulary, patch_for_cpu, world
 
 _LAYOUTS: dict[str, dict[str, bool]] = {
@@ -54,6 +55,9 @@ def _run(job: Job) -> None:
         _load(chunks, job.source, strict, hf["vocab_size"])
     if isinstance(job, Save):
         _save(chunks, job.out)
+        return
+    if isinstance(job, SaveRanks):
+        save_ranks(chunks, job)
         return
     if job.saved is not None:
         _save(chunks, job.saved)

@@ -11,6 +11,7 @@ from ckpt_tool.mapping.megatron.convert import from_megatron, padding
 from ckpt_tool.mapping.megatron.keys import spelled
 from ckpt_tool.mapping.megatron.numbers import family_of
 from ckpt_tool.mapping.megatron.rules import Rules, rules_of
+from ckpt_tool.mapping.megatron.verl_names import with_core_names
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def model_of(
 
     MappingError lists all that is missing, unexpected or misshapen.
     """
+    tensors = with_core_names(tensors, config)
     keyed = spelled(tensors, multimodal=family_of(config).vision is not None)
     rules = rules_of(config, keyed, tied=tied)
     found = from_megatron(keyed, rules)
