@@ -20,11 +20,15 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class LoadCheck:
-    """What opened: the class, how many tensors it wants, and the library it is of."""
+    """What opened: the class, how many tensors it wants, and the library it is of.
+
+    ``num_ignored``: tensors that no class of the library has a place for, so that all ignore them.
+    """
 
     architecture: str
     num_tensors: int
     library: str
+    num_ignored: int = 0
 
 
 def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
@@ -43,10 +47,23 @@ def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
             f" {config.architecture or config.model_type}: {error}",
             hint="Leave --check-load out, or install a transformers that knows the model.",
         ) from error
-    faults = _compare(_wanted(model, config), planned) or _loader_faults(model, planned)
+    ours = _prediction_prefixes(config)
+    known = {name: shape for name, shape in planned.items() if not name.startswith(ours)}
+    faults = _compare(_wanted(model, config), known) or _loader_faults(model, known)
     if faults:
         raise MappingError(f"--check-load: this is not what {type(model).__name__} loads", faults)
-    return LoadCheck(type(model).__name__, len(planned), f"transformers {transformers.__version__}")
+    library = f"transformers {transformers.__version__}"
+    return LoadCheck(type(model).__name__, len(known), library, len(planned) - len(known))
+
+
+def _prediction_prefixes(config: ModelConfig) -> tuple[str, ...]:
+    """Where the layers for multi-token prediction are: behind the last one that a model has."""
+    layers, more = (
+        config.text.get(key) for key in ("num_hidden_layers", "num_nextn_predict_layers")
+    )
+    if not isinstance(layers, int) or not isinstance(more, int):
+        return ()
+    return tuple(f"model.layers.{layers + number}." for number in range(more))
 
 
 def _wanted(model: Any, config: ModelConfig) -> Shapes | None:

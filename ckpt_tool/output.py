@@ -30,6 +30,7 @@ class WriteOptions:
     """How a folder is written: see the flags of the same names.
 
     Without ``fsync`` the kernel writes to disk when it likes: a power cut may then lose the result.
+    ``direct``: past the page cache; None: where there is ``fsync``.
     """
 
     verify: bool = False
@@ -37,6 +38,12 @@ class WriteOptions:
     overwrite: bool = False
     resume: bool = False
     fsync: bool = True
+    direct: bool | None = None
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether weight files are written past the page cache, where the file system can."""
+        return self.fsync if self.direct is None else self.direct
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def write_files(
     with (
         FileTable() as sources,
         ThreadPoolExecutor(1, thread_name_prefix="ckpt-sync") as syncer,
-        StreamWriter(sources, jobs, progress.advance) as writer,
+        StreamWriter(sources, jobs, progress.advance, direct=staging.direct) as writer,
     ):
         pending: list[Future[None]] = []
         for file in files:

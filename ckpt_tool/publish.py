@@ -116,14 +116,15 @@ def _staging(plan: Plan, out: Path, options: WriteOptions, team: Team) -> Workpl
             hint="All of them must see the same files, with the same version of ckpt-tool.",
         )
     made: list[Workplace] = []
+    how = {"fsync": options.fsync, "direct": options.is_direct}
 
     def make() -> dict[str, WrittenFile]:
-        made.append(Staging(out, mark, resume=options.resume, fsync=options.fsync))
+        made.append(Staging(out, mark, resume=options.resume, **how))
         return made[0].finished
 
     finished = team.world.first(make)
     if not made:
-        made.append(Workplace(out, fsync=options.fsync))
+        made.append(Workplace(out, **how))
         made[0].finished.update(finished)
     return made[0]
 

@@ -1,7 +1,8 @@
 """``make demo``: real FSDP2 writes a small sharded checkpoint, then the tool is shown on it.
 
-The merged model is opened by transformers, whose logits must be those of the model that was
-sharded, bit for bit; then it becomes a megatron-core checkpoint, which megatron-core loads.
+The merged model becomes a megatron-core checkpoint, which megatron-core loads, and that one a model
+again. transformers opens it, and its logits must be those of the model that was sharded, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def main(folder: Path) -> int:
     print("Two gloo processes shard a small Qwen3 with torch FSDP2 and save it as verl does ...")
     case = write_cases(folder, [CASE])[CASE]
     run_name, merged, mcore = folder / "global_step_100", folder / "merged", folder / "mcore"
+    again = folder / "merged_again"
     case.rename(run_name)
     actor = run_name / "actor"
     steps = (
@@ -36,10 +38,12 @@ def main(folder: Path) -> int:
         ["ckpt", "to-mcore", str(merged), str(mcore), "--verify", "--check-load"],
         ["ckpt", "inspect", str(mcore)],
         ["ckpt", "verify", str(mcore), str(merged)],
+        ["ckpt", "merge", "megatron", str(mcore), str(again), "--config", str(merged), "--verify"],
+        ["ckpt", "verify", str(again), str(actor)],
     )
     for step in steps:
         show(step)
-    return compare_logits(run_name / "logits.safetensors", merged)
+    return compare_logits(run_name / "logits.safetensors", again)
 
 
 def show(command: list[str]) -> None:

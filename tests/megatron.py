@@ -122,14 +122,14 @@ def native(out: Path, name: str, size: str) -> Path:
     return out / name / f"native_{size}"
 
 
-def saved(out: Path, name: str, size: str) -> Path:
-    """What ranks of these sizes, which had loaded our checkpoint, saved."""
-    return out / name / f"saved_{size}"
-
-
 def ranks(out: Path, name: str, size: str) -> Path:
     """One of `RANK_FILES`."""
     return out / name / f"ranks_{size}"
+
+
+def saved(out: Path, name: str, size: str) -> Path:
+    """What ranks of these sizes, which had loaded our checkpoint, saved."""
+    return out / name / f"saved_{size}"
 
 
 def logits(out: Path, name: str, size: str) -> Path:

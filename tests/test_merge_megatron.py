@@ -75,3 +75,13 @@ def test_transformers_computes_the_logits_of_the_original(megatron_cases, tmp_pa
     assert not any(report[key] for key in ("missing_keys", "mismatched_keys"))
     known = load_file(megatron_cases / name / "reference.safetensors")
     assert torch.equal(logits_of(loaded.eval(), known["input_ids"]), known["logits"])
+
+
+@pytest.mark.parametrize(("name", "ignored"), [("deepseek_v3_mtp", 44), ("mixtral", 0)])
+def test_transformers_wants_what_is_written(megatron_cases, tmp_path, name, ignored):
+    model = megatron.hf(megatron_cases, name)
+    options = MergeOptions(config=model, write=WriteOptions(check_load=True, fsync=False))
+    source = megatron.native(megatron_cases, name, "tp1")
+    check = merge_megatron(source, tmp_path / "out", options).load_check
+    assert check.num_ignored == ignored
+    assert check.num_tensors + ignored == len(load_folder(model))

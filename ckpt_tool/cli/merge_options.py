@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import ui
-from ckpt_tool.cli.options import AsJson, Fsync, Jobs, Overwrite, Resume
+from ckpt_tool.cli.options import AsJson, DirectIo, Fsync, Jobs, Overwrite, Resume
 
 if TYPE_CHECKING:
     from ckpt_tool.merge import MergeOptions
@@ -41,11 +41,12 @@ class Request:
 
         values = self.values
         write = ("verify", "check_load", "overwrite", "resume", "fsync")
+        direct = values["direct_io"]
         same = ("dtype", "max_shard_size", "tie_word_embeddings", "jobs")
         return MergeOptions(
             config=Path(values["config"]) if values["config"] not in (None, "none") else None,
             keep_names=values["config"] == "none",
-            write=WriteOptions(**{name: values[name] for name in write}),
+            write=WriteOptions(**{name: values[name] for name in write}, direct=direct),
             **{name: values[name] for name in same},
             **more,
         )
@@ -91,6 +92,7 @@ def _every_merge(
     overwrite: Overwrite = False,
     resume: Resume = False,
     fsync: Fsync = True,
+    direct_io: DirectIo = None,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:

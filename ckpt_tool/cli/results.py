@@ -49,9 +49,13 @@ def show_result(result: WriteResult) -> None:
         console.print("  verify   read back from disk: every bit as planned")
     if result.load_check is not None:
         check = result.load_check
+        others = "no other"
+        if check.num_ignored:
+            others = f"ignores the {check.num_ignored:,} of multi-token prediction"
         console.print(
             f"  load     {check.architecture} of {check.library}"
-            f" finds all {check.num_tensors:,} tensors it wants, and no other"
+            f" finds all {check.num_tensors:,} tensors it wants, and {others}",
+            soft_wrap=True,
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import results, ui
-from ckpt_tool.cli.options import AsJson, Fsync, Jobs, Overwrite, Resume
+from ckpt_tool.cli.options import AsJson, DirectIo, Fsync, Jobs, Overwrite, Resume
 from ckpt_tool.cli.tables import shape_text
 from ckpt_tool.folding import fold, without_numbers
 from ckpt_tool.parallel import is_first
@@ -72,6 +72,7 @@ def to_mcore(
     overwrite: Overwrite = False,
     resume: Resume = False,
     fsync: Fsync = True,
+    direct_io: DirectIo = None,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -92,7 +93,7 @@ def to_mcore(
         vocab_multiple=pad_vocab_to_multiple,
         sums=crc,
         jobs=jobs,
-        write=WriteOptions(verify, check_load, overwrite, resume, fsync),
+        write=WriteOptions(verify, check_load, overwrite, resume, fsync, direct_io),
     )
     if dry_run:
         _dry_run(model, out, options, as_json=as_json)
@@ -114,7 +115,7 @@ def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) 
             ui.print_json(_plan_json(plan, out))
         else:
             _show_plan(plan, out)
-            _show_notes(plan, jobs_of(options.jobs))
+            _show_notes(plan, jobs_of(options.jobs), direct=options.write.is_direct)
 
 
 def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
@@ -152,11 +153,11 @@ def _show_plan(plan: McorePlan, out: Path) -> None:
     console.print(f"  write    {human_bytes(plan.total_bytes)} in {count}")
 
 
-def _show_notes(plan: McorePlan, jobs: int) -> None:
+def _show_notes(plan: McorePlan, jobs: int, *, direct: bool) -> None:
     from ckpt_tool.writers.stream import buffer_bytes
 
     console = ui.console()
-    memory = human_bytes(buffer_bytes(jobs, casting=bool(plan.casts())))
+    memory = human_bytes(buffer_bytes(jobs, direct=direct, casting=bool(plan.casts())))
     console.print(f"  memory   {memory} of buffers for {plural(jobs, 'thread')}, whatever the size")
     results.show_changes(plan.casts(), plan.dropped)
     for warning in plan.warnings:

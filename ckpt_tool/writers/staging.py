@@ -64,14 +64,16 @@ def check_space(out: Path, needed: int) -> None:
 class Workplace:
     """A folder in which an output is prepared; ``path`` is where to write.
 
-    ``fsync=False`` leaves it to the kernel when data reaches the disk.
+    ``fsync=False`` leaves it to the kernel when data reaches the disk. ``direct``: weight files are
+    to be written past the page cache.
     """
 
-    def __init__(self, out: Path, *, fsync: bool) -> None:
+    def __init__(self, out: Path, *, fsync: bool, direct: bool) -> None:
         self.out = out.absolute()
         self.path = self.out.parent / f".{self.out.name}.ckpt-partial"
         self.finished: dict[str, WrittenFile] = {}
         self._fsync = fsync
+        self.direct = direct
 
     def record(self, written: WrittenFile) -> None:
         """Note a file that is complete and synced."""
@@ -90,8 +92,8 @@ class Workplace:
 class Staging(Workplace):
     """The workplace of the process that publishes: it keeps the journal, and cleans up."""
 
-    def __init__(self, out: Path, plan: str, *, resume: bool, fsync: bool) -> None:
-        super().__init__(out, fsync=fsync)
+    def __init__(self, out: Path, plan: str, *, resume: bool, fsync: bool, direct: bool) -> None:
+        super().__init__(out, fsync=fsync, direct=direct)
         self._plan = plan
         self.out.parent.mkdir(parents=True, exist_ok=True)
         kept = self._read_journal() if resume else None

@@ -7,8 +7,6 @@ digest is made of the blocks' digests, so it depends on neither.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -16,23 +14,21 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 
 import xxhash
 
 from ckpt_tool.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.writers.crc import PieceSums
+from ckpt_tool.writers.outfile import OutputFile, aligned_buffer
 from ckpt_tool.writers.planned import PlannedFile, Seal
 
 #: Blocks are filled in pairs: a strided tensor has as many pieces in two blocks as in one.
 _TASK_BYTES = 2 * BLOCK_BYTES
 
-#: Bytes per write. The page cache takes pages as large as a write and its alignment allow, and
-#: large ones are rarely at hand (on a virtual machine they come from memory that was given back to
-#: the host): whole, aligned blocks took three times as long as blocks whose first page is written
-#: on its own, which leaves the rest unaligned.
-_WRITE_BYTES = 1 << 20
-_FIRST_BYTES = 4 << 10
+#: Threads that wait for the disk while the others fill the next blocks.
+_WAITING = 2
 
 #: What ``digest`` means, for the manifest.
 DIGEST = f"xxh3-128 of the xxh3-128 digests of the file's {BLOCK_BYTES >> 20} MiB blocks"
@@ -61,23 +57,29 @@ def digest_file(path: Path) -> str:
     return whole.hexdigest()
 
 
-def buffer_bytes(jobs: int, *, casting: bool) -> int:
-    """Memory that writing takes, whatever is written: a block per thread, and room to cast it."""
+def buffer_bytes(jobs: int, *, direct: bool, casting: bool) -> int:
+    """Memory that writing takes, whatever is written: a task per thread, and room to cast it."""
     scratch = (2 * BLOCK_BYTES + 3 * BLOCK_BYTES // 2) if casting else 0
-    return jobs * (_TASK_BYTES + scratch)
+    return (jobs + (_WAITING if direct else 0)) * _TASK_BYTES + jobs * scratch
 
 
 class StreamWriter:
     """Writes planned files with ``jobs`` threads; use as a context manager.
 
-    ``cast_errors`` maps (source, target) dtype names to the largest absolute rounding error.
+    ``direct``: past the page cache (see :mod:`ckpt_tool.writers.outfile`). ``cast_errors`` maps
+    (source, target) dtype names to the largest absolute rounding error.
     """
 
-    def __init__(self, files: FileTable, jobs: int, advance: Callable[[int], None]) -> None:
-        self._files = files
-        self._jobs = jobs
+    def __init__(
+        self, files: FileTable, jobs: int, advance: Callable[[int], None], *, direct: bool = False
+    ) -> None:
+        self._direct = direct
         self._advance = advance
-        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="ckpt-write")
+        self._threads = jobs + (_WAITING if direct else 0)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="ckpt-write")
+        self._readers: SimpleQueue[BlockReader] = SimpleQueue()
+        for _ in range(jobs):
+            self._readers.put(BlockReader(files))
         self._local = threading.local()
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -101,45 +103,56 @@ class StreamWriter:
 
         OSError where the disk is full or a source cannot be read; the file is then incomplete.
         """
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        file = OutputFile(path, plan.size, direct=self._direct)
         tasks: list[Future[None]] = []
         try:
-            _preallocate(descriptor, plan.size)
-            work = _Work(plan, descriptor, self._stop)
-            for _ in range(self._jobs):
+            work = _Work(plan, file, self._stop)
+            for _ in range(self._threads):
                 tasks.append(self._pool.submit(self._write_blocks, work))
             for task in as_completed(tasks):
                 task.result()
+            file.finish()
         except BaseException:
             self._stop.set()
             wait(tasks)  # the descriptor's number must not be reused under a running thread
-            os.close(descriptor)
+            os.close(file.descriptor)
             raise
         whole = xxhash.xxh3_128(b"".join(work.digests))
         errors = tuple((*key, error) for key, error in sorted(self.cast_errors.items()))
-        return descriptor, WrittenFile(plan.name, plan.size, whole.hexdigest(), errors)
+        return file.descriptor, WrittenFile(plan.name, plan.size, whole.hexdigest(), errors)
 
     def _write_blocks(self, work: _Work) -> None:
-        reader, buffer = self._thread_state()
-        size = work.plan.size
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = aligned_buffer(_TASK_BYTES)
+        buffer = self._local.buffer
         try:
-            while (start := next(work.numbers) * _TASK_BYTES) < size and not self._stop.is_set():
-                task = buffer[: min(_TASK_BYTES, size - start)]
-                self._fill(reader, work, start, task)
-                for at in range(0, len(task), BLOCK_BYTES):
-                    block = task[at : at + BLOCK_BYTES]
-                    work.digests[(start + at) // BLOCK_BYTES] = xxhash.xxh3_128_digest(block)
-                _write_all(work.descriptor, task, start)
-                self._advance(len(task))
+            while not self._stop.is_set():
+                start, length = self._next_task(work, buffer)
+                if not length:
+                    break
+                work.file.write(buffer, length, start)
+                self._advance(length)
         except BaseException:
             self._stop.set()
             raise
 
-    def _thread_state(self) -> tuple[BlockReader, memoryview]:
-        if not hasattr(self._local, "reader"):
-            self._local.reader = BlockReader(self._files)
-            self._local.buffer = memoryview(bytearray(_TASK_BYTES))
-        return self._local.reader, self._local.buffer
+    def _next_task(self, work: _Work, buffer: memoryview) -> tuple[int, int]:
+        """Fill ``buffer`` with the next task; its place in the file and its length, 0 at the end.
+
+        As many threads as there are readers do this at a time. A task is taken by a thread that
+        has its reader already, so that whoever waits for earlier ones waits for running threads.
+        """
+        reader = self._readers.get()
+        try:
+            start = next(work.numbers) * _TASK_BYTES
+            task = buffer[: max(0, min(_TASK_BYTES, work.plan.size - start))]
+            self._fill(reader, work, start, task)
+            for at in range(0, len(task), BLOCK_BYTES):
+                block = task[at : at + BLOCK_BYTES]
+                work.digests[(start + at) // BLOCK_BYTES] = xxhash.xxh3_128_digest(block)
+            return start, len(task)
+        finally:
+            self._readers.put(reader)
 
     def _fill(self, reader: BlockReader, work: _Work, start: int, block: memoryview) -> None:
         """Put bytes ``[start, start + len(block))`` of the planned file into ``block``.
@@ -181,9 +194,9 @@ class StreamWriter:
 class _Work:
     """One file that threads are writing."""
 
-    def __init__(self, plan: PlannedFile, descriptor: int, stop: threading.Event) -> None:
+    def __init__(self, plan: PlannedFile, file: OutputFile, stop: threading.Event) -> None:
         self.plan = plan
-        self.descriptor = descriptor
+        self.file = file
         self.numbers = count()
         self.digests = [b""] * -(-plan.size // BLOCK_BYTES)
         self.sums = PieceSums(stop.is_set)
@@ -206,24 +219,3 @@ class _Work:
                     content[place : place + 4] = found
                 self._seals[index] = bytes(content)
             return self._seals[index]
-
-
-def _write_all(descriptor: int, block: memoryview, offset: int) -> None:
-    done, limit = 0, _FIRST_BYTES
-    while done < len(block):
-        done += os.pwrite(descriptor, block[done : done + limit], offset + done)
-        limit = _WRITE_BYTES
-
-
-def _preallocate(descriptor: int, size: int) -> None:
-    """Reserve the space, so that a full disk is met before the work and extents are long.
-
-    Not ``os.posix_fallocate``: where the file system cannot, the C library would write every
-    block of the file.
-    """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-    if call is not None and call(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
-        return
-    if call is not None and ctypes.get_errno() in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    os.ftruncate(descriptor, size)

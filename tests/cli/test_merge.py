@@ -85,11 +85,14 @@ def test_a_dry_run_finds_what_would_stop_the_merge(
 def test_a_difference_found_by_verify_is_exit_1(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = os.pwrite
+    honest, starts = os.pwrite, list[int]()
 
     def flip(descriptor: int, data: memoryview, offset: int) -> int:
-        if offset:  # the last byte of the file's last write
-            data = memoryview(bytes(data[:-1]) + bytes([data[-1] ^ 1]))
+        if not offset:  # the file begins with the length of its header
+            starts.append(8 + int.from_bytes(data[:8], "little"))
+        at = starts[-1] - offset
+        if 0 <= at < len(data):
+            data[at] ^= 1  # the first byte of the first tensor
         return honest(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", flip)

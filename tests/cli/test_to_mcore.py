@@ -213,7 +213,7 @@ def test_a_difference_found_by_verify_is_exit_1(hf, tmp_path, monkeypatch):
         content[content.index(norm)] ^= 1
         path.write_bytes(content)
 
-    monkeypatch.setattr("ckpt_tool.mcore_folder.forget_cached", flip)
+    monkeypatch.setattr("ckpt_tool.publish.forget_cached", flip)
     result = run(hf, tmp_path / "out", "--verify")
     assert result.exit_code == 1
     assert "1 tensor did not read back as written" in result.stdout
