@@ -39,7 +39,7 @@ from tests.readers.crafted import (
 from tests.real.fsdp_cases import CASES
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-OLD_TORCH = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())
+OLD_TORCH = sorted(path.name for path in FIXTURES.glob("torch*"))
 NORM = "model.layers.1.input_layernorm.weight"
 HEAD = "lm_head.weight"
 
