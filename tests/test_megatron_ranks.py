@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ckpt_tool import MergeOptions, verify_checkpoint
+from ckpt_tool import MergeOptions, merge_megatron, verify_checkpoint
 from ckpt_tool.errors import MappingError
-from ckpt_tool.merge_megatron import merge_megatron
 from ckpt_tool.readers import open_checkpoint
 from tests import megatron
 from tests.megatron import RANK_FILES
