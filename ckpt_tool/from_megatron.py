@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckpt_tool.errors import CheckpointError, MappingError, UsageError
+from ckpt_tool.errors import (
+    CheckpointError,
+    FormatError,
+    MappingError,
+    UnsafeContentError,
+    UsageError,
+)
 from ckpt_tool.mapping.hub import with_architecture
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.megatron.model import Model, model_of
@@ -30,6 +36,7 @@ from ckpt_tool.progress import Progress
 from ckpt_tool.proofs import prove_replicas
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.readers.find import config_near
 from ckpt_tool.readers.huggingface import is_model_folder
 from ckpt_tool.training_state import left_out
 from ckpt_tool.wording import plural
@@ -73,7 +80,13 @@ def plan_megatron(
 
 def open_megatron(path: str | Path) -> Checkpoint:
     """The checkpoint, its optimizer state left alone; UsageError where it is none of Megatron's."""
-    checkpoint = open_checkpoint(path, lambda name: not is_training_state(name))
+    try:
+        checkpoint = open_checkpoint(path, lambda name: not is_training_state(name))
+    except UnsafeContentError:
+        raise
+    except FormatError as error:
+        error.hint = _weights_beside(config_near(Path(path))) or error.hint
+        raise
     if checkpoint.format not in _FORMATS:
         raise UsageError(
             f"{path}: a checkpoint of format {checkpoint.format}, not of Megatron",
@@ -92,16 +105,23 @@ def _refuse_without_weights(checkpoint: Checkpoint) -> None:
     held = plural(len(checkpoint.left_out), "tensor") + " of an optimizer's state"
     if not checkpoint.left_out:
         held = "no tensor"
-    hint = "A run that saves weights leaves them in another folder, or under another step."
-    if checkpoint.side_files is not None and is_model_folder(checkpoint.side_files):
-        hint = (
-            f"The weights are in {checkpoint.side_files}, as a Hugging Face model already: verl"
-            " with mbridge saves them there. There is nothing to merge."
-        )
+    hint = _weights_beside(checkpoint.side_files) or (
+        "A run that saves weights leaves them in another folder, or under another step."
+    )
     for folder in (checkpoint.path.parent, checkpoint.path.parent.parent):
         if (folder / "model" / "dist_ckpt").is_dir():
             hint = f"The weights are in {folder / 'model'}: name {folder} instead."
     raise CheckpointError(f"{checkpoint.path}: {held}, and no weights of a model", hint=hint)
+
+
+def _weights_beside(folder: Path | None) -> str:
+    """Where verl with mbridge has the weights, if it is here; empty otherwise."""
+    if folder is None or not is_model_folder(folder):
+        return ""
+    return (
+        f"The weights are in {folder}, as a Hugging Face model already: verl with mbridge saves"
+        " them there. There is nothing to merge."
+    )
 
 
 def _refuse_other_dcp(checkpoint: Checkpoint) -> None:

@@ -67,7 +67,7 @@ def require_config(side: Side, other: Side) -> Side:
     side = _plain(side)
     config = side.config or other.config
     if config is None:
-        return side
+        return _as_it_is(side)
     if side.checkpoint.format == "huggingface":
         return _as_on_hub(side, other, config)
     if side.checkpoint.format in ("torch_dist", "megatron-ranks"):
@@ -87,6 +87,14 @@ def _plain(side: Side) -> Side:
     if side.checkpoint.format != "dcp" or is_megatron(side.tensors):
         return side
     return replace(side, tensors=under(side.tensors, prefix_of(side.tensors)))
+
+
+def _as_it_is(side: Side) -> Side:
+    """A side whose names nothing explains; of Megatron, that is worth a word."""
+    if side.checkpoint.format not in ("torch_dist", "megatron-ranks"):
+        return side
+    said = "no config.json beside either checkpoint, so names and layouts are compared as they are"
+    return replace(side, warnings=(*side.warnings, f"{side.checkpoint.path}: {said}"))
 
 
 def _from_megatron(side: Side, other: Side, config: ModelConfig) -> Side:

@@ -85,3 +85,11 @@ def test_transformers_wants_what_is_written(megatron_cases, tmp_path, name, igno
     check = merge_megatron(source, tmp_path / "out", options).load_check
     assert check.num_ignored == ignored
     assert check.num_tensors + ignored == len(load_folder(model))
+
+
+def test_two_layouts_without_a_config_are_compared_as_they_are(megatron_cases):
+    one, other = (megatron.saved(megatron_cases, "mistral", size) for size in ("pp2", "vpp2"))
+    result = verify_checkpoint(one, other)
+    assert not result.equal
+    assert all("no config.json" in side.warnings[-1] for side in (result.left, result.right))
+    assert verify_checkpoint(one, one).equal

@@ -189,6 +189,13 @@ def test_where_verl_with_mbridge_has_the_weights(hf, tmp_path):
     assert str(tmp_path / "actor" / "huggingface") in refused.value.hint
 
 
+def test_a_folder_that_mbridge_left_nothing_else_in(hf, tmp_path):
+    shutil.copytree(hf("llama"), tmp_path / "actor" / "huggingface")
+    with pytest.raises(FormatError, match="no checkpoint of a known format") as refused:
+        merge(tmp_path / "actor", tmp_path / "out")
+    assert f"weights are in {tmp_path / 'actor' / 'huggingface'}" in refused.value.hint
+
+
 def test_where_verl_has_the_model_of_an_optimizer_s_folder(tmp_path):
     optimizer = optimizer_only(tmp_path / "actor" / "optimizer" / "dist_ckpt")
     (tmp_path / "actor" / "model" / "dist_ckpt").mkdir(parents=True)

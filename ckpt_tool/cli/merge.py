@@ -57,18 +57,18 @@ def megatron(
         Path,
         typer.Argument(
             metavar="CKPT",
-            help="A torch_dist folder, or one above it: verl's actor, Megatron-LM's --save.",
+            help="Folder of a torch_dist checkpoint or of mp_rank_* folders, or one above it:"
+            " verl's actor, Megatron-LM's --save.",
         ),
     ],
     out: Out,
     request: Request,
 ) -> None:
-    """Merge a megatron-core checkpoint (torch_dist: verl, Megatron-LM, slime, NeMo).
+    """Merge a checkpoint of Megatron (verl, Megatron-LM, slime, NeMo): torch_dist or rank files.
 
-    Chunks of any tensor, pipeline and expert parallel sizes; the padding of the vocabulary is cut
-    off, and optimizer state beside the model left out. OUT appears complete or not at all. Exits
-    with 1 where --verify finds a difference, with 2 where the checkpoint or the request is not
-    sound.
+    Of any tensor, pipeline and expert parallel sizes; the padding of the vocabulary is cut off,
+    and optimizer state beside the model left out. OUT appears complete or not at all. Exits with 1
+    where --verify finds a difference, with 2 where the checkpoint or the request is not sound.
     """
     from ckpt_tool.from_megatron import plan_megatron
 

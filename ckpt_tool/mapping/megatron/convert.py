@@ -13,6 +13,8 @@ from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.sharded import Block, ShardedTensor
 
 Tensors = Mapping[str, LazyTensor]
+#: Per name and depth, which slice was cut last, and it.
+Slices = dict[tuple[str, int], tuple[Shape, LazyTensor]]
 
 _NO_HEAD = "There is no head, and config.json does not tie it to the embedding."
 _OTHER = (
@@ -56,7 +58,7 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
     _require_names(tensors, dict.fromkeys(binding.name for binding in rules.bindings), rules)
     faults = []
     result: dict[str, LazyTensor] = {}
-    slices: dict[tuple[str, Shape], LazyTensor] = {}
+    slices: Slices = {}
     for binding in rules.bindings:
         try:
             whole = _entry(binding, tensors, slices)
@@ -149,18 +151,16 @@ def _joined_shape(tensors: Sequence[LazyTensor]) -> Shape:
     return (sum(tensor.shape[0] for tensor in tensors), *first[1:]) if first else ()
 
 
-def _entry(
-    binding: Binding, tensors: Tensors, slices: dict[tuple[str, Shape], LazyTensor]
-) -> LazyTensor:
-    """The entry of the leading axes; slices of outer axes are kept, as many entries share them."""
+def _entry(binding: Binding, tensors: Tensors, slices: Slices) -> LazyTensor:
+    """The entry of the leading axes; the last slice of an outer axis is kept, for its entries."""
     found = tensors[binding.name]
     if found.shape[: len(binding.extent)] != binding.extent:
         raise ValueError(f"expected {list(binding.extent)} as its first sizes")
     for depth, index in enumerate(binding.index, 1):
-        key = (binding.name, binding.index[:depth])
         if depth == len(binding.index):
             return found.select(0, index)
-        if key not in slices:
-            slices[key] = found.select(0, index)
-        found = slices[key]
+        where, kept = binding.index[:depth], slices.get((binding.name, depth))
+        if kept is None or kept[0] != where:
+            kept = slices[binding.name, depth] = where, found.select(0, index)
+        found = kept[1]
     return found
