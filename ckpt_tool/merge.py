@@ -39,7 +39,7 @@ class MergeOptions:
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
 
-    config: Path | None = None
+    config: str | Path | None = None
     keep_names: bool = False
     dtype: str = "auto"
     max_shard_size: str = "5GB"
@@ -162,4 +162,4 @@ def config_of(checkpoint: Checkpoint, options: MergeOptions) -> ModelConfig | No
             hint="Name a folder that has it with --config DIR, or write the weights alone with"
             " --config none.",
         )
-    return load_config(folder)
+    return load_config(Path(folder))

@@ -47,7 +47,7 @@ class ToMcoreOptions:
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
 
-    config: Path | None = None
+    config: str | Path | None = None
     dtype: str = "auto"
     layout: str = "bare"
     layers: str = ""
@@ -81,7 +81,7 @@ def plan_to_mcore(model: str | Path, options: ToMcoreOptions | None = None) -> M
     options = options or ToMcoreOptions()
     _require_choices(options)
     checkpoint = _open(model)
-    config = load_config(options.config or checkpoint.side_files or _no_config(checkpoint))
+    config = load_config(Path(options.config or checkpoint.side_files or _no_config(checkpoint)))
     family_of(config)
     refuse_adapters(checkpoint.entries)
     dropped: dict[str, str] = {}

@@ -243,7 +243,7 @@ def test_config_and_tokenizer_may_come_from_elsewhere(
     shutil.move(actor / "huggingface", tmp_path / "base")
     with pytest.raises(UsageError, match=r"no config\.json"):
         merge_fsdp([actor], tmp_path / "out")
-    merge_fsdp([actor], tmp_path / "out", MergeOptions(config=tmp_path / "base"))
+    merge_fsdp([actor], tmp_path / "out", MergeOptions(config=str(tmp_path / "base")))
     assert (tmp_path / "out" / "tokenizer.json").exists()
     assert (tmp_path / "base" / "config.json").exists()
 
