@@ -155,7 +155,7 @@ def _plan(checkpoint: Checkpoint, options: MergeOptions) -> ModelPlan:
 def _padding_text(model: Model) -> dict[str, str]:
     vocab = model.rules.numbers.vocab_size
     return {
-        f"{name}[{vocab}:{vocab + rows}]": f"{plural(rows, 'row')} that only pad the vocabulary,"
-        f" which has {vocab} by config.json"
+        f"{name}[{vocab}:{vocab + rows}]": f"{plural(rows, 'row')} of padding: the"
+        f" vocabulary has {vocab} by config.json"
         for name, rows in model.padding.items()
     }

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from ckpt_tool.errors import MappingError, UsageError
+from ckpt_tool.wording import plural
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     others = [name for name in tensors if not name.startswith(prefix)]
     if others:
         raise MappingError(
-            f"{len(others)} tensors beside the model, which is under {prefix!r}",
+            f"{plural(len(others), 'tensor')} beside the model, which is under {prefix!r}",
             others,
             hint=f"Leave them out with --prefix {prefix} or --select '{prefix}*'.",
         )
