@@ -36,8 +36,18 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rank(folder, state, TINY | {"model_type": "llama"})
 
 
+# The real program on a slow disk: the merge would else be done before a signal reaches it.
+SLOWED = """
+import os, time
+plain = os.pwrite
+os.pwrite = lambda *where: (time.sleep(0.05), plain(*where))[1]
+from ckpt_tool.cli.app import main
+main()
+"""
+
+
 def start(source: Path, out: Path, *flags: str, **settings: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ckpt_tool", "merge", "fsdp", str(source), str(out)]
+    command = [sys.executable, "-c", SLOWED, "merge", "fsdp", str(source), str(out)]
     return subprocess.Popen(
         [*command, "--max-shard-size", "4MB", "--jobs", "1", *flags],
         stderr=subprocess.PIPE,
