@@ -3,9 +3,10 @@
 A block is filled by ``pread`` straight into place where a run of source bytes is a run of target
 bytes; strided pieces (``Shard(1)``, transposes) are read in the order they have on disk into
 scratch memory and copied by numpy, as fp8 with scales is before it is multiplied with them
-(:mod:`ckpt_tool.fp8`). The interpreter lock is released during both, so a few
-threads, each with its own :class:`BlockReader`, keep all cores busy. numpy is imported by what
-needs it: to copy runs of bytes it is not.
+(:mod:`ckpt_tool.fp8`); matrices with a low-rank update are computed (:mod:`ckpt_tool.fusing`). The
+interpreter lock is released during all this, so a few threads, each with its own
+:class:`BlockReader`, keep all cores busy. numpy is imported by what needs it: to copy runs of bytes
+it is not.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from ckpt_tool.casts import Caster
     from ckpt_tool.fp8 import Dequantiser
+    from ckpt_tool.fusing import Fuser
 
 #: Bytes of output per block: each is one write, and fits the second-level cache.
 BLOCK_BYTES = 2 << 20
@@ -83,6 +85,7 @@ class BlockReader:
         self._strided_scratch = bytearray()
         self._caster: Caster | None = None
         self._dequantiser: Dequantiser | None = None
+        self._fuser: Fuser | None = None
 
     def read(
         self, tensor: LazyTensor, start: int, stop: int, out: memoryview, floor: float = 0.0
@@ -135,7 +138,7 @@ class BlockReader:
                 region = subregion(chunk, common, itemsize)
                 if _is_run(common.sizes, strides) and _is_run(common.sizes, region.strides):
                     size = common.volume * itemsize
-                    self._files.read(region.path, region.offset, out[at : at + size])
+                    self._read(region, region.offset, out[at : at + size])
                 else:
                     target = _strided(out[at:], common.sizes, strides, itemsize)
                     target[...] = self._fetch(region, common.sizes, itemsize)
@@ -145,7 +148,7 @@ class BlockReader:
         span, volume = _span(sizes, region.strides), prod(sizes)
         if span <= 2 * volume:  # reading the gaps too is cheaper than a call per run
             raw = self._strided_raw(span * itemsize)
-            self._files.read(region.path, region.offset, raw)
+            self._read(region, region.offset, raw)
             return _strided(raw, sizes, region.strides, itemsize)
         order = sorted(range(len(sizes)), key=lambda dim: -region.strides[dim])
         in_file = tuple(sizes[dim] for dim in order)
@@ -165,7 +168,14 @@ class BlockReader:
         steps = region.strides[:outer]
         for number, index in enumerate(product(*map(range, sizes[:outer]))):
             where = region.offset + dot(index, steps) * itemsize
-            self._files.read(region.path, where, raw[number * run : (number + 1) * run])
+            self._read(region, where, raw[number * run : (number + 1) * run])
+
+    def _read(self, region: Region, offset: int, out: memoryview) -> None:
+        """Fill ``out`` from byte ``offset`` of the region's file, which may be a computed one."""
+        if region.computed is None:
+            self._files.read(region.path, offset, out)
+        else:
+            self._fusing().read(region.computed, offset, out)
 
     def _casting(self) -> Caster:
         from ckpt_tool.casts import Caster
@@ -178,6 +188,12 @@ class BlockReader:
 
         self._dequantiser = self._dequantiser or Dequantiser(self._files.read, self._casting())
         return self._dequantiser
+
+    def _fusing(self) -> Fuser:
+        from ckpt_tool.fusing import Fuser
+
+        self._fuser = self._fuser or Fuser(BlockReader(self._files))
+        return self._fuser
 
     def _cast_raw(self, size: int) -> memoryview:
         self._cast_scratch = _grown(self._cast_scratch, size)

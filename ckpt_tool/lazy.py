@@ -19,6 +19,8 @@ from ckpt_tool.geometry import Box, Shape, dot, intersect
 if TYPE_CHECKING:
     import torch
 
+    from ckpt_tool.lowrank import LowRank
+
 
 #: What scales turn into weights: one byte, sign and 4 bits of exponent and 3 of mantissa.
 FLOAT8 = BY_NAME["float8_e4m3fn"]
@@ -45,12 +47,15 @@ class Region(NamedTuple):
 
     ``offset`` is the byte position of element ``[0, ..., 0]``; ``strides`` are in elements. Where
     there are ``scales``, offset and strides also say where in their matrix each element is.
+    ``computed``: the file is not one on disk but this matrix, row-major in its ``dtype``, and
+    ``path`` is where its base begins.
     """
 
     path: str
     offset: int
     strides: Shape
     scales: Scales | None = None
+    computed: LowRank | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,11 @@ class LazyTensor:
     def is_scaled(self) -> bool:
         """Whether this is fp8 that is multiplied with scales when read: each chunk has some."""
         return self.source_dtype == FLOAT8 and self.dtype in CASTABLE
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether elements are computed when read, and rounded to ``dtype`` once."""
+        return self.is_scaled or any(chunk.region.computed for chunk in self.chunks)
 
     def chunks_in(self, box: Box) -> Iterator[tuple[Chunk, Box]]:
         """The chunks that meet ``box``, each with the common block, by ascending offsets."""
@@ -154,14 +164,14 @@ class LazyTensor:
         """The tensor cast to ``dtype`` when read.
 
         ValueError unless both are floating-point types of 16 bits or more (integers are not
-        weights, fp8 needs its scales), and where another cast is pending. Scaled fp8 is only
-        rounded when read, so another ``dtype`` just takes the place of the first.
+        weights, fp8 needs its scales), and where another cast is pending. What is computed is
+        only rounded when read, so another ``dtype`` just takes the place of the first.
         """
         if dtype == self.dtype:
             return self
         if dtype not in CASTABLE or self.dtype not in CASTABLE:
             raise ValueError(f"no cast from {self.dtype} to {dtype}")
-        if self.dtype != self.source_dtype and not self.is_scaled:
+        if self.dtype != self.source_dtype and not self.is_computed:
             raise ValueError(f"already cast from {self.source_dtype} to {self.dtype}")
         return replace(self, dtype=dtype)
 
@@ -226,9 +236,9 @@ def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
 
 def subregion(chunk: Chunk, common: Box, itemsize: int) -> Region:
     """The region of ``common``, a block inside the chunk's box; ``itemsize`` in bytes on disk."""
-    path, offset, strides, scales = chunk.region
-    skipped = dot(common.offsets, strides) - dot(chunk.box.offsets, strides)
-    return Region(path, offset + skipped * itemsize, strides, scales)
+    region = chunk.region
+    skipped = dot(common.offsets, region.strides) - dot(chunk.box.offsets, region.strides)
+    return region._replace(offset=region.offset + skipped * itemsize)
 
 
 def _put(values: Shape, dim: int, value: int) -> Shape:

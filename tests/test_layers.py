@@ -16,7 +16,19 @@ FILES = sorted(ROOT.rglob("*.py"))
 CLI = 4
 OPERATIONS = 3
 ROOMS = {"readers": 2, "mapping": 2, "writers": 2}
-GROUND = {"lazy", "blocks", "casts", "scaled", "fp8", "equality", "geometry", "dtypes", "errors"}
+GROUND = {
+    "lazy",
+    "blocks",
+    "casts",
+    "scaled",
+    "fp8",
+    "lowrank",
+    "fusing",
+    "equality",
+    "geometry",
+    "dtypes",
+    "errors",
+}
 GROUND |= {"compare", "folding", "progress", "sharded", "version", "wording"}
 ENTRIES = {"__init__", "__main__"}  # the public API and `python -m ckpt_tool`
 CHILD = "megatron"  # a process of its own, which nothing imports
