@@ -45,7 +45,7 @@ class Fuser:
         for number in range(offset // step, -(-end // step)):
             if number != self._number:
                 self._number, self._tile = number, self._compute(matrix, number)
-            content = memoryview(self._tile).cast("B")
+            content = self._tile.data.cast("B")
             start, stop = max(offset, number * step), min(end, (number + 1) * step)
             part = content[start - number * step : stop - number * step]
             out[start - offset : stop - offset] = part
@@ -69,7 +69,7 @@ class Fuser:
         tensor = tensor.to(matrix.dtype)
         loaded = np.empty(tensor.shape, np.float64 if matrix.dtype == FLOAT64 else np.float32)
         if loaded.size:
-            self._reader.read(tensor, 0, tensor.numel, memoryview(loaded).cast("B"))
+            self._reader.read(tensor, 0, tensor.numel, loaded.data.cast("B"))
         return loaded
 
 

@@ -9,15 +9,24 @@ process plans, and writes its share.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckpt_tool.casting import cast_all, main_dtype, require_dtype, target_dtype
+from ckpt_tool.dtypes import BY_NAME
 from ckpt_tool.errors import CheckpointError, UsageError
 from ckpt_tool.jobs import jobs_of
 from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.lora import (
+    base_config,
+    is_adapter_alone,
+    resolve,
+    resolve_alone,
+)
+from ckpt_tool.lora_plan import LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import refuse_adapters, to_hub
+from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.transformers_tables import HubForm
 from ckpt_tool.model_folder import write_model
 from ckpt_tool.output import WriteOptions, WriteResult
@@ -27,7 +36,7 @@ from ckpt_tool.progress import NoProgress, Progress
 from ckpt_tool.proofs import prove_replicas, tied_head
 from ckpt_tool.readers import open_fsdp_folders
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.writers.huggingface import parse_size, plan_files
+from ckpt_tool.writers.huggingface import ADAPTER_NAME, parse_size, plan_file, plan_files
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class MergeOptions:
     dtype: str = "auto"
     max_shard_size: str = "5GB"
     tie_word_embeddings: bool | None = None
+    lora: LoraOptions = field(default_factory=LoraOptions)
     check_replicas: bool = False
     jobs: int = 0
     write: WriteOptions = field(default_factory=WriteOptions)
@@ -111,13 +121,59 @@ def plan_model(
 
     ``dropped`` are names that were left out before, and why.
     """
+    if options.keep_names and not options.lora.asked:
+        form = HubForm(dict(tensors), None, _kept_adapters(tensors))
+        return finish_plan(checkpoint, form, options, dropped)
+    if is_adapter_alone(tensors):
+        return _plan_alone(checkpoint, tensors, options, dropped)
     config = config_of(checkpoint, options)
+    found = resolve(checkpoint, tensors, options.lora, config)
+    return _plan_resolved(checkpoint, found, config, options, dropped)
+
+
+def _plan_alone(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, LazyTensor],
+    options: MergeOptions,
+    dropped: dict[str, str],
+) -> ModelPlan:
+    """The plan for adapters that were saved without their model."""
+    config = base_config(options.lora)
+    if options.config is not None or (config is None and checkpoint.side_files is not None):
+        config = config_of(checkpoint, options)
+    found = resolve_alone(checkpoint, tensors, options.lora, config)
+    if found.base is not None:
+        checkpoint = replace(checkpoint, files=(*checkpoint.files, *found.base.files))
+        return _plan_resolved(checkpoint, found, config, options, dropped)
+    if options.tie_word_embeddings is not None or options.write.check_load:
+        raise UsageError(
+            f"{checkpoint.path}: adapters alone: there is no model to check, and no head to tie",
+            hint="Leave out --tie-word-embeddings and --check-load, or name --base MODEL.",
+        )
+    return finish_plan(checkpoint, HubForm({}, None, []), options, dropped, found)
+
+
+def _plan_resolved(
+    checkpoint: Checkpoint,
+    found: Resolved,
+    config: ModelConfig | None,
+    options: MergeOptions,
+    dropped: dict[str, str],
+) -> ModelPlan:
+    """The plan for a model without adapters in it."""
+    dropped = dropped | found.dropped
     if config is None:
-        return finish_plan(checkpoint, HubForm(dict(tensors), None, []), options, dropped)
-    refuse_adapters(tensors)
-    tensors, tied, also = without_tied_head(tensors, config, options)
+        return finish_plan(checkpoint, HubForm(found.tensors, None, []), options, dropped, found)
+    refuse_adapters(found.tensors)
+    tensors, tied, also = without_tied_head(found.tensors, config, options)
     form = to_hub(tensors, config.with_tied(tied))
-    return finish_plan(checkpoint, form, options, dropped | also)
+    return finish_plan(checkpoint, form, options, dropped | also, found)
+
+
+def _kept_adapters(tensors: Mapping[str, LazyTensor]) -> list[str]:
+    if not has_adapters(tensors):
+        return []
+    return ["LoRA adapters are written as they are, beside the weights; --lora fuse fuses them"]
 
 
 def without_tied_head(
@@ -134,20 +190,33 @@ def without_tied_head(
 
 
 def finish_plan(
-    checkpoint: Checkpoint, form: HubForm, options: MergeOptions, dropped: dict[str, str]
+    checkpoint: Checkpoint,
+    form: HubForm,
+    options: MergeOptions,
+    dropped: dict[str, str],
+    lora: Resolved | None = None,
 ) -> ModelPlan:
     """The plan for tensors by their names on the Hub: dtypes and files."""
     config = form.config
     tensors = cast_all(form.tensors, target_dtype(options.dtype, config), config)
     if config is not None:
         config = config.with_dtype(main_dtype(tensors.values()))
+    files = plan_files(tensors, parse_size(options.max_shard_size)) if tensors else []
+    adapter = lora.files if lora is not None else None
+    if adapter is not None:
+        adapter = replace(
+            adapter, tensors=cast_all(adapter.tensors, BY_NAME.get(options.dtype), None)
+        )
+        files.append(plan_file(adapter.path(ADAPTER_NAME), adapter.tensors))
     return ModelPlan(
         checkpoint=checkpoint,
         config=config,
-        tensors=tensors,
-        files=plan_files(tensors, parse_size(options.max_shard_size)),
+        model=tensors,
+        files=files,
         dropped=dropped,
         warnings=form.warnings,
+        lora=lora.note if lora is not None else None,
+        adapter=adapter,
     )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.check_load import LoadCheck, check_load
 from ckpt_tool.errors import UsageError
+from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.mapping.lora.settings import CONFIG
 from ckpt_tool.output import WriteOptions, WriteResult, json_bytes
 from ckpt_tool.parallel import Team
 from ckpt_tool.plan import MANIFEST_NAME, ModelPlan, manifest
 from ckpt_tool.publish import Steps, real_path, write_plan
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.huggingface import open_huggingface
-from ckpt_tool.writers.huggingface import INDEX_NAME, index_json
+from ckpt_tool.writers.huggingface import ADAPTER_NAME, INDEX_NAME, index_json
 from ckpt_tool.writers.staging import check_space, check_target
 from ckpt_tool.writers.stream import WrittenFile
 
@@ -33,7 +36,7 @@ def check_plan(plan: ModelPlan, out: Path, options: WriteOptions) -> LoadCheck |
         return None
     if plan.config is None:
         raise UsageError("--check-load needs a config: it cannot go with --config none")
-    return check_load(plan.config, {name: t.shape for name, t in plan.tensors.items()})
+    return check_load(plan.config, {name: t.shape for name, t in plan.model.items()})
 
 
 def write_model(plan: ModelPlan, out: Path, options: WriteOptions, team: Team) -> WriteResult:
@@ -47,9 +50,9 @@ def write_model(plan: ModelPlan, out: Path, options: WriteOptions, team: Team) -
     steps = Steps(
         check=lambda: check_plan(plan, out, options),
         small_files=lambda written: _small_files(plan, written),
-        read_back=_read_back,
+        read_back=lambda folder: _read_back(plan, folder),
     )
-    return write_plan(plan, steps, out, options, team)
+    return replace(write_plan(plan, steps, out, options, team), lora=plan.lora)
 
 
 def _small_files(plan: ModelPlan, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
@@ -57,16 +60,29 @@ def _small_files(plan: ModelPlan, written: list[WrittenFile]) -> Iterator[tuple[
     if plan.config is not None:
         for name, path in plan.config.side_files().items():
             yield name, path.read_bytes()
-    source = manifest(plan.checkpoint, plan.casts(), plan.dropped, written)
+    if plan.adapter is not None:
+        yield plan.adapter.path(CONFIG), json_bytes(plan.adapter.config)
+    source = manifest(plan.checkpoint, plan.casts(), plan.dropped, written, plan.lora)
     yield MANIFEST_NAME, json_bytes(source)
-    index = index_json(plan.files)
+    index = index_json([file for file in plan.files if not file.name.endswith(ADAPTER_NAME)])
     if index is not None:
         yield INDEX_NAME, index
     if plan.config is not None:
         yield "config.json", plan.config.to_bytes()
 
 
-def _read_back(folder: Path) -> Checkpoint:
+def _read_back(plan: ModelPlan, folder: Path) -> dict[str, LazyTensor]:
+    """What is in the files, the adapter's with the names that it has in the plan."""
+    found: dict[str, LazyTensor] = {}
+    if plan.model:
+        found |= _opened(folder)
+    if plan.adapter is not None:
+        beside = _opened(folder / plan.adapter.folder)
+        found |= {plan.adapter.path(name): tensor for name, tensor in beside.items()}
+    return found
+
+
+def _opened(folder: Path) -> Checkpoint:
     result = open_huggingface(folder)
     result.require_sound()
     return result

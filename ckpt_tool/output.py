@@ -15,6 +15,7 @@ from ckpt_tool.check_load import LoadCheck
 from ckpt_tool.equality import Pair, first_differences
 from ckpt_tool.errors import CkptError, OutputError
 from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.lora_plan import LoraNote
 from ckpt_tool.parallel import Team
 from ckpt_tool.plan import Cast
 from ckpt_tool.progress import Progress
@@ -66,6 +67,7 @@ class WriteResult:
     dropped: dict[str, str]
     differences: list[str] = field(default_factory=list)
     load_check: LoadCheck | None = None
+    lora: LoraNote | None = None
 
 
 def fingerprint(sources: Iterable[ShardFile], files: Iterable[PlannedFile]) -> str:

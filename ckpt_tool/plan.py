@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ckpt_tool.dtypes import DType
 from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.lora_plan import AdapterFiles, LoraNote
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.version import __version__
@@ -25,15 +26,27 @@ Casts = dict[tuple[DType, DType], int]
 class ModelPlan:
     """Everything that will be written, before anything is.
 
-    ``dropped`` maps names that are left out on purpose to the reason.
+    ``model``: tensors of the model by their names on the Hub; ``adapter``: what is written for
+    peft, ``lora`` what was done with the adapters. ``dropped`` maps names that are left out on
+    purpose to the reason.
     """
 
     checkpoint: Checkpoint
     config: ModelConfig | None
-    tensors: dict[str, LazyTensor]
+    model: dict[str, LazyTensor]
     files: list[PlannedFile]
     dropped: dict[str, str]
     warnings: list[str]
+    lora: LoraNote | None = None
+    adapter: AdapterFiles | None = None
+
+    @property
+    def tensors(self) -> dict[str, LazyTensor]:
+        """All tensors; those of an adapter in a folder have names that begin with it."""
+        if self.adapter is None:
+            return self.model
+        beside = {self.adapter.path(name): t for name, t in self.adapter.tensors.items()}
+        return self.model | beside
 
     @property
     def num_tensors(self) -> int:
@@ -71,7 +84,11 @@ def count_casts(tensors: Iterable[LazyTensor]) -> Casts:
 
 
 def manifest(
-    source: Checkpoint, casts: Casts, dropped: dict[str, str], written: list[WrittenFile]
+    source: Checkpoint,
+    casts: Casts,
+    dropped: dict[str, str],
+    written: list[WrittenFile],
+    lora: LoraNote | None = None,
 ) -> dict[str, object]:
     """Where the model came from; no absolute paths, so that it can be published with the model."""
     files = [
@@ -90,6 +107,7 @@ def manifest(
         "files": [{"name": w.name, "bytes": w.size, "digest": w.digest} for w in written],
         "casts": [cast_json(cast) for cast in casts_of(casts, written)],
         "dropped": dropped,
+        **({"lora": asdict(lora)} if lora is not None else {}),
     }
 
 

@@ -10,6 +10,8 @@ from ckpt_tool.dtypes import BFLOAT16
 from ckpt_tool.equality import are_equal
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.lora import resolve
+from ckpt_tool.lora_plan import LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
 from ckpt_tool.mapping.megatron.keys import is_megatron
@@ -77,9 +79,19 @@ def require_config(side: Side, other: Side) -> Side:
     tensors = side.tensors
     if side.checkpoint.format == "dcp" and is_torchtitan(tensors):
         tensors = from_torchtitan(tensors, config)
-    refuse_adapters(tensors)
-    form = to_hub(tensors, config)
-    return replace(side, tensors=form.tensors, warnings=(*side.warnings, *form.warnings))
+    fused = resolve(side.checkpoint, tensors, LoraOptions(), config)
+    refuse_adapters(fused.tensors)
+    form = to_hub(fused.tensors, config)
+    said = (*side.warnings, *_fused_text(side, fused), *form.warnings)
+    return replace(side, tensors=form.tensors, warnings=said)
+
+
+def _fused_text(side: Side, fused: Resolved) -> list[str]:
+    note = fused.note
+    if note is None:
+        return []
+    numbers = f"rank {note.rank}, alpha {note.alpha:g}, {note.source}"
+    return [f"{side.checkpoint.path}: LoRA adapters are compared fused ({numbers})"]
 
 
 def _plain(side: Side) -> Side:

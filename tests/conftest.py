@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from ckpt_tool.verify import VerifyResult
 from tests import megatron
-from tests.real.fsdp_cases import CASES
+from tests.real.fsdp_cases import ALL_CASES
 from tests.real.write_fsdp import write_cases
 from tests.verifying import Plant, Tensors, judge
 
@@ -25,7 +25,7 @@ def checkpoints(
 ) -> dict[str, Path]:
     """Every case of `tests.real`, by name. Read only: tests that damage one copy it first."""
     out = once(tmp_path_factory, request, "checkpoints", write_cases)
-    return {name: out / name for name in CASES}
+    return {name: out / name for name in ALL_CASES}
 
 
 @pytest.fixture(scope="session")

@@ -176,6 +176,7 @@ def _show_plan(plan: ModelPlan, out: Path) -> None:
         table.add_section()
         table.add_row("", f"{len(plan.tensors):,}", f"{plan.total_bytes:,}")
     console.print(table)
+    results.show_plan_notes(plan)
     results.show_changes(plan.casts(), plan.dropped)
     if plan.config is not None:
         names = ", ".join(["config.json", *plan.config.side_files()])

@@ -36,6 +36,7 @@ class Request:
 
     def options(self, **more: Any) -> MergeOptions:
         """The options as the library takes them, with ``more`` that only one command has."""
+        from ckpt_tool.lora_plan import LoraOptions
         from ckpt_tool.merge import MergeOptions
         from ckpt_tool.output import WriteOptions
 
@@ -44,6 +45,7 @@ class Request:
         direct = values["direct_io"]
         same = ("dtype", "max_shard_size", "tie_word_embeddings", "jobs")
         return MergeOptions(
+            lora=LoraOptions(values["lora"], values["lora_alpha"], values["base"]),
             config=Path(values["config"]) if values["config"] not in (None, "none") else None,
             keep_names=values["config"] == "none",
             write=WriteOptions(**{name: values[name] for name in write}, direct=direct),
@@ -76,6 +78,22 @@ def _every_merge(
             "--tie-word-embeddings/--no-tie-word-embeddings",
             help="Drop a head that equals the embedding, or keep both. [default: config.json]",
         ),
+    ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fuse|split|both",
+            help="LoRA adapters: fuse them into the model, write base model and adapter folder"
+            " apart, or both. [default: fuse]",
+        ),
+    ] = None,
+    lora_alpha: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="LoRA's alpha, where the checkpoint does not say it."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="The model folder of adapters that were saved alone."),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read back what was written, bit for bit.")

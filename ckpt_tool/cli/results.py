@@ -12,6 +12,7 @@ from ckpt_tool.wording import human_bytes, plural
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ckpt_tool.lora_plan import LoraNote
     from ckpt_tool.mcore_folder import McorePlan
     from ckpt_tool.output import WriteResult
     from ckpt_tool.plan import Cast, Casts, ModelPlan
@@ -42,6 +43,7 @@ def show_result(result: WriteResult) -> None:
         f" ({result.seconds:.1f} s, writing at {human_bytes(result.bytes_per_second)}/s)",
         soft_wrap=True,
     )
+    _show_lora(console, result.lora)
     for cast in result.casts:
         console.print(_cast_line(cast))
     _show_dropped(console, result.dropped)
@@ -67,6 +69,11 @@ def show_changes(casts: Casts, dropped: dict[str, str]) -> None:
     _show_dropped(console, dropped)
 
 
+def show_plan_notes(plan: ModelPlan) -> None:
+    """What a plan does beside moving weights."""
+    _show_lora(ui.console(), plan.lora)
+
+
 def plan_json(plan: ModelPlan | McorePlan, out: Path) -> dict[str, Any]:
     """A plan as JSON: the keys of the result, without what only writing tells."""
     return {
@@ -85,7 +92,26 @@ def plan_json(plan: ModelPlan | McorePlan, out: Path) -> dict[str, Any]:
         "bytes_per_second": None,
         "verified": None,
         "warnings": plan.warnings,
+        "lora": _lora_json(getattr(plan, "lora", None)),
     }
+
+
+def _show_lora(console: Console, lora: LoraNote | None) -> None:
+    if lora is None:
+        return
+    done = {"fuse": "fused into", "split": "split off", "both": "fused into, and split off,"}
+    numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({lora.source})"
+    modules = plural(lora.num_modules, "module")
+    console.print(f"  lora     {done[lora.mode]} {modules}: {numbers}", soft_wrap=True)
+    if lora.trained_whole:
+        names = ", ".join(lora.trained_whole)
+        console.print(f"           trained whole: {names}", soft_wrap=True)
+    if lora.adapter is not None:
+        console.print(f"           adapter for peft in {lora.adapter}", soft_wrap=True)
+
+
+def _lora_json(lora: LoraNote | None) -> dict[str, Any] | None:
+    return None if lora is None else asdict(lora)
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
@@ -118,4 +144,5 @@ def result_json(result: WriteResult) -> dict[str, Any]:
         "differences": result.differences,
         "load_check": asdict(result.load_check) if result.load_check is not None else None,
         "warnings": result.warnings,
+        "lora": _lora_json(result.lora),
     }

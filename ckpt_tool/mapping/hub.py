@@ -34,9 +34,9 @@ def refuse_adapters(names: Iterable[str]) -> None:
     if lora:
         raise MappingError(
             f"a LoRA checkpoint: {len(lora)} of {len(listed)} tensors belong to adapters or their"
-            " base layers, and merging them is not supported yet",
+            " base layers",
             lora,
-            hint="Write the tensors as they are with --config none, and fuse them with peft.",
+            hint="Fuse them first: ckpt merge fsdp CKPT OUT",
         )
     heads = [name for name in listed if _VALUE_HEAD.search(name)]
     if heads:
@@ -47,13 +47,18 @@ def refuse_adapters(names: Iterable[str]) -> None:
         )
 
 
+def plain_name(name: str) -> str:
+    """A name without what FSDP1, torch.compile and activation checkpointing put into it."""
+    return _WRAPPERS.sub("", name)
+
+
 def to_hub(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
     """Bring names (and expert layouts) into the form of the Hub, and complete the config.
 
     Raises MappingError where two tensors would get one name, or a fused tensor has another shape
     than its family's.
     """
-    plain = _collect((_WRAPPERS.sub("", name), tensor) for name, tensor in tensors.items())
+    plain = _collect((plain_name(name), tensor) for name, tensor in tensors.items())
     config = with_architecture(plain, config)
     renamed = by_family(plain, config)
     return hub_names(plain, config) if renamed is None else HubForm(renamed, config, [])

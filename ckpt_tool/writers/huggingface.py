@@ -19,6 +19,7 @@ from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.writers.planned import PlannedFile
 
 INDEX_NAME = "model.safetensors.index.json"
+ADAPTER_NAME = "adapter_model.safetensors"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -45,14 +46,14 @@ def plan_files(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> list[P
         groups[-1].append(name)
         filled += tensor.nbytes
     return [
-        _plan_file(_file_name(number, len(groups)), group, tensors)
+        plan_file(_file_name(number, len(groups)), {name: tensors[name] for name in group})
         for number, group in enumerate(groups, 1)
     ]
 
 
 def index_json(files: Sequence[PlannedFile]) -> bytes | None:
-    """The index of several files (``total_size`` in bytes); None for a single one."""
-    if len(files) == 1:
+    """The index of several files (``total_size`` in bytes); None for fewer."""
+    if len(files) < 2:
         return None
     weight_map = {name: file.name for file in files for name in file.names}
     total = sum(tensor.nbytes for file in files for tensor in file.tensors)
@@ -68,8 +69,9 @@ def _file_name(number: int, total: int) -> str:
     return "model.safetensors" if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
 
 
-def _plan_file(file: str, group: list[str], tensors: Mapping[str, LazyTensor]) -> PlannedFile:
-    names = sorted(group, key=lambda name: -tensors[name].dtype.itemsize)
+def plan_file(file: str, tensors: Mapping[str, LazyTensor]) -> PlannedFile:
+    """One safetensors file that holds ``tensors``."""
+    names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
     rows: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     ends, at = [], 0
     for name in names:

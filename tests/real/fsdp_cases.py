@@ -29,6 +29,10 @@ class Case:
     # Where in nested dictionaries the ranks save the model once more, with DCP, in `dcp/`; with
     # the state of an optimizer beside it where there is a dictionary around both.
     dcp_nesting: str | None = None
+    # Of a model with LoRA adapters: where rank and alpha are written (`lora_train_meta.json`,
+    # `lora_adapter`; empty: nowhere), and whether the ranks save the adapters alone.
+    lora: str | None = None
+    adapter_alone: bool = False
 
     @property
     def world_size(self) -> int:
@@ -71,12 +75,31 @@ _CASES = (
     Case("fsdp2_layers12_w2", "qwen3_12_layers", "fsdp2", (2,)),
 )
 
+_META, _ADAPTER = "lora_train_meta.json", "lora_adapter"
+_LORA_CASES = (
+    Case("lora_w2", "qwen2+lora", "fsdp2", (2,), lora=_META, dcp_nesting="model"),
+    Case("lora_fsdp1_w2", "qwen2+lora", "fsdp1", (2,), lora=_ADAPTER),
+    Case("lora_bf16_w3", "qwen2+lora", "fsdp2", (3,), dtype="bfloat16", lora=_META),
+    Case("lora_tied_w2", "qwen2_tied+lora", "fsdp2", (2,), lora=_META),
+    Case("lora_moe_w2", "qwen3_moe+lora", "fsdp2", (2,), lora=_META),
+    Case("lora_vlm_w2", "qwen2_vl+lora", "fsdp2", (2,), lora=_META),
+    Case("lora_patterns_w2", "qwen2+patterns", "fsdp2", (2,), lora=_ADAPTER),
+    Case("lora_dora_w2", "qwen2+dora", "fsdp2", (2,), lora=_META),
+    Case("lora_gpt2_w2", "gpt2+lora", "fsdp2", (2,), lora=_META),
+    Case("lora_critic_w2", "qwen2_critic+lora", "fsdp2", (2,), lora=_META),
+    Case("lora_unknown_w1", "qwen2+lora", "fsdp2", (1,), lora=""),
+    Case("lora_alone_w2", "qwen2+lora", "fsdp2", (2,), lora=_META, adapter_alone=True),
+    Case("lora_alone_vlm_w2", "qwen2_vl+lora", "fsdp2", (2,), lora=_META, adapter_alone=True),
+)
+
 CASES = {case.name: case for case in _CASES}
+LORA_CASES = {case.name: case for case in _LORA_CASES}
+ALL_CASES = CASES | LORA_CASES
 
 
 def select_cases(names: Sequence[str] | None) -> list[Case]:
     """The named cases, or all of them; an unknown name is an error that lists the known ones."""
-    unknown = sorted(set(names or ()) - CASES.keys())
+    unknown = sorted(set(names or ()) - ALL_CASES.keys())
     if unknown:
-        raise ValueError(f"unknown cases {unknown}; known: {sorted(CASES)}")
-    return [CASES[name] for name in (CASES if names is None else dict.fromkeys(names))]
+        raise ValueError(f"unknown cases {unknown}; known: {sorted(ALL_CASES)}")
+    return [ALL_CASES[name] for name in (ALL_CASES if names is None else dict.fromkeys(names))]

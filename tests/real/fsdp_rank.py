@@ -33,6 +33,8 @@ def run_rank(
             actor = out / case.name / "actor"
             actor.mkdir(parents=True, exist_ok=True)
             state = sharded_state_dict(model, case)
+            if case.adapter_alone:
+                state = {name: tensor for name, tensor in state.items() if "lora_" in name}
             torch.save(state, actor / f"model_world_size_{world_size}_rank_{rank}.pt")
             if case.dcp_nesting is not None:
                 dcp.save(_nested(state, case.dcp_nesting), checkpoint_id=out / case.name / "dcp")

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,6 +15,8 @@ from transformers.utils import logging
 from .fill import fill_distinct
 from .fsdp_cases import Case
 from .fsdp_models import MODELS
+from .lora_models import MODELS as LORA_MODELS
+from .lora_models import write_judgement, write_settings
 
 _INPUT_IDS = torch.arange(3, 21).reshape(2, 9)
 # Merging copies these byte for byte, so their contents need not be a tokenizer's.
@@ -37,7 +40,7 @@ def configure_process() -> None:
 
 def build_model(case: Case) -> nn.Module:
     """The whole model of `case`; every process that builds it gets the same values."""
-    model = MODELS[case.model](getattr(torch, case.dtype))
+    model = (MODELS | LORA_MODELS)[case.model](getattr(torch, case.dtype))
     fill_distinct(model)
     return model
 
@@ -70,11 +73,19 @@ def _write_unsharded(folder: Path, model: nn.Module) -> None:
     # Clones, because safetensors refuses the shared storage of tied embeddings.
     raw = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     save_file(raw, folder / "raw_state_dict.safetensors", metadata={"format": "pt"})
+    if isinstance(model, PeftModel):
+        write_judgement(folder, model)
+        _write_logits(folder, model)
+        return
     if not isinstance(model, PreTrainedModel):
         return
     model.save_pretrained(folder / "reference")
     if model.config.model_type == "qwen3_vl_moe":
         _transpose_experts(folder / "reference" / "model.safetensors")
+    _write_logits(folder, model)
+
+
+def _write_logits(folder: Path, model: nn.Module) -> None:
     logits = logits_of(model, _INPUT_IDS)
     assert logits.isfinite().all()
     save_file({"input_ids": _INPUT_IDS, "logits": logits}, folder / "logits.safetensors")
@@ -99,6 +110,9 @@ def _write_side_files(actor: Path, case: Case, model: nn.Module) -> None:
     layout = {"FSDP_version": case.fsdp_version, "world_size": case.world_size}
     actor.mkdir(parents=True, exist_ok=True)
     (actor / "fsdp_config.json").write_text(json.dumps(layout, indent=4))
+    if isinstance(model, PeftModel):
+        write_settings(actor, model, case.lora or "")
+        model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
         return
     huggingface = actor / "huggingface"

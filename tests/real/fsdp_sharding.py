@@ -66,7 +66,8 @@ def _fsdp1(model: nn.Module, mesh: DeviceMesh | None) -> dict[str, Any]:
         auto_wrap_policy=ModuleWrapPolicy({type(layer) for layer in _layers(model)}),
         device_id=torch.device("cpu"),
         device_mesh=mesh,
-        use_orig_params=False,
+        # Parameters that are not trained cannot share a flat one with those that are.
+        use_orig_params=not all(parameter.requires_grad for parameter in model.parameters()),
     )
     config = ShardedStateDictConfig(offload_to_cpu=True)
     with FullyShardedDataParallel.state_dict_type(

@@ -1,0 +1,144 @@
+"""What the numbers of LoRA adapters mean: alpha, and what else a checkpoint says beside them.
+
+``lora_train_meta.json`` of verl 0.8 on: ``{"r", "lora_alpha", "task_type"}``. Else
+``adapter_config.json`` of peft, which verl 0.4 to 0.7 leaves in ``lora_adapter/``. Patterns
+(``rank_pattern``, ``alpha_pattern``) are regular expressions that match a whole module name, or
+its end from a dot on; the first that does counts (``peft.utils.other.get_pattern_key``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from ckpt_tool.errors import FormatError, UsageError
+
+META = "lora_train_meta.json"
+CONFIG = "adapter_config.json"
+#: Options of peft with which an update is not just scale * B @ A, or not of weights alone.
+_OTHER_MATHS = ("lora_bias", "use_qalora", "alora_invocation_tokens", "layer_replication",
+                "arrow_config", "monteclora_config", "use_bdlora")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``alpha`` and ``rank`` for all modules that no pattern is about; ``source``: of alpha.
+
+    ``rank`` is None where nothing says it. ``config``: all of ``adapter_config.json``, if found.
+    """
+
+    alpha: float
+    source: str
+    rank: int | None = None
+    task_type: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def scale(self, module: str, rank: int) -> float:
+        """What B @ A is multiplied with: alpha / r, with rsLoRA alpha / sqrt(r)."""
+        alpha = float(_matched(self.config.get("alpha_pattern"), module, self.alpha))
+        return alpha / sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    def expected_rank(self, module: str) -> int | None:
+        """The rank that ``module`` should have; None where nothing says it."""
+        found = _matched(self.config.get("rank_pattern"), module, self.rank)
+        return None if found is None else int(found)
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether weights are said to be [in, out]."""
+        return bool(self.config.get("fan_in_fan_out"))
+
+
+def read_settings(folders: Sequence[Path], alpha: float | None) -> Settings:
+    """What the files in ``folders`` say; ``alpha`` is for where they do not say it.
+
+    UsageError where nothing does, or where two say something else; FormatError for a damaged file.
+    """
+    meta, meta_path = _first(folders, META)
+    config, config_path = _first(folders, f"lora_adapter/{CONFIG}", CONFIG)
+    _refuse_other_methods(config, config_path)
+    known = [
+        (float(found["lora_alpha"]), path)
+        for found, path in ((meta, meta_path), (config, config_path))
+        if path and _is_number(found.get("lora_alpha")) and found["lora_alpha"] != 0
+    ]
+    if alpha is not None:
+        known.append((alpha, Path("--lora-alpha")))
+    if not known:
+        raise _unknown_alpha(folders, [path for path in (meta_path, config_path) if path])
+    if len({value for value, _ in known}) > 1:
+        said = ", ".join(f"{value:g} by {path}" for value, path in known)
+        raise UsageError(f"LoRA: alpha is {said}", hint="Say which is right by removing the other.")
+    rank = next((f["r"] for f in (meta, config) if _is_number(f.get("r"))), None)
+    return Settings(
+        alpha=known[0][0],
+        source=known[0][1].name,
+        rank=None if rank is None else int(rank),
+        task_type=_task_type(meta.get("task_type") or config.get("task_type")),
+        config=config,
+    )
+
+
+def _unknown_alpha(folders: Sequence[Path], found: Sequence[Path]) -> UsageError:
+    what = "says nothing of alpha, or 0, which would fuse nothing"
+    where = (
+        f"{', '.join(map(str, found))}: {what}"
+        if found
+        else (f"neither {META} nor lora_adapter/{CONFIG} in {', '.join(map(str, folders))}")
+    )
+    return UsageError(
+        f"LoRA: alpha is unknown: {where}",
+        hint="It is a setting of the run (verl: lora_alpha): give it with --lora-alpha X.",
+    )
+
+
+def _first(folders: Iterable[Path], *names: str) -> tuple[dict[str, Any], Path | None]:
+    """The first of these files there is, as an object; an empty one where there is none."""
+    for path in (folder / name for name in names for folder in folders):
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise FormatError(f"{path}: not JSON ({error})") from error
+            if not isinstance(found, dict):
+                raise FormatError(f"{path}: not a JSON object")
+            return found, path
+    return {}, None
+
+
+def _refuse_other_methods(config: Mapping[str, Any], path: Path | None) -> None:
+    method = config.get("peft_type", "LORA")
+    if method != "LORA":
+        raise UsageError(f"{path}: adapters of {method}, expected LORA")
+    used = [name for name in _OTHER_MATHS if config.get(name)]
+    if used:
+        raise UsageError(
+            f"{path}: LoRA with {', '.join(used)}, which is not supported",
+            hint="Let peft merge it: merge_and_unload.",
+        )
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern in config.get(name) or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise FormatError(f"{path}: {name}: {pattern!r} ({error})") from error
+
+
+def _matched(patterns: object, module: str, default: Any) -> Any:
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _task_type(named: object) -> str | None:
+    return str(named).removeprefix("TaskType.") if named else None

@@ -1,0 +1,98 @@
+"""Names of state dicts with adapters, taken apart."""
+
+import pytest
+
+from ckpt_tool.dtypes import FLOAT32
+from ckpt_tool.errors import MappingError
+from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.mapping.lora.names import has_adapters, take_apart
+
+FACTORS = {"q.lora_A.default.weight": (2, 4), "q.lora_B.default.weight": (6, 2)}
+
+
+def tensors(shapes):
+    return {name: LazyTensor(shape, FLOAT32, FLOAT32, ()) for name, shape in shapes.items()}
+
+
+def parts(shapes):
+    return take_apart(tensors(shapes))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["base_model.model.", "", "_fsdp_wrapped_module.base_model.model."]
+)
+def test_a_module_and_what_is_around_it(prefix):
+    shapes = {"q.base_layer.weight": (6, 4), "q.base_layer.bias": (6,), "norm.weight": (4,)}
+    found = parts({prefix + name: shape for name, shape in (shapes | FACTORS).items()})
+    assert set(found.base) == {"q.weight", "q.bias", "norm.weight"}
+    assert (found.modules["q"].a.shape, found.modules["q"].b.shape) == ((2, 4), (6, 2))
+    assert found.modules["q"].rank == 2
+    assert not found.saved
+
+
+def test_names_of_files_of_adapters_have_no_adapter_in_them():
+    stem = "base_model.model.q.lora_"
+    found = parts({f"{stem}A.weight": (2, 4), f"{stem}B.weight": (6, 2)})
+    assert list(found.modules) == ["q"]
+
+
+@pytest.mark.parametrize("suffix", [".default.weight", ".default", ""])
+def test_magnitudes_of_every_release(suffix):
+    found = parts(FACTORS | {f"q.lora_magnitude_vector{suffix}": (6,)})
+    assert found.modules["q"].magnitude is not None
+    assert found.modules["q"].magnitude.shape == (6,)
+
+
+def test_embeddings_and_what_was_trained_whole():
+    found = parts(
+        {
+            "model.embed.base_layer.weight": (9, 4),
+            "model.embed.lora_embedding_A.default": (2, 9),
+            "model.embed.lora_embedding_B.default": (4, 2),
+            "score.original_module.weight": (1, 4),
+            "score.modules_to_save.default.weight": (1, 4),
+        }
+    )
+    assert found.modules["model.embed"].is_embedding
+    assert set(found.base) == {"model.embed.weight", "score.weight"}
+    assert list(found.trained_whole()) == ["score.weight"]
+
+
+def test_a_value_head_around_an_adapted_model_keeps_its_prefix():
+    found = parts({"pretrained_model.base_model.model.norm.weight": (4,), "v_head.x": (1,)})
+    assert set(found.base) == {"pretrained_model.norm.weight", "v_head.x"}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "named"),
+    [
+        ({"q.lora_A.default.weight": (2, 4)}, "q: lora_A without lora_B"),
+        ({"q.lora_B.default.weight": (2, 4)}, "q: lora_B without lora_A"),
+        (FACTORS | {"q.lora_B.default.weight": (6, 3)}, "q: factors of shapes [2, 4] and [6, 3]"),
+        (FACTORS | {"q.lora_A.default.weight": (2, 4, 1)}, "of a convolution?"),
+        (FACTORS | {"k.lora_A.other.weight": (2, 4)}, "other"),
+        (FACTORS | {"q.lora_B.default.bias": (6,)}, "q.lora_B.default.bias"),
+        (FACTORS | {"e.token_adapter.trainable_tokens_delta.default": (1, 4)}, "e.token_adapter"),
+        (FACTORS | {"q.base_layer.base_layer.weight": (6, 4)}, "q.base_layer.base_layer.weight"),
+        (FACTORS | {"k.ia3_l.default": (1, 4)}, "k.ia3_l.default"),
+        (FACTORS | {"k.vera_lambda_b.default": (4,)}, "k.vera_lambda_b.default"),
+        (FACTORS | {"n.weight": (1,), "_orig_mod.n.weight": (1,)}, "n.weight"),
+    ],
+)
+def test_what_cannot_be_fused_is_named(shapes, named):
+    with pytest.raises(MappingError) as error:
+        parts(shapes)
+    assert any(named in name for name in error.value.names), error.value.names
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("base_model.model.lm_head.weight", True),
+        ("model.q.lora_A.default.weight", True),
+        ("model.q.weight", False),
+        ("model.w_lora.lora.0.weight", False),  # of RWKV, a model's own
+    ],
+)
+def test_adapters_are_told_from_models(name, expected):
+    assert has_adapters([name]) == expected

@@ -1,0 +1,88 @@
+"""Rank and alpha, from the files beside a checkpoint."""
+
+import json
+from math import sqrt
+
+import pytest
+
+from ckpt_tool.errors import FormatError, UsageError
+from ckpt_tool.mapping.lora.settings import Settings, read_settings
+
+META, ADAPTER = "lora_train_meta.json", "lora_adapter/adapter_config.json"
+
+
+def written(folder, **files):
+    for name, content in files.items():
+        path = folder / {"meta": META, "adapter": ADAPTER}[name]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return [folder / "elsewhere", folder]
+
+
+def test_training_meta_comes_first(tmp_path):
+    meta = {"r": 8, "lora_alpha": 16, "task_type": "TaskType.CAUSAL_LM"}
+    adapter = {"r": 8, "lora_alpha": 16, "use_rslora": True}
+    found = read_settings(written(tmp_path, meta=meta, adapter=adapter), None)
+    assert (found.alpha, found.rank, found.task_type) == (16.0, 8, "CAUSAL_LM")
+    assert found.source == META
+    assert found.scale("q", 8) == 16 / sqrt(8)  # what only the other file says counts too
+
+
+def test_the_adapter_of_verl_0_4(tmp_path):
+    found = read_settings(written(tmp_path, adapter={"r": 4, "lora_alpha": 10}), 10.0)
+    assert (found.alpha, found.source) == (10.0, "adapter_config.json")
+    assert found.scale("q", 4) == 2.5
+
+
+def test_alpha_from_the_command_where_nothing_says_it(tmp_path):
+    found = read_settings(written(tmp_path), 12.0)
+    assert (found.alpha, found.source, found.rank) == (12.0, "--lora-alpha", None)
+
+
+def test_alpha_0_is_what_a_merger_wrote_that_did_not_know_it(tmp_path):
+    folders = written(tmp_path, adapter={"r": 4, "lora_alpha": 0})
+    with pytest.raises(UsageError, match="or 0, which would fuse nothing"):
+        read_settings(folders, None)
+    assert read_settings(folders, 8.0).alpha == 8.0
+
+
+@pytest.mark.parametrize(
+    ("files", "alpha", "message"),
+    [
+        ({}, None, "neither lora_train_meta.json nor lora_adapter/adapter_config.json in"),
+        ({"meta": {"r": 8}}, None, "says nothing of alpha"),
+        ({"meta": {"lora_alpha": 8}}, 9.0, "alpha is 8 by .*, 9 by --lora-alpha"),
+        ({"meta": {"lora_alpha": 8}, "adapter": {"lora_alpha": 9}}, None, "alpha is 8 by .*, 9 by"),
+        ({"adapter": {"peft_type": "VERA"}}, 1.0, "adapters of VERA, expected LORA"),
+        ({"adapter": {"lora_alpha": 1, "lora_bias": True}}, None, "LoRA with lora_bias"),
+        ({"adapter": {"alora_invocation_tokens": [1]}}, 1.0, "alora_invocation_tokens"),
+    ],
+)
+def test_what_is_unknown_or_contradicts(tmp_path, files, alpha, message):
+    with pytest.raises(UsageError, match=message):
+        read_settings(written(tmp_path, **files), alpha)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"alpha_pattern": {"(": 1}}'])
+def test_damaged_files(tmp_path, content):
+    with pytest.raises(FormatError, match=r"adapter_config\.json"):
+        read_settings(written(tmp_path, adapter=content), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("model.layers.0.q_proj", (4.0, 3)),
+        ("q_proj", (4.0, 3)),
+        ("model.layers.0.xq_proj", (10.0, 8)),  # the end of a name begins at a dot
+        ("model.layers.1.v_proj", (6.0, 8)),
+        ("model.layers.11.v_proj", (10.0, 8)),
+    ],
+)
+def test_patterns_match_as_peft_matches_them(module, expected):
+    config = {
+        "rank_pattern": {"q_proj": 3},
+        "alpha_pattern": {"q_proj": 4, r"layers\.1\.v_proj": 6},
+    }
+    found = Settings(10.0, "x", 8, None, config)
+    assert (found.scale(module, 1), found.expected_rank(module)) == expected
