@@ -15,6 +15,7 @@ from ckpt_tool.errors import (
     UnsafeContentError,
     UsageError,
 )
+from ckpt_tool.lora import refuse_options, resolve_megatron
 from ckpt_tool.mapping.hub import with_architecture
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.megatron.model import Model, model_of
@@ -73,11 +74,6 @@ def plan_megatron(
     """What :func:`merge_megatron` would write; writes nothing. Raises what it raises."""
     options = options or MergeOptions()
     team = team or team_of(options)
-    if options.lora.asked:
-        raise UsageError(
-            "--lora, --lora-alpha and --base are for adapters of peft: those of Megatron are not"
-            " supported yet"
-        )
     checkpoint = team.world.each(lambda: opened(open_megatron(path), options))
     prove_replicas(checkpoint, False, team)
     return team.world.each(lambda: _plan(checkpoint, options))
@@ -148,26 +144,15 @@ def _plan(checkpoint: Checkpoint, options: MergeOptions) -> ModelPlan:
     config = config_of(checkpoint, options)
     dropped = left_out(checkpoint)
     if config is None:
+        refuse_options(checkpoint, options.lora)
         return finish_plan(checkpoint, HubForm(dict(checkpoint), None, []), options, dropped)
-    _refuse_adapters(checkpoint)
-    model = model_of(checkpoint, config, tied=options.tie_word_embeddings or None)
+    found = resolve_megatron(checkpoint, options.lora)
+    model = model_of(found.tensors, config, tied=options.tie_word_embeddings or None)
     tensors, tied, also = without_tied_head(model.tensors, config, options)
     config = with_architecture(tensors, config.with_tied(tied))
     dropped |= also | _padding_text(model)
     form = HubForm(tensors | model.repeats, config, [])
-    return finish_plan(checkpoint, form, options, dropped)
-
-
-def _refuse_adapters(checkpoint: Checkpoint) -> None:
-    adapters = [name for name in checkpoint if ".adapter." in name]
-    if adapters:
-        raise MappingError(
-            f"{plural(len(adapters), 'tensor')} of LoRA adapters of Megatron, which are not"
-            " supported yet",
-            adapters,
-            hint="Write all tensors as they are with --config none, or have Megatron-Bridge merge"
-            " them.",
-        )
+    return finish_plan(checkpoint, form, options, dropped, found)
 
 
 def _padding_text(model: Model) -> dict[str, str]:

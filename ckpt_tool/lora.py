@@ -18,6 +18,7 @@ from ckpt_tool.lora_plan import AdapterFiles, LoraNote, LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family
 from ckpt_tool.mapping.lora.fuse import fused, peft_config, peft_tensors, rank_faults
+from ckpt_tool.mapping.lora.megatron import fused_megatron, has_megatron_adapters
 from ckpt_tool.mapping.lora.names import Adapters, has_adapters, take_apart
 from ckpt_tool.mapping.lora.settings import Settings, read_settings
 from ckpt_tool.readers.base import Checkpoint
@@ -110,6 +111,26 @@ def resolve_alone(
     return Resolved(model, replace(note, adapter=files.folder), files, base=base)
 
 
+def resolve_megatron(checkpoint: Checkpoint, options: LoraOptions) -> Resolved:
+    """The model of a Megatron checkpoint by Megatron's names, its adapters fused.
+
+    Raises what :func:`resolve` raises.
+    """
+    if not has_megatron_adapters(checkpoint):
+        refuse_options(checkpoint, options)
+        return Resolved(dict(checkpoint))
+    if options.mode not in (None, "fuse") or options.base is not None:
+        raise UsageError(
+            f"{checkpoint.path}: LoRA adapters of Megatron can only be fused into the weights"
+            " beside them",
+            hint="Leave out --lora split, --lora both and --base.",
+        )
+    settings = read_settings(_places(checkpoint), options.alpha)
+    tensors, ranks = fused_megatron(checkpoint, settings)
+    rank = Counter(ranks).most_common(1)[0][0]
+    return Resolved(tensors, LoraNote("fuse", len(ranks), rank, settings.alpha, settings.source))
+
+
 def base_config(options: LoraOptions) -> ModelConfig | None:
     """The config of ``--base``; UsageError where that is no model folder."""
     if options.base is None:
@@ -151,10 +172,14 @@ def _by_hub_names(adapters: Adapters, config: ModelConfig) -> Adapters:
 
 
 def _places(checkpoint: Checkpoint) -> list[Path]:
-    """Where what describes the adapters may lie: with the shards, or with the config."""
+    """Where what describes the adapters may lie: with the shards, or with the config.
+
+    verl 0.8 with Megatron has it in ``huggingface/adapter/``.
+    """
     found = [Path(file.path).parent for file in checkpoint.files]
     found += [checkpoint.path] if checkpoint.path.is_dir() else []
-    found += [checkpoint.side_files] if checkpoint.side_files else []
+    side = checkpoint.side_files
+    found += [side, side / "adapter"] if side is not None else []
     return list(dict.fromkeys(found))
 
 

@@ -100,13 +100,15 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
     if lora is None:
         return
     done = {"fuse": "fused into", "split": "split off", "both": "fused into, and split off,"}
+    what = f"{done[lora.mode]} {plural(lora.num_modules, 'module')}"
+    if lora.adapter == ".":
+        what = f"an adapter of {plural(lora.num_modules, 'module')} for peft"
     numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({lora.source})"
-    modules = plural(lora.num_modules, "module")
-    console.print(f"  lora     {done[lora.mode]} {modules}: {numbers}", soft_wrap=True)
+    console.print(f"  lora     {what}: {numbers}", soft_wrap=True)
     if lora.trained_whole:
         names = ", ".join(lora.trained_whole)
         console.print(f"           trained whole: {names}", soft_wrap=True)
-    if lora.adapter is not None:
+    if lora.adapter not in (None, "."):
         console.print(f"           adapter for peft in {lora.adapter}", soft_wrap=True)
 
 

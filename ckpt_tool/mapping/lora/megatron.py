@@ -1,0 +1,90 @@
+"""LoRA adapters of Megatron-Bridge and NeMo, fused into the weights beside them.
+
+A weight ``M.weight`` [..., out, in] has ``M.adapter.linear_in.weight`` [..., r, in] and
+``M.adapter.linear_out.weight`` [..., out, r], with the leading axes of the weight (layers,
+experts); the rows of ``linear_out`` are in the order of the weight's own, query groups and gate
+before up included. The update is ``alpha / r * linear_out @ linear_in``. Source:
+``megatron/bridge/peft/{lora,lora_layers,utils}.py``; what 0.3.1 writes was measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from math import prod
+
+from ckpt_tool.errors import MappingError
+from ckpt_tool.lazy import LazyTensor, stack
+from ckpt_tool.lowrank import updated
+from ckpt_tool.mapping.lora.settings import Settings
+from ckpt_tool.wording import plural
+
+_PART = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.weight")
+
+Tensors = dict[str, LazyTensor]
+
+
+def has_megatron_adapters(names: Iterable[str]) -> bool:
+    """Whether some of these names are of adapters of Megatron."""
+    return any(".adapter." in name for name in names)
+
+
+def fused_megatron(
+    tensors: Mapping[str, LazyTensor], settings: Settings
+) -> tuple[Tensors, list[int]]:
+    """The tensors without adapters, their updates made; the rank of each updated matrix.
+
+    MappingError lists adapters of other kinds (canonical LoRA, DoRA), without a weight, or whose
+    shapes do not fit it.
+    """
+    plain = {name: tensor for name, tensor in tensors.items() if ".adapter." not in name}
+    modules: dict[str, Tensors] = {}
+    faults = []
+    for name in tensors.keys() - plain.keys():
+        matched = _PART.fullmatch(name)
+        if matched is None:
+            faults.append(f"{name}: not of plain LoRA; have Megatron-Bridge merge it")
+        else:
+            modules.setdefault(matched["module"], {})[matched["part"]] = tensors[name]
+    ranks: list[int] = []
+    for module, parts in sorted(modules.items()):
+        try:
+            plain[f"{module}.weight"] = _update(plain, module, parts, settings)
+            lead, rank = parts["out"].shape[:-2], parts["out"].shape[-1]
+            ranks += [rank] * prod(lead)
+        except ValueError as error:
+            faults.append(f"{module}: {error}")
+    if faults:
+        message = f"{plural(len(faults), 'problem')} in fusing the LoRA adapters"
+        raise MappingError(message, sorted(faults))
+    return plain, ranks
+
+
+def _update(
+    plain: Mapping[str, LazyTensor], module: str, parts: Tensors, settings: Settings
+) -> LazyTensor:
+    missing = [f"linear_{part}" for part in ("in", "out") if part not in parts]
+    if missing:
+        raise ValueError(f"no adapter.{missing[0]}.weight")
+    weight = plain.get(f"{module}.weight")
+    if weight is None:
+        raise ValueError("adapters of no weight in the checkpoint")
+    left, right = parts["out"], parts["in"]
+    if not weight.shape[:-2] == left.shape[:-2] == right.shape[:-2]:
+        raise ValueError(
+            f"adapters of shapes {list(right.shape)} and {list(left.shape)} for a weight of shape"
+            f" {list(weight.shape)}"
+        )
+    return _each(weight, left, right, settings.scale(module, left.shape[-1]))
+
+
+def _each(weight: LazyTensor, left: LazyTensor, right: LazyTensor, scale: float) -> LazyTensor:
+    """The update of each matrix in a stack of any depth."""
+    if len(weight.shape) <= 2:
+        return updated(weight, left, right, scale)
+    return stack(
+        [
+            _each(weight.select(0, n), left.select(0, n), right.select(0, n), scale)
+            for n in range(weight.shape[0])
+        ]
+    )
