@@ -18,9 +18,9 @@ from ckpt_tool.lowrank import LowRank
 if TYPE_CHECKING:
     from ckpt_tool.blocks import BlockReader
 
-#: Elements per tile: with their product they stay in the second-level cache, and a block of output
-#: that ends within one wastes little.
-TILE = 1 << 17
+#: Elements per tile: few enough to stay in a core's cache and to waste little where a block of
+#: output ends within one, enough that threads rarely meet at the interpreter lock.
+TILE = 1 << 18
 
 Matrix = NDArray[Any]
 

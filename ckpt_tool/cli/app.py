@@ -49,6 +49,6 @@ def main() -> None:
     """Run the program; exits with 0, 1 (differs), 2 (cannot) or 130 (interrupted)."""
     # A short-lived process makes many small objects and no cycles of any size.
     gc.set_threshold(100_000, 50, 50)
-    # numpy's linear algebra is not used, but would start a thread per core.
+    # numpy's linear algebra would start a thread per core, which ours would have to share with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app()
