@@ -15,7 +15,9 @@ from ckpt_tool.errors import (
     UnsafeContentError,
     UsageError,
 )
-from ckpt_tool.lora import refuse_options, resolve_megatron
+from ckpt_tool.jobs import jobs_of
+from ckpt_tool.lora import base_config, refuse_options
+from ckpt_tool.lora_megatron import resolve_megatron, with_base
 from ckpt_tool.mapping.hub import with_architecture
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.megatron.model import Model, model_of
@@ -141,12 +143,14 @@ def _refuse_other_dcp(checkpoint: Checkpoint) -> None:
 
 
 def _plan(checkpoint: Checkpoint, options: MergeOptions) -> ModelPlan:
-    config = config_of(checkpoint, options)
+    config = None if options.config or options.keep_names else base_config(options.lora)
+    config = config or config_of(checkpoint, options)
     dropped = left_out(checkpoint)
     if config is None:
         refuse_options(checkpoint, options.lora)
         return finish_plan(checkpoint, HubForm(dict(checkpoint), None, []), options, dropped)
-    found = resolve_megatron(checkpoint, options.lora)
+    found = resolve_megatron(checkpoint, options.lora, config, jobs_of(options.jobs))
+    checkpoint = with_base(checkpoint, found)
     model = model_of(found.tensors, config, tied=options.tie_word_embeddings or None)
     tensors, tied, also = without_tied_head(model.tensors, config, options)
     config = with_architecture(tensors, config.with_tied(tied))

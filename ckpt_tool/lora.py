@@ -18,7 +18,6 @@ from ckpt_tool.lora_plan import AdapterFiles, LoraNote, LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family
 from ckpt_tool.mapping.lora.fuse import fused, peft_config, peft_tensors, rank_faults
-from ckpt_tool.mapping.lora.megatron import fused_megatron, has_megatron_adapters
 from ckpt_tool.mapping.lora.names import Adapters, has_adapters, take_apart
 from ckpt_tool.mapping.lora.settings import Settings, read_settings
 from ckpt_tool.readers.base import Checkpoint
@@ -54,7 +53,7 @@ def resolve(
         )
     if not adapters.modules and not adapters.saved:  # a PeftModel of no adapters
         return Resolved(adapters.base)
-    settings = read_settings(_places(checkpoint), options.alpha)
+    settings = read_settings(places(checkpoint), options.alpha)
     mode = options.mode or "fuse"
     model, dropped = adapters.base, {}
     if mode == "split":
@@ -87,7 +86,7 @@ def resolve_alone(
     ``config`` is that of the base where there is one; its tensors then have their names on the Hub.
     """
     adapters = take_apart(tensors)
-    settings = read_settings(_places(checkpoint), options.alpha)
+    settings = read_settings(places(checkpoint), options.alpha)
     mode = options.mode or ("fuse" if options.base else "split")
     if options.base is None and mode != "split":
         raise UsageError(
@@ -109,26 +108,6 @@ def resolve_alone(
         return Resolved(model, note, base=base)
     files = _files(ADAPTER_FOLDER, adapters, settings, config)
     return Resolved(model, replace(note, adapter=files.folder), files, base=base)
-
-
-def resolve_megatron(checkpoint: Checkpoint, options: LoraOptions) -> Resolved:
-    """The model of a Megatron checkpoint by Megatron's names, its adapters fused.
-
-    Raises what :func:`resolve` raises.
-    """
-    if not has_megatron_adapters(checkpoint):
-        refuse_options(checkpoint, options)
-        return Resolved(dict(checkpoint))
-    if options.mode not in (None, "fuse") or options.base is not None:
-        raise UsageError(
-            f"{checkpoint.path}: LoRA adapters of Megatron can only be fused into the weights"
-            " beside them",
-            hint="Leave out --lora split, --lora both and --base.",
-        )
-    settings = read_settings(_places(checkpoint), options.alpha)
-    tensors, ranks = fused_megatron(checkpoint, settings)
-    rank = Counter(ranks).most_common(1)[0][0]
-    return Resolved(tensors, LoraNote("fuse", len(ranks), rank, settings.alpha, settings.source))
 
 
 def base_config(options: LoraOptions) -> ModelConfig | None:
@@ -171,7 +150,7 @@ def _by_hub_names(adapters: Adapters, config: ModelConfig) -> Adapters:
     return Adapters({}, modules, saved)
 
 
-def _places(checkpoint: Checkpoint) -> list[Path]:
+def places(checkpoint: Checkpoint) -> list[Path]:
     """Where what describes the adapters may lie: with the shards, or with the config.
 
     verl 0.8 with Megatron has it in ``huggingface/adapter/``.

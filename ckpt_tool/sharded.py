@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ckpt_tool.dtypes import DType
 from ckpt_tool.geometry import Box, Shape
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.lazy import Chunk, LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +65,18 @@ class ShardedTensor:
     def nbytes(self) -> int:
         """Size in bytes."""
         return sum(block.tensor.nbytes for block in self.blocks)
+
+    def tensor(self) -> LazyTensor:
+        """All of it as one lazy tensor; ValueError where blocks differ in dtype on disk."""
+        first = self.blocks[0].tensor
+        chunks = []
+        for block in self.blocks:
+            if (block.tensor.dtype, block.tensor.source_dtype) != (first.dtype, first.source_dtype):
+                raise ValueError(f"blocks of {first.dtype} and {block.tensor.dtype}")
+            part = block.tensor
+            for _ in range(len(block.offsets) - len(part.shape)):
+                part = part.unsqueeze(0)
+            for box, region in ((chunk.box, chunk.region) for chunk in part.chunks):
+                moved = tuple(map(sum, zip(box.offsets, block.offsets, strict=True)))
+                chunks.append(Chunk(Box(moved, box.sizes), region))
+        return LazyTensor(self.shape, first.dtype, first.source_dtype, tuple(chunks))

@@ -10,7 +10,8 @@ from ckpt_tool.dtypes import BFLOAT16
 from ckpt_tool.equality import are_equal
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.lora import resolve, resolve_megatron
+from ckpt_tool.lora import resolve
+from ckpt_tool.lora_megatron import resolve_megatron
 from ckpt_tool.lora_plan import LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
@@ -111,7 +112,7 @@ def _as_it_is(side: Side) -> Side:
 
 def _from_megatron(side: Side, other: Side, config: ModelConfig) -> Side:
     """A Megatron side, with what Hugging Face repeats of it where the other side has that."""
-    fused = resolve_megatron(side.checkpoint, LoraOptions())
+    fused = resolve_megatron(side.checkpoint, LoraOptions(), config, 1)
     model = model_of(fused.tensors, config)
     repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
     said = (*side.warnings, *_fused_text(side, fused))

@@ -15,7 +15,7 @@ from ckpt_tool.errors import UsageError
 
 _TRACKER = "latest_checkpointed_iteration.txt"
 _ACCELERATE = "pytorch_model_fsdp_0"
-_BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model", _ACCELERATE)
+_BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model", "adapter_checkpoint", _ACCELERATE)
 _CONFIGS = ("huggingface", "hf_config_and_tokenizer")
 
 

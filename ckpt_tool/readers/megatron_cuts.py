@@ -24,6 +24,8 @@ _ROW = re.compile(r"(^|\.)(linear_proj|linear_fc2|o_proj|down_proj)\.weight$")
 _RANKS_OWN = re.compile(r"(^|\.)self_attn\.qkv_proj\.(weight|bias)$")
 _FIRST = re.compile(r"(linear_fc1|gate_up_proj)\.(weight|bias)$")
 _SECOND = {"linear_fc1": "linear_fc2", "gate_up_proj": "down_proj"}
+#: Of Megatron-Bridge's LoRA: A is cut as its layer's inputs or along its rank, B along its outputs.
+_ADAPTER = re.compile(r"(^|\.)(?P<layer>[^.]+)\.adapter\.linear_(?P<part>in|out)\.weight$")
 _DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
 
 
@@ -79,6 +81,9 @@ STACKED = Cut(None, stacked=True)
 def cut_of(name: str, shapes: Mapping[str, Shape]) -> Cut:
     """How the parameter ``name`` is cut; ``shapes``: the local shapes of what is beside it."""
     shape = shapes[name]
+    adapter = _ADAPTER.search(name)
+    if adapter is not None:
+        return _adapter(name, adapter, shapes)
     if _RANKS_OWN.search(name):
         return STACKED
     if _DOWN.search(name):
@@ -87,9 +92,21 @@ def cut_of(name: str, shapes: Mapping[str, Shape]) -> Cut:
         return Cut(1)
     if not _COLUMN.search(name) or not shape:
         return WHOLE
-    if _is_value_head(name, shape):
+    whole = _is_value_head(name, shape)
+    return WHOLE if whole else Cut(0, halves=_is_gated(name, shapes))
+
+
+def _adapter(name: str, found: re.Match[str], shapes: Mapping[str, Shape]) -> Cut:
+    """A factor of a LoRA adapter; B [out, r] has all of the rank, so that A's rows tell the cut.
+
+    Source: ``megatron/bridge/peft/utils.py`` (ParallelLinearAdapter).
+    """
+    if found["part"] == "out":
+        return Cut(0, halves=found["layer"] == "linear_fc1")
+    other = shapes.get(name.removesuffix("linear_in.weight") + "linear_out.weight")
+    if other is None or len(other) != 2 or len(shapes[name]) != 2:
         return WHOLE
-    return Cut(0, halves=_is_gated(name, shapes))
+    return Cut(1) if shapes[name][0] == other[1] else Cut(0)
 
 
 def _is_value_head(name: str, shape: Shape) -> bool:

@@ -24,6 +24,8 @@ from ckpt_tool.readers.standins import StandIn
 from ckpt_tool.readers.torch_names import TensorRef, resolve_run
 from ckpt_tool.readers.torch_zip import StoredTensor, TorchArchive
 
+#: verl 0.7 saves LoRA adapters of a rank below this.
+_ADAPTERS = "adapter_state_dict"
 _CHUNK = re.compile(r"model(\d{0,9})")
 _WRAPPERS = re.compile(r"^(?:module\.)+")
 _EXPERT = re.compile(
@@ -94,6 +96,8 @@ def _said(args: Any) -> dict[str, int]:
 
 def _chunks(state: Any, path: Path) -> list[dict[Any, Any]]:
     """The state dicts: a list of them, ``model0``, ``model1``, ..., ``model``, or the whole."""
+    if isinstance(state, dict) and isinstance(state.get(_ADAPTERS), dict):
+        return [state[_ADAPTERS]]
     if isinstance(state, dict):
         named = {key: _CHUNK.fullmatch(key) for key in state if isinstance(key, str)}
         numbered = sorted((int(found[1] or 0), key) for key, found in named.items() if found)

@@ -2,7 +2,8 @@
 
 ``TT``, ``PPP`` and ``EEE`` are tensor, pipeline and expert parallel rank; the second number is the
 pipeline's or, where the model has only one stage, the experts'. verl 0.3 and 0.4 write
-``model.pt``, Megatron-LM ``model_optim_rng.pt`` (``--ckpt-format torch``). Tensors come out under
+``model.pt``, Megatron-LM ``model_optim_rng.pt`` (``--ckpt-format torch``), verl 0.7 LoRA adapters
+alone (``adapter_checkpoint/mp_rank_TT[_PPP]_adapter.pt``). Tensors come out under
 one name each: layers, which files number within their pipeline chunk, are numbered through, and
 the experts of a layer lie along a first dimension. Source: ``megatron/training/checkpointing.py``.
 """
@@ -21,6 +22,8 @@ from ckpt_tool.readers.megatron_join import join
 from ckpt_tool.readers.megatron_mesh import Rank, Sizes, sizes_of
 
 _FOLDER = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3,4}))?(?:_(\d{3,4}))?")
+#: verl 0.7's LoRA adapters, without the model below them.
+_ADAPTER = re.compile(_FOLDER.pattern + r"_adapter\.pt")
 _MOST_LISTED = 1000
 _FILES = ("model.pt", "model_optim_rng.pt", "model_rng.pt")
 #: What only the first stage has (or, for multi-token prediction, the last one too), and the last.
@@ -41,13 +44,13 @@ def open_megatron_ranks(folder: Path) -> Checkpoint:
     problems: list[Problem] = []
     numbers = _rank_files(folder)
     contents = {path: _read(path, problems) for path in numbers.values()}
-    with_experts = _has_expert_number(numbers, contents)
+    with_experts = not _are_adapters(numbers) and _has_expert_number(numbers, contents)
     ranks = {_rank(found, with_experts): path for found, path in numbers.items()}
     files = {rank: file for rank, path in ranks.items() if (file := contents[path]) is not None}
     sizes = sizes_of(ranks, files)
     problems += _missing(folder, ranks, sizes)
     if files:
-        problems += _missing_ends(folder, files)
+        problems += [] if _are_adapters(numbers) else _missing_ends(folder, files)
     return Checkpoint(
         format="megatron-ranks",
         path=folder,
@@ -63,11 +66,20 @@ def _rank_files(folder: Path) -> dict[tuple[int | None, ...], Path]:
     """The file in each rank's folder, by the numbers in the folder's name."""
     found = {}
     for path in sorted(folder.iterdir()):
+        matched = _ADAPTER.fullmatch(path.name)
+        if matched and path.is_file():
+            found[tuple(None if n is None else int(n) for n in matched.groups())] = path
+            continue
         matched = _FOLDER.fullmatch(path.name)
         files = [path / name for name in _FILES if matched and (path / name).is_file()]
         if matched and files:
             found[tuple(None if n is None else int(n) for n in matched.groups())] = files[0]
     return found
+
+
+def _are_adapters(numbers: Mapping[tuple[int | None, ...], Path]) -> bool:
+    """Whether these are files of adapters alone; a second number is then taken for the stage's."""
+    return all(_ADAPTER.fullmatch(path.name) for path in numbers.values())
 
 
 def _read(path: Path, problems: list[Problem]) -> RankFile | None:

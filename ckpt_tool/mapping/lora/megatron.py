@@ -29,6 +29,12 @@ def has_megatron_adapters(names: Iterable[str]) -> bool:
     return any(".adapter." in name for name in names)
 
 
+def are_adapters_alone(names: Iterable[str]) -> bool:
+    """Whether all of these names are of adapters of Megatron: their base is elsewhere."""
+    listed = list(names)
+    return bool(listed) and all(".adapter." in name for name in listed)
+
+
 def fused_megatron(
     tensors: Mapping[str, LazyTensor], settings: Settings
 ) -> tuple[Tensors, list[int]]:
