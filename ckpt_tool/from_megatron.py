@@ -20,7 +20,7 @@ from ckpt_tool.lora import base_config, refuse_options
 from ckpt_tool.lora_megatron import resolve_megatron, with_base
 from ckpt_tool.mapping.hub import with_architecture
 from ckpt_tool.mapping.megatron.keys import is_megatron
-from ckpt_tool.mapping.megatron.model import Model, model_of
+from ckpt_tool.mapping.megatron.model import Model
 from ckpt_tool.mapping.training import is_training_state
 from ckpt_tool.mapping.transformers_tables import HubForm
 from ckpt_tool.merge import (
@@ -149,9 +149,11 @@ def _plan(checkpoint: Checkpoint, options: MergeOptions) -> ModelPlan:
     if config is None:
         refuse_options(checkpoint, options.lora)
         return finish_plan(checkpoint, HubForm(dict(checkpoint), None, []), options, dropped)
-    found = resolve_megatron(checkpoint, options.lora, config, jobs_of(options.jobs))
+    tie = options.tie_word_embeddings or None
+    found, model = resolve_megatron(checkpoint, options.lora, config, jobs_of(options.jobs), tie)
     checkpoint = with_base(checkpoint, found)
-    model = model_of(found.tensors, config, tied=options.tie_word_embeddings or None)
+    if found.files is not None and not found.files.folder:
+        return finish_plan(checkpoint, HubForm({}, None, []), options, dropped, found)
     tensors, tied, also = without_tied_head(model.tensors, config, options)
     config = with_architecture(tensors, config.with_tied(tied))
     dropped |= also | _padding_text(model)

@@ -66,7 +66,7 @@ def resolve(
     note = _note(mode, adapters, settings)
     if mode == "fuse":
         return Resolved(model, note, None, dropped)
-    files = _files(ADAPTER_FOLDER, adapters, settings, config)
+    files = adapter_files(None, adapters, settings, config)
     return Resolved(model, replace(note, adapter=files.folder), files, dropped)
 
 
@@ -96,7 +96,7 @@ def resolve_alone(
     note = _note(mode, adapters, settings)
     if mode == "split":
         _check_ranks(adapters, settings)
-        files = _files("", adapters, settings, config)
+        files = adapter_files("", adapters, settings, config)
         return Resolved({}, replace(note, adapter="."), files)
     assert options.base is not None
     assert config is not None
@@ -106,7 +106,7 @@ def resolve_alone(
     model = fused(dict(base), _by_hub_names(adapters, config), settings, config.model_type)
     if mode == "fuse":
         return Resolved(model, note, base=base)
-    files = _files(ADAPTER_FOLDER, adapters, settings, config)
+    files = adapter_files(None, adapters, settings, config)
     return Resolved(model, replace(note, adapter=files.folder), files, base=base)
 
 
@@ -195,14 +195,15 @@ def _replaced(adapters: Adapters) -> dict[str, str]:
     }
 
 
-def _files(
-    folder: str, adapters: Adapters, settings: Settings, config: ModelConfig | None
+def adapter_files(
+    folder: str | None, adapters: Adapters, settings: Settings, config: ModelConfig | None
 ) -> AdapterFiles:
+    """What peft is given, in ``folder`` below OUT (None: where a model's adapters lie)."""
     named = config.architecture if config is not None else ""
     task = next((task for end, task in _TASKS.items() if named.endswith(end)), None)
     family = config.model_type if config is not None else ""
     made = peft_config(adapters, settings, family, task)
-    return AdapterFiles(folder, peft_tensors(adapters), made)
+    return AdapterFiles(ADAPTER_FOLDER if folder is None else folder, peft_tensors(adapters), made)
 
 
 def _note(mode: str, adapters: Adapters, settings: Settings) -> LoraNote:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.lora import places, refuse_options
+from ckpt_tool.lora import adapter_files, places, refuse_options
 from ckpt_tool.lora_plan import LoraNote, LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub import by_family
@@ -21,9 +21,11 @@ from ckpt_tool.mapping.lora.megatron import (
     are_adapters_alone,
     fused_megatron,
     has_megatron_adapters,
+    split_off,
 )
 from ckpt_tool.mapping.lora.settings import read_settings
 from ckpt_tool.mapping.megatron.convert import to_megatron
+from ckpt_tool.mapping.megatron.model import Model, model_of
 from ckpt_tool.mapping.megatron.rules import rules_for
 from ckpt_tool.proofs import tied_head
 from ckpt_tool.readers.base import Checkpoint
@@ -33,17 +35,21 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
 
 def resolve_megatron(
-    checkpoint: Checkpoint, options: LoraOptions, config: ModelConfig, jobs: int
-) -> Resolved:
-    """The model of a Megatron checkpoint by Megatron's names, its adapters fused.
+    checkpoint: Checkpoint,
+    options: LoraOptions,
+    config: ModelConfig,
+    jobs: int,
+    tied: bool | None = None,
+) -> tuple[Resolved, Model]:
+    """What becomes of the adapters, and the model by its names on the Hub.
 
     Adapters that were saved alone are fused into ``options.base``, whose config is ``config``.
-    Raises MappingError where adapters do not fit, UsageError where alpha is unknown or an option
-    is for another kind of checkpoint.
+    ``tied`` as in :func:`~ckpt_tool.mapping.megatron.model.model_of`, which says what is raised, as
+    does :func:`~ckpt_tool.lora.resolve`.
     """
     if not has_megatron_adapters(checkpoint):
         refuse_options(checkpoint, options)
-        return Resolved(dict(checkpoint))
+        return Resolved(dict(checkpoint)), model_of(checkpoint, config, tied=tied)
     alone = are_adapters_alone(checkpoint)
     _refuse(checkpoint, options, alone)
     settings = read_settings(places(checkpoint), options.alpha)
@@ -55,9 +61,20 @@ def resolve_megatron(
         _require_all_layers(checkpoint, config)
         given |= _in_megatron(base, config, given, jobs)
     tensors, ranks = fused_megatron(given, settings)
+    mode = options.mode or "fuse"
     rank = Counter(ranks).most_common(1)[0][0]
-    note = LoraNote("fuse", len(ranks), rank, settings.alpha, settings.source)
-    return Resolved(tensors, note, base=base)
+    note = LoraNote(mode, len(ranks), rank, settings.alpha, settings.source)
+    model = model_of(tensors, config, tied=tied)
+    if mode == "fuse":
+        return Resolved(tensors, note, base=base), model
+    adapters = split_off(model.tensors, config)
+    note = replace(note, num_modules=len(adapters.modules))
+    if mode == "split":
+        plain = {name: tensor for name, tensor in given.items() if ".adapter." not in name}
+        model = model_of(plain, config, tied=tied)
+        adapters = replace(adapters, base=model.tensors)
+    files = adapter_files("" if alone and mode == "split" else None, adapters, settings, config)
+    return Resolved(tensors, replace(note, adapter=files.folder or "."), files, base=base), model
 
 
 def with_base(checkpoint: Checkpoint, found: Resolved) -> Checkpoint:
@@ -68,11 +85,6 @@ def with_base(checkpoint: Checkpoint, found: Resolved) -> Checkpoint:
 
 
 def _refuse(checkpoint: Checkpoint, options: LoraOptions, alone: bool) -> None:
-    if options.mode not in (None, "fuse"):
-        raise UsageError(
-            f"{checkpoint.path}: LoRA adapters of Megatron can only be fused",
-            hint=f"Leave out --lora {options.mode}.",
-        )
     if alone and options.base is None:
         raise UsageError(
             f"{checkpoint.path}: LoRA adapters of Megatron alone, without their base model",

@@ -16,7 +16,6 @@ from ckpt_tool.lora_plan import LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import by_family, refuse_adapters, to_hub
 from ckpt_tool.mapping.megatron.keys import is_megatron
-from ckpt_tool.mapping.megatron.model import model_of
 from ckpt_tool.mapping.plain_names import prefix_of, under
 from ckpt_tool.mapping.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.training import is_training_state
@@ -112,8 +111,7 @@ def _as_it_is(side: Side) -> Side:
 
 def _from_megatron(side: Side, other: Side, config: ModelConfig) -> Side:
     """A Megatron side, with what Hugging Face repeats of it where the other side has that."""
-    fused = resolve_megatron(side.checkpoint, LoraOptions(), config, 1)
-    model = model_of(fused.tensors, config)
+    fused, model = resolve_megatron(side.checkpoint, LoraOptions(), config, 1)
     repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
     said = (*side.warnings, *_fused_text(side, fused))
     return replace(side, tensors=model.tensors | repeated, warnings=said)

@@ -163,17 +163,20 @@ def test_a_rank_that_is_missing(tmp_path, base):
     assert any("no file of" in str(problem) for problem in error.value.problems)
 
 
-@pytest.mark.parametrize(
-    ("mode", "with_base", "message"),
-    [
-        (None, False, "without their base model"),
-        ("split", True, "can only be fused"),
-    ],
-)
-def test_requests_that_cannot_be_carried_out(tmp_path, base, mode, with_base, message):
-    source = write_ranks(tmp_path / "in", 1, 1)
-    with pytest.raises(UsageError, match=message):
-        merge(source, tmp_path / "out", base if with_base else None, mode=mode)
+def test_rank_files_become_an_adapter_for_peft(tmp_path, base):
+    out = tmp_path / "out"
+    lora = LoraOptions("split", 16.0, base)
+    source = write_ranks(tmp_path / "in", 2, 1)
+    merge_megatron(source, out, MergeOptions(lora=lora, write=WriteOptions(verify=True)))
+    names = {"adapter_config.json", "adapter_model.safetensors", "ckpt_manifest.json"}
+    assert {path.name for path in out.iterdir()} == names
+    merge(WRITTEN, tmp_path / "whole", None, mode="split")
+    assert_same(load_folder(out), load_folder(tmp_path / "whole" / "lora_adapter"))
+
+
+def test_adapters_without_a_base(tmp_path):
+    with pytest.raises(UsageError, match="without their base model"):
+        merge(write_ranks(tmp_path / "in", 1, 1), tmp_path / "out", None)
 
 
 def test_a_base_beside_a_base_is_refused(tmp_path, base):

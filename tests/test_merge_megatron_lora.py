@@ -1,7 +1,9 @@
 """Checkpoints with adapters of Megatron-Bridge; one that it wrote itself, with TP of 2."""
 
+import json
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -54,6 +56,29 @@ def test_without_the_adapters_it_computes_something_else(tmp_path):
     judge = load_file(WRITTEN / "logits.safetensors")
     found = logits_of(model.eval(), judge["input_ids"])
     assert not torch.allclose(found, judge["logits"], rtol=1e-2, atol=1e-2)
+
+
+def test_split_off_for_peft(tmp_path):
+    out = tmp_path / "out"
+    result = merge_megatron(WRITTEN, out, options(mode="split"))
+    assert result.verified
+    assert result.lora is not None
+    assert (result.lora.mode, result.lora.num_modules) == ("split", 14)
+    model = transformers.AutoModelForCausalLM.from_pretrained(out, attn_implementation="eager")
+    adapted = peft.PeftModel.from_pretrained(model, out / "lora_adapter")
+    judge = load_file(WRITTEN / "logits.safetensors")
+    found = logits_of(adapted.eval(), judge["input_ids"])
+    assert torch.allclose(found, judge["logits"], rtol=1e-5, atol=1e-6)
+    config = json.loads((out / "lora_adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], len(config["target_modules"])) == (8, 16, 7)
+
+
+def test_both_are_what_each_is(tmp_path):
+    for mode in ("fuse", "split", "both"):
+        merge_megatron(WRITTEN, tmp_path / mode, options(mode=mode))
+    assert_same(load_folder(tmp_path / "both"), load_folder(tmp_path / "fuse"))
+    adapters = [load_folder(tmp_path / mode / "lora_adapter") for mode in ("both", "split")]
+    assert_same(*adapters)
 
 
 def test_an_update_by_hand(tmp_path):
@@ -128,7 +153,6 @@ def test_adapters_that_cannot_be_fused_are_named(tmp_path, name, shape, message)
     ("chosen", "message"),
     [
         (options(alpha=None), "alpha is unknown"),
-        (options(mode="split"), "can only be fused"),
     ],
 )
 def test_requests_that_cannot_be_carried_out(tmp_path, chosen, message):

@@ -14,8 +14,10 @@ from collections.abc import Iterable, Mapping
 from math import prod
 
 from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import LazyTensor, stack
+from ckpt_tool.lazy import Chunk, LazyTensor, cat, stack
 from ckpt_tool.lowrank import updated
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.lora.names import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
 from ckpt_tool.wording import plural
 
@@ -94,3 +96,38 @@ def _each(weight: LazyTensor, left: LazyTensor, right: LazyTensor, scale: float)
             for n in range(weight.shape[0])
         ]
     )
+
+
+def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
+    """The adapters of peft that make the updates in ``model``, whose names are those on the Hub.
+
+    Of a weight that is rows of an updated matrix, B is those rows of its left factor, and A the
+    right one: query, key and value share the A of what they were cut from. MappingError where the
+    model's modules are not called on the Hub as in memory.
+    """
+    found = {name: parts for name, tensor in model.items() if (parts := _updated_parts(tensor))}
+    faults = [name for name in found if ".experts." in name]
+    faults += [name for name in found if "vision_config" in config.raw]
+    modules = {}
+    for name, parts in found.items():
+        matrix = parts[0].region.computed
+        assert matrix is not None
+        whole_rows = {chunk.region.strides for chunk in parts} == {(matrix.columns, 1)}
+        if not whole_rows or any(chunk.region.computed is not matrix for chunk in parts):
+            faults.append(name)
+            continue
+        size = matrix.columns * matrix.dtype.itemsize
+        rows = [matrix.left.narrow(0, c.region.offset // size, c.box.sizes[0]) for c in parts]
+        module = name.removesuffix(".weight")
+        modules[module] = Module(module, matrix.right, cat(rows, 0))
+    if faults:
+        raise MappingError(
+            f"{plural(len(faults), 'weight')} whose adapters peft has no module for",
+            faults,
+            hint="Fuse them: --lora fuse.",
+        )
+    return Adapters({}, modules, {})
+
+
+def _updated_parts(tensor: LazyTensor) -> list[Chunk]:
+    return [chunk for chunk in tensor.chunks if chunk.region.computed is not None]
