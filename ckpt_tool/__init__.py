@@ -18,35 +18,42 @@ if TYPE_CHECKING:
     from ckpt_tool.output import WriteOptions
     from ckpt_tool.readers import open_checkpoint
     from ckpt_tool.to_mcore import ToMcoreOptions, convert_to_mcore
+    from ckpt_tool.upload import Upload, check_upload, upload_folder
     from ckpt_tool.verify import VerifyOptions, verify_checkpoint
 
 __all__ = [
     "MergeOptions",
     "NameOptions",
     "ToMcoreOptions",
+    "Upload",
     "VerifyOptions",
     "WriteOptions",
     "__version__",
+    "check_upload",
     "convert_to_mcore",
     "inspect_checkpoint",
     "merge_dcp",
     "merge_fsdp",
     "merge_megatron",
     "open_checkpoint",
+    "upload_folder",
     "verify_checkpoint",
 ]
 
 _HOMES = {
     "MergeOptions": "ckpt_tool.merge",
     "ToMcoreOptions": "ckpt_tool.to_mcore",
+    "Upload": "ckpt_tool.upload",
     "VerifyOptions": "ckpt_tool.verify",
     "WriteOptions": "ckpt_tool.output",
+    "check_upload": "ckpt_tool.upload",
     "inspect_checkpoint": "ckpt_tool.inspect",
     "NameOptions": "ckpt_tool.from_dcp",
     "merge_dcp": "ckpt_tool.from_dcp",
     "merge_fsdp": "ckpt_tool.merge",
     "merge_megatron": "ckpt_tool.from_megatron",
     "open_checkpoint": "ckpt_tool.readers",
+    "upload_folder": "ckpt_tool.upload",
     "convert_to_mcore": "ckpt_tool.to_mcore",
     "verify_checkpoint": "ckpt_tool.verify",
 }

@@ -8,7 +8,8 @@
     │   └── UnsafeContentError   a pickle names something that is not tensor metadata
     ├── CheckpointError       files are readable, but the checkpoint is incomplete or contradictory
     ├── MappingError          names cannot be brought into the wanted form
-    └── OutputError           the output cannot be written (exists, no space, changed plan)
+    ├── OutputError           the output cannot be written (exists, no space, changed plan)
+    └── UploadError           the Hub is not reached or refuses: token, repository, connection
 
 A message says what, where and what was expected; ``hint`` says what to do next.
 """
@@ -77,3 +78,7 @@ class MappingError(CkptError):
 
 class OutputError(CkptError):
     """The output cannot be written."""
+
+
+class UploadError(CkptError):
+    """The Hub is not reached, or refuses what it is asked."""

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ckpt_tool.check_load import LoadCheck, check_load
 from ckpt_tool.errors import UsageError
+from ckpt_tool.finished import finished_files
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.lora.settings import CONFIG
-from ckpt_tool.output import WriteOptions, WriteResult, json_bytes
+from ckpt_tool.output import WriteOptions, WriteResult, fingerprint, json_bytes
 from ckpt_tool.parallel import Team
 from ckpt_tool.plan import MANIFEST_NAME, ModelPlan, manifest
-from ckpt_tool.publish import Steps, real_path, write_plan
+from ckpt_tool.publish import Steps, already_written, real_path, write_plan
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.huggingface import open_huggingface
 from ckpt_tool.writers.huggingface import ADAPTER_NAME, INDEX_NAME, index_json
@@ -32,6 +33,10 @@ def check_plan(plan: ModelPlan, out: Path, options: WriteOptions) -> LoadCheck |
         protected.append(plan.config.folder)
     check_target(out, replace=options.overwrite, protected=protected)
     check_space(out, plan.total_bytes)
+    return _check_load(plan, options)
+
+
+def _check_load(plan: ModelPlan, options: WriteOptions) -> LoadCheck | None:
     if not options.check_load:
         return None
     if plan.config is None:
@@ -44,7 +49,8 @@ def write_model(plan: ModelPlan, out: Path, options: WriteOptions, team: Team) -
 
     Every process of the team writes its share of the files. Raises OutputError where one cannot
     be written, MappingError where ``check_load`` finds that the model does not open. When reading
-    back finds a difference nothing is published, and the result lists the tensors.
+    back finds a difference nothing is published, and the result lists the tensors. With ``resume``
+    nothing is written where ``out`` is what this plan would write.
     """
     out = real_path(out)
     steps = Steps(
@@ -52,7 +58,14 @@ def write_model(plan: ModelPlan, out: Path, options: WriteOptions, team: Team) -
         small_files=lambda written: _small_files(plan, written),
         read_back=lambda folder: _read_back(plan, folder),
     )
-    return replace(write_plan(plan, steps, out, options, team), lora=plan.lora)
+    there = replace(
+        steps,
+        check=lambda: _check_load(plan, options),
+        find=lambda: finished_files(out, plan.files, steps.small_files, team.progress),
+    )
+    found = already_written(plan, there, out, options, team)
+    result = found or write_plan(plan, steps, out, options, team)
+    return replace(result, lora=plan.lora)
 
 
 def _small_files(plan: ModelPlan, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
@@ -63,7 +76,8 @@ def _small_files(plan: ModelPlan, written: list[WrittenFile]) -> Iterator[tuple[
     if plan.adapter is not None:
         yield plan.adapter.path(CONFIG), json_bytes(plan.adapter.config)
     source = manifest(plan.checkpoint, plan.casts(), plan.dropped, written, plan.lora)
-    yield MANIFEST_NAME, json_bytes(source)
+    mark = fingerprint(plan.checkpoint.files, plan.files)
+    yield MANIFEST_NAME, json_bytes(source | {"plan": mark})
     index = index_json([file for file in plan.files if not file.name.endswith(ADAPTER_NAME)])
     if index is not None:
         yield INDEX_NAME, index

@@ -52,6 +52,7 @@ class WriteResult:
     """What was written. ``differences``: tensors that did not read back as planned.
 
     ``seconds`` is everything, checks included; ``bytes_per_second`` the writing alone.
+    ``already_complete``: all of it was there before, and nothing was written again.
     """
 
     format: str
@@ -68,25 +69,40 @@ class WriteResult:
     differences: list[str] = field(default_factory=list)
     load_check: LoadCheck | None = None
     lora: LoraNote | None = None
+    already_complete: bool = False
 
 
-def fingerprint(sources: Iterable[ShardFile], files: Iterable[PlannedFile]) -> str:
-    """Changes when the source files or any planned byte range do: what ``resume`` compares."""
-    read = [(file.path, file.bytes, os.stat(file.path).st_mtime_ns) for file in sources]
+def fingerprint(sources: Sequence[ShardFile], files: Iterable[PlannedFile]) -> str:
+    """Changes when the source files or any planned byte range do: what ``resume`` compares.
+
+    Where the sources lie does not matter.
+    """
+    read = [(Path(file.path).name, file.bytes, os.stat(file.path).st_mtime_ns) for file in sources]
+    places = {file.path: str(number) for number, file in enumerate(sources)}
     whole = hashlib.sha256(json.dumps([__version__, read]).encode())
     for file in files:
         whole.update("\n".join((file.name, *file.names)).encode())
         for item in file.items:
             if isinstance(item, LazyTensor):
-                whole.update(_begin(item))
+                whole.update(_begin(item, places))
             elif isinstance(item, bytes):
                 whole.update(item)
     return whole.hexdigest()
 
 
-def _begin(tensor: LazyTensor) -> bytes:
+def _begin(tensor: LazyTensor, places: Mapping[str, str]) -> bytes:
     """Where a tensor comes from: another one of the same name must not pass for it."""
-    return repr([chunk.region for chunk in tensor.chunks[:1]]).encode()
+    found = []
+    for chunk in tensor.chunks[:1]:
+        region, matrix = chunk.region, chunk.region.computed
+        found.append(
+            repr(region._replace(path=places.get(region.path, region.path), computed=None))
+        )
+        if matrix is not None:
+            parts = (matrix.base, matrix.left, matrix.right, matrix.magnitude)
+            found += [str(_begin(part, places)) for part in parts if part is not None]
+            found.append(repr(matrix.scale))
+    return repr(found).encode()
 
 
 def write_files(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -55,13 +55,15 @@ class Steps:
 
     ``check`` refuses before anything is written. ``small_files`` are put beside the tensors'
     files, in order. ``read_back`` gives every process the tensors as they were written; ``load``
-    lets somebody else open the result before it appears.
+    lets somebody else open the result before it appears. ``find`` gives the tensors' files where
+    the output is complete already.
     """
 
     check: Callable[[], LoadCheck | None]
     small_files: Callable[[list[WrittenFile]], Iterable[tuple[str, bytes]]]
     read_back: Callable[[Path], Mapping[str, LazyTensor]]
     load: Callable[[Path], LoadCheck] | None = None
+    find: Callable[[], list[WrittenFile] | None] | None = None
 
 
 def write_plan(
@@ -80,13 +82,43 @@ def write_plan(
         written = _write_tensors(plan, staging, team)
         write_seconds = time.monotonic() - begun
         team.world.first(lambda: _put(staging, steps.small_files(written)))
-        different = _read_back(plan, steps, staging.path, team) if options.verify else []
+        different = _read_back(plan, steps, staging.path, team) if options.verify else None
         if steps.load is not None and not different:
             load = steps.load
             loaded = team.world.first(lambda: load(staging.path))
         team.world.first(lambda: _close(staging, bool(different), options))
     except BaseException as error:
         raise explained(error, staging) from error
+    rate = plan.total_bytes / max(write_seconds, 1e-9)
+    result = _result(plan, out, written, different, loaded)
+    return replace(result, seconds=time.monotonic() - started, bytes_per_second=rate)
+
+
+def already_written(
+    plan: Plan, steps: Steps, out: Path, options: WriteOptions, team: Team
+) -> WriteResult | None:
+    """The result for an ``out`` that is what ``plan`` would write; None where it is not.
+
+    Only a run that resumes looks. Nothing is written; ``verify`` reads back what is there.
+    """
+    started = time.monotonic()
+    written = team.world.first(steps.find) if options.resume and steps.find else None
+    if written is None:
+        return None
+    loaded = team.world.first(steps.check)
+    different = _read_back(plan, steps, out, team) if options.verify else None
+    result = _result(plan, out, written, different, loaded)
+    return replace(result, seconds=time.monotonic() - started, already_complete=True)
+
+
+def _result(
+    plan: Plan,
+    out: Path,
+    written: list[WrittenFile],
+    different: list[str] | None,
+    loaded: LoadCheck | None,
+) -> WriteResult:
+    """What was written, its times still to be put in; ``different``: None if nobody looked."""
     return WriteResult(
         format=plan.checkpoint.format,
         output=out,
@@ -94,12 +126,12 @@ def write_plan(
         total_bytes=plan.total_bytes,
         files=written,
         casts=casts_of(plan.casts(), written),
-        seconds=time.monotonic() - started,
-        bytes_per_second=plan.total_bytes / max(write_seconds, 1e-9),
-        verified=not different if options.verify else None,
+        seconds=0.0,
+        bytes_per_second=0.0,
+        verified=None if different is None else not different,
         warnings=plan.warnings + overflows(plan.casts(), written),
         dropped=plan.dropped,
-        differences=different,
+        differences=different or [],
         load_check=loaded,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +15,10 @@ from ckpt_tool.parallel import is_first
 
 if TYPE_CHECKING:
     from ckpt_tool.merge import MergeOptions
+    from ckpt_tool.output import WriteResult
     from ckpt_tool.parallel import Team
     from ckpt_tool.plan import ModelPlan
+    from ckpt_tool.upload import Target, Upload, UploadResult
 
 app = typer.Typer(
     help="Merge a sharded checkpoint into a Hugging Face model folder.",
@@ -122,45 +125,77 @@ def dcp(
 def _run(
     make: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, request: Request
 ) -> None:
+    upload = request.upload()
     if request.dry_run:
-        _dry_run(make, out, options, as_json=request.as_json)
+        _dry_run(make, out, options, upload, as_json=request.as_json)
     else:
-        _write(make, out, options, as_json=request.as_json)
+        _write(make, out, options, upload, as_json=request.as_json)
 
 
 def _dry_run(
-    make: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, *, as_json: bool
+    make: Callable[[Team], ModelPlan],
+    out: Path,
+    options: MergeOptions,
+    upload: Upload | None,
+    *,
+    as_json: bool,
 ) -> None:
     from ckpt_tool.merge import team_of
     from ckpt_tool.model_folder import check_plan
+    from ckpt_tool.upload import check_upload, weight_names
 
+    target = check_upload(upload) if upload is not None and is_first() else None
     with ui.progress_bar(quiet=as_json or not is_first()) as progress:
         plan = make(team_of(options, progress))
+        if target is not None:
+            target.require_replaced(weight_names(plan))
         check_plan(plan, out, options.write)
     if not is_first():
         return
     with ui.output():
         if as_json:
-            ui.print_json(results.plan_json(plan, out))
+            ui.print_json(results.plan_json(plan, out) | {"upload": results.upload_json(target)})
         else:
-            _show_plan(plan, out)
+            _show_plan(plan, out, target)
 
 
 def _write(
-    make: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, *, as_json: bool
+    make: Callable[[Team], ModelPlan],
+    out: Path,
+    options: MergeOptions,
+    upload: Upload | None,
+    *,
+    as_json: bool,
 ) -> None:
     from ckpt_tool.merge import write_planned
+    from ckpt_tool.upload import checked
 
     with ui.progress_bar(quiet=as_json or not is_first()) as progress:
-        result = write_planned(make, out, options, progress)
-    with ui.output():
-        if is_first():
-            results.report(result, as_json=as_json)
+        result = write_planned(checked(make, upload), out, options, progress)
+    if not as_json and is_first():
+        with ui.output():
+            results.show_result(result)
+    sent = None if result.differences else _send(result, upload, as_json=as_json)
+    if is_first():
+        with ui.output():
+            if as_json:
+                results.report(result, as_json=True, upload=results.upload_json(sent))
+            elif sent is not None:
+                results.show_upload(sent)
     if result.differences:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 
 
-def _show_plan(plan: ModelPlan, out: Path) -> None:
+def _send(result: WriteResult, upload: Upload | None, *, as_json: bool) -> UploadResult | None:
+    """Upload the folder that is complete: the first process of several, by itself."""
+    from ckpt_tool.upload import upload_folder
+
+    if upload is None or not is_first():
+        return None
+    return upload_folder(result.output, upload, show=not as_json and sys.stderr.isatty())
+
+
+def _show_plan(plan: ModelPlan, out: Path, target: Target | None) -> None:
     from rich import box
     from rich.table import Table
 
@@ -181,5 +216,7 @@ def _show_plan(plan: ModelPlan, out: Path) -> None:
     if plan.config is not None:
         names = ", ".join(["config.json", *plan.config.side_files()])
         console.print(f"  beside   {names}", soft_wrap=True)
+    if target is not None:
+        results.show_target(target)
     for warning in plan.warnings:
         ui.warn(warning)

@@ -13,9 +13,11 @@ import typer
 
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.options import AsJson, DirectIo, Fsync, Jobs, Overwrite, Resume
+from ckpt_tool.errors import UsageError
 
 if TYPE_CHECKING:
     from ckpt_tool.merge import MergeOptions
+    from ckpt_tool.upload import Upload
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,17 @@ class Request:
     def as_json(self) -> bool:
         """Whether the result is one JSON object."""
         return bool(self.values["as_json"])
+
+    def upload(self) -> Upload | None:
+        """Where the model goes when it is complete; UsageError for --private without --upload."""
+        repo, private = self.values["upload"], self.values["private"]
+        if repo is None:
+            if private:
+                raise UsageError("--private is about --upload, which is not given")
+            return None
+        from ckpt_tool.upload import Upload
+
+        return Upload(repo, private)
 
     def options(self, **more: Any) -> MergeOptions:
         """The options as the library takes them, with ``more`` that only one command has."""
@@ -103,6 +116,16 @@ def _every_merge(
         typer.Option(
             "--check-load", help="First require that transformers wants exactly these tensors."
         ),
+    ] = False,
+    upload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO",
+            help="Upload OUT to this repository of the Hugging Face Hub when it is complete.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Upload to a private repository only.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ckpt_tool.mcore_folder import McorePlan
     from ckpt_tool.output import WriteResult
     from ckpt_tool.plan import Cast, Casts, ModelPlan
+    from ckpt_tool.upload import Target, UploadResult
 
 
 def report(result: WriteResult, *, as_json: bool, **more: Any) -> None:
@@ -33,16 +34,12 @@ def show_result(result: WriteResult) -> None:
         ui.warn(warning)
     if result.differences:
         count = plural(len(result.differences), "tensor")
-        console.print(f"[red]{count} did not read back as written; nothing was kept[/red]")
+        kept = f"{result.output} was left" if result.already_complete else "nothing was kept"
+        console.print(f"[red]{count} did not read back as written; {kept}[/red]", soft_wrap=True)
         for name in result.differences:
             console.print(f"  {name}", soft_wrap=True)
         return
-    console.print(
-        f"Wrote {plural(result.num_tensors, 'tensor')}, {human_bytes(result.total_bytes)}"
-        f" in {plural(len(result.files), 'file')} to {result.output}"
-        f" ({result.seconds:.1f} s, writing at {human_bytes(result.bytes_per_second)}/s)",
-        soft_wrap=True,
-    )
+    console.print(_first_line(result), soft_wrap=True)
     _show_lora(console, result.lora)
     for cast in result.casts:
         console.print(_cast_line(cast))
@@ -61,6 +58,17 @@ def show_result(result: WriteResult) -> None:
         )
 
 
+def _first_line(result: WriteResult) -> str:
+    held = (
+        f"{plural(result.num_tensors, 'tensor')}, {human_bytes(result.total_bytes)}"
+        f" in {plural(len(result.files), 'file')}"
+    )
+    if result.already_complete:
+        return f"Already complete: {held} in {result.output}, checked ({result.seconds:.1f} s)"
+    speed = f"writing at {human_bytes(result.bytes_per_second)}/s"
+    return f"Wrote {held} to {result.output} ({result.seconds:.1f} s, {speed})"
+
+
 def show_changes(casts: Casts, dropped: dict[str, str]) -> None:
     """What a plan changes of the tensors: dtypes, and what it leaves out."""
     console = ui.console()
@@ -72,6 +80,33 @@ def show_changes(casts: Casts, dropped: dict[str, str]) -> None:
 def show_plan_notes(plan: ModelPlan) -> None:
     """What a plan does beside moving weights."""
     _show_lora(ui.console(), plan.lora)
+
+
+def show_upload(sent: UploadResult) -> None:
+    """What was uploaded, for people."""
+    private = " (private)" if sent.private else ""
+    ui.console().print(
+        f"  upload   {sent.url}{private}  {plural(sent.num_files, 'file')}", soft_wrap=True
+    )
+
+
+def show_target(target: Target) -> None:
+    """Where an upload would go, for people."""
+    kind = "private" if target.private else "public"
+    there = "is there" if target.exists else "new"
+    ui.console().print(f"  upload   would go to {target.url} ({kind}, {there})", soft_wrap=True)
+
+
+def upload_json(found: UploadResult | Target | None) -> dict[str, Any] | None:
+    """An upload as JSON; ``commit`` is null where nothing was sent."""
+    if found is None:
+        return None
+    return {
+        "repo": found.repo,
+        "url": found.url,
+        "private": found.private,
+        "commit": getattr(found, "commit", None),
+    }
 
 
 def plan_json(plan: ModelPlan | McorePlan, out: Path) -> dict[str, Any]:
@@ -142,6 +177,7 @@ def result_json(result: WriteResult) -> dict[str, Any]:
         "dropped": result.dropped,
         "seconds": result.seconds,
         "bytes_per_second": result.bytes_per_second,
+        "already_complete": result.already_complete,
         "verified": result.verified,
         "differences": result.differences,
         "load_check": asdict(result.load_check) if result.load_check is not None else None,

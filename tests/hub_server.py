@@ -1,0 +1,215 @@
+"""A stand-in for the Hugging Face Hub: what huggingface_hub asks for while it uploads a model.
+
+Large files go by LFS, with the basic transfer. Everything that was asked is in `requests`.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+#: Tokens, and what `whoami` says of them.
+WRITES, READS, FINE, UNKNOWN = "hf_writes", "hf_reads", "hf_fine", "hf_unknown"
+_SCOPES = {
+    "global": ["discussion.write"],
+    "scoped": [
+        {"entity": {"type": "org", "name": "lab"}, "permissions": ["repo.write"]},
+        {"entity": {"type": "user", "name": "ada"}, "permissions": ["repo.content.read"]},
+    ],
+}
+_ROLES = {
+    WRITES: {"role": "write"},
+    READS: {"role": "read"},
+    FINE: {"role": "fineGrained", "fineGrained": _SCOPES},
+}
+CUT = 0  # in place of a status: the connection ends without an answer
+
+
+@dataclass
+class Repo:
+    """A model repository: `commits` are all its states, oldest first, files by name."""
+
+    private: bool = False
+    commits: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
+    large: dict[str, str] = field(default_factory=dict)  # name -> sha256
+    ignored: str = ""
+    writable: bool = True
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return self.commits[-1]
+
+
+@dataclass
+class Hub:
+    """`fails` gives a status for a request (method, path) that is to fail, or `CUT`."""
+
+    url: str = ""
+    repos: dict[str, Repo] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    fails: Callable[[str, str], int | None] = lambda _method, _path: None
+    created: Callable[[Repo], object] = lambda _repo: None
+
+    @property
+    def writes(self) -> list[tuple[str, str]]:
+        """Requests that change something."""
+        return [(method, path) for method, path in self.requests if method != "GET"]
+
+    @property
+    def sent(self) -> list[str]:
+        """The sha256 of every large file that was sent, and arrived."""
+        return [path.removeprefix("/lfs/") for method, path in self.requests if method == "PUT"]
+
+    def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, object]:
+        if path == "/api/whoami-v2":
+            who = {"type": "user", "name": "ada", "orgs": [{"name": "lab"}]}
+            return 200, who | {"auth": {"accessToken": _ROLES[token]}}
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if found := re.fullmatch(r"/lfs/(\w+)", path):
+            assert hashlib.sha256(body).hexdigest() == found[1]
+            self.objects[found[1]] = body
+            return 200, {}
+        if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            return 200, self._batch(json.loads(body))
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([\w-]+)(?:/(.+))?)?", path)
+        if found is None:
+            return 501, {"error": f"{method} {path} is nothing that the stand-in knows"}
+        if found[1] not in self.repos:
+            return 404, {"error": "Repository not found"}
+        repo = self.repos[found[1]]
+        if found[2] in (None, "revision"):
+            return 200, self._info(found[1], repo, found[3])
+        if found[2] == "auth-check":
+            return (200, {}) if repo.writable else (403, {"error": "Forbidden: no write access"})
+        if found[2] == "preupload":
+            return 200, {"files": [_mode(repo, row) for row in json.loads(body)["files"]]}
+        assert found[2] == "commit", path
+        return 200, self._commit(found[1], repo, body)
+
+    def _create(self, asked: dict) -> tuple[int, object]:
+        name = f"{asked['organization'] or 'ada'}/{asked['name']}"
+        if name in self.repos:
+            return 409, {"error": "You already created this model repo"}
+        private = asked.get("visibility") == "private" or asked.get("private", False)
+        self.repos[name] = Repo(private=private)
+        self.created(self.repos[name])
+        return 200, {"url": f"{self.url}/{name}", "name": name}
+
+    def _batch(self, asked: dict) -> dict:
+        rows = [{"oid": row["oid"], "size": row["size"]} for row in asked["objects"]]
+        for row in rows:
+            if row["oid"] not in self.objects:
+                row["actions"] = {"upload": {"href": f"{self.url}/lfs/{row['oid']}"}}
+        return {"transfer": "basic", "objects": rows}
+
+    def _info(self, name: str, repo: Repo, revision: str | None) -> dict:
+        number = len(repo.commits) - 1 if revision in (None, "main") else int(revision, 16)
+        files = repo.commits[number]
+        siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
+        about = {"id": name, "modelId": name, "private": repo.private, "tags": []}
+        return about | {"sha": _oid(number), "siblings": siblings, "downloads": 0, "likes": 0}
+
+    def _commit(self, name: str, repo: Repo, body: bytes) -> dict:
+        files = dict(repo.files)
+        for row in map(json.loads, body.splitlines()):
+            value = row["value"]
+            if row["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif row["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+                repo.large[value["path"]] = value["oid"]
+            else:
+                assert row["key"] == "header", row
+        repo.commits.append(files)
+        oid = _oid(len(repo.commits) - 1)
+        return {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{name}/commit/{oid}"}
+
+
+def _oid(number: int) -> str:
+    return f"{number:040x}"
+
+
+def _mode(repo: Repo, row: dict) -> dict:
+    path = row["path"]
+    mode = {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular"}
+    if path in repo.large:
+        mode["oid"] = repo.large[path]
+    elif path in repo.files:
+        data = repo.files[path]
+        mode["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return mode | {"shouldIgnore": path == repo.ignored}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def do_GET(self) -> None:
+        body = self._body()
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path))
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        status = self.hub.fails(self.command, path)
+        if status is not None or (token not in _ROLES and not path.startswith("/lfs/")):
+            self.hub.requests.pop()
+            self.hub.requests.append((f"{self.command} refused", path))
+        if status == CUT:
+            self.close_connection = True
+            return
+        if status is not None:
+            self._send(status, {"error": "out of order"})
+        elif token not in _ROLES and not path.startswith("/lfs/"):
+            self._send(401, {"error": "Invalid username or password."})
+        else:
+            self._send(*self.hub.answer(self.command, path, token, body))
+
+    do_POST = do_PUT = do_GET
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _send(self, status: int, value: object) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[Hub]:
+    """A hub that listens on this machine while the context lasts."""
+    hub = Hub()
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
