@@ -125,7 +125,7 @@ def checked(
 
 def weight_names(plan: ModelPlan) -> list[str]:
     """The weight files of a plan, and their index."""
-    names = [file.name for file in plan.files]
+    names = [file.name for file in plan.files if "/" not in file.name]
     return [*names, INDEX_NAME] if len(names) > 1 else names
 
 

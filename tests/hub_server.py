@@ -1,6 +1,6 @@
 """A stand-in for the Hugging Face Hub: what huggingface_hub asks for while it uploads a model.
 
-Large files go by LFS, with the basic transfer. Everything that was asked is in `requests`.
+Large files go by LFS, with the basic transfer. `requests` has what was asked: (method, path).
 """
 
 import base64
@@ -58,16 +58,16 @@ class Hub:
     created: Callable[[Repo], object] = lambda _repo: None
 
     @property
-    def writes(self) -> list[tuple[str, str]]:
-        """Requests that change something."""
-        return [(method, path) for method, path in self.requests if method != "GET"]
+    def writes(self) -> list[str]:
+        """Requests that are to change something, refused or not."""
+        return [path for method, path in self.requests if not method.endswith("GET")]
 
     @property
     def sent(self) -> list[str]:
         """The sha256 of every large file that was sent, and arrived."""
         return [path.removeprefix("/lfs/") for method, path in self.requests if method == "PUT"]
 
-    def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, object]:
+    def answer(self, path: str, token: str, body: bytes) -> tuple[int, object]:
         if path == "/api/whoami-v2":
             who = {"type": "user", "name": "ada", "orgs": [{"name": "lab"}]}
             return 200, who | {"auth": {"accessToken": _ROLES[token]}}
@@ -77,22 +77,25 @@ class Hub:
             assert hashlib.sha256(body).hexdigest() == found[1]
             self.objects[found[1]] = body
             return 200, {}
-        if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            return 200, self._batch(json.loads(body))
         found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([\w-]+)(?:/(.+))?)?", path)
-        if found is None:
-            return 501, {"error": f"{method} {path} is nothing that the stand-in knows"}
+        found = found or re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/(batch)()", path)
+        assert found, path
         if found[1] not in self.repos:
             return 404, {"error": "Repository not found"}
-        repo = self.repos[found[1]]
-        if found[2] in (None, "revision"):
-            return 200, self._info(found[1], repo, found[3])
-        if found[2] == "auth-check":
-            return (200, {}) if repo.writable else (403, {"error": "Forbidden: no write access"})
-        if found[2] == "preupload":
-            return 200, {"files": [_mode(repo, row) for row in json.loads(body)["files"]]}
-        assert found[2] == "commit", path
-        return 200, self._commit(found[1], repo, body)
+        return self._of_repo(found[1], found[2] or "revision", found[3], body)
+
+    def _of_repo(self, name: str, what: str, rest: str, body: bytes) -> tuple[int, object]:
+        repo = self.repos[name]
+        if what == "auth-check" and not repo.writable:
+            return 403, {"error": "Forbidden: no write access"}
+        answers = {
+            "auth-check": dict,
+            "batch": lambda: self._batch(json.loads(body)),
+            "commit": lambda: self._commit(name, repo, body),
+            "preupload": lambda: {"files": [_mode(repo, r) for r in json.loads(body)["files"]]},
+            "revision": lambda: _info(name, repo, rest),
+        }
+        return 200, answers[what]()
 
     def _create(self, asked: dict) -> tuple[int, object]:
         name = f"{asked['organization'] or 'ada'}/{asked['name']}"
@@ -109,13 +112,6 @@ class Hub:
             if row["oid"] not in self.objects:
                 row["actions"] = {"upload": {"href": f"{self.url}/lfs/{row['oid']}"}}
         return {"transfer": "basic", "objects": rows}
-
-    def _info(self, name: str, repo: Repo, revision: str | None) -> dict:
-        number = len(repo.commits) - 1 if revision in (None, "main") else int(revision, 16)
-        files = repo.commits[number]
-        siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
-        about = {"id": name, "modelId": name, "private": repo.private, "tags": []}
-        return about | {"sha": _oid(number), "siblings": siblings, "downloads": 0, "likes": 0}
 
     def _commit(self, name: str, repo: Repo, body: bytes) -> dict:
         files = dict(repo.files)
@@ -137,6 +133,14 @@ def _oid(number: int) -> str:
     return f"{number:040x}"
 
 
+def _info(name: str, repo: Repo, revision: str | None) -> dict:
+    number = len(repo.commits) - 1 if revision in (None, "main") else int(revision, 16)
+    files = repo.commits[number]
+    siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
+    about = {"id": name, "modelId": name, "private": repo.private, "tags": []}
+    return about | {"sha": _oid(number), "siblings": siblings, "downloads": 0, "likes": 0}
+
+
 def _mode(repo: Repo, row: dict) -> dict:
     path = row["path"]
     mode = {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular"}
@@ -155,23 +159,28 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self._body()
         path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append((self.command, path))
+        if path == "/api/agent-harnesses":  # which programs call: asked of itself
+            self._send(200, {})
+            return
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         status = self.hub.fails(self.command, path)
-        if status is not None or (token not in _ROLES and not path.startswith("/lfs/")):
-            self.hub.requests.pop()
-            self.hub.requests.append((f"{self.command} refused", path))
-        if status == CUT:
+        if status is None and token not in _ROLES and not path.startswith("/lfs/"):
+            status = 401
+        self.hub.requests.append(
+            (self.command if status is None else f"refused {self.command}", path)
+        )
+        if status is None:
+            self._send(*self.hub.answer(path, token, body))
+        elif status == CUT:
             self.close_connection = True
-            return
-        if status is not None:
-            self._send(status, {"error": "out of order"})
-        elif token not in _ROLES and not path.startswith("/lfs/"):
-            self._send(401, {"error": "Invalid username or password."})
         else:
-            self._send(*self.hub.answer(self.command, path, token, body))
+            self._send(status, {"error": "Refused by the stand-in"})
 
-    do_POST = do_PUT = do_GET
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
