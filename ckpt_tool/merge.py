@@ -9,7 +9,7 @@ process plans, and writes its share.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckpt_tool.casting import cast_all, main_dtype, require_dtype, target_dtype
@@ -19,6 +19,7 @@ from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import refuse_adapters, to_hub
 from ckpt_tool.mapping.transformers_tables import HubForm
+from ckpt_tool.mapping.value_head import as_value_model, value_model
 from ckpt_tool.model_folder import write_model
 from ckpt_tool.output import WriteOptions, WriteResult
 from ckpt_tool.parallel import ALONE, Team, joined
@@ -36,6 +37,7 @@ class MergeOptions:
 
     ``config`` is a folder with config and tokenizer (None: the checkpoint's own).
     ``keep_names``: weights and index only, names as they are in the checkpoint.
+    ``value_model``: whether one is wanted (None: what the checkpoint is).
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
 
@@ -44,6 +46,7 @@ class MergeOptions:
     dtype: str = "auto"
     max_shard_size: str = "5GB"
     tie_word_embeddings: bool | None = None
+    value_model: bool | None = None
     check_replicas: bool = False
     jobs: int = 0
     write: WriteOptions = field(default_factory=WriteOptions)
@@ -95,6 +98,8 @@ def opened(checkpoint: Checkpoint, options: MergeOptions) -> Checkpoint:
     """The checkpoint, if it is sound and the options are choices that exist."""
     require_dtype(options.dtype)
     parse_size(options.max_shard_size)
+    if options.keep_names and options.value_model is not None:
+        raise UsageError("--value-model, --no-value-model: they cannot go with --config none")
     checkpoint.require_sound()
     if not checkpoint.entries:
         raise CheckpointError(f"{checkpoint.path}: there is no tensor in this checkpoint")
@@ -115,9 +120,23 @@ def plan_model(
     if config is None:
         return finish_plan(checkpoint, HubForm(dict(tensors), None, []), options, dropped)
     refuse_adapters(tensors)
-    tensors, tied, also = without_tied_head(tensors, config, options)
-    form = to_hub(tensors, config.with_tied(tied))
-    return finish_plan(checkpoint, form, options, dropped | also)
+    model = value_model(tensors, config, options.value_model)
+    tensors, tied, also = without_tied_head(model.base, model.config, options)
+    form = to_hub(tensors, model.config.with_tied(tied))
+    form, head = as_value_model(form, model.head, options.value_model)
+    return _warned(finish_plan(checkpoint, form, options, dropped | also | head), model.head)
+
+
+def _warned(plan: ModelPlan, head: Mapping[str, LazyTensor]) -> ModelPlan:
+    """The plan with a warning where trl would not find the head that is in it."""
+    if len(plan.files) == 1 or not head.keys() & plan.tensors:
+        return plan
+    size = -(-plan.total_bytes // 10**9)
+    said = (
+        f"the weights are in {len(plan.files)} files, and trl finds a value head in a local folder"
+        f" only if they are in one: for trl, merge with --max-shard-size {size}GB"
+    )
+    return replace(plan, warnings=[*plan.warnings, said])
 
 
 def without_tied_head(
@@ -148,6 +167,7 @@ def finish_plan(
         files=plan_files(tensors, parse_size(options.max_shard_size)),
         dropped=dropped,
         warnings=form.warnings,
+        views=form.views,
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckpt_tool.check_load import LoadCheck, check_load
+from ckpt_tool.check_load import LoadCheck, check_views
 from ckpt_tool.errors import UsageError
+from ckpt_tool.mapping.transformers_tables import View
 from ckpt_tool.output import WriteOptions, WriteResult, json_bytes
 from ckpt_tool.parallel import Team
 from ckpt_tool.plan import MANIFEST_NAME, ModelPlan, manifest
@@ -33,7 +34,8 @@ def check_plan(plan: ModelPlan, out: Path, options: WriteOptions) -> LoadCheck |
         return None
     if plan.config is None:
         raise UsageError("--check-load needs a config: it cannot go with --config none")
-    return check_load(plan.config, {name: t.shape for name, t in plan.tensors.items()})
+    shapes = {name: tensor.shape for name, tensor in plan.tensors.items()}
+    return check_views(plan.views or (View(plan.config, frozenset()),), shapes)
 
 
 def write_model(plan: ModelPlan, out: Path, options: WriteOptions, team: Team) -> WriteResult:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ckpt_tool.dtypes import DType
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.transformers_tables import View
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.version import __version__
 from ckpt_tool.writers.planned import PlannedFile
@@ -25,7 +26,7 @@ Casts = dict[tuple[DType, DType], int]
 class ModelPlan:
     """Everything that will be written, before anything is.
 
-    ``dropped`` maps names that are left out on purpose to the reason.
+    ``dropped`` maps names that are left out on purpose to the reason. ``views``: as in HubForm.
     """
 
     checkpoint: Checkpoint
@@ -34,6 +35,7 @@ class ModelPlan:
     files: list[PlannedFile]
     dropped: dict[str, str]
     warnings: list[str]
+    views: tuple[View, ...] = ()
 
     @property
     def num_tensors(self) -> int:

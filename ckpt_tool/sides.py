@@ -17,6 +17,7 @@ from ckpt_tool.mapping.megatron.model import model_of
 from ckpt_tool.mapping.plain_names import prefix_of, under
 from ckpt_tool.mapping.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.training import is_training_state
+from ckpt_tool.mapping.value_head import heads_as_in, value_model
 from ckpt_tool.parallel import ALONE, Team
 from ckpt_tool.progress import Progress
 from ckpt_tool.proofs import is_weight_of, only_embedding, prove_replicas
@@ -64,7 +65,11 @@ def require_config(side: Side, other: Side) -> Side:
     memory: the tables of families change names in memory only, so they are used there too.
     Without any config names stay as they are.
     """
-    side = _plain(side)
+    named = _by_hub_names(_plain(side), other)
+    return replace(named, tensors=heads_as_in(named.tensors, other.tensors))
+
+
+def _by_hub_names(side: Side, other: Side) -> Side:
     config = side.config or other.config
     if config is None:
         return _as_it_is(side)
@@ -78,8 +83,10 @@ def require_config(side: Side, other: Side) -> Side:
     if side.checkpoint.format == "dcp" and is_torchtitan(tensors):
         tensors = from_torchtitan(tensors, config)
     refuse_adapters(tensors)
-    form = to_hub(tensors, config)
-    return replace(side, tensors=form.tensors, warnings=(*side.warnings, *form.warnings))
+    model = value_model(tensors, config)
+    form = to_hub(model.base, model.config)
+    tensors = form.tensors | model.head
+    return replace(side, tensors=tensors, warnings=(*side.warnings, *form.warnings))
 
 
 def _plain(side: Side) -> Side:

@@ -42,7 +42,7 @@ class Request:
         values = self.values
         write = ("verify", "check_load", "overwrite", "resume", "fsync")
         direct = values["direct_io"]
-        same = ("dtype", "max_shard_size", "tie_word_embeddings", "jobs")
+        same = ("dtype", "max_shard_size", "tie_word_embeddings", "value_model", "jobs")
         return MergeOptions(
             config=Path(values["config"]) if values["config"] not in (None, "none") else None,
             keep_names=values["config"] == "none",
@@ -75,6 +75,13 @@ def _every_merge(
         typer.Option(
             "--tie-word-embeddings/--no-tie-word-embeddings",
             help="Drop a head that equals the embedding, or keep both. [default: config.json]",
+        ),
+    ] = None,
+    value_model: Annotated[
+        bool | None,
+        typer.Option(
+            "--value-model/--no-value-model",
+            help="Require a value head; or leave trl's out. [default: what the checkpoint has]",
         ),
     ] = None,
     verify: Annotated[

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .fill import fill_distinct
 from .fsdp_cases import Case
-from .fsdp_models import MODELS
+from .fsdp_models import MODELS, WithValueHead
 
 _INPUT_IDS = torch.arange(3, 21).reshape(2, 9)
 # Merging copies these byte for byte, so their contents need not be a tokenizer's.
@@ -70,6 +70,8 @@ def _write_unsharded(folder: Path, model: nn.Module) -> None:
     # Clones, because safetensors refuses the shared storage of tied embeddings.
     raw = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     save_file(raw, folder / "raw_state_dict.safetensors", metadata={"format": "pt"})
+    if isinstance(model, WithValueHead):
+        _write_value_head(folder, model)
     if not isinstance(model, PreTrainedModel):
         return
     model.save_pretrained(folder / "reference")
@@ -78,6 +80,23 @@ def _write_unsharded(folder: Path, model: nn.Module) -> None:
     logits = logits_of(model, _INPUT_IDS)
     assert logits.isfinite().all()
     save_file({"input_ids": _INPUT_IDS, "logits": logits}, folder / "logits.safetensors")
+
+
+def _write_value_head(folder: Path, model: WithValueHead) -> None:
+    """The reference as trl's `save_pretrained` writes it, logits of the language model and values.
+
+    Of a tied model it has the embedding alone, as for any model.
+    """
+    head = {f"v_head.{name}": tensor for name, tensor in model.v_head.state_dict().items()}
+    state = model.pretrained_model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight")
+    model.config.save_pretrained(folder / "reference")
+    save_file(state | head, folder / "reference" / "model.safetensors", metadata={"format": "pt"})
+    known = {"input_ids": _INPUT_IDS, "logits": logits_of(model.pretrained_model, _INPUT_IDS)}
+    with torch.no_grad():
+        known["values"] = copy.deepcopy(model).float().values(_INPUT_IDS)
+    save_file(known, folder / "logits.safetensors")
 
 
 def _transpose_experts(weights: Path) -> None:
@@ -99,6 +118,8 @@ def _write_side_files(actor: Path, case: Case, model: nn.Module) -> None:
     layout = {"FSDP_version": case.fsdp_version, "world_size": case.world_size}
     actor.mkdir(parents=True, exist_ok=True)
     (actor / "fsdp_config.json").write_text(json.dumps(layout, indent=4))
+    if isinstance(model, WithValueHead):
+        model = model.pretrained_model
     if not isinstance(model, PreTrainedModel):
         return
     huggingface = actor / "huggingface"
