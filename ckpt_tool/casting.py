@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ckpt_tool.dtypes import BY_NAME, CASTABLE, DType
+from ckpt_tool.dtypes import BY_NAME, CASTABLE, FLOAT32, DType
 from ckpt_tool.errors import UsageError
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig
@@ -28,13 +28,15 @@ def target_dtype(name: str, config: ModelConfig | None) -> DType | None:
 def cast_all(
     tensors: Mapping[str, LazyTensor], target: DType | None, config: ModelConfig | None
 ) -> dict[str, LazyTensor]:
-    """Weights in ``target``; integers, fp8 and what must stay float32 as they are."""
+    """Weights in ``target``; integers, fp8 and what must not have fewer bits as they are."""
     if target is None:
         return dict(tensors)
+
+    def stays(name: str) -> bool:
+        return target != FLOAT32 and config is not None and config.keeps_float32(name)
+
     return {
-        name: tensor
-        if tensor.dtype not in CASTABLE or (config is not None and config.keeps_float32(name))
-        else tensor.to(target)
+        name: tensor if tensor.dtype not in CASTABLE or stays(name) else tensor.to(target)
         for name, tensor in tensors.items()
     }
 

@@ -8,12 +8,13 @@ it misses or does not use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.transformers_tables import keep_prefixes, meta_model
+from ckpt_tool.mapping.transformers_tables import View, keep_prefixes, meta_model
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -23,12 +24,28 @@ class LoadCheck:
     """What opened: the class, how many tensors it wants, and the library it is of.
 
     ``num_ignored``: tensors that no class of the library has a place for, so that all ignore them.
+    ``num_other_heads``: tensors that this class ignores and another class or trl reads; ``also``:
+    the other classes that opened.
     """
 
     architecture: str
     num_tensors: int
     library: str
     num_ignored: int = 0
+    num_other_heads: int = 0
+    also: tuple[str, ...] = ()
+
+
+def check_views(views: Sequence[View], planned: Shapes) -> LoadCheck:
+    """Open the model with each class that shall open it; what came of the first, config.json's.
+
+    Raises what :func:`check_load` raises.
+    """
+    checks = []
+    for view in views:
+        read = {name: shape for name, shape in planned.items() if name not in view.ignored}
+        checks.append(replace(check_load(view.config, read), num_other_heads=len(view.ignored)))
+    return replace(checks[0], also=tuple(check.architecture for check in checks[1:]))
 
 
 def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:

@@ -18,11 +18,12 @@ from ckpt_tool.errors import (
 from ckpt_tool.jobs import jobs_of
 from ckpt_tool.lora import base_config, refuse_options
 from ckpt_tool.lora_megatron import resolve_megatron, with_base
-from ckpt_tool.mapping.hub import with_architecture
+from ckpt_tool.mapping.hub import unknown_class, with_architecture
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.megatron.model import Model
 from ckpt_tool.mapping.training import is_training_state
 from ckpt_tool.mapping.transformers_tables import HubForm
+from ckpt_tool.mapping.value_head import as_value_model
 from ckpt_tool.merge import (
     MergeOptions,
     config_of,
@@ -157,7 +158,8 @@ def _plan(checkpoint: Checkpoint, options: MergeOptions) -> ModelPlan:
     tensors, tied, also = without_tied_head(model.tensors, config, options)
     config = with_architecture(tensors, config.with_tied(tied))
     dropped |= also | _padding_text(model)
-    form = HubForm(tensors | model.repeats, config, [])
+    form = HubForm(tensors | model.repeats, config, unknown_class(config))
+    form, _ = as_value_model(form, {}, options.value_model)
     return finish_plan(checkpoint, form, options, dropped, found)
 
 

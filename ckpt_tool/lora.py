@@ -7,7 +7,7 @@ adapters alone (verl's ``save_lora_only``) becomes such a folder itself, unless 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +108,13 @@ def resolve_alone(
         return Resolved(model, note, base=base)
     files = adapter_files(None, adapters, settings, config)
     return Resolved(model, replace(note, adapter=files.folder), files, base=base)
+
+
+def kept_adapters(names: Iterable[str]) -> list[str]:
+    """The warning that adapters are written as they are, where there are some."""
+    if not has_adapters(names):
+        return []
+    return ["LoRA adapters are written as they are, beside the weights; --lora fuse fuses them"]
 
 
 def base_config(options: LoraOptions) -> ModelConfig | None:

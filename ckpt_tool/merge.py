@@ -17,17 +17,12 @@ from ckpt_tool.dtypes import BY_NAME
 from ckpt_tool.errors import CheckpointError, UsageError
 from ckpt_tool.jobs import jobs_of
 from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.lora import (
-    base_config,
-    is_adapter_alone,
-    resolve,
-    resolve_alone,
-)
+from ckpt_tool.lora import base_config, is_adapter_alone, kept_adapters, resolve, resolve_alone
 from ckpt_tool.lora_plan import LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import refuse_adapters, to_hub
-from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.transformers_tables import HubForm
+from ckpt_tool.mapping.value_head import as_value_model, value_model
 from ckpt_tool.model_folder import write_model
 from ckpt_tool.output import WriteOptions, WriteResult
 from ckpt_tool.parallel import ALONE, Team, joined
@@ -45,6 +40,7 @@ class MergeOptions:
 
     ``config`` is a folder with config and tokenizer (None: the checkpoint's own).
     ``keep_names``: weights and index only, names as they are in the checkpoint.
+    ``value_model``: whether one is wanted (None: what the checkpoint is).
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
 
@@ -54,6 +50,7 @@ class MergeOptions:
     max_shard_size: str = "5GB"
     tie_word_embeddings: bool | None = None
     lora: LoraOptions = field(default_factory=LoraOptions)
+    value_model: bool | None = None
     check_replicas: bool = False
     jobs: int = 0
     write: WriteOptions = field(default_factory=WriteOptions)
@@ -105,6 +102,8 @@ def opened(checkpoint: Checkpoint, options: MergeOptions) -> Checkpoint:
     """The checkpoint, if it is sound and the options are choices that exist."""
     require_dtype(options.dtype)
     parse_size(options.max_shard_size)
+    if options.keep_names and options.value_model is not None:
+        raise UsageError("--value-model, --no-value-model: they cannot go with --config none")
     checkpoint.require_sound()
     if not checkpoint.entries:
         raise CheckpointError(f"{checkpoint.path}: there is no tensor in this checkpoint")
@@ -122,7 +121,7 @@ def plan_model(
     ``dropped`` are names that were left out before, and why.
     """
     if options.keep_names and not options.lora.asked:
-        form = HubForm(dict(tensors), None, _kept_adapters(tensors))
+        form = HubForm(dict(tensors), None, kept_adapters(tensors))
         return finish_plan(checkpoint, form, options, dropped)
     if is_adapter_alone(tensors):
         return _plan_alone(checkpoint, tensors, options, dropped)
@@ -145,10 +144,10 @@ def _plan_alone(
     if found.base is not None:
         checkpoint = replace(checkpoint, files=(*checkpoint.files, *found.base.files))
         return _plan_resolved(checkpoint, found, config, options, dropped)
-    if options.tie_word_embeddings is not None or options.write.check_load:
+    if options.write.check_load or {options.tie_word_embeddings, options.value_model} != {None}:
         raise UsageError(
-            f"{checkpoint.path}: adapters alone: there is no model to check, and no head to tie",
-            hint="Leave out --tie-word-embeddings and --check-load, or name --base MODEL.",
+            f"{checkpoint.path}: adapters alone: there is no model to check, and no head in it",
+            hint="Leave out --check-load and what is about heads, or name --base MODEL.",
         )
     return finish_plan(checkpoint, HubForm({}, None, []), options, dropped, found)
 
@@ -165,15 +164,25 @@ def _plan_resolved(
     if config is None:
         return finish_plan(checkpoint, HubForm(found.tensors, None, []), options, dropped, found)
     refuse_adapters(found.tensors)
-    tensors, tied, also = without_tied_head(found.tensors, config, options)
-    form = to_hub(tensors, config.with_tied(tied))
-    return finish_plan(checkpoint, form, options, dropped | also, found)
+    model = value_model(found.tensors, config, options.value_model)
+    tensors, tied, also = without_tied_head(model.base, model.config, options)
+    form = to_hub(tensors, model.config.with_tied(tied))
+    form, head = as_value_model(form, model.head, options.value_model)
+    plan = finish_plan(checkpoint, form, options, dropped | also | head, found)
+    return _warned(plan, model.head)
 
 
-def _kept_adapters(tensors: Mapping[str, LazyTensor]) -> list[str]:
-    if not has_adapters(tensors):
-        return []
-    return ["LoRA adapters are written as they are, beside the weights; --lora fuse fuses them"]
+def _warned(plan: ModelPlan, head: Mapping[str, LazyTensor]) -> ModelPlan:
+    """The plan with a warning where trl would not find the head that is in it."""
+    weights = [file for file in plan.files if "/" not in file.name]
+    if len(weights) == 1 or not head.keys() & plan.model.keys():
+        return plan
+    size = -(-plan.total_bytes // 10**9)
+    said = (
+        f"the weights are in {len(weights)} files, and trl finds a value head in a local folder"
+        f" only if they are in one: for trl, merge with --max-shard-size {size}GB"
+    )
+    return replace(plan, warnings=[*plan.warnings, said])
 
 
 def without_tied_head(
@@ -217,6 +226,7 @@ def finish_plan(
         warnings=form.warnings,
         lora=lora.note if lora is not None else None,
         adapter=adapter,
+        views=form.views,
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_tool.check_load import LoadCheck, check_load
+from ckpt_tool.check_load import LoadCheck, check_views
 from ckpt_tool.errors import UsageError
 from ckpt_tool.finished import finished_files
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.lora.settings import CONFIG
+from ckpt_tool.mapping.transformers_tables import View
 from ckpt_tool.output import WriteOptions, WriteResult, fingerprint, json_bytes
 from ckpt_tool.parallel import Team
 from ckpt_tool.plan import MANIFEST_NAME, ModelPlan, manifest
@@ -41,7 +42,8 @@ def _check_load(plan: ModelPlan, options: WriteOptions) -> LoadCheck | None:
         return None
     if plan.config is None:
         raise UsageError("--check-load needs a config: it cannot go with --config none")
-    return check_load(plan.config, {name: t.shape for name, t in plan.model.items()})
+    shapes = {name: tensor.shape for name, tensor in plan.model.items()}
+    return check_views(plan.views or (View(plan.config, frozenset()),), shapes)
 
 
 def write_model(plan: ModelPlan, out: Path, options: WriteOptions, team: Team) -> WriteResult:

@@ -11,6 +11,7 @@ from ckpt_tool.dtypes import DType
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.lora_plan import AdapterFiles, LoraNote
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.transformers_tables import View
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.version import __version__
 from ckpt_tool.writers.planned import PlannedFile
@@ -28,7 +29,7 @@ class ModelPlan:
 
     ``model``: tensors of the model by their names on the Hub; ``adapter``: what is written for
     peft, ``lora`` what was done with the adapters. ``dropped`` maps names that are left out on
-    purpose to the reason.
+    purpose to the reason. ``views``: as in HubForm.
     """
 
     checkpoint: Checkpoint
@@ -39,6 +40,7 @@ class ModelPlan:
     warnings: list[str]
     lora: LoraNote | None = None
     adapter: AdapterFiles | None = None
+    views: tuple[View, ...] = ()
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:

@@ -19,6 +19,7 @@ from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.plain_names import prefix_of, under
 from ckpt_tool.mapping.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.training import is_training_state
+from ckpt_tool.mapping.value_head import heads_as_in, value_model
 from ckpt_tool.parallel import ALONE, Team
 from ckpt_tool.progress import Progress
 from ckpt_tool.proofs import is_weight_of, only_embedding, prove_replicas
@@ -66,7 +67,11 @@ def require_config(side: Side, other: Side) -> Side:
     memory: the tables of families change names in memory only, so they are used there too.
     Without any config names stay as they are.
     """
-    side = _plain(side)
+    named = _by_hub_names(_plain(side), other)
+    return replace(named, tensors=heads_as_in(named.tensors, other.tensors))
+
+
+def _by_hub_names(side: Side, other: Side) -> Side:
     config = side.config or other.config
     if config is None:
         return _as_it_is(side)
@@ -81,9 +86,10 @@ def require_config(side: Side, other: Side) -> Side:
         tensors = from_torchtitan(tensors, config)
     fused = resolve(side.checkpoint, tensors, LoraOptions(), config)
     refuse_adapters(fused.tensors)
-    form = to_hub(fused.tensors, config)
+    model = value_model(fused.tensors, config)
+    form = to_hub(model.base, model.config)
     said = (*side.warnings, *_fused_text(side, fused), *form.warnings)
-    return replace(side, tensors=form.tensors, warnings=said)
+    return replace(side, tensors=form.tensors | model.head, warnings=said)
 
 
 def _fused_text(side: Side, fused: Resolved) -> list[str]:

@@ -23,6 +23,7 @@ from ckpt_tool.mapping.megatron.convert import to_megatron
 from ckpt_tool.mapping.megatron.extra_state import extra_states
 from ckpt_tool.mapping.megatron.numbers import family_of, numbers_of
 from ckpt_tool.mapping.megatron.rules import Rules, rules_for
+from ckpt_tool.mapping.value_head import refuse_value_head
 from ckpt_tool.mcore_folder import LAYOUTS, McorePlan, write_mcore
 from ckpt_tool.output import WriteOptions, WriteResult
 from ckpt_tool.parallel import Team, joined
@@ -84,6 +85,7 @@ def plan_to_mcore(model: str | Path, options: ToMcoreOptions | None = None) -> M
     config = load_config(Path(options.config or checkpoint.side_files or _no_config(checkpoint)))
     family_of(config)
     refuse_adapters(checkpoint.entries)
+    refuse_value_head(checkpoint.entries)
     dropped: dict[str, str] = {}
     tensors = _plain(checkpoint, config, options)
     _drop_head(checkpoint, config, tensors, dropped, jobs_of(options.jobs))

@@ -26,6 +26,7 @@ SOUND = {
     "fsdp2_qwen3vlmoe_w2": "Qwen3VLMoeForConditionalGeneration",
     "fsdp2_gptoss_w2": "GptOssForCausalLM",
     "fsdp2_tokencls_w2": "Qwen2ForTokenClassification",
+    "fsdp2_seqcls_w2": "Qwen2ForSequenceClassification",
 }
 
 

@@ -56,7 +56,7 @@ class Request:
         values = self.values
         write = ("verify", "check_load", "overwrite", "resume", "fsync")
         direct = values["direct_io"]
-        same = ("dtype", "max_shard_size", "tie_word_embeddings", "jobs")
+        same = ("dtype", "max_shard_size", "tie_word_embeddings", "value_model", "jobs")
         return MergeOptions(
             lora=LoraOptions(values["lora"], values["lora_alpha"], values["base"]),
             config=Path(values["config"]) if values["config"] not in (None, "none") else None,
@@ -107,6 +107,13 @@ def _every_merge(
     base: Annotated[
         Path | None,
         typer.Option(metavar="MODEL", help="The model folder of adapters that were saved alone."),
+    ] = None,
+    value_model: Annotated[
+        bool | None,
+        typer.Option(
+            "--value-model/--no-value-model",
+            help="Require a value head; or leave trl's out. [default: what the checkpoint has]",
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read back what was written, bit for bit.")

@@ -51,6 +51,10 @@ def show_result(result: WriteResult) -> None:
         others = "no other"
         if check.num_ignored:
             others = f"ignores the {check.num_ignored:,} of multi-token prediction"
+        if check.num_other_heads:
+            others += f" but the {check.num_other_heads} of other heads"
+        if check.also:
+            others += f"; so does {', '.join(check.also)}"
         console.print(
             f"  load     {check.architecture} of {check.library}"
             f" finds all {check.num_tensors:,} tensors it wants, and {others}",

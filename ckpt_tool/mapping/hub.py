@@ -16,19 +16,24 @@ from ckpt_tool.mapping.families import (
     SplitExperts,
     TransposeExperts,
 )
-from ckpt_tool.mapping.transformers_tables import HubForm, architecture_of, hub_names
+from ckpt_tool.mapping.transformers_tables import (
+    HubForm,
+    architecture_of,
+    classifier_of,
+    hub_names,
+)
 
 #: Parts that wrappers (FSDP1, torch.compile, activation checkpointing) put into names.
 _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 _LORA = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\.")
-_VALUE_HEAD = re.compile(r"^v_head\.|^pretrained_model\.|\.v_head\.")
+_KIND = re.compile(r"For(CausalLM|ConditionalGeneration|(?:Token|Sequence)Classification)$")
 
 Tensors = dict[str, LazyTensor]
 Rows = Iterator[tuple[str, LazyTensor]]
 
 
 def refuse_adapters(names: Iterable[str]) -> None:
-    """MappingError where the checkpoint is not one plain model: LoRA adapters, trl value heads."""
+    """MappingError where the checkpoint is not one plain model but has LoRA adapters."""
     listed = list(names)
     lora = [name for name in listed if _LORA.search(name) or name.startswith("base_model.model.")]
     if lora:
@@ -38,13 +43,11 @@ def refuse_adapters(names: Iterable[str]) -> None:
             lora,
             hint="Fuse them first: ckpt merge fsdp CKPT OUT",
         )
-    heads = [name for name in listed if _VALUE_HEAD.search(name)]
-    if heads:
-        raise MappingError(
-            "a model with a trl value head (v_head, pretrained_model), which is not supported yet",
-            heads,
-            hint="Write the tensors as they are with --config none.",
-        )
+
+
+def unwrapped(tensors: Mapping[str, LazyTensor]) -> Tensors:
+    """The tensors by names without the parts of wrappers; MappingError where two then meet."""
+    return _collect((_WRAPPERS.sub("", name), tensor) for name, tensor in tensors.items())
 
 
 def plain_name(name: str) -> str:
@@ -58,10 +61,12 @@ def to_hub(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
     Raises MappingError where two tensors would get one name, or a fused tensor has another shape
     than its family's.
     """
-    plain = _collect((plain_name(name), tensor) for name, tensor in tensors.items())
+    plain = unwrapped(tensors)
     config = with_architecture(plain, config)
     renamed = by_family(plain, config)
-    return hub_names(plain, config) if renamed is None else HubForm(renamed, config, [])
+    if renamed is None:
+        return hub_names(plain, config)
+    return HubForm(renamed, config, unknown_class(config))
 
 
 def by_family(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors | None:
@@ -153,17 +158,31 @@ def with_architecture(tensors: Mapping[str, LazyTensor], config: ModelConfig) ->
     if not named:
         named = architecture_of(config)
     score = tensors.get("score.weight")
-    family = re.sub(r"For(CausalLM|TokenClassification)$", "", named)
+    family = _KIND.sub("", named)
     if score is not None and "lm_head.weight" not in tensors and family != named:
         kind = "Token" if "score.bias" in tensors else "Sequence"
-        named = f"{family}For{kind}Classification"
-        config = _with_labels(config, score.shape[0])
+        if not named.endswith(f"For{kind}Classification"):
+            named = classifier_of(config, kind) or f"{family}For{kind}Classification"
+        config = with_labels(config, score.shape[0])
     if named and named != config.architecture:
         config = config.with_changes(architectures=[named])
     return config
 
 
-def _with_labels(config: ModelConfig, count: int) -> ModelConfig:
+def unknown_class(config: ModelConfig) -> list[str]:
+    """A warning where the config names a classifier that transformers does not have."""
+    kind = _KIND.search(config.architecture)
+    if kind is None or not kind[1].endswith("Classification"):
+        return []
+    if classifier_of(config, kind[1].removesuffix("Classification")) or "auto_map" in config.raw:
+        return []
+    return [
+        f"the installed transformers has no {config.architecture}, which these weights are of:"
+        " its Auto classes do not open them"
+    ]
+
+
+def with_labels(config: ModelConfig, count: int) -> ModelConfig:
     """The config with ``count`` labels; transformers assumes two where it names none."""
     if len(config.raw.get("id2label") or (0, 1)) == count:
         return config

@@ -29,6 +29,8 @@ _EMBEDDINGS = (
 )
 #: The same in models without a head, asked for only where there is none of the above.
 _BARE = ("embed_tokens", "word_embeddings", "wte")
+#: What trl nests a model in, with a head beside it: together they are the model.
+_WRAPPER, _BESIDE = "pretrained_model.", "v_head."
 
 _SHOWN = 8
 
@@ -49,13 +51,16 @@ def prefix_of(names: Iterable[str]) -> str:
     return next(iter(found), "")
 
 
-def _prefixes(names: Iterable[str], embeddings: Sequence[str]) -> set[str]:
+def _prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:
     found = set()
     for name in names:
         for embedding in embeddings:
             whole = f"{embedding}.weight"
             if name == whole or name.endswith(f".{whole}"):
-                found.add(name.removesuffix(whole))
+                prefix = name.removesuffix(whole)
+                around = prefix.removesuffix(_WRAPPER)
+                beside = any(other.startswith(f"{around}{_BESIDE}") for other in names)
+                found.add(around if beside else prefix)
                 break
     return found
 

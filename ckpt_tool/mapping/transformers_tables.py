@@ -23,15 +23,25 @@ from ckpt_tool.mapping.conversion_tensor import ConversionTensor
 
 
 @dataclass(frozen=True)
+class View:
+    """One of the classes that open the same files: its config, and the tensors it ignores."""
+
+    config: ModelConfig
+    ignored: frozenset[str]
+
+
+@dataclass(frozen=True)
 class HubForm:
     """Tensors under their names on the Hub, the config that goes with them, and what to tell.
 
-    Without a config, names are whatever they are in the checkpoint.
+    Without a config, names are whatever they are in the checkpoint. ``views``: where several
+    classes open the same files, each of them, the config's own first.
     """
 
     tensors: dict[str, LazyTensor]
     config: ModelConfig | None
     warnings: list[str]
+    views: tuple[View, ...] = ()
 
 
 def hub_names(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
@@ -123,6 +133,16 @@ def architecture_of(config: ModelConfig) -> str:
     if "vision_config" in config.raw:
         tables.insert(0, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     return next((str(t[config.model_type]) for t in tables if config.model_type in t), "")
+
+
+def classifier_of(config: ModelConfig, kind: str) -> str:
+    """The class of a family's classifier of ``kind``, Token or Sequence; empty if there is none."""
+    try:
+        from transformers.models.auto import modeling_auto as auto
+    except Exception:  # a broken or absent transformers: nothing is known of it
+        return ""
+    table = getattr(auto, f"MODEL_FOR_{kind.upper()}_CLASSIFICATION_MAPPING_NAMES")
+    return str(table.get(config.model_type, ""))
 
 
 def _kept_warning(config: ModelConfig, reason: str) -> str:

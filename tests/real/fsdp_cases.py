@@ -72,6 +72,23 @@ _CASES = (
         (2,),
         config_architecture="Qwen2ForCausalLM",
     ),
+    Case(
+        "fsdp2_seqcls_w2",
+        "qwen2_sequence_classification",
+        "fsdp2",
+        (2,),
+        config_architecture="Qwen2ForCausalLM",
+    ),
+    Case("fsdp2_valuehead_w2", "qwen2_value_head", "fsdp2", (2,)),
+    Case(
+        "fsdp2_valuehead_tied_w2",
+        "qwen2_tied_value_head",
+        "fsdp2",
+        (2,),
+        dtype="bfloat16",
+        dcp_nesting="app.model",
+    ),
+    Case("fsdp1_valuehead_w2", "qwen2_tied_value_head", "fsdp1", (2,)),
     Case("fsdp2_layers12_w2", "qwen3_12_layers", "fsdp2", (2,)),
 )
 
@@ -95,6 +112,11 @@ _LORA_CASES = (
 CASES = {case.name: case for case in _CASES}
 LORA_CASES = {case.name: case for case in _LORA_CASES}
 ALL_CASES = CASES | LORA_CASES
+
+#: Models with a value head like trl's: merged, they hold the head under a second name.
+VALUE_HEADS = tuple(name for name in CASES if "valuehead" in name)
+#: Whose merged folder is `reference/`, tensor by tensor.
+WITH_REFERENCE = tuple(sorted(CASES.keys() - {"fsdp2_buffers_w2", *VALUE_HEADS}))
 
 
 def select_cases(names: Sequence[str] | None) -> list[Case]:

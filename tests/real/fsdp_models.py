@@ -78,6 +78,51 @@ class BufferModel(nn.Module):
         self.layers[0].register_buffer("history", torch.zeros(3, 4, dtype=torch.bfloat16))
 
 
+class ValueHead(nn.Module):
+    """trl's: dropout, then one number for each hidden state; float32 whatever the model is in."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.1)
+        self.summary = nn.Linear(hidden_size, 1)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        values: torch.Tensor = self.summary(self.dropout(hidden).to(self.summary.weight.dtype))
+        return values
+
+
+class WithValueHead(nn.Module):
+    """A language model with a value head, as trl's `AutoModelForCausalLMWithValueHead` has it.
+
+    Its parts alone: names are those of a plain module, `pretrained_model.*` and `v_head.*`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.pretrained_model = model
+        self.v_head = ValueHead(model.config.hidden_size)
+        self.config = model.config
+        self._no_split_modules = [*model._no_split_modules, "ValueHead"]
+
+    def values(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The value of each token [batch, length, 1]."""
+        output = self.pretrained_model(input_ids=input_ids, output_hidden_states=True)
+        values: torch.Tensor = self.v_head(output.hidden_states[-1])
+        return values
+
+
+class WithOwnStateDict(WithValueHead):
+    """The same with the `state_dict` that trl gives it: the model without a prefix, then the head.
+
+    FSDP2 calls it; FSDP1 cannot, because it adds to the dictionary it iterates over.
+    """
+
+    def state_dict(self, **options: Any) -> dict[str, Any]:
+        head = self.v_head.state_dict(**options)
+        model = self.pretrained_model.state_dict(**options)
+        return {**model, **{f"v_head.{name}": tensor for name, tensor in head.items()}}
+
+
 def _pretrained(
     model_class: type[PreTrainedModel], dtype: torch.dtype, **values: Any
 ) -> PreTrainedModel:
@@ -133,6 +178,13 @@ MODELS: dict[str, Callable[[torch.dtype], nn.Module]] = {
     ),
     "qwen2_tied": _decoder("Qwen2ForCausalLM", tie_word_embeddings=True),
     "qwen2_token_classification": _decoder("Qwen2ForTokenClassification", num_labels=1),
+    "qwen2_sequence_classification": _decoder(
+        "Qwen2ForSequenceClassification", num_labels=1, pad_token_id=0
+    ),
+    "qwen2_value_head": lambda dtype: WithOwnStateDict(_decoder("Qwen2ForCausalLM")(dtype)).eval(),
+    "qwen2_tied_value_head": lambda dtype: WithValueHead(
+        _decoder("Qwen2ForCausalLM", tie_word_embeddings=True)(dtype)
+    ).eval(),
     "qwen3_12_layers": _decoder("Qwen3ForCausalLM", num_hidden_layers=12),
     "qwen3_moe": _decoder("Qwen3MoeForCausalLM", num_experts=5, **_EXPERTS),
     "mixtral": _decoder(

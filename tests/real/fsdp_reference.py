@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .fill import fill_distinct
 from .fsdp_cases import Case
-from .fsdp_models import MODELS
+from .fsdp_models import MODELS, WithValueHead
 from .lora_models import MODELS as LORA_MODELS
 from .lora_models import write_judgement, write_settings
 
@@ -77,6 +77,8 @@ def _write_unsharded(folder: Path, model: nn.Module) -> None:
         write_judgement(folder, model)
         _write_logits(folder, model)
         return
+    if isinstance(model, WithValueHead):
+        _write_value_head(folder, model)
     if not isinstance(model, PreTrainedModel):
         return
     model.save_pretrained(folder / "reference")
@@ -89,6 +91,23 @@ def _write_logits(folder: Path, model: nn.Module) -> None:
     logits = logits_of(model, _INPUT_IDS)
     assert logits.isfinite().all()
     save_file({"input_ids": _INPUT_IDS, "logits": logits}, folder / "logits.safetensors")
+
+
+def _write_value_head(folder: Path, model: WithValueHead) -> None:
+    """The reference as trl's `save_pretrained` writes it, logits of the language model and values.
+
+    Of a tied model it has the embedding alone, as for any model.
+    """
+    head = {f"v_head.{name}": tensor for name, tensor in model.v_head.state_dict().items()}
+    state = model.pretrained_model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight")
+    model.config.save_pretrained(folder / "reference")
+    save_file(state | head, folder / "reference" / "model.safetensors", metadata={"format": "pt"})
+    known = {"input_ids": _INPUT_IDS, "logits": logits_of(model.pretrained_model, _INPUT_IDS)}
+    with torch.no_grad():
+        known["values"] = copy.deepcopy(model).float().values(_INPUT_IDS)
+    save_file(known, folder / "logits.safetensors")
 
 
 def _transpose_experts(weights: Path) -> None:
@@ -113,6 +132,8 @@ def _write_side_files(actor: Path, case: Case, model: nn.Module) -> None:
     if isinstance(model, PeftModel):
         write_settings(actor, model, case.lora or "")
         model = model.get_base_model()
+    if isinstance(model, WithValueHead):
+        model = model.pretrained_model
     if not isinstance(model, PreTrainedModel):
         return
     huggingface = actor / "huggingface"
