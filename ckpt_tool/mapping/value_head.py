@@ -146,10 +146,8 @@ def _without_prefix(base: Tensors) -> Tensors:
 def _refuse_other_heads(base: Tensors) -> None:
     nested = [name for name in base if name.startswith(_HEAD) or f".{_HEAD}" in name]
     if nested:
-        raise MappingError(
-            "a value head (v_head) inside the model, where trl has it beside", nested,
-            hint=_AS_THEY_ARE,
-        )  # fmt: skip
+        what = "a value head (v_head) inside the model, where trl has it beside"
+        raise MappingError(what, nested, hint=_AS_THEY_ARE)
 
 
 def _require_head(head: Tensors, config: ModelConfig) -> None:
