@@ -60,11 +60,10 @@ def answer(api: Any, what: str, ask: Callable[[], T]) -> T:
 
 
 def _explained(endpoint: str, what: str, error: Exception) -> UploadError:
-    from huggingface_hub.errors import HfHubHTTPError
-
     chain = _chain(error)
     said = " ".join(" ".join(str(part).split()) or type(part).__name__ for part in chain)
-    status = next((e.response.status_code for e in chain if isinstance(e, HfHubHTTPError)), None)
+    answers = [getattr(part, "response", None) for part in chain]
+    status = next((found.status_code for found in answers if found is not None), None)
     if status == 401:
         return UploadError(
             f"{endpoint}: refuses the token: {said}",

@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face Hub: what huggingface_hub asks for while it uploads a model.
 
-Large files go by LFS, with the basic transfer. Everything that was asked is in `requests`.
+Large files go by LFS with the basic transfer, or by Xet into a folder. Everything that was asked is
+in `requests`, as (method, path).
 """
 
 import base64
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 #: Tokens, and what `whoami` says of them.
 WRITES, READS, FINE, UNKNOWN = "hf_writes", "hf_reads", "hf_fine", "hf_unknown"
@@ -48,7 +51,10 @@ class Repo:
 
 @dataclass
 class Hub:
-    """`fails` gives a status for a request (method, path) that is to fail, or `CUT`."""
+    """`fails` gives a status for a request (method, path) that is to fail, or `CUT`.
+
+    `created` is told of a repository that was just made; `xet` is where hf_xet puts its chunks.
+    """
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -56,18 +62,19 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     fails: Callable[[str, str], int | None] = lambda _method, _path: None
     created: Callable[[Repo], object] = lambda _repo: None
+    xet: str = ""
 
     @property
-    def writes(self) -> list[tuple[str, str]]:
-        """Requests that change something."""
-        return [(method, path) for method, path in self.requests if method != "GET"]
+    def writes(self) -> list[str]:
+        """Requests that are to change something, refused or not."""
+        return [path for method, path in self.requests if not method.endswith("GET")]
 
     @property
     def sent(self) -> list[str]:
         """The sha256 of every large file that was sent, and arrived."""
         return [path.removeprefix("/lfs/") for method, path in self.requests if method == "PUT"]
 
-    def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, object]:
+    def answer(self, path: str, token: str, body: bytes) -> tuple[int, object]:
         if path == "/api/whoami-v2":
             who = {"type": "user", "name": "ada", "orgs": [{"name": "lab"}]}
             return 200, who | {"auth": {"accessToken": _ROLES[token]}}
@@ -77,22 +84,30 @@ class Hub:
             assert hashlib.sha256(body).hexdigest() == found[1]
             self.objects[found[1]] = body
             return 200, {}
-        if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            return 200, self._batch(json.loads(body))
         found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([\w-]+)(?:/(.+))?)?", path)
-        if found is None:
-            return 501, {"error": f"{method} {path} is nothing that the stand-in knows"}
+        found = found or re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/(batch)()", path)
+        assert found, path
         if found[1] not in self.repos:
             return 404, {"error": "Repository not found"}
-        repo = self.repos[found[1]]
-        if found[2] in (None, "revision"):
-            return 200, self._info(found[1], repo, found[3])
-        if found[2] == "auth-check":
-            return (200, {}) if repo.writable else (403, {"error": "Forbidden: no write access"})
-        if found[2] == "preupload":
-            return 200, {"files": [_mode(repo, row) for row in json.loads(body)["files"]]}
-        assert found[2] == "commit", path
-        return 200, self._commit(found[1], repo, body)
+        return self._of_repo(found[1], found[2] or "revision", found[3], body)
+
+    def _of_repo(self, name: str, what: str, rest: str, body: bytes) -> tuple[int, object]:
+        repo = self.repos[name]
+        if what == "auth-check" and not repo.writable:
+            return 403, {"error": "Forbidden: no write access"}
+        answers = {
+            "auth-check": dict,
+            "batch": lambda: self._batch(json.loads(body)),
+            "commit": lambda: self._commit(name, repo, body),
+            "preupload": lambda: {"files": [_mode(repo, r) for r in json.loads(body)["files"]]},
+            "revision": lambda: _info(name, repo, rest),
+            "xet-write-token": lambda: {
+                "casUrl": f"local://{self.xet}",
+                "exp": 4_000_000_000,
+                "accessToken": "chunks",
+            },
+        }
+        return 200, answers[what]()
 
     def _create(self, asked: dict) -> tuple[int, object]:
         name = f"{asked['organization'] or 'ada'}/{asked['name']}"
@@ -110,13 +125,6 @@ class Hub:
                 row["actions"] = {"upload": {"href": f"{self.url}/lfs/{row['oid']}"}}
         return {"transfer": "basic", "objects": rows}
 
-    def _info(self, name: str, repo: Repo, revision: str | None) -> dict:
-        number = len(repo.commits) - 1 if revision in (None, "main") else int(revision, 16)
-        files = repo.commits[number]
-        siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
-        about = {"id": name, "modelId": name, "private": repo.private, "tags": []}
-        return about | {"sha": _oid(number), "siblings": siblings, "downloads": 0, "likes": 0}
-
     def _commit(self, name: str, repo: Repo, body: bytes) -> dict:
         files = dict(repo.files)
         for row in map(json.loads, body.splitlines()):
@@ -124,7 +132,9 @@ class Hub:
             if row["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif row["key"] == "lfsFile":
-                files[value["path"]] = self.objects[value["oid"]]
+                known = self.objects.get(value["oid"])
+                assert known is not None or self.xet, f"{value} was not sent"
+                files[value["path"]] = known or bytes(value["size"])  # xet: the chunks have it
                 repo.large[value["path"]] = value["oid"]
             else:
                 assert row["key"] == "header", row
@@ -135,6 +145,14 @@ class Hub:
 
 def _oid(number: int) -> str:
     return f"{number:040x}"
+
+
+def _info(name: str, repo: Repo, revision: str | None) -> dict:
+    number = len(repo.commits) - 1 if revision in (None, "main") else int(revision, 16)
+    files = repo.commits[number]
+    siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
+    about = {"id": name, "modelId": name, "private": repo.private, "tags": []}
+    return about | {"sha": _oid(number), "siblings": siblings, "downloads": 0, "likes": 0}
 
 
 def _mode(repo: Repo, row: dict) -> dict:
@@ -155,23 +173,28 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self._body()
         path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append((self.command, path))
+        if path == "/api/agent-harnesses":  # which programs call: asked of itself
+            self._send(200, {})
+            return
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         status = self.hub.fails(self.command, path)
-        if status is not None or (token not in _ROLES and not path.startswith("/lfs/")):
-            self.hub.requests.pop()
-            self.hub.requests.append((f"{self.command} refused", path))
-        if status == CUT:
+        if status is None and token not in _ROLES and not path.startswith("/lfs/"):
+            status = 401
+        self.hub.requests.append(
+            (self.command if status is None else f"refused {self.command}", path)
+        )
+        if status is None:
+            self._send(*self.hub.answer(path, token, body))
+        elif status == CUT:
             self.close_connection = True
-            return
-        if status is not None:
-            self._send(status, {"error": "out of order"})
-        elif token not in _ROLES and not path.startswith("/lfs/"):
-            self._send(401, {"error": "Invalid username or password."})
         else:
-            self._send(*self.hub.answer(self.command, path, token, body))
+            self._send(status, {"error": "Refused by the stand-in"})
 
-    do_POST = do_PUT = do_GET
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -195,6 +218,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub that huggingface_hub in this process talks to, with a token that may write."""
+    from huggingface_hub import constants
+
+    home = tmp_path_factory.mktemp("home")
+    with serving() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        if hasattr(constants, "AGENT_HARNESSES_PATH"):
+            monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "harnesses"))
+        monkeypatch.setenv("HF_TOKEN", WRITES)
+        yield found
 
 
 @contextmanager
