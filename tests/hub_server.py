@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face Hub: what huggingface_hub asks for while it uploads a model.
 
-Large files go by LFS, with the basic transfer. `requests` has what was asked: (method, path).
+Large files go by LFS with the basic transfer, or by Xet into a folder. Everything that was asked is
+in `requests`, as (method, path).
 """
 
 import base64
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 #: Tokens, and what `whoami` says of them.
 WRITES, READS, FINE, UNKNOWN = "hf_writes", "hf_reads", "hf_fine", "hf_unknown"
@@ -48,7 +51,10 @@ class Repo:
 
 @dataclass
 class Hub:
-    """`fails` gives a status for a request (method, path) that is to fail, or `CUT`."""
+    """`fails` gives a status for a request (method, path) that is to fail, or `CUT`.
+
+    `created` is told of a repository that was just made; `xet` is where hf_xet puts its chunks.
+    """
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -56,6 +62,7 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     fails: Callable[[str, str], int | None] = lambda _method, _path: None
     created: Callable[[Repo], object] = lambda _repo: None
+    xet: str = ""
 
     @property
     def writes(self) -> list[str]:
@@ -94,6 +101,11 @@ class Hub:
             "commit": lambda: self._commit(name, repo, body),
             "preupload": lambda: {"files": [_mode(repo, r) for r in json.loads(body)["files"]]},
             "revision": lambda: _info(name, repo, rest),
+            "xet-write-token": lambda: {
+                "casUrl": f"local://{self.xet}",
+                "exp": 4_000_000_000,
+                "accessToken": "chunks",
+            },
         }
         return 200, answers[what]()
 
@@ -120,7 +132,9 @@ class Hub:
             if row["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif row["key"] == "lfsFile":
-                files[value["path"]] = self.objects[value["oid"]]
+                known = self.objects.get(value["oid"])
+                assert known is not None or self.xet, f"{value} was not sent"
+                files[value["path"]] = known or bytes(value["size"])  # xet: the chunks have it
                 repo.large[value["path"]] = value["oid"]
             else:
                 assert row["key"] == "header", row
@@ -204,6 +218,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub that huggingface_hub in this process talks to, with a token that may write."""
+    from huggingface_hub import constants
+
+    home = tmp_path_factory.mktemp("home")
+    with serving() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        if hasattr(constants, "AGENT_HARNESSES_PATH"):
+            monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "harnesses"))
+        monkeypatch.setenv("HF_TOKEN", WRITES)
+        yield found
 
 
 @contextmanager
