@@ -108,6 +108,8 @@ def test_several_files_are_not_what_trl_finds_the_head_in(checkpoints, tmp_path)
     (said,) = result.warnings
     assert "3 files" in said
     assert "--max-shard-size 1GB" in said
+    first = load_file(tmp_path / "out" / "model-00001-of-00003.safetensors")
+    assert first.keys() >= {WEIGHT, BIAS}
     critic, _ = opened(tmp_path / "out", "TokenClassification")
     known = load_file(checkpoints["fsdp2_valuehead_w2"] / "logits.safetensors")
     assert torch.equal(logits_of(critic, known["input_ids"]), known["values"])

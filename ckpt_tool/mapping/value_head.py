@@ -206,7 +206,7 @@ def _refuse_without_head(rows: int) -> None:
 
 
 def _with_head(form: HubForm, head: Tensors) -> HubForm:
-    """The language model with the head beside it, and with the classifier's where there is one."""
+    """The language model with the head, first so that one file has it, and the classifier's."""
     language = form.config
     if language is None:
         return form
@@ -219,14 +219,13 @@ def _with_head(form: HubForm, head: Tensors) -> HubForm:
             "transformers has no token classification class for model type"
             f" {language.model_type}: the value head is v_head, which trl alone reads"
         )
-        tensors, warnings = form.tensors | head, [*form.warnings, said]
-        return HubForm(tensors, kept, warnings, (view,))
+        return HubForm(head | form.tensors, kept, [*form.warnings, said], (view,))
     module, config = found
     copy = {name.replace(_LINEAR, module, 1): tensor for name, tensor in head.items()}
     names = frozenset(copy) | frozenset(head)
     config = replace(config, float32_names=config.float32_names | names)
     views = (View(config, frozenset(head) | outputs), View(language, names))
-    return HubForm(form.tensors | copy | head, config, form.warnings, views)
+    return HubForm(head | copy | form.tensors, config, form.warnings, views)
 
 
 def _classifier(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] | None:

@@ -139,3 +139,51 @@ def test_warnings_go_to_stderr_and_into_the_json(
     assert "a_model_of_our_own is not known" in result.stderr
     again = run(actor, tmp_path / "json", "--json")
     assert "keep the names" in json.loads(again.stdout)["warnings"][0]
+
+
+def test_a_value_model_is_told_with_the_classes_that_open_it(checkpoints, tmp_path):
+    actor = checkpoints["fsdp2_valuehead_w2"] / "actor"
+    said = run(actor, tmp_path / "out", "--value-model", "--check-load")
+    assert said.exit_code == 0
+    (line,) = (line for line in said.stdout.splitlines() if line.startswith("  load"))
+    assert "Qwen2ForTokenClassification of transformers " in line
+    assert line.endswith(
+        "finds all 28 tensors it wants, and no other but the 3 of other heads; so does"
+        " Qwen2ForCausalLM"
+    )
+    as_json = run(actor, tmp_path / "again", "--check-load", "--json")
+    check = json.loads(as_json.stdout)["load_check"]
+    assert (check["num_tensors"], check["num_other_heads"]) == (28, 3)
+    assert check["also"] == ["Qwen2ForCausalLM"]
+
+
+def test_value_models_are_required_or_left_out_on_request(checkpoints, tmp_path):
+    actor = checkpoints["fsdp2_valuehead_w2"] / "actor"
+    left_out = run(actor, tmp_path / "actor", "--no-value-model", "--json")
+    dropped = json.loads(left_out.stdout)["dropped"]
+    assert dropped.keys() == {"v_head.summary.weight", "v_head.summary.bias"}
+    assert "--no-value-model" in dropped["v_head.summary.bias"]
+    manifest = json.loads((tmp_path / "actor" / "ckpt_manifest.json").read_text())
+    assert manifest["dropped"] == dropped
+    for case, flag in (
+        ("fsdp2_w2", "--value-model"),
+        ("fsdp2_tokencls_w2", "--no-value-model"),
+    ):
+        refused = run(checkpoints[case], tmp_path / "never", flag, "--dry-run")
+        assert refused.exit_code == 2
+        assert flag in refused.stderr
+        assert "score.weight" in refused.stderr
+
+
+def test_unknown_names_beside_a_value_model_are_still_errors(checkpoints, tmp_path):
+    import torch
+
+    actor = tmp_path / "actor"
+    shutil.copytree(checkpoints["fsdp2_valuehead_w2"] / "actor", actor)
+    for rank in (0, 1):
+        path = actor / f"model_world_size_2_rank_{rank}.pt"
+        state = torch.load(path, weights_only=False) | {"extra.weight": torch.ones(2)}
+        torch.save(state, path)
+    refused = run(actor, tmp_path / "never", "--check-load")
+    assert refused.exit_code == 2
+    assert "unexpected: extra.weight" in refused.stderr
