@@ -255,3 +255,11 @@ def test_without_an_upload_nothing_of_the_hub_is_imported(source: Path, tmp_path
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "ckpt_tool.upload" in imported
     assert not {name for name in imported if name.startswith("huggingface_hub")}
+
+
+def test_an_adapter_goes_along(hub: Hub, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    flags = ("--lora", "both", "--upload", "model")
+    assert run(checkpoints["lora_w2"], tmp_path / "out", *flags).exit_code == 0
+    found = hub.repos["ada/model"].files
+    assert found == contents(tmp_path / "out")
+    assert "lora_adapter/adapter_model.safetensors" in found
