@@ -129,12 +129,13 @@ def weight_names(plan: ModelPlan) -> list[str]:
     return [*names, INDEX_NAME] if len(names) > 1 else names
 
 
-def upload_folder(folder: Path, upload: Upload, *, show: bool = False) -> UploadResult:
+def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> UploadResult:
     """Upload every file of ``folder``; the repository is made if it is not there.
 
     ``show``: huggingface_hub's progress on stderr. Raises what :func:`check_upload` raises, and
     UploadError; the hint, and the message of a KeyboardInterrupt, say how to go on.
     """
+    folder = Path(folder)
     words = ["hf", "upload", upload.repo, str(folder), *["--private"] * upload.private]
     go_on = (
         f"The model is complete in {folder}. Upload it with the same command and --resume, which"
