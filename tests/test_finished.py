@@ -142,20 +142,19 @@ def test_another_version_writes_another_model(source: Path, tmp_path: Path, monk
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_another_part_of_the_same_checkpoint_is_another_model(tmp_path: Path) -> None:
+def test_the_same_tensors_exchanged_are_another_model(tmp_path: Path) -> None:
     """The same names, shapes and source files: only where the elements come from differs."""
-    model = {"layers.0.weight": values(8, 8)}
-    average = {"layers.0.weight": values(8, 8, start=100)}
-    save_dcp({"model": model, "ema": average}, tmp_path / "in")
+    state = {"one.weight": values(8, 8), "two.weight": values(8, 8, start=100)}
+    save_dcp(state, tmp_path / "in")
     options = MergeOptions(keep_names=True, write=WriteOptions(resume=True))
 
-    def part(prefix: str) -> WriteResult:
-        return merge_dcp(tmp_path / "in", tmp_path / "out", options, NameOptions(prefix=prefix))
+    def renamed(*rename: str) -> WriteResult:
+        return merge_dcp(tmp_path / "in", tmp_path / "out", options, NameOptions(rename=rename))
 
-    part("model")
-    assert part("model").already_complete
+    renamed()
+    assert renamed().already_complete
     with pytest.raises(OutputError, match="not empty"):
-        part("ema")
+        renamed("one=x", "two=one", "x=two")
 
 
 def test_a_checkpoint_of_megatron_too(megatron_cases: Path, tmp_path: Path) -> None:
