@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ckpt_tool.from_dcp import NameOptions, merge_dcp
     from ckpt_tool.from_megatron import merge_megatron
     from ckpt_tool.inspect import inspect_checkpoint
+    from ckpt_tool.lora_plan import LoraOptions
     from ckpt_tool.merge import MergeOptions, merge_fsdp
     from ckpt_tool.output import WriteOptions
     from ckpt_tool.readers import open_checkpoint
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ckpt_tool.verify import VerifyOptions, verify_checkpoint
 
 __all__ = [
+    "LoraOptions",
     "MergeOptions",
     "NameOptions",
     "ToMcoreOptions",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "LoraOptions": "ckpt_tool.lora_plan",
     "MergeOptions": "ckpt_tool.merge",
     "ToMcoreOptions": "ckpt_tool.to_mcore",
     "Upload": "ckpt_tool.upload",

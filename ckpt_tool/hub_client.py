@@ -95,18 +95,26 @@ def _is_of_network(error: BaseException) -> bool:
 
 @contextmanager
 def bars(wanted: bool) -> Iterator[None]:
-    """huggingface_hub's progress bars, only if they are wanted."""
+    """huggingface_hub's progress bars, only if they are wanted; its own setting counts first.
+
+    transformers switches them off along with its own, so that they may have to be switched on.
+    """
+    from huggingface_hub import constants
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
 
-    if wanted or are_progress_bars_disabled():
+    are_on = not are_progress_bars_disabled()
+    if wanted == are_on or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:
         yield
         return
-    disable_progress_bars()
+    switch, back = enable_progress_bars, disable_progress_bars
+    if are_on:
+        switch, back = back, switch
+    switch()
     try:
         yield
     finally:
-        enable_progress_bars()
+        back()

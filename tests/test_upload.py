@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, constants
-from huggingface_hub.utils import _http
+from huggingface_hub.utils import (
+    _http,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 from ckpt_tool import Upload, check_upload, upload_folder
 from ckpt_tool.errors import UploadError, UsageError
@@ -222,9 +227,18 @@ def test_chunks_go_by_xet_where_it_is_installed(hub, out, tmp_path, monkeypatch)
     assert any(path.is_file() for path in storage.rglob("*"))
 
 
-def test_no_progress_bars_unless_they_are_wanted(hub: Hub, out: Path, capfd) -> None:
-    upload_folder(out, Upload("model"))
-    assert capfd.readouterr().err == ""
-    hub.objects.clear()
-    upload_folder(out, Upload("other"), show=True)
-    assert "Upload" in capfd.readouterr().err
+@pytest.mark.parametrize("before", [disable_progress_bars, enable_progress_bars])
+def test_no_progress_bars_unless_they_are_wanted(hub: Hub, out: Path, capfd, before) -> None:
+    """Whatever somebody else, such as transformers, has done to them in this process."""
+    was_off = are_progress_bars_disabled()
+    before()
+    state = are_progress_bars_disabled()
+    try:
+        upload_folder(out, Upload("model"))
+        assert capfd.readouterr().err == ""
+        hub.objects.clear()
+        upload_folder(out, Upload("other"), show=True)
+        assert "Upload" in capfd.readouterr().err
+        assert are_progress_bars_disabled() == state
+    finally:
+        (disable_progress_bars if was_off else enable_progress_bars)()
