@@ -17,7 +17,7 @@ from ckpt_tool.errors import (
 )
 from ckpt_tool.jobs import jobs_of
 from ckpt_tool.lora import base_config, refuse_options
-from ckpt_tool.lora_megatron import resolve_megatron, with_base
+from ckpt_tool.lora_megatron import resolve_megatron
 from ckpt_tool.mapping.hub import unknown_class, with_architecture
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.megatron.model import Model
@@ -152,7 +152,7 @@ def _plan(checkpoint: Checkpoint, options: MergeOptions) -> ModelPlan:
         return finish_plan(checkpoint, HubForm(dict(checkpoint), None, []), options, dropped)
     tie = options.tie_word_embeddings or None
     found, model = resolve_megatron(checkpoint, options.lora, config, jobs_of(options.jobs), tie)
-    checkpoint = with_base(checkpoint, found)
+    checkpoint = found.with_base(checkpoint)
     if found.files is not None and not found.files.folder:
         return finish_plan(checkpoint, HubForm({}, None, []), options, dropped, found)
     tensors, tied, also = without_tied_head(model.tensors, config, options)

@@ -6,7 +6,6 @@ adapters alone (verl's ``save_lora_only``) becomes such a folder itself, unless 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from ckpt_tool.mapping.lora.fuse import fused, peft_config, peft_tensors, rank_f
 from ckpt_tool.mapping.lora.names import Adapters, has_adapters, take_apart
 from ckpt_tool.mapping.lora.settings import Settings, read_settings
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.huggingface import is_model_folder, open_huggingface
+from ckpt_tool.readers.huggingface import is_model_folder, open_sound_model
 from ckpt_tool.wording import plural
 
 #: Where in a model's folder its adapters lie: as verl has them, and where transformers does not
@@ -31,26 +30,29 @@ _TASKS = {"ForCausalLM": "CAUSAL_LM", "ForTokenClassification": "TOKEN_CLS",
           "ForSequenceClassification": "SEQ_CLS"}  # fmt: skip
 
 
+def adapters_of(tensors: Mapping[str, LazyTensor]) -> Adapters | None:
+    """The state dict taken apart, as :func:`take_apart` does; None where nothing is of adapters."""
+    return take_apart(tensors) if has_adapters(tensors) else None
+
+
 def resolve(
     checkpoint: Checkpoint,
     tensors: Mapping[str, LazyTensor],
+    adapters: Adapters | None,
     options: LoraOptions,
     config: ModelConfig | None,
 ) -> Resolved:
     """The model of ``tensors``, whose names are those in memory, with its adapters as asked for.
 
+    ``adapters`` are those of the tensors.
+
     Raises MappingError where adapters do not fit, UsageError where alpha is unknown or an option
     is for another kind of checkpoint.
     """
-    if not has_adapters(tensors):
+    if adapters is None:
         refuse_options(checkpoint, options)
         return Resolved(dict(tensors))
-    adapters = take_apart(tensors)
-    if options.base is not None:
-        raise UsageError(
-            f"--base {options.base}: the checkpoint has the weights below its adapters itself",
-            hint="Leave --base out.",
-        )
+    refuse_base(options)
     if not adapters.modules and not adapters.saved:  # a PeftModel of no adapters
         return Resolved(adapters.base)
     settings = read_settings(places(checkpoint), options.alpha)
@@ -60,8 +62,7 @@ def resolve(
         _check_ranks(adapters, settings)
     else:
         _refuse_tied(adapters, config)
-        family = config.model_type if config is not None else ""
-        model = fused(adapters.base, adapters, settings, family)
+        model = fused(adapters.base, adapters, settings, _family(config))
         dropped = _replaced(adapters)
     note = _note(mode, adapters, settings)
     if mode == "fuse":
@@ -70,14 +71,9 @@ def resolve(
     return Resolved(model, replace(note, adapter=files.folder), files, dropped)
 
 
-def is_adapter_alone(tensors: Mapping[str, LazyTensor]) -> bool:
-    """Whether all there is belongs to adapters: their base is elsewhere."""
-    return has_adapters(tensors) and not take_apart(tensors).base
-
-
 def resolve_alone(
     checkpoint: Checkpoint,
-    tensors: Mapping[str, LazyTensor],
+    adapters: Adapters,
     options: LoraOptions,
     config: ModelConfig | None,
 ) -> Resolved:
@@ -85,7 +81,6 @@ def resolve_alone(
 
     ``config`` is that of the base where there is one; its tensors then have their names on the Hub.
     """
-    adapters = take_apart(tensors)
     settings = read_settings(places(checkpoint), options.alpha)
     mode = options.mode or ("fuse" if options.base else "split")
     if options.base is None and mode != "split":
@@ -100,8 +95,7 @@ def resolve_alone(
         return Resolved({}, replace(note, adapter="."), files)
     assert options.base is not None
     assert config is not None
-    base = open_huggingface(options.base)
-    base.require_sound()
+    base = open_sound_model(options.base)
     _refuse_tied(replace(adapters, base=dict(base)), config)
     model = fused(dict(base), _by_hub_names(adapters, config), settings, config.model_type)
     if mode == "fuse":
@@ -138,6 +132,19 @@ def refuse_options(checkpoint: Checkpoint, options: LoraOptions) -> None:
         )
 
 
+def refuse_base(options: LoraOptions) -> None:
+    """UsageError where a base is named for adapters that have theirs beside them."""
+    if options.base is not None:
+        raise UsageError(
+            f"--base {options.base}: the checkpoint has the weights below its adapters itself",
+            hint="Leave --base out.",
+        )
+
+
+def _family(config: ModelConfig | None) -> str:
+    return config.model_type if config is not None else ""
+
+
 #: Stands for a weight whose name alone matters.
 _NOTHING = LazyTensor((), FLOAT32, FLOAT32, ())
 
@@ -150,7 +157,10 @@ def _by_hub_names(adapters: Adapters, config: ModelConfig) -> Adapters:
         renamed = by_family({probe: _NOTHING}, config) or {probe: _NOTHING}
         return next(iter(renamed)).removesuffix(".weight")
 
-    modules = {on_hub(m.name): replace(m, name=on_hub(m.name)) for m in adapters.modules.values()}
+    modules = {
+        name: replace(module, name=name)
+        for name, module in ((on_hub(m.name), m) for m in adapters.modules.values())
+    }
     saved = {on_hub(name): found for name, found in adapters.saved.items()}
     if len(modules) != len(adapters.modules) or len(saved) != len(adapters.saved):
         raise MappingError("adapters of two modules that have one name on the Hub", [*modules])
@@ -208,17 +218,15 @@ def adapter_files(
     """What peft is given, in ``folder`` below OUT (None: where a model's adapters lie)."""
     named = config.architecture if config is not None else ""
     task = next((task for end, task in _TASKS.items() if named.endswith(end)), None)
-    family = config.model_type if config is not None else ""
-    made = peft_config(adapters, settings, family, task)
+    made = peft_config(adapters, settings, _family(config), task)
     return AdapterFiles(ADAPTER_FOLDER if folder is None else folder, peft_tensors(adapters), made)
 
 
 def _note(mode: str, adapters: Adapters, settings: Settings) -> LoraNote:
-    ranks = Counter(module.rank for module in adapters.modules.values())
     return LoraNote(
         mode=mode,
         num_modules=len(adapters.modules),
-        rank=ranks.most_common(1)[0][0] if ranks else 0,
+        rank=adapters.rank,
         alpha=settings.alpha,
         source=settings.source,
         trained_whole=sorted(adapters.saved),

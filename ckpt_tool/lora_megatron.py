@@ -13,15 +13,15 @@ from dataclasses import replace
 
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.lora import adapter_files, places, refuse_options
+from ckpt_tool.lora import adapter_files, places, refuse_base, refuse_options
 from ckpt_tool.lora_plan import LoraNote, LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub import by_family
 from ckpt_tool.mapping.lora.megatron import (
-    are_adapters_alone,
     fused_megatron,
     has_megatron_adapters,
     split_off,
+    without_adapters,
 )
 from ckpt_tool.mapping.lora.settings import read_settings
 from ckpt_tool.mapping.megatron.convert import to_megatron
@@ -29,7 +29,7 @@ from ckpt_tool.mapping.megatron.model import Model, model_of
 from ckpt_tool.mapping.megatron.rules import rules_for
 from ckpt_tool.proofs import tied_head
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.huggingface import open_huggingface
+from ckpt_tool.readers.huggingface import open_sound_model
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
@@ -50,14 +50,13 @@ def resolve_megatron(
     if not has_megatron_adapters(checkpoint):
         refuse_options(checkpoint, options)
         return Resolved(dict(checkpoint)), model_of(checkpoint, config, tied=tied)
-    alone = are_adapters_alone(checkpoint)
+    alone = not without_adapters(checkpoint.entries)
     _refuse(checkpoint, options, alone)
     settings = read_settings(places(checkpoint), options.alpha)
     given: dict[str, LazyTensor] = dict(checkpoint)
     base = None
     if alone and options.base is not None:
-        base = open_huggingface(options.base)
-        base.require_sound()
+        base = open_sound_model(options.base)
         _require_all_layers(checkpoint, config)
         given |= _in_megatron(base, config, given, jobs)
     tensors, ranks = fused_megatron(given, settings)
@@ -70,18 +69,10 @@ def resolve_megatron(
     adapters = split_off(model.tensors, config)
     note = replace(note, num_modules=len(adapters.modules))
     if mode == "split":
-        plain = {name: tensor for name, tensor in given.items() if ".adapter." not in name}
-        model = model_of(plain, config, tied=tied)
+        model = model_of(without_adapters(given), config, tied=tied)
         adapters = replace(adapters, base=model.tensors)
     files = adapter_files("" if alone and mode == "split" else None, adapters, settings, config)
     return Resolved(tensors, replace(note, adapter=files.folder or "."), files, base=base), model
-
-
-def with_base(checkpoint: Checkpoint, found: Resolved) -> Checkpoint:
-    """The checkpoint with the files of the base that its adapters were fused into."""
-    if found.base is None:
-        return checkpoint
-    return replace(checkpoint, files=(*checkpoint.files, *found.base.files))
 
 
 def _refuse(checkpoint: Checkpoint, options: LoraOptions, alone: bool) -> None:
@@ -90,11 +81,8 @@ def _refuse(checkpoint: Checkpoint, options: LoraOptions, alone: bool) -> None:
             f"{checkpoint.path}: LoRA adapters of Megatron alone, without their base model",
             hint="Name the Hugging Face model that they were trained on with --base MODEL.",
         )
-    if not alone and options.base is not None:
-        raise UsageError(
-            f"--base {options.base}: the checkpoint has the weights below its adapters itself",
-            hint="Leave --base out.",
-        )
+    if not alone:
+        refuse_base(options)
 
 
 def _require_all_layers(checkpoint: Checkpoint, config: ModelConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +81,9 @@ class Resolved:
     files: AdapterFiles | None = None
     dropped: dict[str, str] = field(default_factory=dict)
     base: Checkpoint | None = None
+
+    def with_base(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint with the files of the base that its adapters were fused into."""
+        if self.base is None:
+            return checkpoint
+        return replace(checkpoint, files=(*checkpoint.files, *self.base.files))

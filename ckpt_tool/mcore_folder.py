@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.mapping.megatron.training_args import content_metadata, megatron_args
 from ckpt_tool.output import WriteOptions, WriteResult, json_bytes
 from ckpt_tool.parallel import Team
-from ckpt_tool.plan import MANIFEST_NAME, Casts, count_casts, manifest
+from ckpt_tool.plan import MANIFEST_NAME, Casts, count_casts, fingerprint, manifest
 from ckpt_tool.publish import Steps, real_path, write_plan
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.dcp import open_dcp
@@ -43,6 +44,11 @@ class McorePlan:
     folder: TorchDistPlan
     dropped: dict[str, str]
     warnings: list[str]
+
+    @cached_property
+    def mark(self) -> str:
+        """The fingerprint, taken once."""
+        return fingerprint(self.checkpoint.files, self.files)
 
     @property
     def num_tensors(self) -> int:

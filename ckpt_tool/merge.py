@@ -17,10 +17,11 @@ from ckpt_tool.dtypes import BY_NAME
 from ckpt_tool.errors import CheckpointError, UsageError
 from ckpt_tool.jobs import jobs_of
 from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.lora import base_config, is_adapter_alone, kept_adapters, resolve, resolve_alone
+from ckpt_tool.lora import adapters_of, base_config, kept_adapters, resolve, resolve_alone
 from ckpt_tool.lora_plan import LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub import refuse_adapters, to_hub
+from ckpt_tool.mapping.lora.names import Adapters
 from ckpt_tool.mapping.transformers_tables import HubForm
 from ckpt_tool.mapping.value_head import as_value_model, value_model
 from ckpt_tool.model_folder import write_model
@@ -123,16 +124,17 @@ def plan_model(
     if options.keep_names and not options.lora.asked:
         form = HubForm(dict(tensors), None, kept_adapters(tensors))
         return finish_plan(checkpoint, form, options, dropped)
-    if is_adapter_alone(tensors):
-        return _plan_alone(checkpoint, tensors, options, dropped)
+    adapters = adapters_of(tensors)
+    if adapters is not None and not adapters.base:
+        return _plan_alone(checkpoint, adapters, options, dropped)
     config = config_of(checkpoint, options)
-    found = resolve(checkpoint, tensors, options.lora, config)
+    found = resolve(checkpoint, tensors, adapters, options.lora, config)
     return _plan_resolved(checkpoint, found, config, options, dropped)
 
 
 def _plan_alone(
     checkpoint: Checkpoint,
-    tensors: Mapping[str, LazyTensor],
+    adapters: Adapters,
     options: MergeOptions,
     dropped: dict[str, str],
 ) -> ModelPlan:
@@ -140,10 +142,9 @@ def _plan_alone(
     config = base_config(options.lora)
     if options.config is not None or (config is None and checkpoint.side_files is not None):
         config = config_of(checkpoint, options)
-    found = resolve_alone(checkpoint, tensors, options.lora, config)
+    found = resolve_alone(checkpoint, adapters, options.lora, config)
     if found.base is not None:
-        checkpoint = replace(checkpoint, files=(*checkpoint.files, *found.base.files))
-        return _plan_resolved(checkpoint, found, config, options, dropped)
+        return _plan_resolved(found.with_base(checkpoint), found, config, options, dropped)
     if options.write.check_load or {options.tie_word_embeddings, options.value_model} != {None}:
         raise UsageError(
             f"{checkpoint.path}: adapters alone: there is no model to check, and no head in it",

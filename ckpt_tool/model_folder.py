@@ -12,12 +12,11 @@ from ckpt_tool.finished import finished_files
 from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.lora.settings import CONFIG
 from ckpt_tool.mapping.transformers_tables import View
-from ckpt_tool.output import WriteOptions, WriteResult, fingerprint, json_bytes
+from ckpt_tool.output import WriteOptions, WriteResult, json_bytes
 from ckpt_tool.parallel import Team
 from ckpt_tool.plan import MANIFEST_NAME, ModelPlan, manifest
 from ckpt_tool.publish import Steps, already_written, real_path, write_plan
-from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.huggingface import open_huggingface
+from ckpt_tool.readers.huggingface import open_sound_model
 from ckpt_tool.writers.huggingface import ADAPTER_NAME, INDEX_NAME, index_json
 from ckpt_tool.writers.staging import check_space, check_target
 from ckpt_tool.writers.stream import WrittenFile
@@ -78,8 +77,7 @@ def _small_files(plan: ModelPlan, written: list[WrittenFile]) -> Iterator[tuple[
     if plan.adapter is not None:
         yield plan.adapter.path(CONFIG), json_bytes(plan.adapter.config)
     source = manifest(plan.checkpoint, plan.casts(), plan.dropped, written, plan.lora)
-    mark = fingerprint(plan.checkpoint.files, plan.files)
-    yield MANIFEST_NAME, json_bytes(source | {"plan": mark})
+    yield MANIFEST_NAME, json_bytes(source | {"plan": plan.mark})
     index = index_json([file for file in plan.files if not file.name.endswith(ADAPTER_NAME)])
     if index is not None:
         yield INDEX_NAME, index
@@ -91,14 +89,8 @@ def _read_back(plan: ModelPlan, folder: Path) -> dict[str, LazyTensor]:
     """What is in the files, the adapter's with the names that it has in the plan."""
     found: dict[str, LazyTensor] = {}
     if plan.model:
-        found |= _opened(folder)
+        found |= open_sound_model(folder)
     if plan.adapter is not None:
-        beside = _opened(folder / plan.adapter.folder)
+        beside = open_sound_model(folder / plan.adapter.folder)
         found |= {plan.adapter.path(name): tensor for name, tensor in beside.items()}
     return found
-
-
-def _opened(folder: Path) -> Checkpoint:
-    result = open_huggingface(folder)
-    result.require_sound()
-    return result

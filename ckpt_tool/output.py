@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,6 @@ from ckpt_tool.lora_plan import LoraNote
 from ckpt_tool.parallel import Team
 from ckpt_tool.plan import Cast
 from ckpt_tool.progress import Progress
-from ckpt_tool.readers.base import ShardFile
-from ckpt_tool.version import __version__
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.staging import Workplace
 from ckpt_tool.writers.stream import StreamWriter, WrittenFile
@@ -70,39 +67,6 @@ class WriteResult:
     load_check: LoadCheck | None = None
     lora: LoraNote | None = None
     already_complete: bool = False
-
-
-def fingerprint(sources: Sequence[ShardFile], files: Iterable[PlannedFile]) -> str:
-    """Changes when the source files or any planned byte range do: what ``resume`` compares.
-
-    Where the sources lie does not matter.
-    """
-    read = [(Path(file.path).name, file.bytes, os.stat(file.path).st_mtime_ns) for file in sources]
-    places = {file.path: str(number) for number, file in enumerate(sources)}
-    whole = hashlib.sha256(json.dumps([__version__, read]).encode())
-    for file in files:
-        whole.update("\n".join((file.name, *file.names)).encode())
-        for item in file.items:
-            if isinstance(item, LazyTensor):
-                whole.update(_begin(item, places))
-            elif isinstance(item, bytes):
-                whole.update(item)
-    return whole.hexdigest()
-
-
-def _begin(tensor: LazyTensor, places: Mapping[str, str]) -> bytes:
-    """Where a tensor comes from: another one of the same name must not pass for it."""
-    found = []
-    for chunk in tensor.chunks[:1]:
-        region, matrix = chunk.region, chunk.region.computed
-        found.append(
-            repr(region._replace(path=places.get(region.path, region.path), computed=None))
-        )
-        if matrix is not None:
-            parts = (matrix.base, matrix.left, matrix.right, matrix.magnitude)
-            found += [str(_begin(part, places)) for part in parts if part is not None]
-            found.append(repr(matrix.scale))
-    return repr(found).encode()
 
 
 def write_files(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ckpt_tool.dtypes import DType
@@ -12,7 +15,7 @@ from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.lora_plan import AdapterFiles, LoraNote
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.transformers_tables import View
-from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.readers.base import Checkpoint, ShardFile
 from ckpt_tool.version import __version__
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.stream import DIGEST, WrittenFile
@@ -41,6 +44,11 @@ class ModelPlan:
     lora: LoraNote | None = None
     adapter: AdapterFiles | None = None
     views: tuple[View, ...] = ()
+
+    @cached_property
+    def mark(self) -> str:
+        """The fingerprint, taken once: for many tensors it is long work."""
+        return fingerprint(self.checkpoint.files, self.files)
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:
@@ -143,3 +151,36 @@ def overflows(casts: Casts, written: list[WrittenFile]) -> list[str]:
         for cast in casts_of(casts, written)
         if cast.max_abs_error == float("inf")
     ]
+
+
+def fingerprint(sources: Sequence[ShardFile], files: Iterable[PlannedFile]) -> str:
+    """Changes when the source files or any planned byte range do: what ``resume`` compares.
+
+    Where the sources lie does not matter.
+    """
+    read = [(Path(file.path).name, file.bytes, os.stat(file.path).st_mtime_ns) for file in sources]
+    places = {file.path: str(number) for number, file in enumerate(sources)}
+    whole = hashlib.sha256(json.dumps([__version__, read]).encode())
+    for file in files:
+        whole.update("\n".join((file.name, *file.names)).encode())
+        for item in file.items:
+            if isinstance(item, LazyTensor):
+                whole.update(_begin(item, places))
+            elif isinstance(item, bytes):
+                whole.update(item)
+    return whole.hexdigest()
+
+
+def _begin(tensor: LazyTensor, places: Mapping[str, str]) -> bytes:
+    """Where a tensor comes from: another one of the same name must not pass for it."""
+    found = []
+    for chunk in tensor.chunks[:1]:
+        region, matrix = chunk.region, chunk.region.computed
+        found.append(
+            repr(region._replace(path=places.get(region.path, region.path), computed=None))
+        )
+        if matrix is not None:
+            parts = (matrix.base, matrix.left, matrix.right, matrix.magnitude)
+            found += [str(_begin(part, places)) for part in parts if part is not None]
+            found.append(repr(matrix.scale))
+    return repr(found).encode()

@@ -17,7 +17,6 @@ from ckpt_tool.output import (
     WriteResult,
     differences,
     explained,
-    fingerprint,
     forget_cached,
     write_files,
 )
@@ -34,6 +33,8 @@ class Plan(Protocol):
 
     @property
     def checkpoint(self) -> Checkpoint: ...
+    @property
+    def mark(self) -> str: ...
     @property
     def tensors(self) -> dict[str, LazyTensor]: ...
     @property
@@ -141,8 +142,7 @@ def _staging(plan: Plan, out: Path, options: WriteOptions, team: Team) -> Workpl
 
     UsageError where processes have different plans, because they see different files.
     """
-    mark = fingerprint(plan.checkpoint.files, plan.files)
-    if len(set(team.world.everyone(lambda: mark))) > 1:
+    if len(set(team.world.everyone(lambda: plan.mark))) > 1:
         raise UsageError(
             f"{plan.checkpoint.path}: not the same for all processes of this run",
             hint="All of them must see the same files, with the same version of ckpt-tool.",
@@ -151,7 +151,7 @@ def _staging(plan: Plan, out: Path, options: WriteOptions, team: Team) -> Workpl
     how = {"fsync": options.fsync, "direct": options.is_direct}
 
     def make() -> dict[str, WrittenFile]:
-        made.append(Staging(out, mark, resume=options.resume, **how))
+        made.append(Staging(out, plan.mark, resume=options.resume, **how))
         return made[0].finished
 
     finished = team.world.first(make)

@@ -10,7 +10,7 @@ from ckpt_tool.dtypes import BFLOAT16
 from ckpt_tool.equality import are_equal
 from ckpt_tool.errors import MappingError, UsageError
 from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.lora import resolve
+from ckpt_tool.lora import adapters_of, resolve
 from ckpt_tool.lora_megatron import resolve_megatron
 from ckpt_tool.lora_plan import LoraOptions, Resolved
 from ckpt_tool.mapping.config import ModelConfig, load_config
@@ -84,7 +84,7 @@ def _by_hub_names(side: Side, other: Side) -> Side:
     tensors = side.tensors
     if side.checkpoint.format == "dcp" and is_torchtitan(tensors):
         tensors = from_torchtitan(tensors, config)
-    fused = resolve(side.checkpoint, tensors, LoraOptions(), config)
+    fused = resolve(side.checkpoint, tensors, adapters_of(tensors), LoraOptions(), config)
     refuse_adapters(fused.tensors)
     model = value_model(fused.tensors, config)
     form = to_hub(model.base, model.config)

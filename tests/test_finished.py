@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ckpt_tool import MergeOptions, NameOptions, WriteOptions, merge_dcp, merge_fsdp, merge_megatron
-from ckpt_tool import output as output_module
+from ckpt_tool import plan as plan_module
 from ckpt_tool.errors import MappingError, OutputError
 from ckpt_tool.output import WriteResult
 from ckpt_tool.writers.stream import digest_file
@@ -136,7 +136,7 @@ def test_a_later_checkpoint_is_another_model(source: Path, tmp_path: Path) -> No
 
 def test_another_version_writes_another_model(source: Path, tmp_path: Path, monkeypatch) -> None:
     merge(source, tmp_path / "out")
-    monkeypatch.setattr(output_module, "__version__", "9.9")
+    monkeypatch.setattr(plan_module, "__version__", "9.9")
     with pytest.raises(OutputError, match="not empty"):
         merge(source, tmp_path / "out", resume=True)
 

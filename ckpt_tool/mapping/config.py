@@ -138,13 +138,18 @@ def load_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageError(f"{path}: no such file", hint="--config names a folder with config.json.")
+    return ModelConfig(folder, json_object(path), {})
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; FormatError where it holds none."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON ({error})") from error
-    if not isinstance(raw, dict):
+    if not isinstance(found, dict):
         raise FormatError(f"{path}: not a JSON object")
-    return ModelConfig(folder, raw, {})
+    return found
 
 
 def _with_dtype(part: dict[str, Any], dtype: DType) -> dict[str, Any]:

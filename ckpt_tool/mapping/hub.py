@@ -47,7 +47,7 @@ def refuse_adapters(names: Iterable[str]) -> None:
 
 def unwrapped(tensors: Mapping[str, LazyTensor]) -> Tensors:
     """The tensors by names without the parts of wrappers; MappingError where two then meet."""
-    return _collect((_WRAPPERS.sub("", name), tensor) for name, tensor in tensors.items())
+    return _collect((plain_name(name), tensor) for name, tensor in tensors.items())
 
 
 def plain_name(name: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from ckpt_tool.errors import MappingError, UsageError
+from ckpt_tool.mapping.value_head import BASE, HEAD
 from ckpt_tool.wording import plural
 
 T = TypeVar("T")
@@ -29,8 +30,6 @@ _EMBEDDINGS = (
 )
 #: The same in models without a head, asked for only where there is none of the above.
 _BARE = ("embed_tokens", "word_embeddings", "wte")
-#: What trl nests a model in, with a head beside it: together they are the model.
-_WRAPPER, _BESIDE = "pretrained_model.", "v_head."
 
 _SHOWN = 8
 
@@ -58,8 +57,8 @@ def _prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:
             whole = f"{embedding}.weight"
             if name == whole or name.endswith(f".{whole}"):
                 prefix = name.removesuffix(whole)
-                around = prefix.removesuffix(_WRAPPER)
-                beside = any(other.startswith(f"{around}{_BESIDE}") for other in names)
+                around = prefix.removesuffix(BASE)
+                beside = any(other.startswith(f"{around}{HEAD}") for other in names)
                 found.add(around if beside else prefix)
                 break
     return found

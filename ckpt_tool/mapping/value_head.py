@@ -30,8 +30,9 @@ from ckpt_tool.mapping.transformers_tables import (
 
 Tensors = dict[str, LazyTensor]
 
-_BASE = "pretrained_model."
-_HEAD = "v_head."
+#: What trl nests a model in, and its head beside that: together they are the model.
+BASE = "pretrained_model."
+HEAD = "v_head."
 _LINEAR = "v_head.summary"
 _NAMES = frozenset((f"{_LINEAR}.weight", f"{_LINEAR}.bias"))
 #: What transformers calls the head of a token classifier, and that of a language model.
@@ -51,7 +52,7 @@ class ValueModel:
 
 def refuse_value_head(names: Iterable[str]) -> None:
     """MappingError where there is trl's value head, for what takes models with one head only."""
-    heads = [name for name in names if name.startswith((_HEAD, _BASE)) or f".{_HEAD}" in name]
+    heads = [name for name in names if name.startswith((HEAD, BASE)) or f".{HEAD}" in name]
     if heads:
         raise MappingError(
             "a model with trl's value head (v_head) beside its own, and Megatron has one head",
@@ -70,9 +71,9 @@ def value_model(
     the language model nor of the head, and whatever of the head is not as trl has it.
     """
     plain = unwrapped(tensors)
-    head = {name: tensor for name, tensor in plain.items() if name.startswith(_HEAD)}
+    head = {name: tensor for name, tensor in plain.items() if name.startswith(HEAD)}
     base = {name: tensor for name, tensor in plain.items() if name not in head}
-    wrapped = any(name.startswith(_BASE) for name in base)
+    wrapped = any(name.startswith(BASE) for name in base)
     if wrapped:
         base = _without_prefix(base)
     _refuse_other_heads(base)
@@ -80,7 +81,7 @@ def value_model(
         return ValueModel(dict(tensors), {}, config)
     if not head and wanted is not False:
         raise MappingError(
-            f"tensors under {_BASE[:-1]}, where trl has a model, without a value head (v_head)"
+            f"tensors under {BASE[:-1]}, where trl has a model, without a value head (v_head)"
             " beside them",
             sorted(_NAMES),
             hint="If there never was one, --no-value-model takes them as a language model.",
@@ -132,19 +133,19 @@ def heads_as_in(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Ten
 
 
 def _without_prefix(base: Tensors) -> Tensors:
-    others = [name for name in base if not name.startswith(_BASE)]
+    others = [name for name in base if not name.startswith(BASE)]
     if others:
         raise MappingError(
-            f"{len(others)} of {len(base)} tensors belong neither to {_BASE[:-1]} nor to"
-            f" {_HEAD[:-1]}, the two parts of a model with trl's value head",
+            f"{len(others)} of {len(base)} tensors belong neither to {BASE[:-1]} nor to"
+            f" {HEAD[:-1]}, the two parts of a model with trl's value head",
             others,
             hint=_AS_THEY_ARE,
         )
-    return {name.removeprefix(_BASE): tensor for name, tensor in base.items()}
+    return {name.removeprefix(BASE): tensor for name, tensor in base.items()}
 
 
 def _refuse_other_heads(base: Tensors) -> None:
-    nested = [name for name in base if name.startswith(_HEAD) or f".{_HEAD}" in name]
+    nested = [name for name in base if name.startswith(HEAD) or f".{HEAD}" in name]
     if nested:
         what = "a value head (v_head) inside the model, where trl has it beside"
         raise MappingError(what, nested, hint=_AS_THEY_ARE)

@@ -53,6 +53,13 @@ def is_model_folder(path: Path) -> bool:
     return path.is_dir() and any(any(path.glob(pattern)) for pattern, _ in _WEIGHTS)
 
 
+def open_sound_model(path: Path) -> Checkpoint:
+    """:func:`open_huggingface`; raises CheckpointError with every problem, if there is one."""
+    found = open_huggingface(path)
+    found.require_sound()
+    return found
+
+
 def open_huggingface(path: Path) -> Checkpoint:
     """A model folder, or one safetensors file; damage becomes the checkpoint's ``problems``."""
     folder = path if path.is_dir() else path.parent

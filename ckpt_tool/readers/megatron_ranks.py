@@ -44,13 +44,14 @@ def open_megatron_ranks(folder: Path) -> Checkpoint:
     problems: list[Problem] = []
     numbers = _rank_files(folder)
     contents = {path: _read(path, problems) for path in numbers.values()}
-    with_experts = not _are_adapters(numbers) and _has_expert_number(numbers, contents)
+    alone = _are_adapters(numbers)
+    with_experts = not alone and _has_expert_number(numbers, contents)
     ranks = {_rank(found, with_experts): path for found, path in numbers.items()}
     files = {rank: file for rank, path in ranks.items() if (file := contents[path]) is not None}
     sizes = sizes_of(ranks, files)
     problems += _missing(folder, ranks, sizes)
-    if files:
-        problems += [] if _are_adapters(numbers) else _missing_ends(folder, files)
+    if files and not alone:
+        problems += _missing_ends(folder, files)
     return Checkpoint(
         format="megatron-ranks",
         path=folder,

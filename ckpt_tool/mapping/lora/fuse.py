@@ -6,7 +6,6 @@ The update of a weight [out, in] is ``scale * B @ A``; of an embedding [num, dim
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -82,8 +81,7 @@ def peft_config(
     Biases that were trained along are in the base model, and so is what an initialisation such as
     PiSSA took out of it: neither must happen again when the adapter is loaded.
     """
-    ranks = Counter(module.rank for module in adapters.modules.values())
-    rank = settings.rank or (ranks.most_common(1)[0][0] if ranks else 8)
+    rank = settings.rank or adapters.rank or 8
     others = {m.name: m.rank for m in adapters.modules.values() if m.rank != rank}
     made = {
         "peft_type": "LORA",

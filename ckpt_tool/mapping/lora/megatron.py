@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from math import prod
+from typing import TypeVar
 
 from ckpt_tool.errors import MappingError
 from ckpt_tool.lazy import Chunk, LazyTensor, cat, stack
@@ -23,6 +24,7 @@ from ckpt_tool.wording import plural
 
 _PART = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.weight")
 
+T = TypeVar("T")
 Tensors = dict[str, LazyTensor]
 
 
@@ -31,10 +33,9 @@ def has_megatron_adapters(names: Iterable[str]) -> bool:
     return any(".adapter." in name for name in names)
 
 
-def are_adapters_alone(names: Iterable[str]) -> bool:
-    """Whether all of these names are of adapters of Megatron: their base is elsewhere."""
-    listed = list(names)
-    return bool(listed) and all(".adapter." in name for name in listed)
+def without_adapters(tensors: Mapping[str, T]) -> dict[str, T]:
+    """What is not of adapters; nothing where these were saved alone."""
+    return {name: tensor for name, tensor in tensors.items() if not has_megatron_adapters([name])}
 
 
 def fused_megatron(
@@ -45,7 +46,7 @@ def fused_megatron(
     MappingError lists adapters of other kinds (canonical LoRA, DoRA), without a weight, or whose
     shapes do not fit it.
     """
-    plain = {name: tensor for name, tensor in tensors.items() if ".adapter." not in name}
+    plain = without_adapters(tensors)
     modules: dict[str, Tensors] = {}
     faults = []
     for name in tensors.keys() - plain.keys():

@@ -12,6 +12,7 @@ adapter's name out.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -70,6 +71,12 @@ class Adapters:
     base: dict[str, LazyTensor]
     modules: dict[str, Module]
     saved: dict[str, dict[str, LazyTensor]]
+
+    @property
+    def rank(self) -> int:
+        """R of most modules; 0 where there is none."""
+        ranks = Counter(module.rank for module in self.modules.values())
+        return ranks.most_common(1)[0][0] if ranks else 0
 
     def trained_whole(self) -> dict[str, LazyTensor]:
         """Parameters of ``saved`` by their full names."""

@@ -8,7 +8,6 @@ its end from a dot on; the first that does counts (``peft.utils.other.get_patter
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.errors import FormatError, UsageError
+from ckpt_tool.mapping.config import json_object
 
 META = "lora_train_meta.json"
 CONFIG = "adapter_config.json"
@@ -101,13 +101,7 @@ def _first(folders: Iterable[Path], *names: str) -> tuple[dict[str, Any], Path |
     """The first of these files there is, as an object; an empty one where there is none."""
     for path in (folder / name for name in names for folder in folders):
         if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise FormatError(f"{path}: not JSON ({error})") from error
-            if not isinstance(found, dict):
-                raise FormatError(f"{path}: not a JSON object")
-            return found, path
+            return json_object(path), path
     return {}, None
 
 
