@@ -8,19 +8,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.version import __version__
+from ckpt_tool.common.version import __version__
 
 if TYPE_CHECKING:
-    from ckpt_tool.from_dcp import NameOptions, merge_dcp
-    from ckpt_tool.from_megatron import merge_megatron
-    from ckpt_tool.inspect import inspect_checkpoint
-    from ckpt_tool.lora_plan import LoraOptions
-    from ckpt_tool.merge import MergeOptions, merge_fsdp
-    from ckpt_tool.output import WriteOptions
+    from ckpt_tool.mapping.lora.options import LoraOptions
+    from ckpt_tool.operations.from_dcp import NameOptions, merge_dcp
+    from ckpt_tool.operations.from_megatron import merge_megatron
+    from ckpt_tool.operations.inspect import inspect_checkpoint
+    from ckpt_tool.operations.merge import MergeOptions, merge_fsdp
+    from ckpt_tool.operations.to_mcore import ToMcoreOptions, convert_to_mcore
+    from ckpt_tool.operations.upload import Upload, check_upload, upload_folder
+    from ckpt_tool.operations.verify import VerifyOptions, verify_checkpoint
+    from ckpt_tool.plans.output import WriteOptions
     from ckpt_tool.readers import open_checkpoint
-    from ckpt_tool.to_mcore import ToMcoreOptions, convert_to_mcore
-    from ckpt_tool.upload import Upload, check_upload, upload_folder
-    from ckpt_tool.verify import VerifyOptions, verify_checkpoint
 
 __all__ = [
     "LoraOptions",
@@ -43,22 +43,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LoraOptions": "ckpt_tool.lora_plan",
-    "MergeOptions": "ckpt_tool.merge",
-    "ToMcoreOptions": "ckpt_tool.to_mcore",
-    "Upload": "ckpt_tool.upload",
-    "VerifyOptions": "ckpt_tool.verify",
-    "WriteOptions": "ckpt_tool.output",
-    "check_upload": "ckpt_tool.upload",
-    "inspect_checkpoint": "ckpt_tool.inspect",
-    "NameOptions": "ckpt_tool.from_dcp",
-    "merge_dcp": "ckpt_tool.from_dcp",
-    "merge_fsdp": "ckpt_tool.merge",
-    "merge_megatron": "ckpt_tool.from_megatron",
+    "LoraOptions": "ckpt_tool.mapping.lora.options",
+    "MergeOptions": "ckpt_tool.operations.merge",
+    "ToMcoreOptions": "ckpt_tool.operations.to_mcore",
+    "Upload": "ckpt_tool.operations.upload",
+    "VerifyOptions": "ckpt_tool.operations.verify",
+    "WriteOptions": "ckpt_tool.plans.output",
+    "check_upload": "ckpt_tool.operations.upload",
+    "inspect_checkpoint": "ckpt_tool.operations.inspect",
+    "NameOptions": "ckpt_tool.operations.from_dcp",
+    "merge_dcp": "ckpt_tool.operations.from_dcp",
+    "merge_fsdp": "ckpt_tool.operations.merge",
+    "merge_megatron": "ckpt_tool.operations.from_megatron",
     "open_checkpoint": "ckpt_tool.readers",
-    "upload_folder": "ckpt_tool.upload",
-    "convert_to_mcore": "ckpt_tool.to_mcore",
-    "verify_checkpoint": "ckpt_tool.verify",
+    "upload_folder": "ckpt_tool.operations.upload",
+    "convert_to_mcore": "ckpt_tool.operations.to_mcore",
+    "verify_checkpoint": "ckpt_tool.operations.verify",
 }
 
 

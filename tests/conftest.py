@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from ckpt_tool.verify import VerifyResult
-from tests import megatron
+from ckpt_tool.operations.verify import VerifyResult
 from tests.real.fsdp_cases import ALL_CASES
 from tests.real.write_fsdp import write_cases
-from tests.verifying import Plant, Tensors, judge
+from tests.support import megatron
+from tests.support.verifying import Plant, Tensors, judge
 
 settings.register_profile(
     "ckpt", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -32,7 +32,7 @@ def checkpoints(
 def megatron_cases(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Path:
-    """What `tests.megatron` builds. Read only."""
+    """What `tests.support.megatron` builds. Read only."""
     return once(tmp_path_factory, request, "megatron", megatron.build)
 
 

@@ -1,4 +1,4 @@
-"""The shape of the package: who imports whom, how long files are, who prints."""
+"""The shape of the package: its rooms, who imports whom, how long files are, who prints."""
 
 import ast
 from collections.abc import Iterator
@@ -7,127 +7,105 @@ from pathlib import Path
 import pytest
 
 import ckpt_tool
+from tests.support.house import (
+    FLOORS,
+    circles,
+    floor_of,
+    imported_names,
+    imports_of,
+    module_of,
+    room_of,
+    wrong_imports,
+)
 
 ROOT = Path(ckpt_tool.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-
-# Imports go from a layer to layers below it, or within its own room. Rooms of one layer never
-# import each other.
-CLI = 4
-OPERATIONS = 3
-ROOMS = {"readers": 2, "mapping": 2, "writers": 2}
-GROUND = {
-    "lazy",
-    "blocks",
-    "casts",
-    "scaled",
-    "fp8",
-    "lowrank",
-    "fusing",
-    "equality",
-    "geometry",
-    "dtypes",
-    "errors",
-}
-GROUND |= {"compare", "folding", "progress", "sharded", "version", "wording"}
-ENTRIES = {"__init__", "__main__"}  # the public API and `python -m ckpt_tool`
-CHILD = "megatron"  # a process of its own, which nothing imports
+IDS = [module_of(path, ROOT) or "__init__" for path in FILES]
+CHILD = "plans.checks.megatron_child"  # a process of its own, which nothing imports
 HEAVY = {"torch", "transformers", "accelerate", "megatron", "safetensors", "huggingface_hub"}
 
-
-def module_of(path: Path) -> str:
-    """Dotted name below `ckpt_tool`: `readers.fsdp`; the room itself for its `__init__`."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
-
-
-def room_of(path: Path) -> str:
-    return module_of(path).split(".", maxsplit=1)[0]
-
-
-def layer(module: str) -> int:
-    room = module.split(".", maxsplit=1)[0]
-    if room == "cli" or room in ENTRIES:
-        return CLI
-    if room in ROOMS:
-        return ROOMS[room]
-    return 1 if room in GROUND else OPERATIONS
-
-
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module that is imported, inside of functions too."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            assert node.module
-            yield node.module
-            if node.module == "ckpt_tool":
-                yield from (f"ckpt_tool.{alias.name}" for alias in node.names)
+every_file = pytest.mark.parametrize("path", FILES, ids=IDS)
 
 
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
-def forbidden(importer: str, imported: str) -> bool:
-    one, other = importer.split(".", maxsplit=1)[0], imported.split(".", maxsplit=1)[0]
-    if one == other:
-        return False
-    if layer(importer) == layer(imported) and one in ROOMS:
-        return True
-    return layer(imported) > layer(importer)
+def is_of_child(path: Path) -> bool:
+    return module_of(path, ROOT).startswith(CHILD)
 
 
-def test_there_is_something_to_look_at():
-    modules = {module_of(path) for path in FILES}
-    assert {"lazy", "readers", "readers.fsdp", "cli.app", "merge", "__init__"} <= modules
+def test_the_package_holds_its_rooms_and_nothing_else():
+    rooms = {room for floor in FLOORS for room in floor} - {"", "__main__"}
+    found = {path.name for path in ROOT.iterdir() if path.name != "__pycache__"}
+    assert found - {"README.md", "py.typed"} == {*rooms, "__init__.py", "__main__.py"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=[module_of(path) for path in FILES])
-def test_imports_go_downward(path):
-    module = module_of(path)
-    inner = [name.removeprefix("ckpt_tool.") for name in imports(parse(path)) if "." in name]
-    ours = [n for n, full in zip(inner, imports_of_ours(path), strict=True) if full]
-    wrong = [name for name in ours if forbidden(module, name)]
-    assert not wrong, f"{module} imports {wrong}"
+def test_imports_go_to_a_lower_floor_or_stay_in_their_room():
+    assert wrong_imports(imports_of(ROOT)) == []
 
 
-def imports_of_ours(path: Path) -> list[bool]:
-    return [name.startswith("ckpt_tool.") for name in imports(parse(path)) if "." in name]
+@pytest.mark.xfail(strict=True, reason="the data path of fp8 and LoRA, until both are Computed")
+def test_there_is_no_circle():
+    assert circles(imports_of(ROOT)) == []
 
 
-@pytest.mark.parametrize(
-    ("importer", "imported", "wrong"),
-    [
-        ("lazy", "geometry", False),
-        ("lazy", "readers.base", True),
-        ("readers.fsdp", "lazy", False),
-        ("readers.fsdp", "readers.base", False),
-        ("readers.fsdp", "writers.stream", True),
-        ("mapping.hub", "readers", True),
-        ("merge", "proofs", False),
-        ("merge", "writers.huggingface", False),
-        ("merge", "cli.ui", True),
-        ("megatron.request", "mapping.megatron.numbers", False),
-        ("mapping.hub", "megatron.gpt", True),
-        ("writers.stream", "merge", True),
-        ("cli.app", "merge", False),
-    ],
-)
-def test_the_rule(importer, imported, wrong):
-    assert forbidden(importer, imported) is wrong
+def test_the_guard_sees_what_it_is_to_see():
+    imports = imports_of(ROOT)
+    assert {"tensors.lazy", "readers.fsdp.ranks", "cli.app", "operations.merge", ""} <= set(imports)
+    assert "common.errors" in imports["readers.fsdp.ranks"]  # an import from a room below
+    assert "operations.merge" in imports["cli.merge"]  # one inside of a function
 
 
-@pytest.mark.parametrize("path", FILES, ids=[module_of(path) for path in FILES])
+PLANTED = {
+    "__init__.py": "def f():\n    from planted.operations import merge\n",
+    "cli/__init__.py": "",
+    "cli/app.py": "import planted.operations.merge\n",
+    "operations/__init__.py": "",
+    "operations/merge.py": "from planted.readers import base\nfrom planted.tensors.lazy import a\n",
+    "readers/__init__.py": "",
+    "readers/base.py": "def f():\n    from planted.operations.merge import g\n",
+    "writers/__init__.py": "",
+    "writers/files.py": (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import planted.readers.base\n"
+    ),
+    "tensors/__init__.py": "",
+    "tensors/lazy.py": "from planted.tensors.deep.blocks import b\n",
+    "tensors/deep/__init__.py": "",
+    "tensors/deep/blocks.py": "from planted.tensors import casts\n",
+    "tensors/casts.py": "def f():\n    import planted.tensors.lazy\n",
+}
+
+
+def test_the_guard_names_what_is_planted(tmp_path):
+    root = tmp_path / "planted"
+    for name, text in PLANTED.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    imports = imports_of(root)
+    assert wrong_imports(imports) == [
+        "readers.base imports operations.merge",  # up
+        "writers.files imports readers.base",  # sideways
+    ]
+    assert sorted(circles(imports)) == [
+        ["operations.merge", "readers.base"],
+        ["tensors.casts", "tensors.deep.blocks", "tensors.lazy"],
+    ]
+
+
+def test_a_room_that_is_on_no_floor_is_an_error():
+    with pytest.raises(StopIteration):
+        floor_of("attic.box")
+
+
+@every_file
 def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 250
 
 
-@pytest.mark.parametrize("path", FILES, ids=[module_of(path) for path in FILES])
+@every_file
 def test_only_the_cli_prints(path):
-    if layer(module_of(path)) == CLI:
+    if room_of(module_of(path, ROOT)) in ("cli", "__main__"):
         return
     calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
     printing = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
@@ -144,23 +122,39 @@ def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
             yield node
 
 
-@pytest.mark.parametrize("path", FILES, ids=[module_of(path) for path in FILES])
+@every_file
 def test_heavy_packages_are_imported_where_they_are_used(path):
-    if room_of(path) == CHILD:
+    if is_of_child(path):
         return
     found = {
         name.split(".")[0]
         for statement in top_level(parse(path))
         if isinstance(statement, (ast.Import, ast.ImportFrom))
-        for name in imports(statement)
+        for name in imported_names(statement)
     }
     assert not found & HEAVY
 
 
-@pytest.mark.parametrize("path", FILES, ids=[module_of(path) for path in FILES])
+@every_file
 def test_megatron_core_stays_in_its_process(path):
-    if room_of(path) == CHILD:
+    if is_of_child(path):
         return
-    found = [name for name in imports(parse(path)) if name.split(".")[0] == "megatron"]
-    found += [name for name in imports(parse(path)) if name.startswith(f"ckpt_tool.{CHILD}")]
-    assert not found
+    names = list(imported_names(parse(path)))
+    assert not [name for name in names if name.split(".")[0] == "megatron"]
+    assert not [name for name in names if name.startswith(f"ckpt_tool.{CHILD}")]
+
+
+#: What reads bytes, or opens what is on disk. Names and layouts are geometry: they need neither.
+READING = ("tensors.blocks", "tensors.equality")
+
+
+@every_file
+def test_mapping_reads_no_byte_and_opens_no_checkpoint(path):
+    if room_of(module_of(path, ROOT)) != "mapping":
+        return
+    tree = parse(path)
+    names = [name.removeprefix("ckpt_tool.") for name in imported_names(tree)]
+    assert not [name for name in names if name.startswith(READING)]
+    called = [n.func.attr for n in ast.walk(tree)
+              if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]  # fmt: skip
+    assert not [name for name in called if name in ("read", "open_checkpoint")]

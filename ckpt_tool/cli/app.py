@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ckpt_tool.cli import inspect, merge, to_mcore, ui, verify
-from ckpt_tool.version import __version__
+from ckpt_tool.common.version import __version__
 
 app = typer.Typer(
     name="ckpt",

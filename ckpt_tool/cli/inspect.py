@@ -9,12 +9,12 @@ import typer
 
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.options import AsJson
-from ckpt_tool.wording import human_bytes, human_count
+from ckpt_tool.common.wording import human_bytes, human_count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ckpt_tool.inspect import Inspection
+    from ckpt_tool.operations.inspect import Inspection
     from ckpt_tool.readers.base import Checkpoint
 
 _FORMATS = {
@@ -58,8 +58,8 @@ def inspect(
 
     Exits with 2 where the checkpoint has problems.
     """
-    from ckpt_tool import inspect as operation
     from ckpt_tool.cli import tables
+    from ckpt_tool.operations import inspect as operation
 
     found = operation.inspect_checkpoint(paths, patterns or [])
     with ui.output():

@@ -11,14 +11,14 @@ import typer
 
 from ckpt_tool.cli import results, ui
 from ckpt_tool.cli.merge_options import Request, merges
-from ckpt_tool.parallel import is_first
+from ckpt_tool.common.parallel import is_first
 
 if TYPE_CHECKING:
-    from ckpt_tool.merge import MergeOptions
-    from ckpt_tool.output import WriteResult
-    from ckpt_tool.parallel import Team
-    from ckpt_tool.plan import ModelPlan
-    from ckpt_tool.upload import Target, Upload, UploadResult
+    from ckpt_tool.common.parallel import Team
+    from ckpt_tool.operations.merge import MergeOptions
+    from ckpt_tool.operations.upload import Target, Upload, UploadResult
+    from ckpt_tool.plans.output import WriteResult
+    from ckpt_tool.plans.plan import ModelPlan
 
 app = typer.Typer(
     help="Merge a sharded checkpoint into a Hugging Face model folder.",
@@ -47,7 +47,7 @@ def fsdp(
     OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
     where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.merge import plan_fsdp
+    from ckpt_tool.operations.merge import plan_fsdp
 
     options = request.options(check_replicas=check_replicas)
     _run(lambda team: plan_fsdp(ckpt, options, team), out, options, request)
@@ -73,7 +73,7 @@ def megatron(
     and optimizer state beside the model left out. OUT appears complete or not at all. Exits with 1
     where --verify finds a difference, with 2 where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.from_megatron import plan_megatron
+    from ckpt_tool.operations.from_megatron import plan_megatron
 
     options = request.options()
     _run(lambda team: plan_megatron(ckpt, options, team), out, options, request)
@@ -115,7 +115,7 @@ def dcp(
     appears complete or not at all. Exits with 1 where --verify finds a difference, with 2 where
     the checkpoint or the request is not sound.
     """
-    from ckpt_tool.from_dcp import NameOptions, plan_dcp
+    from ckpt_tool.operations.from_dcp import NameOptions, plan_dcp
 
     options = request.options()
     names = NameOptions(prefix, tuple(select or ()), tuple(rename or ()))
@@ -140,9 +140,9 @@ def _dry_run(
     *,
     as_json: bool,
 ) -> None:
-    from ckpt_tool.merge import team_of
-    from ckpt_tool.model_folder import check_plan
-    from ckpt_tool.upload import check_upload, weight_names
+    from ckpt_tool.operations.merge import team_of
+    from ckpt_tool.operations.upload import check_upload, weight_names
+    from ckpt_tool.plans.huggingface import check_plan
 
     target = check_upload(upload) if upload is not None and is_first() else None
     with ui.progress_bar(quiet=as_json or not is_first()) as progress:
@@ -167,8 +167,8 @@ def _write(
     *,
     as_json: bool,
 ) -> None:
-    from ckpt_tool.merge import write_planned
-    from ckpt_tool.upload import checked
+    from ckpt_tool.operations.merge import write_planned
+    from ckpt_tool.operations.upload import checked
 
     with ui.progress_bar(quiet=as_json or not is_first()) as progress:
         result = write_planned(checked(make, upload), out, options, progress)
@@ -188,7 +188,7 @@ def _write(
 
 def _send(result: WriteResult, upload: Upload | None, *, as_json: bool) -> UploadResult | None:
     """Upload the folder that is complete: the first process of several, by itself."""
-    from ckpt_tool.upload import upload_folder
+    from ckpt_tool.operations.upload import upload_folder
 
     if upload is None or not is_first():
         return None

@@ -13,11 +13,11 @@ import typer
 
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.options import AsJson, DirectIo, Fsync, Jobs, Overwrite, Resume
-from ckpt_tool.errors import UsageError
+from ckpt_tool.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from ckpt_tool.merge import MergeOptions
-    from ckpt_tool.upload import Upload
+    from ckpt_tool.operations.merge import MergeOptions
+    from ckpt_tool.operations.upload import Upload
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Request:
             if private:
                 raise UsageError("--private is about --upload, which is not given")
             return None
-        from ckpt_tool.upload import Upload
+        from ckpt_tool.operations.upload import Upload
 
         return Upload(repo, private)
 
     def options(self, **more: Any) -> MergeOptions:
         """The options as the library takes them, with ``more`` that only one command has."""
-        from ckpt_tool.lora_plan import LoraOptions
-        from ckpt_tool.merge import MergeOptions
-        from ckpt_tool.output import WriteOptions
+        from ckpt_tool.mapping.lora.options import LoraOptions
+        from ckpt_tool.operations.merge import MergeOptions
+        from ckpt_tool.plans.output import WriteOptions
 
         values = self.values
         write = ("verify", "check_load", "overwrite", "resume", "fsync")

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
-from ckpt_tool.wording import human_bytes, plural
+from ckpt_tool.common.wording import human_bytes, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ckpt_tool.lora_plan import LoraNote
-    from ckpt_tool.mcore_folder import McorePlan
-    from ckpt_tool.output import WriteResult
-    from ckpt_tool.plan import Cast, Casts, ModelPlan
-    from ckpt_tool.upload import Target, UploadResult
+    from ckpt_tool.mapping.lora.options import LoraNote
+    from ckpt_tool.operations.upload import Target, UploadResult
+    from ckpt_tool.plans.mcore import McorePlan
+    from ckpt_tool.plans.output import WriteResult
+    from ckpt_tool.plans.plan import Cast, Casts, ModelPlan
 
 
 def report(result: WriteResult, *, as_json: bool, **more: Any) -> None:
@@ -167,7 +167,7 @@ def _cast_line(cast: Cast) -> str:
 
 def result_json(result: WriteResult) -> dict[str, Any]:
     """The result as JSON."""
-    from ckpt_tool.plan import cast_json
+    from ckpt_tool.plans.plan import cast_json
 
     return {
         "format": result.format,

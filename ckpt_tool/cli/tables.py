@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.folding import Fold, fold
-from ckpt_tool.wording import human_bytes
+from ckpt_tool.cli.folding import Fold, fold
+from ckpt_tool.common.wording import human_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import results, ui
+from ckpt_tool.cli.folding import fold, without_numbers
 from ckpt_tool.cli.options import AsJson, DirectIo, Fsync, Jobs, Overwrite, Resume
 from ckpt_tool.cli.tables import shape_text
-from ckpt_tool.folding import fold, without_numbers
-from ckpt_tool.parallel import is_first
-from ckpt_tool.wording import human_bytes, plural
+from ckpt_tool.common.parallel import is_first
+from ckpt_tool.common.wording import human_bytes, plural
 
 if TYPE_CHECKING:
-    from ckpt_tool.mcore_folder import McorePlan
-    from ckpt_tool.sharded import ShardedTensor
-    from ckpt_tool.to_mcore import ToMcoreOptions
+    from ckpt_tool.operations.to_mcore import ToMcoreOptions
+    from ckpt_tool.plans.mcore import McorePlan
+    from ckpt_tool.tensors.tiled import ShardedTensor
 
 
 @ui.guarded
@@ -82,8 +82,8 @@ def to_mcore(
     not at all. Exits with 1 where --verify finds a difference, with 2 where the model or the
     request is not sound.
     """
-    from ckpt_tool.output import WriteOptions
-    from ckpt_tool.to_mcore import ToMcoreOptions
+    from ckpt_tool.operations.to_mcore import ToMcoreOptions
+    from ckpt_tool.plans.output import WriteOptions
 
     options = ToMcoreOptions(
         config=config,
@@ -102,9 +102,9 @@ def to_mcore(
 
 
 def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
-    from ckpt_tool.jobs import jobs_of
-    from ckpt_tool.mcore_folder import check_mcore_plan
-    from ckpt_tool.to_mcore import plan_to_mcore
+    from ckpt_tool.common.jobs import jobs_of
+    from ckpt_tool.operations.to_mcore import plan_to_mcore
+    from ckpt_tool.plans.mcore import check_mcore_plan
 
     plan = plan_to_mcore(model, options)
     check_mcore_plan(plan, out, options.write)
@@ -119,7 +119,7 @@ def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) 
 
 
 def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
-    from ckpt_tool.to_mcore import convert_to_mcore
+    from ckpt_tool.operations.to_mcore import convert_to_mcore
 
     with ui.progress_bar(quiet=as_json or not is_first()) as progress:
         result = convert_to_mcore(model, out, options, progress)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from ckpt_tool.errors import CheckpointError, CkptError, MappingError
-from ckpt_tool.parallel import is_first
-from ckpt_tool.progress import NoProgress, Progress
+from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError
+from ckpt_tool.common.parallel import is_first
+from ckpt_tool.common.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,7 +160,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress]:
 
 
 class _Bar:
-    """Adapts Rich's progress to :class:`ckpt_tool.progress.Progress`."""
+    """Adapts Rich's progress to :class:`ckpt_tool.common.progress.Progress`."""
 
     def __init__(self, bars: Any) -> None:
         self._bars = bars

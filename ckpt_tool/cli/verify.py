@@ -10,15 +10,15 @@ import typer
 
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.options import AsJson, Jobs
-from ckpt_tool.errors import UsageError
-from ckpt_tool.wording import human_bytes, plural
+from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.wording import human_bytes, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ckpt_tool.compare.stats import Stats
-    from ckpt_tool.explain import Mismatch
-    from ckpt_tool.verify import VerifyResult
+    from ckpt_tool.operations.explain import Mismatch
+    from ckpt_tool.operations.verify import VerifyResult
 
 _LISTED = 20
 _FAR_ULP = 1_000_000  # a larger distance says no more than the numbers beside it
@@ -61,10 +61,10 @@ def verify(
     Exits with 0 where they are equal, with 1 where they differ, with 2 where they cannot be
     compared (damaged, incomplete, unknown).
     """
-    from ckpt_tool.cli.verify_json import as_object
+    from ckpt_tool.cli.report.as_json import as_object
+    from ckpt_tool.common.jobs import jobs_of
     from ckpt_tool.compare.stats import Tolerance
-    from ckpt_tool.jobs import jobs_of
-    from ckpt_tool.verify import VerifyOptions, verify_checkpoint
+    from ckpt_tool.operations.verify import VerifyOptions, verify_checkpoint
 
     options = VerifyOptions(
         Tolerance(atol, rtol), cast_reference, tuple(ignore or ()), jobs_of(jobs)
@@ -87,7 +87,7 @@ def verify(
 def _write_report(result: VerifyResult, path: Path) -> None:
     from datetime import datetime, timezone
 
-    from ckpt_tool.report.html import render
+    from ckpt_tool.cli.report.html import render
 
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     path.write_text(render(result, when), encoding="utf-8")
@@ -107,8 +107,9 @@ def _show(result: VerifyResult, top: int, *, heatmap: bool, report: Path | None)
     if result.mismatched:
         _show_mismatches(console, worst_first(result.mismatched), top)
     if heatmap and result.num_compared:
-        from ckpt_tool.cli.heatmap import heatmap as drawn
-        from ckpt_tool.heatmap import grid, shown_distances
+        from ckpt_tool.cli.report.terminal import heatmap as drawn
+        from ckpt_tool.compare.grid import grid
+        from ckpt_tool.operations.verify import shown_distances
 
         shown = {ui.printable(name): d for name, d in shown_distances(result).items()}
         console.print(drawn(grid(shown), console.width))
@@ -152,7 +153,7 @@ def _notes(result: VerifyResult) -> list[str]:
 
 
 def _show_names(console: Console, kind: str, where: str, names: Sequence[str]) -> None:
-    from ckpt_tool.folding import fold
+    from ckpt_tool.cli.folding import fold
 
     if not names:
         return

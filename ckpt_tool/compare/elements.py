@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ckpt_tool.blocks import BlockReader, FileTable
-from ckpt_tool.casts import Caster
 from ckpt_tool.compare.values import bits_of, values_of
-from ckpt_tool.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.casts import Caster
+from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
+from ckpt_tool.tensors.lazy import LazyTensor
 
 _ELEMENTS = 1 << 17
 

@@ -11,12 +11,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ckpt_tool.blocks import BlockReader, FileTable
 from ckpt_tool.compare.stats import Stats, Tolerance
 from ckpt_tool.compare.values import Values, bits_of, is_ordered, ordinals, values_of
-from ckpt_tool.dtypes import DType
-from ckpt_tool.equality import Label, Pair
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.equality import Label, Pair
+from ckpt_tool.tensors.lazy import LazyTensor
 
 _ELEMENTS = 1 << 16  # per step: a dozen float64 arrays of it fit the second-level cache
 _SPAN = 1 << 22  # elements per task

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import xxhash
 
-from ckpt_tool.blocks import BlockReader, FileTable
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.lazy import LazyTensor
 
 _BLOCK = 1 << 20  # bytes
 _MOST_ROWS = 1 << 20

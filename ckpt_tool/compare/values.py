@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tool.dtypes import DType
+from ckpt_tool.tensors.dtypes import DType
 
 Values = NDArray[np.float64]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_tool.dtypes import BY_NAME, DType
-from ckpt_tool.errors import FormatError, UsageError
+from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.mapping.legacy_config import with_legacy_keys
+from ckpt_tool.tensors.dtypes import BY_NAME, DType
 
 #: Files that hold weights, optimizer state, or describe a folder of them.
 _WEIGHT_SUFFIXES = frozenset(

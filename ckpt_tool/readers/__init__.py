@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ckpt_tool.errors import FormatError, UsageError
+from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.dcp import locate_dcp, open_dcp, refuse_zarr
-from ckpt_tool.readers.fsdp import locate, open_fsdp
+from ckpt_tool.readers.dcp.folder import locate_dcp, open_dcp, refuse_zarr
+from ckpt_tool.readers.fsdp.ranks import locate, open_fsdp
 from ckpt_tool.readers.huggingface import is_model_folder, open_huggingface
-from ckpt_tool.readers.megatron_ranks import locate_ranks, open_megatron_ranks
+from ckpt_tool.readers.megatron.ranks import locate_ranks, open_megatron_ranks
 from ckpt_tool.readers.torch_file import open_torch_file
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_fsdp_folders"]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from ckpt_tool.dtypes import DType
-from ckpt_tool.errors import CheckpointError, Problem
-from ckpt_tool.geometry import Box, Shape
-from ckpt_tool.lazy import Chunk, LazyTensor, Region
+from ckpt_tool.common.errors import CheckpointError, Problem
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ckpt_tool.errors import UsageError
+from ckpt_tool.common.errors import UsageError
 
 _TRACKER = "latest_checkpointed_iteration.txt"
 _ACCELERATE = "pytorch_model_fsdp_0"

@@ -15,12 +15,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ckpt_tool.dtypes import BY_SAFETENSORS
-from ckpt_tool.errors import FormatError, Problem, UnsafeContentError
-from ckpt_tool.geometry import Box, contiguous_strides
-from ckpt_tool.lazy import Region
+from ckpt_tool.common.errors import FormatError, Problem, UnsafeContentError
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, size_of
 from ckpt_tool.readers.torch_file import open_torch_file
+from ckpt_tool.tensors.dtypes import BY_SAFETENSORS
+from ckpt_tool.tensors.geometry import Box, contiguous_strides
+from ckpt_tool.tensors.lazy import Region
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")

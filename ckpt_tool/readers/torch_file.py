@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckpt_tool.geometry import Box
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
-from ckpt_tool.readers.dtensor import LocalTensor
-from ckpt_tool.readers.fsdp import RANK_FILE, Gathered, largest_mesh, read_rank
+from ckpt_tool.readers.fsdp.dtensor import LocalTensor
+from ckpt_tool.readers.fsdp.ranks import RANK_FILE, Gathered, largest_mesh, read_rank
+from ckpt_tool.tensors.geometry import Box
 
 
 def open_torch_file(path: Path) -> Checkpoint:

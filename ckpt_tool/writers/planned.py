@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.tensors.lazy import LazyTensor
 
 
 @dataclass(frozen=True, slots=True)

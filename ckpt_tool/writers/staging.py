@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from ckpt_tool.errors import OutputError
+from ckpt_tool.common.errors import OutputError
 from ckpt_tool.writers.stream import WrittenFile, digest_file
 
 _JOURNAL = ".ckpt-journal"

@@ -18,8 +18,8 @@ from queue import SimpleQueue
 
 import xxhash
 
-from ckpt_tool.blocks import BLOCK_BYTES, BlockReader, FileTable
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
+from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.crc import PieceSums
 from ckpt_tool.writers.outfile import OutputFile, aligned_buffer
 from ckpt_tool.writers.planned import PlannedFile, Seal

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ckpt_tool
-from tests.merging import TINY, values, write_rank
+from tests.support.merging import TINY, values, write_rank
 
 
 def run(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:

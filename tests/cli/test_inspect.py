@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
-from tests.merging import values
+from tests.support.merging import values
 
 
 def run(*arguments: object, width: int = 100) -> Result:

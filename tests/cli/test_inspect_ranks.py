@@ -2,8 +2,8 @@
 
 import shutil
 
-from tests import megatron
 from tests.cli.test_inspect import run, run_json
+from tests.support import megatron
 
 
 def test_the_json_has_every_files_ranks(megatron_cases):

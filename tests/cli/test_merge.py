@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
-from tests.merging import load_folder
+from tests.support.merging import load_folder
 
 
 def run(*arguments: object) -> Result:

@@ -6,7 +6,7 @@ import shutil
 from typer.testing import CliRunner
 
 from ckpt_tool.cli.app import app
-from tests.merging import TINY, values, write_rank
+from tests.support.merging import TINY, values, write_rank
 
 
 def run(*arguments, command="fsdp"):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
-from tests import megatron
-from tests.merging import load_folder
-from tests.test_merge_dcp import config_of
+from tests.operations.merge.test_dcp import config_of
+from tests.support import megatron
+from tests.support.merging import load_folder
 
 
 def run(*arguments: object) -> Result:

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
-from tests import hub_server, megatron
-from tests.hub_server import READS, UNKNOWN, WRITES, Hub, Repo, serving
-from tests.merging import TINY, values, write_rank
-from tests.test_finished import files
-from tests.test_parallel import PROJECT
-from tests.test_upload import contents
+from tests.common.test_parallel import PROJECT
+from tests.operations.test_upload import contents
+from tests.plans.test_finished import files
+from tests.support import hub_server, megatron
+from tests.support.hub_server import READS, UNKNOWN, WRITES, Hub, Repo, serving
+from tests.support.merging import TINY, values, write_rank
 
 hub = hub_server.hub
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
@@ -192,7 +192,7 @@ def test_an_upload_that_dies_is_gone_on_with(hub, source, tmp_path, more) -> Non
 
 def test_what_differs_in_a_complete_folder_is_left_there(source, tmp_path, monkeypatch) -> None:
     run(source, tmp_path / "out")
-    monkeypatch.setattr("ckpt_tool.publish.differences", lambda *_: ["layers.1.weight"])
+    monkeypatch.setattr("ckpt_tool.plans.write.differences", lambda *_: ["layers.1.weight"])
     result = run(source, tmp_path / "out", "--resume", "--verify")
     assert result.exit_code == 1
     assert f"1 tensor did not read back as written; {tmp_path / 'out'} was left" in result.stdout
@@ -253,7 +253,7 @@ def test_without_an_upload_nothing_of_the_hub_is_imported(source: Path, tmp_path
     more = [str(source), str(tmp_path / "out"), "--config", "none"]
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
-    assert "ckpt_tool.upload" in imported
+    assert "ckpt_tool.operations.upload" in imported
     assert not {name for name in imported if name.startswith("huggingface_hub")}
 
 

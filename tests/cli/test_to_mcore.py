@@ -15,10 +15,10 @@ from torch.distributed.checkpoint.metadata import Metadata
 from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
-from ckpt_tool.mapping.megatron.tables import FAMILIES
-from tests.merging import TINY, load_folder, values, write_rank
+from ckpt_tool.mapping.families.megatron_table import FAMILIES
+from tests.operations.to_mcore.test_inputs import archives, assert_same, loaded, rewritten
 from tests.real.megatron_models import write_model
-from tests.test_to_mcore_inputs import archives, assert_same, loaded, rewritten
+from tests.support.merging import TINY, load_folder, values, write_rank
 
 NORM = "model.norm.weight"
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -213,7 +213,7 @@ def test_a_difference_found_by_verify_is_exit_1(hf, tmp_path, monkeypatch):
         content[content.index(norm)] ^= 1
         path.write_bytes(content)
 
-    monkeypatch.setattr("ckpt_tool.publish.forget_cached", flip)
+    monkeypatch.setattr("ckpt_tool.plans.write.forget_cached", flip)
     result = run(hf, tmp_path / "out", "--verify")
     assert result.exit_code == 1
     assert "1 tensor did not read back as written" in result.stdout
@@ -229,7 +229,7 @@ def test_torch_is_not_imported(hf, tmp_path):
         import sys
         from ckpt_tool.cli.app import app
         app(sys.argv[1:], standalone_mode=False)
-        assert "ckpt_tool.to_mcore" in sys.modules
+        assert "ckpt_tool.operations.to_mcore" in sys.modules
         assert "torch" not in sys.modules
         assert "transformers" not in sys.modules
     """

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
 from tests.cli.test_app import HEAVY
-from tests.merging import TINY, values, write_rank
-from tests.verifying import merged, planted
+from tests.support.merging import TINY, values, write_rank
+from tests.support.verifying import merged, planted
 
 UP = "model.layers.0.mlp.up_proj.weight"
 

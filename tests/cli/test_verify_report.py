@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
-from tests.merging import TINY, values, write_rank
-from tests.verifying import Tensors, merged, planted
+from tests.support.merging import TINY, values, write_rank
+from tests.support.verifying import Tensors, merged, planted
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_tool.compare.elements import rounds_to, scale_of
-from ckpt_tool.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32
-from tests.backed import backed
-from tests.compare.files import normal, of_bytes, stored, touched
+from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32
+from tests.support.backed import backed
+from tests.support.measuring import normal, of_bytes, stored, touched
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 NARROW = FLOATS[1:]

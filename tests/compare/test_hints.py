@@ -5,7 +5,7 @@ import torch
 
 from ckpt_tool.compare.hints import Diagnosis, Suspect
 from ckpt_tool.compare.rows import Heads
-from tests.compare.files import compared, hint, normal, stored, touched
+from tests.support.measuring import compared, hint, normal, stored, touched
 
 NORM, NOISE = (normal(8, 6, seed=seed) for seed in (1, 2))
 HALVES = (torch.bfloat16, torch.float16)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.backed import distinct
-from tests.compare.files import hints, normal, stored, touched
+from tests.support.backed import distinct
+from tests.support.measuring import hints, normal, stored, touched
 
 NORM, NOISE = (normal(8, 6, seed=seed) for seed in (1, 2))
 

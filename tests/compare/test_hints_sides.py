@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.compare.files import hint, hints, normal, rank_of, sharded, stored, touched
+from tests.support.measuring import hint, hints, normal, rank_of, sharded, stored, touched
 
 WHOLE = normal(12, 5, seed=1)
 OTHER = normal(12, 5, seed=2)

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_tool.compare.rows import find_shift, row_digests
-from ckpt_tool.geometry import Box
-from tests.backed import backed, distinct
-from tests.compare.files import labels, stored
+from ckpt_tool.tensors.geometry import Box
+from tests.support.backed import backed, distinct
+from tests.support.measuring import labels, stored
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.data())

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ckpt_tool.compare.rows import Heads, explain_order
-from tests.compare.files import labels
+from tests.support.measuring import labels
 
 PLAIN = "rows permuted: the same rows in another order"
 SWAPPED = "gate and up halves swapped"

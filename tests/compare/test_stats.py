@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckpt_tool.common.errors import FormatError
 from ckpt_tool.compare.measure import measure
 from ckpt_tool.compare.stats import Stats, Tolerance
-from ckpt_tool.equality import Pair
-from ckpt_tool.errors import FormatError
-from ckpt_tool.geometry import Box
-from tests.backed import backed, distinct, raw
-from tests.compare.files import EXACT, compared, normal, stored, told
+from ckpt_tool.tensors.equality import Pair
+from ckpt_tool.tensors.geometry import Box
+from tests.support.backed import backed, distinct, raw
+from tests.support.measuring import EXACT, compared, normal, stored, told
 
 BLOCK = 1 << 16
 SPAN = 1 << 22

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ckpt_tool.compare.measure import measure
 from ckpt_tool.compare.stats import Tolerance
-from ckpt_tool.dtypes import BFLOAT16, BY_NAME, FLOAT32
-from ckpt_tool.equality import Pair, first_differences
-from tests.backed import distinct, raw
-from tests.compare.files import compared, normal, of_bytes, patterns, stored, told
+from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT32
+from ckpt_tool.tensors.equality import Pair, first_differences
+from tests.support.backed import distinct, raw
+from tests.support.measuring import compared, normal, of_bytes, patterns, stored, told
 
 SPAN = 1 << 22
 

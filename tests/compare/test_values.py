@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_tool.compare.values import bits_of, is_ordered, ordinals, values_of
-from ckpt_tool.dtypes import BY_NAME
-from tests.backed import dtype_of, raw
+from ckpt_tool.tensors.dtypes import BY_NAME
+from tests.support.backed import dtype_of, raw
 
 SMALL = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu]
 HALVES = [torch.float16, torch.bfloat16]

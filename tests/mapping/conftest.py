@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import transformers
 
-from tests.mapping.saved import Saved, save_both
-from tests.mapping.tiny_models import build
+from tests.support.saved import Saved, save_both
+from tests.support.tiny_models import build
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tool.dtypes import BFLOAT16, FLOAT16, FLOAT32
-from ckpt_tool.errors import FormatError, UsageError
+from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.mapping.config import load_config
-from tests.mapping.saved import write_config
+from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from tests.support.saved import write_config
 
 
 def written(config) -> dict:

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from ckpt_tool.mapping.config import load_config
 from ckpt_tool.mapping.legacy_config import with_legacy_keys
-from tests.mapping.tiny_models import build
+from tests.support.tiny_models import build
 
 
 def added(config: dict[str, Any]) -> dict[str, Any]:

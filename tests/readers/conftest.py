@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import megatron
+from tests.support import megatron
 
 
 @pytest.fixture

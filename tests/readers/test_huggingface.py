@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ckpt_tool.errors import CheckpointError, CkptError
+from ckpt_tool.common.errors import CheckpointError, CkptError
 from ckpt_tool.readers import Checkpoint, open_checkpoint
-from tests.backed import distinct, same
+from tests.support.backed import distinct, same
 
 DTYPES = [
     *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ckpt_tool.errors import FormatError, UsageError
+from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.readers import open_checkpoint
-from tests.backed import distinct, same
+from tests.support.backed import distinct, same
 
 PROJECT = Path(__file__).parents[2]
 
@@ -32,8 +32,8 @@ for path in sys.argv[1:]:
 """
 
 BLOCKS = """
-from ckpt_tool.blocks import BlockReader, FileTable
-from ckpt_tool.dtypes import BFLOAT16
+from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.dtypes import BFLOAT16
 with FileTable() as files:
     for path in sys.argv[1:]:
         for tensor in open_checkpoint(path).values():

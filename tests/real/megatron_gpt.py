@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import (
 )
 from torch.nn.functional import silu
 
-from ckpt_tool.megatron.cpu import call
+from ckpt_tool.plans.checks.megatron_child.cpu import call
 
 from .megatron_jobs import Sizes
 

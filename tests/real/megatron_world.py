@@ -14,7 +14,7 @@ from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils
 from torch import Tensor
 
-from ckpt_tool.megatron.cpu import call
+from ckpt_tool.plans.checks.megatron_child.cpu import call
 
 from .megatron_jobs import Sizes
 

@@ -23,7 +23,7 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ckpt_tool.megatron.cpu import call, release
+from ckpt_tool.plans.checks.megatron_child.cpu import call, release
 
 from .megatron_copy import State, full_state, read_config, read_tensors
 from .megatron_gpt import build_chunks

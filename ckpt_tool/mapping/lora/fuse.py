@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.lowrank import updated
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import plural
 from ckpt_tool.mapping.lora.names import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
-from ckpt_tool.wording import plural
+from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.lowrank import updated
 
 #: Families whose linear layers are ``Conv1D``.
 _CONV1D = frozenset("gpt2 openai-gpt imagegpt decision_transformer".split())

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from math import prod
 from typing import TypeVar
 
-from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import Chunk, LazyTensor, cat, stack
-from ckpt_tool.lowrank import updated
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import plural
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.lora.names import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
-from ckpt_tool.wording import plural
+from ckpt_tool.tensors.lazy import Chunk, LazyTensor, cat, stack
+from ckpt_tool.tensors.lowrank import updated
 
 _PART = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.weight")
 

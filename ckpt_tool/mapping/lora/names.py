@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import LazyTensor
-from ckpt_tool.mapping.hub import plain_name
-from ckpt_tool.wording import plural
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import plural
+from ckpt_tool.mapping.hub.names import plain_name
+from ckpt_tool.tensors.lazy import LazyTensor
 
 _PREFIX = re.compile(r"^(pretrained_model\.)?base_model\.model\.")
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")

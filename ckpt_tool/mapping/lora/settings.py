@@ -15,7 +15,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from ckpt_tool.errors import FormatError, UsageError
+from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.mapping.config import json_object
 
 META = "lora_train_meta.json"

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckpt_tool.geometry import Shape
+from ckpt_tool.mapping.families.megatron_rows import TOP, Row, Rows
+from ckpt_tool.mapping.families.megatron_table import Family
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
@@ -17,8 +18,7 @@ from ckpt_tool.mapping.megatron.ops import (
     SwapHalves,
     Vocabulary,
 )
-from ckpt_tool.mapping.megatron.rows import TOP, Row, Rows
-from ckpt_tool.mapping.megatron.tables import Family
+from ckpt_tool.tensors.geometry import Shape
 
 LAYOUTS = ("stacked", "per-layer")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckpt_tool.errors import MappingError
-from ckpt_tool.geometry import Shape
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.mapping.megatron.ops import Vocabulary
 from ckpt_tool.mapping.megatron.rules import Rules
-from ckpt_tool.sharded import Block, ShardedTensor
+from ckpt_tool.tensors.geometry import Shape
+from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.tiled import Block, ShardedTensor
 
 Tensors = Mapping[str, LazyTensor]
 #: Per name and depth, which slice was cut last, and it.

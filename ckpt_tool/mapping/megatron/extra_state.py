@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ckpt_tool.geometry import Shape
 from ckpt_tool.mapping.megatron.bindings import Binding
+from ckpt_tool.tensors.geometry import Shape
 
 #: Modules with a weight and without extra state: plain parameters, and the vocabulary's layers.
 _WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj")

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import LazyTensor, cat, stack
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 
 Tensors = Mapping[str, LazyTensor]
 

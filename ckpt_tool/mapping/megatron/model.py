@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ckpt_tool.lazy import LazyTensor
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.convert import from_megatron, padding
 from ckpt_tool.mapping.megatron.keys import spelled
 from ckpt_tool.mapping.megatron.numbers import family_of
 from ckpt_tool.mapping.megatron.rules import Rules, rules_of
 from ckpt_tool.mapping.megatron.verl_names import with_core_names
+from ckpt_tool.tensors.lazy import LazyTensor
 
 
 @dataclass(frozen=True)

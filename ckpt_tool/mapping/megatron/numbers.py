@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_tool.errors import MappingError
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.megatron.tables import FAMILIES, Family
+from ckpt_tool.mapping.families.megatron_table import FAMILIES, Family
 
 _MAX_LAYERS = 100_000
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")

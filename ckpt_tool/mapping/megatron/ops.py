@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ckpt_tool.dtypes import DType
-from ckpt_tool.geometry import Box, Shape, contiguous_strides
-from ckpt_tool.lazy import Chunk, LazyTensor, Region, cat
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.geometry import Box, Shape, contiguous_strides
+from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region, cat
 
 #: Vocabularies are padded to a multiple of, at most, some hundred rows for each tensor rank.
 _MOST_PADDING = 1 << 14

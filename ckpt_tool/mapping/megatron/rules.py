@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.bindings import (
     Binding,
@@ -18,6 +17,7 @@ from ckpt_tool.mapping.megatron.bindings import (
     repeats_of,
 )
 from ckpt_tool.mapping.megatron.numbers import Numbers, family_of, numbers_of
+from ckpt_tool.tensors.lazy import LazyTensor
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import LazyTensor, cat
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.numbers import Numbers, numbers_of
 from ckpt_tool.mapping.megatron.ops import QueryGroups
+from ckpt_tool.tensors.lazy import LazyTensor, cat
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _FUSED = "self_attn.qkv_proj"

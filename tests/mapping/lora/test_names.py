@@ -2,10 +2,10 @@
 
 import pytest
 
-from ckpt_tool.dtypes import FLOAT32
-from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.lora.names import has_adapters, take_apart
+from ckpt_tool.tensors.dtypes import FLOAT32
+from ckpt_tool.tensors.lazy import LazyTensor
 
 FACTORS = {"q.lora_A.default.weight": (2, 4), "q.lora_B.default.weight": (6, 2)}
 

@@ -5,7 +5,7 @@ from math import sqrt
 
 import pytest
 
-from ckpt_tool.errors import FormatError, UsageError
+from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.mapping.lora.settings import Settings, read_settings
 
 META, ADAPTER = "lora_train_meta.json", "lora_adapter/adapter_config.json"

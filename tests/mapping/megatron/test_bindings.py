@@ -17,7 +17,7 @@ from ckpt_tool.mapping.megatron.bindings import (
 from ckpt_tool.mapping.megatron.extra_state import extra_states
 from ckpt_tool.mapping.megatron.numbers import family_of, numbers_of
 from ckpt_tool.mapping.megatron.ops import QueryGroups, StackedHeads, SwapHalves, Vocabulary
-from tests.mapping.megatron import CASES, FAMILIES, MOE, alike, config_of, hub_shapes
+from tests.support.megatron_models import CASES, FAMILIES, MOE, alike, config_of, hub_shapes
 
 
 def bindings(family: str, layout: str = "per-layer", **changes) -> list[Binding]:

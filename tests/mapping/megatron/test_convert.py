@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_tool.dtypes import FLOAT32
-from ckpt_tool.errors import MappingError
-from ckpt_tool.lazy import LazyTensor
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS
 from ckpt_tool.mapping.megatron.convert import from_megatron, to_megatron
 from ckpt_tool.mapping.megatron.rules import Rules, rules_for
 from ckpt_tool.readers import Checkpoint
-from tests.backed import same
-from tests.mapping.megatron import CASES, config_of, hub_tensors, rules_of, whole
-from tests.mapping.saved import assert_equal, write_tensors
+from ckpt_tool.tensors.dtypes import FLOAT32
+from ckpt_tool.tensors.lazy import LazyTensor
+from tests.support.backed import same
+from tests.support.megatron_models import CASES, config_of, hub_tensors, rules_of, whole
+from tests.support.saved import assert_equal, write_tensors
 
 Tensors = dict[str, torch.Tensor]
 

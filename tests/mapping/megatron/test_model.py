@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 
-from ckpt_tool.errors import MappingError
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.megatron.keys import engine_names, is_megatron, spelled
 from ckpt_tool.mapping.megatron.model import model_of
-from tests.mapping.megatron import CASES, config_of, hub_tensors, rules_of
 from tests.mapping.megatron.test_convert import converted, stored
-from tests.mapping.saved import assert_equal
+from tests.support.megatron_models import CASES, config_of, hub_tensors, rules_of
+from tests.support.saved import assert_equal
 
 #: Transformer Engine's names that are others in the per-rank files of local layers.
 LOCAL = {

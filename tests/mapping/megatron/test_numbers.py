@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tool.errors import MappingError
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.families.megatron_table import FAMILIES
 from ckpt_tool.mapping.megatron.numbers import Numbers, family_of, numbers_of
-from ckpt_tool.mapping.megatron.tables import FAMILIES
-from tests.mapping.megatron import CONFIGS, MOE, config_of
+from tests.support.megatron_models import CONFIGS, MOE, config_of
 
 GENERAL = {"plain_query", "low_query", "shared_experts", "latent", "expert_bias"}
 

@@ -10,9 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.dtypes import BFLOAT16
-from ckpt_tool.geometry import Box
-from ckpt_tool.lazy import LazyTensor, cat
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
     Op,
@@ -22,7 +19,10 @@ from ckpt_tool.mapping.megatron.ops import (
     SwapHalves,
     Vocabulary,
 )
-from tests.backed import backed, distinct, same
+from ckpt_tool.tensors.dtypes import BFLOAT16
+from ckpt_tool.tensors.geometry import Box
+from ckpt_tool.tensors.lazy import LazyTensor, cat
+from tests.support.backed import backed, distinct, same
 
 _NUMBERS = count()
 

@@ -6,10 +6,10 @@ import pytest
 from safetensors import safe_open
 
 from ckpt_tool import convert_to_mcore
-from ckpt_tool.errors import MappingError
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import load_config
+from ckpt_tool.mapping.families.megatron_table import FAMILIES
 from ckpt_tool.mapping.megatron.rules import rules_for
-from ckpt_tool.mapping.megatron.tables import FAMILIES
 from tests.real.megatron_models import write_model
 
 #: The one that depends on nothing else in the config.

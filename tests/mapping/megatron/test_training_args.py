@@ -3,7 +3,7 @@
 import pytest
 
 from ckpt_tool.mapping.megatron.training_args import content_metadata, megatron_args
-from tests.mapping.megatron import CASES, FAMILIES, alike, rules_of
+from tests.support.megatron_models import CASES, FAMILIES, alike, rules_of
 
 #: What is never said by a config, and what one may say of any model.
 CONSTANT = {

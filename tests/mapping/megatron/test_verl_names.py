@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_tool.errors import MappingError
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.megatron.model import model_of
 from ckpt_tool.mapping.megatron.verl_names import with_core_names
-from tests.backed import backed, same
-from tests.mapping.megatron import config_of
+from tests.support.backed import backed, same
+from tests.support.megatron_models import config_of
 
 CONFIG = config_of("qwen2")  # 4 query heads, 2 key and value heads of 2 rows; hidden size 6
 LAYER = "model.layers.2."

@@ -1,0 +1,235 @@
+"""The report of a verification: verdict, both sides, names, heat map, histogram, mismatches."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from ckpt_tool.cli.report import svg
+from ckpt_tool.cli.report.page import page
+from ckpt_tool.cli.report.table import table
+from ckpt_tool.cli.report.text import breakable, items, number, share, tag
+from ckpt_tool.common.version import __version__
+from ckpt_tool.common.wording import human_bytes, plural
+from ckpt_tool.compare.grid import grid
+from ckpt_tool.operations.sides import Side
+from ckpt_tool.operations.verify import VerifyOptions, VerifyResult, shown_distances
+from ckpt_tool.readers.base import ShardFile
+
+_LISTED = 12  # names that are shown without a click
+
+
+def render(result: VerifyResult, when: str) -> str:
+    """One HTML document that stands alone; ``when`` is the date of the comparison, as it is shown.
+
+    Every tensor that differs is in it, whatever their number.
+    """
+    sections = (
+        _verdict(result, when),
+        _notes(result),
+        _sides(result),
+        _names("Missing", result.missing, "In the reference, not in the checkpoint."),
+        _names("Unexpected", result.unexpected, "In the checkpoint, not in the reference."),
+        _heatmap(result),
+        _histogram(result),
+        _mismatches(result),
+        _set_aside(result),
+        tag("footer", f"ckpt {__version__} · {html.escape(when)}"),
+    )
+    title = f"{_title(result)}: {result.left.checkpoint.path.name}"
+    return page(title, "\n".join(filter(None, sections)))
+
+
+# --- verdict
+def _title(result: VerifyResult) -> str:
+    if not result.equal:
+        return "Different"
+    return "Equal" if result.options.tolerance.exact else "Equal within tolerance"
+
+
+def _verdict(result: VerifyResult, when: str) -> str:
+    css = "equal" if result.equal else "different"
+    parts = [
+        tag("p", f"ckpt verify · {html.escape(when)}", class_="eyebrow"),
+        tag("h1", svg.sign(equal=result.equal) + _title(result)),
+        *(tag("p", html.escape(sentence)) for sentence in _sentences(result)),
+        _tiles(result),
+    ]
+    return tag("section", "".join(parts), class_=f"verdict {css}")
+
+
+def _sentences(result: VerifyResult) -> Iterator[str]:
+    """The verdict in words, and by which measure it was reached."""
+    options = result.options
+    how = {True: "bit for bit", False: "in value"}[result.exact]
+    if not options.tolerance.exact:
+        how = "within the tolerance"
+    names = plural(result.num_compared, "tensor")
+    if not result.num_compared:
+        yield (
+            f"No name is on both sides: {len(result.missing):,} missing,"
+            f" {len(result.unexpected):,} unexpected."
+        )
+    elif result.equal:
+        subject = f"All {names} are" if result.num_compared != 1 else "The only tensor is"
+        yield f"{subject} equal {how}; none is mismatched, missing or unexpected."
+    else:
+        yield (
+            f"{result.num_equal:,} of {names} on both sides are equal {how};"
+            f" {len(result.mismatched):,} mismatched, {len(result.missing):,} missing,"
+            f" {len(result.unexpected):,} unexpected."
+        )
+    yield from _measure(options, len(result.close))
+
+
+def _measure(options: VerifyOptions, num_close: int) -> Iterator[str]:
+    tolerance = options.tolerance
+    if not tolerance.exact:
+        needed = f"{plural(num_close, 'tensor')} needed it" if num_close else "no tensor needed it"
+        yield (
+            f"Tolerance: |a - b| ≤ {tolerance.atol:g} + {tolerance.rtol:g} · |b|"
+            f" (atol, rtol); {needed}."
+        )
+    if options.cast_reference:
+        yield (
+            "Where dtypes differ, the finer side was rounded to the coarser one's dtype before"
+            " comparing (--cast-reference)."
+        )
+
+
+def _tiles(result: VerifyResult) -> str:
+    tiles = (
+        ("equal", f"{result.num_equal:,}"),
+        ("mismatched", f"{len(result.mismatched):,}"),
+        ("missing", f"{len(result.missing):,}"),
+        ("unexpected", f"{len(result.unexpected):,}"),
+        ("compared per side", human_bytes(result.compared_bytes)),
+        ("time", f"{result.seconds:.3g} s"),
+    )
+    return tag("dl", "".join(tag("div", _fact(*tile)) for tile in tiles), class_="tiles")
+
+
+def _fact(label: str, text: str) -> str:
+    return tag("dt", html.escape(label)) + tag("dd", html.escape(text))
+
+
+# --- where it came from
+def _notes(result: VerifyResult) -> str:
+    notes = [result.names_hint] if result.names_hint else []
+    for side, name in ((result.left, "Checkpoint"), (result.right, "Reference")):
+        notes += [f"{name}: {warning}" for warning in side.warnings]
+    text = "".join(tag("p", breakable(note)) for note in notes)
+    return tag("section", tag("h2", "Note") + text, class_="note") if notes else ""
+
+
+def _sides(result: VerifyResult) -> str:
+    sides = _side("Checkpoint (a)", result.left) + _side("Reference (b)", result.right)
+    return tag("div", sides, class_="sides")
+
+
+def _side(title: str, side: Side) -> str:
+    checkpoint = side.checkpoint
+    facts = [("Format", checkpoint.format), ("Files", _files(checkpoint.files))]
+    if checkpoint.world_size is not None:
+        facts.append(("World size", f"{checkpoint.world_size:,}"))
+    if checkpoint.mesh is not None:
+        facts.append(("Mesh", str(checkpoint.mesh)))
+    facts.append(("Tensors", f"{len(side.tensors):,}"))
+    facts.append(("Dtypes", _dtypes(side)))
+    if side.config is not None and (side.config.architecture or side.config.model_type):
+        facts.append(("Model", side.config.architecture or side.config.model_type))
+    parts = (
+        tag("h3", title),
+        tag("p", breakable(str(checkpoint.path)), class_="path"),
+        tag("dl", "".join(_fact(*fact) for fact in facts if fact[1]), class_="facts"),
+        _folded(plural(len(checkpoint.files), "file"), _file_items(checkpoint.files)),
+    )
+    return tag("div", "".join(parts), class_="side")
+
+
+def _files(files: Sequence[ShardFile]) -> str:
+    return f"{len(files):,} ({human_bytes(sum(file.bytes for file in files))})"
+
+
+def _file_items(files: Iterable[ShardFile]) -> str:
+    return items(
+        f"{file.path} · {human_bytes(file.bytes)}"
+        + ("" if file.rank is None else f" · rank {file.rank}")
+        for file in files
+    )
+
+
+def _dtypes(side: Side) -> str:
+    counts = Counter(tensor.source_dtype.name for tensor in side.tensors.values())
+    return ", ".join(f"{name} x {count:,}" for name, count in counts.most_common())
+
+
+def _folded(summary: str, content: str, *, opened: bool = False) -> str:
+    attributes = {"open": "open"} if opened else {}
+    return tag("details", tag("summary", html.escape(summary)) + content, **attributes)
+
+
+# --- what differs
+def _names(title: str, names: Sequence[str], about: str) -> str:
+    if not names:
+        return ""
+    listed = items(names)
+    if len(names) > _LISTED:
+        listed = _folded(plural(len(names), "name"), listed)
+    return tag("section", tag("h2", f"{title}: {len(names):,}") + tag("p", about) + listed)
+
+
+def _heatmap(result: VerifyResult) -> str:
+    found = grid(shown_distances(result))
+    if not found.cells:
+        return ""
+    about = (
+        "A cell shows the relative distance |a - b| / |b| (Euclidean norm) of a layer's module, the"
+        " largest where tensors share a cell; empty: not on both sides."
+    )
+    parts = tag("h2", "Where it differs" if result.mismatched else "Layer by layer")
+    return tag("section", parts + tag("p", about) + svg.scale() + svg.heatmaps(found))
+
+
+def _histogram(result: VerifyResult) -> str:
+    stats = [mismatch.stats for mismatch in result.mismatched if mismatch.stats is not None]
+    exponents: Counter[int] = Counter()
+    for each in stats:
+        exponents.update(each.exponents)
+    if not exponents:
+        return ""
+    different, total = (
+        sum(each.num_different for each in stats), sum(each.num_elements for each in stats)
+    )  # fmt: skip
+    about = (
+        f"{different:,} of {total:,} elements of the mismatched tensors differ"
+        f" ({share(different, total)}). Each bar counts those with |a - b| between two powers of"
+        f" two; heights are logarithmic. Largest: {number(max(each.max_abs for each in stats))}."
+    )
+    picture = tag("div", svg.histogram(exponents), class_="scroll")
+    return tag("section", tag("h2", "By how much") + tag("p", about) + picture)
+
+
+def _mismatches(result: VerifyResult) -> str:
+    if not result.mismatched:
+        return ""
+    title = tag("h2", f"Mismatched: {len(result.mismatched):,}")
+    folder = result.left.checkpoint.path
+    return tag("section", title + table(result.mismatched, folder), class_="wide")
+
+
+def _set_aside(result: VerifyResult) -> str:
+    """Tensors that the verdict does not rest on as it does on the others."""
+    tied = [f"{name}: {why}" for name, why in result.tied.items()]
+    lists = (
+        ("equal only within the tolerance", result.close),
+        ("tied, on one side only", tied),
+        ("ignored (--ignore)", result.ignored),
+    )
+    parts = "".join(
+        _folded(f"{len(names):,} {what}", items(names), opened=len(names) <= _LISTED)
+        for what, names in lists
+        if names
+    )
+    return tag("section", tag("h2", "Set aside") + parts) if parts else ""

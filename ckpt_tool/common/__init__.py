@@ -1,0 +1,1 @@
+"""What every room uses: errors, processes and threads, progress, wording."""

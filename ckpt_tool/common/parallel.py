@@ -1,0 +1,168 @@
+"""Several processes that do one job: who does which part, and how they fail together.
+
+``torchrun`` (or ``srun`` with the same variables) says who is who: ``RANK``, ``WORLD_SIZE``,
+``MASTER_ADDR``, ``MASTER_PORT``. Processes exchange small Python values over gloo; tensors are
+written by whoever has their files, straight to the shared file system.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+from ckpt_tool.common.errors import CkptError, UsageError
+from ckpt_tool.common.progress import Progress
+
+T = TypeVar("T")
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_JOIN_SECONDS = 300
+_WAIT_HOURS = 24  # for the slowest process's part
+
+
+class PeerError(CkptError):
+    """Another process failed, and says why itself."""
+
+
+class World:
+    """The processes of this run; by itself one alone, which never waits."""
+
+    rank = 0
+    size = 1
+
+    def everyone(self, work: Callable[[], T]) -> list[T]:
+        """Do ``work`` in every process; all results, by rank.
+
+        Raises what ``work`` raised here, or PeerError where it failed in another process only.
+        """
+        return [work()]
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in the first process only; its result, everywhere. Raises as `everyone`."""
+        return cast(T, self.everyone(lambda: work() if self.rank == 0 else None)[0])
+
+    def each(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in every process; this one's result, once all have theirs.
+
+        Nothing is sent round but failures. Raises as `everyone`.
+        """
+        found: list[T] = []
+        self.everyone(lambda: found.append(work()))
+        return found[0]
+
+    def share(self, sizes: Sequence[int]) -> list[int]:
+        """The numbers of the items that this process does, so that all have about as many bytes.
+
+        The largest item first, each to the process with the least so far: the same everywhere.
+        """
+        loads = [0] * self.size
+        mine = []
+        for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+            rank = loads.index(min(loads))
+            loads[rank] += sizes[index]
+            if rank == self.rank:
+                mine.append(index)
+        return sorted(mine)
+
+
+class _Group(World):
+    """Processes joined by gloo."""
+
+    def __init__(self, rank: int, size: int, group: Any) -> None:
+        self.rank = rank
+        self.size = size
+        self._group = group
+
+    def everyone(self, work: Callable[[], T]) -> list[T]:
+        value, error = None, None
+        try:
+            value = work()
+        except BaseException as failure:
+            error = failure
+        outcomes = self._exchange((value, None if error is None else _said(error)))
+        if error is not None:
+            raise error
+        failed = [f"rank {rank}: {said}" for rank, (_, said) in enumerate(outcomes) if said]
+        if failed:
+            raise PeerError("; ".join(failed))
+        return [result for result, _ in outcomes]
+
+    def _exchange(self, value: Any) -> list[Any]:
+        from torch import distributed
+
+        found: list[Any] = [None] * self.size
+        try:
+            distributed.all_gather_object(found, value, group=self._group)
+        except RuntimeError as error:
+            raise CkptError(f"rank {self.rank}: another process of this run is gone") from error
+        return found
+
+
+ALONE = World()
+
+
+@dataclass(frozen=True)
+class Team:
+    """Who works: the processes, the threads of this one, and whom it tells of its progress."""
+
+    world: World
+    jobs: int
+    progress: Progress
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that the environment describes; :data:`ALONE` outside of torchrun.
+
+    UsageError where the variables make no sense or the other processes do not come.
+    """
+    if not is_parallel():
+        yield ALONE
+        return
+    rank, size = _whole("RANK"), _whole("WORLD_SIZE")
+    from torch import distributed
+
+    try:
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=_JOIN_SECONDS))
+        distributed.barrier()
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"rank {rank} of {size} did not find the others within {_JOIN_SECONDS} s: {error}",
+            hint="Start with torchrun, or unset WORLD_SIZE to run one process.",
+        ) from error
+    group = distributed.new_group(timeout=timedelta(hours=_WAIT_HOURS), backend="gloo")
+    try:
+        yield _Group(rank, size, group)
+    finally:
+        distributed.destroy_process_group()
+
+
+def is_parallel() -> bool:
+    """Whether this process is one of several that were started together."""
+    return all(os.environ.get(name) for name in _VARIABLES) and os.environ["WORLD_SIZE"] != "1"
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks."""
+    return not is_parallel() or os.environ["RANK"] == "0"
+
+
+def local_size() -> int:
+    """How many processes of this run share the machine."""
+    found = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return int(found) if is_parallel() and found.isdigit() and int(found) else 1
+
+
+def _whole(name: str) -> int:
+    text = os.environ[name]
+    if not text.isdigit():
+        raise UsageError(f"{name}={text!r} in the environment, expected a number")
+    return int(text)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,50 @@
+"""``--dtype``: which dtype the weights are written in, and which of them keep their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ckpt_tool.common.errors import UsageError
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.tensors.dtypes import BY_NAME, CASTABLE, FLOAT32, DType
+from ckpt_tool.tensors.lazy import LazyTensor
+
+DTYPES = ("auto", "keep", "bfloat16", "float16", "float32")
+
+
+def require_dtype(name: str) -> None:
+    """UsageError unless ``name`` is a choice of ``--dtype``."""
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name}: expected one of {', '.join(DTYPES)}")
+
+
+def target_dtype(name: str, config: ModelConfig | None) -> DType | None:
+    """The dtype that weights are cast to; None: each keeps its own."""
+    if name == "auto":
+        return config.dtype if config is not None else None
+    return None if name == "keep" else BY_NAME[name]
+
+
+def cast_all(
+    tensors: Mapping[str, LazyTensor], target: DType | None, config: ModelConfig | None
+) -> dict[str, LazyTensor]:
+    """Weights in ``target``; integers, fp8 and what must not have fewer bits as they are."""
+    if target is None:
+        return dict(tensors)
+
+    def stays(name: str) -> bool:
+        return target != FLOAT32 and config is not None and config.keeps_float32(name)
+
+    return {
+        name: tensor if tensor.dtype not in CASTABLE or stays(name) else tensor.to(target)
+        for name, tensor in tensors.items()
+    }
+
+
+def main_dtype(tensors: Iterable[LazyTensor]) -> DType | None:
+    """The floating-point dtype of most bytes; None where there is none that can be cast."""
+    sizes: dict[DType, int] = {}
+    for tensor in tensors:
+        if tensor.dtype in CASTABLE:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)

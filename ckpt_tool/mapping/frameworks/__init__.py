@@ -1,0 +1,1 @@
+"""Names that training frameworks put around a model, or beside it."""

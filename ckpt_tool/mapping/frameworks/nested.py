@@ -1,0 +1,126 @@
+"""Names of a state dict that somebody nested or spelled in another way -> those of the model.
+
+torch.distributed.checkpoint joins the keys of nested dictionaries with dots: a model saved as
+``{"app": {"model": ...}}`` has names that begin with ``app.model.``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.common.wording import plural
+from ckpt_tool.mapping.hub.value_head import BASE, HEAD
+
+T = TypeVar("T")
+
+#: What models call their token embedding, the longest names first; from these on, what comes
+#: before one of them is no part of the model.
+_EMBEDDINGS = (
+    "model.language_model.embed_tokens",
+    "language_model.model.embed_tokens",
+    "model.decoder.embed_tokens",
+    "model.embed_tokens",
+    "transformer.word_embeddings",
+    "transformer.wte",
+    "gpt_neox.embed_in",
+    "tok_embeddings",
+)
+#: The same in models without a head, asked for only where there is none of the above.
+_BARE = ("embed_tokens", "word_embeddings", "wte")
+
+_SHOWN = 8
+
+
+def prefix_of(names: Iterable[str]) -> str:
+    """What is nested around the names of a model, with its last dot; empty where nothing is known.
+
+    UsageError where there are several models to choose from.
+    """
+    listed = [name for name in names if name.endswith(".weight")]
+    found = _prefixes(listed, _EMBEDDINGS) or _prefixes(listed, _BARE)
+    if len(found) > 1:
+        raise UsageError(
+            "several models in one checkpoint: under "
+            + ", ".join(repr(prefix) for prefix in sorted(found)),
+            hint="Choose one of them with --prefix.",
+        )
+    return next(iter(found), "")
+
+
+def _prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:
+    found = set()
+    for name in names:
+        for embedding in embeddings:
+            whole = f"{embedding}.weight"
+            if name == whole or name.endswith(f".{whole}"):
+                prefix = name.removesuffix(whole)
+                around = prefix.removesuffix(BASE)
+                beside = any(other.startswith(f"{around}{HEAD}") for other in names)
+                found.add(around if beside else prefix)
+                break
+    return found
+
+
+def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The tensors by their names below ``prefix``; MappingError lists those that are not there."""
+    others = [name for name in tensors if not name.startswith(prefix)]
+    if others:
+        raise MappingError(
+            f"{plural(len(others), 'tensor')} beside the model, which is under {prefix!r}",
+            others,
+            hint=f"Leave them out with --prefix {prefix} or --select '{prefix}*'.",
+        )
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def renamed(tensors: Mapping[str, T], renames: Sequence[str]) -> dict[str, T]:
+    """The tensors by new names, each ``OLD=NEW`` of ``renames`` applied in turn.
+
+    OLD is one or more whole parts of a name between dots, anywhere in it (at its beginning with a
+    leading ``^``), the first time that they occur; a ``*`` in it is anything but a dot, and stands
+    in NEW for the same. UsageError where one is malformed or changes nothing, MappingError where
+    two tensors would get one name.
+    """
+    names = {name: name for name in tensors}
+    for rename in renames:
+        changed = {name: _apply(rename, now) for name, now in names.items()}
+        if changed == names:
+            some = ", ".join(list(dict.fromkeys(names.values()))[:_SHOWN])
+            raise UsageError(
+                f"--rename {rename}: no name has these parts", hint=f"Names are like: {some}"
+            )
+        names = changed
+    found: dict[str, T] = {}
+    twice = []
+    for name, now in names.items():
+        if now in found:
+            twice.append(f"{name}: also {now}")
+        found[now] = tensors[name]
+    if twice:
+        raise MappingError(f"{len(twice)} tensors would get a name that another one has", twice)
+    return found
+
+
+def _apply(rename: str, name: str) -> str:
+    old, equals, new = rename.partition("=")
+    start = old.startswith("^")
+    parts = old.removeprefix("^").strip(".")
+    if not equals or not parts or new.count("*") > parts.count("*"):
+        raise UsageError(
+            f"--rename {rename}: expected OLD=NEW, with no more * in NEW than in OLD",
+            hint="Like --rename backbone=model or --rename 'h.*.attn=layers.*.self_attn'.",
+        )
+    pattern = re.escape(parts).replace(r"\*", "([^.]*)")
+    begin = "^" if start else r"(?<![^.])"
+    matched = re.search(f"{begin}{pattern}(?![^.])", name)
+    if matched is None:
+        return name
+    pieces = new.strip(".").split("*")
+    filled = "".join(
+        text for pair in zip(pieces, (*matched.groups(), ""), strict=False) for text in pair
+    )
+    joined = f"{name[: matched.start()]}{filled if len(pieces) > 1 else pieces[0]}"
+    return f"{joined}{name[matched.end() :]}".replace("..", ".").strip(".")

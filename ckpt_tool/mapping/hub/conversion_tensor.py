@@ -1,0 +1,93 @@
+"""A lazy tensor in the shape of a ``torch.Tensor``, for transformers' weight conversions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from ckpt_tool.tensors.lazy import LazyTensor, cat
+
+
+class ConversionTensor:
+    """Does to a lazy tensor what transformers' conversions do to a ``torch.Tensor``.
+
+    A mark goes along: parts of a marked tensor are marked.
+    """
+
+    def __init__(self, tensor: LazyTensor, *, marked: bool) -> None:
+        self.tensor = tensor
+        self.marked = marked
+
+    def _with(self, tensor: LazyTensor) -> ConversionTensor:
+        return ConversionTensor(tensor, marked=self.marked)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.tensor.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def contiguous(self) -> ConversionTensor:
+        return self
+
+    def narrow(self, dim: int, start: int, length: int) -> ConversionTensor:
+        return self._with(self.tensor.narrow(dim, start, length))
+
+    def split(self, sizes: int | list[int], dim: int = 0) -> tuple[ConversionTensor, ...]:
+        length = self.shape[dim]
+        if isinstance(sizes, int):
+            sizes = [min(sizes, length - start) for start in range(0, length, sizes)]
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        return tuple(self.narrow(dim, at, n) for at, n in zip(starts, sizes, strict=True))
+
+    def chunk(self, parts: int, dim: int = 0) -> tuple[ConversionTensor, ...]:
+        return self.split(-(-self.shape[dim] // parts), dim)
+
+    def select(self, dim: int, index: int) -> ConversionTensor:
+        return self._with(self.tensor.select(dim, index))
+
+    def unbind(self, dim: int = 0) -> tuple[ConversionTensor, ...]:
+        return tuple(self.select(dim, index) for index in range(self.shape[dim]))
+
+    def squeeze(self, dim: int) -> ConversionTensor:
+        return self.select(dim, 0) if self.shape[dim] == 1 else self
+
+    def transpose(self, dim0: int, dim1: int) -> ConversionTensor:
+        return self._with(self.tensor.transpose(dim0, dim1))
+
+    def reshape(self, *sizes: Any) -> ConversionTensor:
+        """Only for shapes without data: a lazy tensor's chunks cannot be reshaped."""
+        if self.tensor.chunks:
+            raise NotImplementedError("reshape")
+        shape = list(sizes if isinstance(sizes[0], int) else sizes[0])
+        if -1 in shape:
+            shape[shape.index(-1)] = self.tensor.numel // -prod(shape)
+        return self._with(replace(self.tensor, shape=tuple(shape)))
+
+    view = reshape
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """``torch.chunk(stand_in, ...)`` and the like."""
+        kwargs = dict(kwargs or {})
+        if func.__name__ == "cat":
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            joined = cat([part.tensor for part in args[0]], dim)
+            return cls(joined, marked=any(part.marked for part in args[0]))
+        method = getattr(cls, func.__name__, None)
+        if method is None:
+            raise NotImplementedError(func.__name__)
+        return method(*args, **kwargs)

@@ -1,0 +1,249 @@
+"""Value models: trl's value head beside a language model's own, and what opens the two.
+
+trl's ``AutoModelForCausalLMWithValueHead`` holds a language model as ``pretrained_model`` and
+``v_head.summary``, a Linear(hidden, 1) on the last hidden state, after the last norm. In its own
+``state_dict()``, which FSDP2 shards and its ``save_pretrained`` writes, the language model has no
+prefix; in that of any other wrapper it has. Source: trl 0.11 to 0.24, ``modeling_value_head.py``.
+
+The token classifiers of transformers compute the same with one label. Where a family has one, the
+head is written under its name too: one folder then opens as a language model, as a classifier that
+gives the values, and in trl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.families.table import ARCHITECTURES
+from ckpt_tool.mapping.hub.names import unwrapped, with_labels
+from ckpt_tool.mapping.hub.transformers_tables import (
+    HubForm,
+    View,
+    architecture_of,
+    classifier_of,
+    meta_model,
+)
+from ckpt_tool.tensors.lazy import LazyTensor
+
+Tensors = dict[str, LazyTensor]
+
+#: What trl nests a model in, and its head beside that: together they are the model.
+BASE = "pretrained_model."
+HEAD = "v_head."
+_LINEAR = "v_head.summary"
+_NAMES = frozenset((f"{_LINEAR}.weight", f"{_LINEAR}.bias"))
+#: What transformers calls the head of a token classifier, and that of a language model.
+_CLASSIFIERS = ("score", "classifier")
+_OUTPUTS = frozenset(("lm_head", "embed_out", "output_projection"))
+_AS_THEY_ARE = "Write the tensors as they are with --config none."
+
+
+@dataclass(frozen=True)
+class ValueModel:
+    """A language model, its config, and trl's head on it; without one, ``head`` is empty."""
+
+    base: Tensors
+    head: Tensors
+    config: ModelConfig
+
+
+def refuse_value_head(names: Iterable[str]) -> None:
+    """MappingError where there is trl's value head, for what takes models with one head only."""
+    heads = [name for name in names if name.startswith((HEAD, BASE)) or f".{HEAD}" in name]
+    if heads:
+        raise MappingError(
+            "a model with trl's value head (v_head) beside its own, and Megatron has one head",
+            heads,
+            hint="Merge with --no-value-model for the language model, or save the critic alone"
+            " with transformers: AutoModelForTokenClassification, then save_pretrained.",
+        )
+
+
+def value_model(
+    tensors: Mapping[str, LazyTensor], config: ModelConfig, wanted: bool | None = None
+) -> ValueModel:
+    """Take trl's head, and what it puts before names, off the model.
+
+    ``wanted``: None, or whether a value model is. MappingError lists tensors that are neither of
+    the language model nor of the head, and whatever of the head is not as trl has it.
+    """
+    plain = unwrapped(tensors)
+    head = {name: tensor for name, tensor in plain.items() if name.startswith(HEAD)}
+    base = {name: tensor for name, tensor in plain.items() if name not in head}
+    wrapped = any(name.startswith(BASE) for name in base)
+    if wrapped:
+        base = _without_prefix(base)
+    _refuse_other_heads(base)
+    if not head and not wrapped:
+        return ValueModel(dict(tensors), {}, config)
+    if not head and wanted is not False:
+        raise MappingError(
+            f"tensors under {BASE[:-1]}, where trl has a model, without a value head (v_head)"
+            " beside them",
+            sorted(_NAMES),
+            hint="If there never was one, --no-value-model takes them as a language model.",
+        )
+    if head:
+        _require_head(head, config)
+    return ValueModel(base, head, _of_language_model(config))
+
+
+def as_value_model(
+    form: HubForm, head: Tensors, wanted: bool | None
+) -> tuple[HubForm, dict[str, str]]:
+    """The model with the head it had, and what was dropped instead where it is not ``wanted``.
+
+    UsageError where it is wanted and there is none, or is all there is and not wanted.
+    """
+    if head and wanted is False:
+        return form, dict.fromkeys(head, "trl's value head, left out by --no-value-model")
+    if head:
+        return _with_head(form, head), {}
+    rows = _rows_of_score(form.tensors)
+    if wanted and rows != 1:
+        _refuse_without_head(rows)
+    if wanted is False and rows == 1:
+        raise UsageError(
+            "--no-value-model: the checkpoint has score.weight, which gives values, in place of a"
+            " language model's head, so there is no language model in it",
+            hint="Leave the flag out: it becomes a model that transformers opens as a classifier.",
+        )
+    return form, {}
+
+
+def heads_as_in(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Tensors:
+    """The tensors, trl's head under those of its names that ``others`` have.
+
+    What is a copy of one head is not compared with nothing.
+    """
+    there, found = set(others), dict(tensors)
+    taken = any(f"{module}.weight" in found for module in _CLASSIFIERS)
+    if taken or not found.keys() >= _NAMES:
+        return found
+    for name in sorted(_NAMES):
+        kind = name.removeprefix(f"{_LINEAR}.")
+        copies = [f"{module}.{kind}" for module in _CLASSIFIERS if f"{module}.{kind}" in there]
+        found |= dict.fromkeys(copies, found[name])
+        if copies and name not in there:
+            del found[name]
+    return found
+
+
+def _without_prefix(base: Tensors) -> Tensors:
+    others = [name for name in base if not name.startswith(BASE)]
+    if others:
+        raise MappingError(
+            f"{len(others)} of {len(base)} tensors belong neither to {BASE[:-1]} nor to"
+            f" {HEAD[:-1]}, the two parts of a model with trl's value head",
+            others,
+            hint=_AS_THEY_ARE,
+        )
+    return {name.removeprefix(BASE): tensor for name, tensor in base.items()}
+
+
+def _refuse_other_heads(base: Tensors) -> None:
+    nested = [name for name in base if name.startswith(HEAD) or f".{HEAD}" in name]
+    if nested:
+        what = "a value head (v_head) inside the model, where trl has it beside"
+        raise MappingError(what, nested, hint=_AS_THEY_ARE)
+
+
+def _require_head(head: Tensors, config: ModelConfig) -> None:
+    """MappingError unless the head is one linear layer on the hidden states."""
+    if config.raw.get("is_encoder_decoder"):
+        raise MappingError(
+            f"an encoder-decoder ({config.model_type}) with trl's value head, which is not"
+            " supported yet",
+            sorted(head),
+            hint=_AS_THEY_ARE,
+        )
+    sizes = (config.text.get(key) for key in ("word_embed_proj_dim", "hidden_size", "n_embd"))
+    hidden, weight = next(filter(None, sizes), None), head.get(f"{_LINEAR}.weight")
+    if hidden is None and weight is not None and len(weight.shape) == 2:
+        hidden = weight.shape[1]
+    wanted = {f"{_LINEAR}.weight": (1, hidden), f"{_LINEAR}.bias": (1,)}
+    faults = [f"{name}: missing, expected {list(wanted[name])}" for name in wanted.keys() - head]
+    for name, tensor in head.items():
+        if name not in wanted:
+            faults.append(f"{name} {list(tensor.shape)}: not in trl's head")
+        elif tensor.shape != wanted[name]:
+            faults.append(f"{name}: {list(tensor.shape)}, expected {list(wanted[name])}")
+    if faults:
+        raise MappingError(
+            "the value head is not that of trl, a linear layer with one row and a bias",
+            sorted(faults),
+            hint=_AS_THEY_ARE,
+        )
+
+
+def _of_language_model(config: ModelConfig) -> ModelConfig:
+    """The config naming a language model, which is what trl wraps, where it named a classifier."""
+    if not config.architecture.endswith("Classification"):
+        return config
+    named = ARCHITECTURES.get(config.model_type) or architecture_of(config)
+    return config.with_changes(architectures=[named]) if named else config
+
+
+def _rows_of_score(tensors: Mapping[str, LazyTensor]) -> int:
+    """Labels of a classifier's head in place of a language model's; 0 where there is none."""
+    score = tensors.get("score.weight")
+    if score is None or "lm_head.weight" in tensors:
+        return 0
+    return score.shape[0]
+
+
+def _refuse_without_head(rows: int) -> None:
+    found = "the checkpoint has no value head"
+    if rows:
+        found = f"score.weight has {rows} rows, one for each label of a classifier"
+    raise UsageError(
+        f"--value-model: {found}; looked for v_head.summary.weight (trl), and score.weight or an"
+        " output layer of Megatron with one row, in place of a language model's head",
+        hint="Is this the critic's folder, and not the actor's?",
+    )
+
+
+def _with_head(form: HubForm, head: Tensors) -> HubForm:
+    """The language model with the head, first so that one file has it, and the classifier's."""
+    language = form.config
+    if language is None:
+        return form
+    outputs = {name for name in form.tensors if name.split(".")[0] in _OUTPUTS}
+    found = _classifier(language, head)
+    if found is None:
+        view = View(language, frozenset(head))
+        kept = replace(language, float32_names=language.float32_names | set(head))
+        said = (
+            "transformers has no token classification class for model type"
+            f" {language.model_type}: the value head is v_head, which trl alone reads"
+        )
+        return HubForm(head | form.tensors, kept, [*form.warnings, said], (view,))
+    module, config = found
+    copy = {name.replace(_LINEAR, module, 1): tensor for name, tensor in head.items()}
+    names = frozenset(copy) | frozenset(head)
+    config = replace(config, float32_names=config.float32_names | names)
+    views = (View(config, frozenset(head) | outputs), View(language, names))
+    return HubForm(head | copy | form.tensors, config, form.warnings, views)
+
+
+def _classifier(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] | None:
+    """The module of the head in the family's token classifier, and the config that names it.
+
+    None unless this class is the language model with another head, of the shape of trl's.
+    """
+    named = classifier_of(config, "Token")
+    if not named:
+        return None
+    labelled = with_labels(config, 1).with_changes(architectures=[named])
+    try:
+        before, after = (meta_model(each).state_dict() for each in (config, labelled))
+    except Exception:  # whatever building a model raises: nothing is known of the class
+        return None
+    added = {name: tuple(after[name].shape) for name in after.keys() - before.keys()}
+    module = min(added, default="").partition(".")[0]
+    wanted = {name.replace(_LINEAR, module, 1): tensor.shape for name, tensor in head.items()}
+    removed = {name.rpartition(".")[0] for name in before.keys() - after.keys()}
+    return (module, labelled) if added == wanted and removed <= _OUTPUTS else None

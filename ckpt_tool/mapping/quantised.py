@@ -1,0 +1,62 @@
+"""Block-quantised fp8 weights of a Hugging Face model, each with its scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.scaled import scaled
+
+#: DeepSeek's name of a weight's scales: what its elements are multiplied with.
+_SUFFIX = "_scale_inv"
+_BLOCK = (128, 128)
+
+
+def is_quantised(tensors: Mapping[str, LazyTensor]) -> bool:
+    """Whether some weights are fp8."""
+    return any(tensor.dtype.itemsize == 1 and tensor.dtype.is_float for tensor in tensors.values())
+
+
+def has_scales(tensors: Iterable[str]) -> bool:
+    """Whether some of these names are those of scales."""
+    return any(name.endswith(_SUFFIX) for name in tensors)
+
+
+def dequantised(
+    tensors: Mapping[str, LazyTensor], config: ModelConfig, dtype: DType
+) -> dict[str, LazyTensor]:
+    """Every fp8 weight times its scales, as ``dtype``; the scales are gone.
+
+    MappingError lists weights without scales, scales without a weight, and shapes that do not fit
+    the config's ``weight_block_size``.
+    """
+    block = _block_size(config)
+    result, faults, used = {}, [], set()
+    for name, tensor in tensors.items():
+        if not (tensor.dtype.itemsize == 1 and tensor.dtype.is_float):
+            continue
+        scales = tensors.get(name + _SUFFIX)
+        used.add(name + _SUFFIX)
+        if scales is None:
+            faults.append(f"{name}: {tensor.dtype} without {name + _SUFFIX}")
+            continue
+        try:
+            result[name] = scaled(tensor, scales, block, dtype)
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+    for name in tensors:
+        if name.endswith(_SUFFIX) and name not in used:
+            faults.append(f"{name}: scales of no fp8 weight")
+    if faults:
+        raise MappingError(f"{len(faults)} fp8 weights cannot be read", faults)
+    return {n: result.get(n, t) for n, t in tensors.items() if n not in used}
+
+
+def _block_size(config: ModelConfig) -> tuple[int, int]:
+    said = (config.raw.get("quantization_config") or {}).get("weight_block_size") or _BLOCK
+    if len(said) != 2 or not all(isinstance(size, int) and size > 0 for size in said):
+        raise MappingError(f"config.json: weight_block_size is {said!r}, expected two sizes")
+    return said[0], said[1]

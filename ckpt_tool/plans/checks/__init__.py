@@ -1,0 +1,1 @@
+"""Somebody else opens what is written: transformers, megatron-core."""

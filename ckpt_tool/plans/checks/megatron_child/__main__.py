@@ -1,0 +1,50 @@
+"""The process: a request on stdin, an answer on stdout, each a JSON object.
+
+The answer has ``library`` and ``num_tensors``; or a ``message`` and ``faults``; or ``unusable``,
+which says why megatron-core cannot build the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from ckpt_tool.plans.checks.megatron_child.cpu import hide_gpus, set_up, tear_down
+from ckpt_tool.plans.checks.megatron_child.request import Request
+
+
+def main() -> None:
+    """Answer the one request. Whatever else is printed goes to stderr."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    request = Request.of(json.load(sys.stdin))
+    hide_gpus()
+    set_up()
+    found = answer(request)
+    tear_down()
+    with os.fdopen(answers, "w") as stream:
+        json.dump(found, stream)
+
+
+def answer(request: Request) -> dict[str, Any]:
+    """Build the model and load the checkpoint, where everything is set up."""
+    import megatron.core
+
+    from ckpt_tool.plans.checks.megatron_child.gpt import sharded_state
+    from ckpt_tool.plans.checks.megatron_child.load import LoadFaultError, check
+
+    library = f"megatron-core {megatron.core.__version__}"
+    try:
+        state = sharded_state(request)
+    except Exception as error:  # whatever building a model raises
+        return {"library": library, "unusable": f"{type(error).__name__}: {error}"}
+    try:
+        return {"library": library, "num_tensors": check(state, request.folder)}
+    except LoadFaultError as error:
+        return {"library": library, "message": str(error), "faults": error.faults}
+
+
+if __name__ == "__main__":
+    main()

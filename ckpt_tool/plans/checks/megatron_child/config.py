@@ -1,0 +1,123 @@
+"""``config.json`` -> megatron-core's ``TransformerConfig``: what decides on parameters, no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from torch.nn.functional import gelu, silu
+
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.megatron.numbers import Numbers
+from ckpt_tool.plans.checks.megatron_child.cpu import call
+
+#: Without fused kernels or initial values, which would need a GPU and its random state.
+_CPU = {
+    "use_cpu_initialization": True,
+    "perform_initialization": False,
+    "masked_softmax_fusion": False,
+    "params_dtype": torch.bfloat16,
+    "pipeline_dtype": torch.bfloat16,
+    "bf16": True,
+}
+_PLAIN = {
+    "normalization": "RMSNorm",
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+}
+_GATED = {"activation_func": silu, "gated_linear_unit": True}
+
+
+def text_config(config: ModelConfig, numbers: Numbers) -> TransformerConfig:
+    """The language model. Raises what megatron-core raises of a config that it refuses."""
+    text, flags = config.text, numbers.flags
+    values = {
+        **_CPU,
+        **_PLAIN,
+        **_GATED,
+        "num_layers": numbers.layers,
+        "hidden_size": text["hidden_size"],
+        "ffn_hidden_size": text["intermediate_size"],
+        "num_attention_heads": numbers.heads,
+        "add_bias_linear": bool({"output_bias", "mlp_bias"} & flags),
+        "add_qkv_bias": "qkv_bias" in flags,
+        "qk_layernorm": bool({"qk_norm", "latent"} & flags),
+        "mtp_num_layers": numbers.mtp or None,
+    }
+    if numbers.experts:
+        values |= _experts(config, numbers)
+    if "latent" in flags:
+        return call(MLATransformerConfig, **values | _latent(text))
+    values |= {"num_query_groups": numbers.groups, "kv_channels": numbers.head_dim}
+    return call(TransformerConfig, **values)
+
+
+def vision_config(vision: dict[str, Any], numbers: Numbers) -> TransformerConfig:
+    """The blocks of a vision tower. Raises what megatron-core raises of it."""
+    values = {
+        **_CPU,
+        **_PLAIN,
+        **_GATED,
+        "num_layers": numbers.vision_layers,
+        "hidden_size": vision["hidden_size"],
+        "ffn_hidden_size": vision["intermediate_size"],
+        "num_attention_heads": numbers.vision_heads,
+        "add_bias_linear": True,
+        "add_qkv_bias": True,
+    }
+    return call(TransformerConfig, **values)
+
+
+def projection_config(vision: dict[str, Any], text: TransformerConfig) -> TransformerConfig:
+    """The two linear layers from patches that are joined to the language model's width."""
+    values = {
+        **_CPU,
+        "num_layers": 1,
+        "hidden_size": text.hidden_size,
+        "ffn_hidden_size": joined_width(vision),
+        "num_attention_heads": 1,
+        "add_bias_linear": True,
+        "activation_func": gelu,
+        "gated_linear_unit": False,
+    }
+    return call(TransformerConfig, **values)
+
+
+def joined_width(vision: dict[str, Any]) -> int:
+    """The width of a square of patches that become one token."""
+    return int(vision["hidden_size"]) * int(vision.get("spatial_merge_size") or 2) ** 2
+
+
+def _latent(text: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "multi_latent_attention": True,
+        "q_lora_rank": text.get("q_lora_rank") or None,
+        "kv_lora_rank": text["kv_lora_rank"],
+        "qk_head_dim": text["qk_nope_head_dim"],
+        "qk_pos_emb_head_dim": text["qk_rope_head_dim"],
+        "v_head_dim": text["v_head_dim"],
+        "rope_type": "rope",  # the default makes tables of cosines for all positions
+    }
+
+
+def _experts(config: ModelConfig, numbers: Numbers) -> dict[str, Any]:
+    text = config.text
+    width = text.get("moe_intermediate_size") or text["intermediate_size"]
+    values: dict[str, Any] = {
+        "num_moe_experts": numbers.experts,
+        "moe_router_topk": text["num_experts_per_tok"],
+        "moe_router_load_balancing_type": "none",
+        "moe_ffn_hidden_size": width,
+    }
+    if len(numbers.moe) < numbers.layers:
+        values["moe_layer_freq"] = [int(i in numbers.moe) for i in range(numbers.layers)]
+    if "expert_bias" in numbers.flags:
+        values["moe_router_score_function"] = "sigmoid"
+        values["moe_router_enable_expert_bias"] = True
+    if "shared_experts" in numbers.flags:
+        values["moe_shared_expert_intermediate_size"] = width * text["n_shared_experts"]
+    if config.model_type == "qwen2_moe":
+        values["moe_shared_expert_intermediate_size"] = text["shared_expert_intermediate_size"]
+        values["moe_shared_expert_gate"] = True
+    return values

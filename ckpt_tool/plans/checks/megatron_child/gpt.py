@@ -1,0 +1,110 @@
+"""A real megatron-core model on the meta device: modules and shapes, no memory for weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel, gpt_layer_specs
+from megatron.core.models.vision.multimodal_projector import MultimodalProjector
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from ckpt_tool.plans.checks.megatron_child.config import (
+    joined_width,
+    projection_config,
+    text_config,
+    vision_config,
+)
+from ckpt_tool.plans.checks.megatron_child.cpu import call
+from ckpt_tool.plans.checks.megatron_child.request import Request
+
+
+class NoAttention(torch.nn.Module):
+    """Stands in for the core of latent attention, which has no parameters and never runs here.
+
+    The local layers have none: keys and values differ in width, as only Transformer Engine accepts.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+
+
+def sharded_state(request: Request) -> dict[str, Any]:
+    """What the model asks a checkpoint for: megatron-core's own sharded state, on meta.
+
+    Raises whatever megatron-core raises of a model that it cannot build.
+    """
+    metadata = {"non_homogeneous_layers": request.layout == "per-layer"}
+    state: dict[str, Any] = {}
+    with torch.device("meta"):
+        for prefix, module in _modules(request).items():
+            state |= module.sharded_state_dict(prefix=prefix, metadata=dict(metadata))
+    return state
+
+
+def _modules(request: Request) -> dict[str, Any]:
+    """The modules by the prefix of their keys: one, or those of a model that sees too."""
+    config = text_config(request.config, request.numbers)
+    if not request.numbers.vision_layers:
+        return {"": _language_model(request, config)}
+    vision = request.config.raw["vision_config"]
+    return {
+        "language_model.": _language_model(request, config),
+        "vision_model.decoder.": _vision_blocks(vision_config(vision, request.numbers)),
+        "vision_model.projection.": MultimodalProjector(
+            config=projection_config(vision, config),
+            submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+            projector_type="mlp",
+            input_size=joined_width(vision),
+        ),
+    }
+
+
+def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
+    spec = _block_spec(config)
+    if request.config.model_type == "qwen2_moe":
+        _gate_shared_experts(spec)
+    prediction = {}
+    if request.numbers.mtp:
+        prediction["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(
+            config, spec, use_transformer_engine=False
+        )
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=spec,
+        vocab_size=request.numbers.padded_vocab_size,
+        max_sequence_length=1,  # of no account: positions are computed
+        share_embeddings_and_output_weights="untied" not in request.numbers.flags,
+        position_embedding_type="rope",
+        **prediction,
+    )
+
+
+def _vision_blocks(config: TransformerConfig) -> TransformerBlock:
+    return TransformerBlock(config=config, spec=_block_spec(config))
+
+
+def _block_spec(config: TransformerConfig) -> Any:
+    spec = call(
+        gpt_layer_specs.get_gpt_decoder_block_spec,
+        config=config,
+        use_transformer_engine=False,
+        normalization="RMSNorm",
+    )
+    spec.layer_norm = WrappedTorchNorm
+    if getattr(config, "multi_latent_attention", False):
+        for layer in spec.layer_specs:
+            layer.submodules.self_attention.submodules.core_attention = NoAttention
+    return spec
+
+
+def _gate_shared_experts(spec: Any) -> None:
+    """Before 0.16, whose config says it, the layer's description did."""
+    for layer in spec.layer_specs:
+        experts = getattr(layer.submodules.mlp.submodules, "shared_experts", None)
+        if experts is not None and "gate" in (experts.params or {}):
+            experts.params["gate"] = True

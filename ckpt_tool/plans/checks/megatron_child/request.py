@@ -1,0 +1,32 @@
+"""What the parent process asks for: one JSON object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.megatron.numbers import Numbers
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model, and the checkpoint that it is to load. ``layout``: ``stacked`` or ``per-layer``."""
+
+    config: ModelConfig
+    numbers: Numbers
+    layout: str
+    folder: str
+
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> Request:
+        """The request that :func:`ckpt_tool.plans.checks.megatron.request_json` wrote down."""
+        numbers = value["numbers"]
+        sets = {name: frozenset(numbers[name]) for name in ("moe", "flags")}
+        return cls(
+            ModelConfig(Path(), value["config"], {}),
+            Numbers(**numbers | sets),
+            value["layout"],
+            value["folder"],
+        )

@@ -1,0 +1,138 @@
+"""``--check-load``: what will be planned is exactly the model that transformers wants.
+
+Two judges, on the meta device and from names and shapes alone, before a byte is planned. First
+what the architecture has, brought into the form of the Hub by transformers' own tables, is
+compared with the plan. Then the loader itself is handed these names and shapes and reports what
+it misses or does not use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.transformers_tables import View, keep_prefixes, meta_model
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LoadCheck:
+    """What opened: the class, how many tensors it wants, and the library it is of.
+
+    ``num_ignored``: tensors that no class of the library has a place for, so that all ignore them.
+    ``num_other_heads``: tensors that this class ignores and another class or trl reads; ``also``:
+    the other classes that opened.
+    """
+
+    architecture: str
+    num_tensors: int
+    library: str
+    num_ignored: int = 0
+    num_other_heads: int = 0
+    also: tuple[str, ...] = ()
+
+
+def check_views(views: Sequence[View], planned: Shapes) -> LoadCheck:
+    """Open the model with each class that shall open it; what came of the first, config.json's.
+
+    Raises what :func:`check_load` raises.
+    """
+    checks = []
+    for view in views:
+        read = {name: shape for name, shape in planned.items() if name not in view.ignored}
+        checks.append(replace(check_load(view.config, read), num_other_heads=len(view.ignored)))
+    return replace(checks[0], also=tuple(check.architecture for check in checks[1:]))
+
+
+def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
+    """Open a model of ``config`` with tensors of these names and shapes on the meta device.
+
+    MappingError lists every missing, unexpected and mismatched tensor; UsageError where
+    transformers cannot build the model at all.
+    """
+    import transformers
+
+    try:
+        model = meta_model(config)
+    except Exception as error:  # whatever building a model raises
+        raise UsageError(
+            f"--check-load: transformers {transformers.__version__} cannot build"
+            f" {config.architecture or config.model_type}: {error}",
+            hint="Leave --check-load out, or install a transformers that knows the model.",
+        ) from error
+    ours = _prediction_prefixes(config)
+    known = {name: shape for name, shape in planned.items() if not name.startswith(ours)}
+    faults = _compare(_wanted(model, config), known) or _loader_faults(model, known)
+    if faults:
+        raise MappingError(f"--check-load: this is not what {type(model).__name__} loads", faults)
+    library = f"transformers {transformers.__version__}"
+    return LoadCheck(type(model).__name__, len(known), library, len(planned) - len(known))
+
+
+def _prediction_prefixes(config: ModelConfig) -> tuple[str, ...]:
+    """Where the layers for multi-token prediction are: behind the last one that a model has."""
+    layers, more = (
+        config.text.get(key) for key in ("num_hidden_layers", "num_nextn_predict_layers")
+    )
+    if not isinstance(layers, int) or not isinstance(more, int):
+        return ()
+    return tuple(f"model.layers.{layers + number}." for number in range(more))
+
+
+def _wanted(model: Any, config: ModelConfig) -> Shapes | None:
+    """Hub names and shapes of the architecture; None before transformers 5, which has no tables."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return None
+    tied = set(model.all_tied_weights_keys or {})
+    state = {name: t.to("meta") for name, t in model.state_dict().items() if name not in tied}
+    keep_prefixes(model)
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()
+    }
+    if config.model_type == "qwen3_vl_moe":
+        # transformers 5 loads the Hub's transposed experts but would save them otherwise.
+        for name, shape in shapes.items():
+            if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+                shapes[name] = (shape[0], shape[2], shape[1])
+    return shapes
+
+
+def _compare(wanted: Shapes | None, planned: Shapes) -> list[str]:
+    if wanted is None:
+        return []
+    missing = [f"missing: {name} {list(wanted[name])}" for name in wanted if name not in planned]
+    unexpected = [f"unexpected: {name}" for name in planned if name not in wanted]
+    mismatched = [
+        f"mismatched: {name}: {list(shape)}, expected {list(wanted[name])}"
+        for name, shape in planned.items()
+        if name in wanted and wanted[name] != shape
+    ]
+    return missing + unexpected + mismatched
+
+
+def _loader_faults(model: Any, planned: Shapes) -> list[str]:
+    """What ``from_pretrained`` itself says of these names and shapes."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    state = {name: torch.empty(shape, device="meta") for name, shape in planned.items()}
+    try:
+        _, report = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=state,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (RuntimeError, ValueError) as error:
+        return [f"from_pretrained: {error}"]
+    keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return [f"{key.removesuffix('_keys')}: {name}" for key in keys for name in sorted(report[key])]

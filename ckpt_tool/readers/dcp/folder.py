@@ -1,0 +1,176 @@
+"""Folders of torch.distributed.checkpoint, and megatron-core's ``torch_dist`` on top of it.
+
+``.metadata`` (see :mod:`ckpt_tool.readers.dcp.metadata`) says in which ``*.distcp`` file and where
+each block of each tensor lies: an archive of ``torch.save`` of its own. megatron-core adds
+``metadata.json`` with ``{"sharded_backend": "torch_dist"}`` and ``common.pt``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ckpt_tool.common.errors import FormatError, Problem, UnsafeContentError
+from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, size_of
+from ckpt_tool.readers.dcp.metadata import Described, Place, read_metadata
+from ckpt_tool.readers.find import config_near, find
+from ckpt_tool.readers.torch_save.archive import TorchArchive
+from ckpt_tool.readers.torch_save.names import TensorRef
+from ckpt_tool.tensors.geometry import Box, check_coverage, in_bounds
+from ckpt_tool.tensors.lazy import Region
+
+_RANK = re.compile(r"__(\d+)_\d+\.distcp")
+#: A tensor's pickle has a few hundred bytes; longer ones are not kept.
+_SHORT = 1000
+
+
+def _every(name: str) -> bool:
+    return True
+
+
+def locate_dcp(path: Path) -> Path | None:
+    """The folder with ``.metadata`` at or below ``path``, or None; raises what `find` does."""
+    return find(path, lambda folder: (folder / ".metadata").is_file())
+
+
+def refuse_zarr(path: Path) -> None:
+    """FormatError where ``path`` is a checkpoint in the zarr format of older megatron-core."""
+    found = find(path, lambda folder: (folder / "metadata.json").is_file())
+    if found is not None and b'"zarr"' in (found / "metadata.json").read_bytes()[:1000]:
+        raise FormatError(
+            f"{found}: a zarr checkpoint of megatron-core, which nothing reads since its 0.16",
+            hint="Load it with megatron-core 0.15 or older, and save it with --ckpt-format"
+            " torch_dist.",
+        )
+
+
+def open_dcp(folder: Path, wanted: Callable[[str], bool] = _every) -> Checkpoint:
+    """The tensors in ``folder``; damage becomes the checkpoint's ``problems``.
+
+    Blocks of tensors that are not ``wanted``, by their names, are not looked at. FormatError where
+    the metadata cannot be read, UnsafeContentError where a pickle asks for code.
+    """
+    description = read_metadata(folder / ".metadata")
+    reader = _Reader(folder)
+    entries, left_out = {}, {}
+    for name, found in description.tensors.items():
+        if wanted(name):
+            entries[name] = reader.entry(name, found)
+        else:
+            left_out[name] = Entry(name, found.shape, found.dtype, "", ())
+    files = sorted(path for path in folder.iterdir() if path.suffix == ".distcp")
+    return Checkpoint(
+        format="torch_dist" if _is_megatron(folder, reader.problems) else "dcp",
+        path=folder,
+        entries=entries,
+        files=tuple(ShardFile(str(path), size_of(path), _rank(path.name)) for path in files),
+        problems=tuple(reader.problems),
+        side_files=config_near(folder, beside=True),
+        left_out=left_out,
+        objects=description.objects,
+    )
+
+
+def _is_megatron(folder: Path, problems: list[Problem]) -> bool:
+    path = folder / "metadata.json"
+    if not path.is_file():
+        return False
+    try:
+        backend = json.loads(path.read_bytes()).get("sharded_backend")
+    except (ValueError, AttributeError, RecursionError):
+        problems.append(Problem("metadata", str(path), "not a JSON object"))
+        return True
+    if backend not in ("torch_dist", "torch_dcp"):
+        problems.append(Problem("metadata", str(path), f"sharded_backend is {backend!r:.60}"))
+    return True
+
+
+def _rank(name: str) -> int | None:
+    matched = _RANK.fullmatch(name)
+    return int(matched[1]) if matched else None
+
+
+class _Reader:
+    """Looks at every archive, and collects what is wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = {path.name for path in folder.iterdir() if path.is_file()}
+        self._missing: set[str] = set()
+        self._known: dict[bytes, TensorRef] = {}
+        self.problems: list[Problem] = []
+
+    def entry(self, name: str, found: Described) -> Entry:
+        """The tensor ``name`` with every block that is where the metadata says."""
+        holdings = []
+        boxes = []
+        for box, place in found.blocks:
+            if not in_bounds(found.shape, box):
+                where = f"block {list(box.offsets)} + {list(box.sizes)}"
+                self._note("coverage", name, f"{where} is outside of {list(found.shape)}")
+                continue
+            boxes.append(box)
+            region = self._region(name, found, box, place)
+            if region is not None:
+                rank = _rank(place.file) if place else None
+                holdings.append(Holding(rank, box, region))
+        coverage = check_coverage(found.shape, boxes)
+        for block in coverage.missing:
+            self._note("coverage", name, f"{block} of {list(found.shape)} is in no block")
+        for block in coverage.overlapping:
+            self._note("coverage", name, f"{block} is in more than one block")
+        pieces = f"{len(found.blocks)} blocks" if len(found.blocks) != 1 else "whole"
+        return Entry(name, found.shape, found.dtype, pieces, tuple(holdings))
+
+    def _region(self, name: str, found: Described, box: Box, place: Place | None) -> Region | None:
+        if place is None:
+            self._note("missing-block", name, f"nothing says where block {box} lies")
+            return None
+        if place.encoded:
+            self._note("encoded", name, f"block {box} is compressed or encrypted")
+            return None
+        path = self._path(place.file)
+        if path is None:
+            return None
+        try:
+            return self._read_block(path, place, found, box)
+        except UnsafeContentError:
+            raise
+        except (FormatError, OSError) as error:
+            message = error.message if isinstance(error, FormatError) else str(error)
+            self._note("unreadable", name, f"block {box}: {message}")
+            return None
+
+    def _read_block(self, path: Path, place: Place, found: Described, box: Box) -> Region:
+        """The region of a block, proven to be the tensor that the metadata promises."""
+        with TorchArchive(path, place.offset, place.length) as archive:
+            # Blocks of one shape and dtype, of which a model has thousands, have equal pickles.
+            pickle = archive.pickle()
+            ref = self._known.get(pickle)
+            if ref is None:
+                ref = archive.load(pickle=pickle)
+                if not isinstance(ref, TensorRef):
+                    raise FormatError(f"{path}: no tensor at byte {place.offset}")
+                if len(pickle) < _SHORT:
+                    self._known[pickle] = ref
+            if ref.dtype != found.dtype or ref.shape != box.sizes:
+                raise FormatError(
+                    f"{path}: {ref.dtype} {list(ref.shape)} at byte {place.offset},"
+                    f" expected {found.dtype} {list(box.sizes)}"
+                )
+            return archive.stored(ref, "the block").region
+
+    def _path(self, file: str) -> Path | None:
+        """The file ``file`` of the folder; each that is missing is noted once."""
+        path = self._folder / file
+        if file in self._files:
+            return path
+        if file not in self._missing:
+            self._missing.add(file)
+            self._note("missing-file", str(path), "not there, or not a file of this folder")
+        return None
+
+    def _note(self, kind: str, where: str, message: str) -> None:
+        self.problems.append(Problem(kind, where, message))

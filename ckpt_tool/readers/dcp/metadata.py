@@ -1,0 +1,111 @@
+"""``.metadata`` of torch.distributed.checkpoint: a pickle of its ``Metadata``, read without trust.
+
+``state_dict_metadata``: FQN -> ``BytesStorageMetadata`` or ``TensorStorageMetadata``: ``size``,
+``chunks`` of ``offsets`` and ``sizes``, ``properties``, whose state is a tuple that begins with the
+dtype. ``storage_data``: ``MetadataIndex(fqn, offset, index)`` -> ``_StorageInfo(relative_path,
+offset, length, transform_descriptors)``. Source: ``torch/distributed/checkpoint/metadata.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ckpt_tool.common.errors import FormatError
+from ckpt_tool.readers.torch_save.names import resolve_plan, sizes_of
+from ckpt_tool.readers.torch_save.standins import StandIn
+from ckpt_tool.readers.torch_save.unpickle import unpickle
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.geometry import Box, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an archive lies: file in the folder, byte offset, length; ``encoded``: transformed."""
+
+    file: str
+    offset: int
+    length: int
+    encoded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A tensor as the metadata has it: each block with its place, None where it has none."""
+
+    shape: Shape
+    dtype: DType
+    blocks: tuple[tuple[Box, Place | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """``tensors`` by name, and the names of ``objects``: whatever else was saved."""
+
+    tensors: dict[str, Described]
+    objects: tuple[str, ...]
+
+
+def read_metadata(path: Path) -> Description:
+    """Parse ``path``; FormatError if it is damaged, UnsafeContentError if it asks for code."""
+    try:
+        top = unpickle(path.read_bytes(), resolve_plan, _no_storage)
+        entries, places = _field(top, "state_dict_metadata", dict), _places(top)
+        tensors, objects = {}, []
+        for name, entry in entries.items():
+            if getattr(entry, "kind", "") == "TensorStorageMetadata" and isinstance(name, str):
+                tensors[name] = _described(name, entry, places)
+            else:
+                objects.append(str(name))
+    except FormatError as error:
+        error.message = f"{path}: {error.message}"
+        raise
+    return Description(tensors, tuple(objects))
+
+
+_Key = tuple[str, Shape | None]
+
+
+def _places(top: Any) -> dict[_Key, Place]:
+    found = {}
+    for index, info in _field(top, "storage_data", dict).items():
+        name, offset = _field(index, "fqn", str), index.get("offset")
+        place = Place(
+            _field(info, "relative_path", str),
+            _field(info, "offset", int),
+            _field(info, "length", int),
+            bool(info.get("transform_descriptors")),
+        )
+        found[name, None if offset is None else sizes_of(offset)] = place
+    return found
+
+
+def _described(name: str, entry: StandIn, places: dict[_Key, Place]) -> Described:
+    properties = _field(entry, "properties", StandIn).state
+    dtype = properties[0] if isinstance(properties, tuple) and properties else None
+    if not isinstance(dtype, DType):
+        raise FormatError(f"{name}: a tensor without a dtype")
+    shape = sizes_of(_field(entry, "size", tuple))
+    return Described(shape, dtype, tuple(_blocks(name, entry, places)))
+
+
+def _blocks(
+    name: str, entry: StandIn, places: dict[_Key, Place]
+) -> Iterator[tuple[Box, Place | None]]:
+    for chunk in _field(entry, "chunks", list):
+        offsets = sizes_of(_field(chunk, "offsets", tuple))
+        box = Box(offsets, sizes_of(_field(chunk, "sizes", tuple)))
+        yield box, places.get((name, offsets)) or places.get((name, None))
+
+
+def _field(target: Any, name: str, kind: type) -> Any:
+    value = target.get(name) if isinstance(target, StandIn) else None
+    if not isinstance(value, kind):
+        raise FormatError(f"no {name} in a {getattr(target, 'kind', type(target).__name__)}")
+    return value
+
+
+def _no_storage(pid: Any) -> NoReturn:
+    raise FormatError("a storage in the metadata")

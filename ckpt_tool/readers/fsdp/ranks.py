@@ -1,0 +1,211 @@
+"""FSDP rank files: ``model_world_size_<W>_rank_<R>.pt``, one ``torch.save`` archive per rank.
+
+Written by verl and VeOmni: a state dict of DTensors (FSDP1 with a mesh, FSDP2), ShardedTensors
+(FSDP1 without one) or plain tensors (world size 1, and buffers, which every rank holds). Config
+and tokenizer lie in ``huggingface/`` or beside the shards; ``fsdp_config.json``, where present,
+repeats the world size.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckpt_tool.common.errors import FormatError, Problem, UnsafeContentError
+from ckpt_tool.readers.base import Checkpoint, Entry, Mesh, ShardFile, size_of
+from ckpt_tool.readers.find import config_near, find
+from ckpt_tool.readers.fsdp.dtensor import LocalTensor, RankDecoder
+from ckpt_tool.readers.torch_save.archive import TorchArchive
+from ckpt_tool.tensors.geometry import check_coverage
+
+RANK_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+
+
+@dataclass
+class Gathered:
+    """What the rank files said so far: local tensors by name, ranks read, and problems."""
+
+    locals: dict[str, list[tuple[int, LocalTensor]]] = field(default_factory=dict)
+    read_ranks: list[int] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def report(self, kind: str, where: object, message: str) -> None:
+        self.problems.append(Problem(kind, str(where), message))
+
+
+def find_rank_files(folder: Path) -> list[Path]:
+    """The rank files directly in ``folder``."""
+    return sorted(path for path in folder.iterdir() if RANK_FILE.fullmatch(path.name))
+
+
+def locate(path: Path) -> Path | None:
+    """The folder at or below ``path`` that holds rank files, or None; raises what `find` does."""
+    return find(path, lambda folder: bool(find_rank_files(folder)))
+
+
+def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
+    """Read the metadata of every rank file in ``folders`` (one per node, or just one).
+
+    What is missing or contradictory becomes the checkpoint's ``problems``; only a file whose
+    pickle asks for code raises (UnsafeContentError).
+    """
+    gathered = Gathered()
+    by_rank, world_size, files = _rank_files(folders, gathered)
+    for rank, path in sorted(by_rank.items()):
+        read_rank(path, rank, gathered)
+    for folder in folders:
+        _check_config(folder, world_size, gathered)
+    expected = sorted(gathered.read_ranks)
+    complete = len(expected) == world_size
+    entries = {
+        name: _assemble(name, found, expected, complete, gathered)
+        for name, found in gathered.locals.items()
+    }
+    return Checkpoint(
+        format="fsdp",
+        path=folders[0],
+        entries=entries,
+        files=tuple(files),
+        problems=tuple(gathered.problems),
+        world_size=world_size,
+        mesh=largest_mesh(gathered),
+        side_files=next(filter(None, map(config_near, folders)), None),
+    )
+
+
+def _rank_files(
+    folders: Sequence[Path], gathered: Gathered
+) -> tuple[dict[int, Path], int, list[ShardFile]]:
+    """Rank files by rank, the world size, and the list of files; gaps become problems."""
+    found: list[tuple[int, int, Path]] = []
+    for folder in folders:
+        for path in find_rank_files(folder):
+            matched = RANK_FILE.fullmatch(path.name)
+            assert matched
+            found.append((int(matched[1]), int(matched[2]), path))
+    sizes = [world for world, _, _ in found]
+    world_size = max(set(sizes), key=lambda world: (sizes.count(world), world))
+    by_rank: dict[int, Path] = {}
+    for world, rank, path in found:
+        if world != world_size:
+            gathered.report(
+                "world-size", path, f"a rank of world size {world} among ranks of {world_size}"
+            )
+        elif rank >= world_size:
+            gathered.report("world-size", path, f"rank {rank} of a world of {world_size}")
+        elif rank in by_rank:
+            gathered.report("duplicate-rank", path, f"rank {rank} is also {by_rank[rank]}")
+        else:
+            by_rank[rank] = path
+    missing = _gaps(sorted(by_rank), world_size)
+    if missing:
+        gathered.report(
+            "missing-rank",
+            folders[0],
+            f"rank {missing} of {world_size} missing; if on other nodes, name every folder",
+        )
+    files = [ShardFile(str(p), size_of(p), r) for _, r, p in sorted(found)]
+    return by_rank, world_size, files
+
+
+def _gaps(ranks: Sequence[int], world_size: int) -> str:
+    """``0-3, 7``: the ranks below ``world_size`` that a sorted list lacks."""
+    gaps = []
+    for before, after in zip([-1, *ranks], [*ranks, world_size], strict=True):
+        if after - before == 2:
+            gaps.append(str(before + 1))
+        elif after - before > 2:
+            gaps.append(f"{before + 1}-{after - 1}")
+    return ", ".join(gaps)
+
+
+def read_rank(path: Path, rank: int, gathered: Gathered) -> None:
+    """Add one rank file to ``gathered``; UnsafeContentError where its pickle asks for code."""
+    try:
+        with TorchArchive(path) as archive:
+            state = archive.load()
+            if not isinstance(state, dict):
+                raise FormatError(f"{path}: holds a {type(state).__name__}, expected a state dict")
+            decoder = RankDecoder(archive, rank)
+            for name, value in state.items():
+                if not isinstance(name, str):
+                    gathered.report("tensor", f"rank {rank}, {path.name}", "a name that is no text")
+                    continue
+                try:
+                    local = decoder.decode(name, value)
+                except FormatError as error:
+                    where = f"{name} (rank {rank}, {path.name})"
+                    gathered.report("tensor", where, error.message)
+                    continue
+                gathered.locals.setdefault(name, []).append((rank, local))
+    except UnsafeContentError:
+        raise
+    except (FormatError, OSError) as error:
+        message = error.message if isinstance(error, FormatError) else str(error)
+        gathered.report("unreadable", path, message.removeprefix(f"{path}: "))
+        return
+    gathered.read_ranks.append(rank)
+
+
+def _check_config(folder: Path, world_size: int, gathered: Gathered) -> None:
+    path = folder / "fsdp_config.json"
+    if not path.is_file():
+        return
+    try:
+        said = json.loads(path.read_text(errors="replace")).get("world_size")
+    except (ValueError, AttributeError, RecursionError):
+        gathered.report("fsdp-config", path, "not a JSON object")
+        return
+    if said not in (None, world_size):
+        gathered.report(
+            "world-size", path, f"says world size {said}, the rank files say {world_size}"
+        )
+
+
+def _assemble(
+    name: str,
+    found: list[tuple[int, LocalTensor]],
+    expected: list[int],
+    complete: bool,
+    gathered: Gathered,
+) -> Entry:
+    """Join what the ranks hold of one tensor; what does not fit becomes problems."""
+    first_rank, first = found[0]
+    for rank, local in found[1:]:
+        if (local.shape, local.dtype) != (first.shape, first.dtype):
+            gathered.report(
+                "contradiction",
+                name,
+                f"{local.dtype} {list(local.shape)} on rank {rank}, {first.dtype}"
+                f" {list(first.shape)} on rank {first_rank}",
+            )
+    present = {rank for rank, _ in found}
+    absent = [rank for rank in expected if rank not in present]
+    if absent:
+        gathered.report(
+            "missing-on-rank",
+            name,
+            f"not in the file of rank {', '.join(map(str, absent))}, but in others",
+        )
+    holdings = tuple(holding for _, local in found for holding in local.holdings)
+    placements = " | ".join(dict.fromkeys(local.placements for _, local in found))
+    entry = Entry(name, first.shape, first.dtype, placements, holdings)
+    same_shape = all(local.shape == first.shape for _, local in found)
+    # Missing ranks leave every tensor uncovered: the one problem that says so is enough.
+    if complete and same_shape and not absent:
+        coverage = check_coverage(entry.shape, entry.owners())
+        for kind, boxes in (("missing", coverage.missing), ("overlapping", coverage.overlapping)):
+            if boxes:
+                listed = ", ".join(map(str, boxes[:3])) + (", ..." if len(boxes) > 3 else "")
+                gathered.report("coverage", name, f"{kind} {listed} of {list(entry.shape)}")
+    return entry
+
+
+def largest_mesh(gathered: Gathered) -> Mesh | None:
+    """The mesh with the most dimensions and ranks: submeshes of it hold the other tensors."""
+    meshes = {local.mesh for found in gathered.locals.values() for _, local in found}
+    known = [mesh for mesh in meshes if mesh is not None]
+    return max(known, key=lambda mesh: (len(mesh.shape), mesh.shape), default=None)

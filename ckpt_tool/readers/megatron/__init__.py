@@ -1,0 +1,1 @@
+"""Rank files of Megatron."""

@@ -1,0 +1,137 @@
+"""How Megatron's tensor parallelism cuts each parameter: pure geometry.
+
+Column-parallel layers are cut along their outputs (dimension 0), row-parallel ones along their
+inputs (dimension 1); the first layer of a gated MLP is cut within gate and within up, so that a
+rank has a piece of each. All else is on every rank. Sources: ``megatron/core/tensor_parallel/
+layers.py``, and the ``sharded_state_dict`` of attention, MLP and embedding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ckpt_tool.tensors.geometry import Box, Shape
+
+_COLUMN = re.compile(
+    r"(^|\.)(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|linear_fc1|eh_proj"
+    r"|gate_up_proj)\.(weight|bias)$"
+    r"|(^|\.)(word_embeddings|output_layer|embed_tokens|lm_head)\.weight$"
+)
+_ROW = re.compile(r"(^|\.)(linear_proj|linear_fc2|o_proj|down_proj)\.weight$")
+#: verl 0.3's: query, key and value heads of a rank, so that cutting the whole is no cut at all.
+_RANKS_OWN = re.compile(r"(^|\.)self_attn\.qkv_proj\.(weight|bias)$")
+_FIRST = re.compile(r"(linear_fc1|gate_up_proj)\.(weight|bias)$")
+_SECOND = {"linear_fc1": "linear_fc2", "gate_up_proj": "down_proj"}
+#: Of Megatron-Bridge's LoRA: A is cut as its layer's inputs or along its rank, B along its outputs.
+_ADAPTER = re.compile(r"(^|\.)(?P<layer>[^.]+)\.adapter\.linear_(?P<part>in|out)\.weight$")
+_DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Along which dimension ranks share a tensor, None where each has all of it.
+
+    ``halves``: a rank has a piece of the first half and one of the second. ``stacked``: what ranks
+    have is no piece of a whole, only one after the other along a dimension of their own.
+    """
+
+    dim: int | None
+    halves: bool = False
+    stacked: bool = False
+
+    def whole(self, local: Shape, parts: int) -> Shape:
+        """The global shape of a tensor whose ``parts`` ranks have ``local`` each."""
+        if self.stacked:
+            return (parts, *local)
+        if self.dim is None:
+            return local
+        return (*local[: self.dim], local[self.dim] * parts, *local[self.dim + 1 :])
+
+    def pieces(self, local: Shape, part: int, parts: int) -> Iterator[tuple[int, Box]]:
+        """Where a rank's tensor lies in the whole: first index along ``dim`` of it, and the box."""
+        zeros = (0,) * len(local)
+        if self.stacked:
+            yield 0, Box((part, *zeros), (1, *local))
+            return
+        if self.dim is None:
+            yield 0, Box(zeros, local)
+            return
+        dim, count = self.dim, 2 if self.halves else 1
+        length = local[dim] // count
+        for half in range(count):
+            start = (half * parts + part) * length
+            offsets = (*zeros[:dim], start, *zeros[dim + 1 :])
+            yield half * length, Box(offsets, (*local[:dim], length, *local[dim + 1 :]))
+
+    def text(self, leading: int = 0) -> str:
+        """As a placement, in a tensor that has ``leading`` dimensions before this one's."""
+        if self.stacked:
+            return "stacked"
+        if self.dim is None:
+            return "replicated"
+        return f"Shard({self.dim + leading}){', gated' if self.halves else ''}"
+
+
+WHOLE = Cut(None)
+STACKED = Cut(None, stacked=True)
+
+
+def cut_of(name: str, shapes: Mapping[str, Shape]) -> Cut:
+    """How the parameter ``name`` is cut; ``shapes``: the local shapes of what is beside it."""
+    shape = shapes[name]
+    adapter = _ADAPTER.search(name)
+    if adapter is not None:
+        return _adapter(name, adapter, shapes)
+    if _RANKS_OWN.search(name):
+        return STACKED
+    if _DOWN.search(name):
+        return _latent_down(name, shapes)
+    if _ROW.search(name) and len(shape) == 2:
+        return Cut(1)
+    if not _COLUMN.search(name) or not shape:
+        return WHOLE
+    whole = _is_value_head(name, shape)
+    return WHOLE if whole else Cut(0, halves=_is_gated(name, shapes))
+
+
+def _adapter(name: str, found: re.Match[str], shapes: Mapping[str, Shape]) -> Cut:
+    """A factor of a LoRA adapter; B [out, r] has all of the rank, so that A's rows tell the cut.
+
+    Source: ``megatron/bridge/peft/utils.py`` (ParallelLinearAdapter).
+    """
+    if found["part"] == "out":
+        return Cut(0, halves=found["layer"] == "linear_fc1")
+    other = shapes.get(name.removesuffix("linear_in.weight") + "linear_out.weight")
+    if other is None or len(other) != 2 or len(shapes[name]) != 2:
+        return WHOLE
+    return Cut(1) if shapes[name][0] == other[1] else Cut(0)
+
+
+def _is_value_head(name: str, shape: Shape) -> bool:
+    """One row that scores in place of a vocabulary: every rank has it."""
+    return shape[0] == 1 and name.endswith(("output_layer.weight", "lm_head.weight"))
+
+
+def _is_gated(name: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether a first layer makes two numbers for each one that the second layer takes."""
+    matched = _FIRST.search(name)
+    if matched is None:
+        return False
+    if matched[1] == "gate_up_proj":
+        return True
+    second = shapes.get(f"{name[: matched.start()]}{_SECOND[matched[1]]}.weight")
+    return second is not None and len(second) == 2 and shapes[name][0] == 2 * second[1]
+
+
+def _latent_down(name: str, shapes: Mapping[str, Shape]) -> Cut:
+    """Latent attention's down projections: cut by older layers, whole on every rank in newer ones.
+
+    What the up projection takes says how many rows there are: of the keys' and values' some more,
+    for the rotary part.
+    """
+    up = shapes.get(name.replace("_down_proj.", "_up_proj."))
+    if up is None or len(up) != 2 or not shapes[name]:
+        return WHOLE
+    return WHOLE if shapes[name][0] >= up[1] else Cut(0)

@@ -1,0 +1,171 @@
+"""``torch.save`` archives (``*.pt``, ``pytorch_model*.bin``), read without torch and without trust.
+
+The format: a zip whose records are stored, not compressed. ``<root>/data.pkl`` is a pickle in
+which every storage is a persistent id ``("storage", type, key, location, numel)``;
+``<root>/data/<key>`` holds the storage's raw bytes, in the order that ``<root>/byteorder`` names.
+Source: ``torch/serialization.py`` and ``caffe2/serialize/inline_container.h`` of PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ckpt_tool.common.errors import FormatError
+from ckpt_tool.readers.torch_save.machine import Resolve
+from ckpt_tool.readers.torch_save.names import StorageRef, TensorRef, resolve, storage_of
+from ckpt_tool.readers.torch_save.unpickle import unpickle
+from ckpt_tool.readers.torch_save.zip_directory import Directory, read_directory
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.geometry import Shape
+from ckpt_tool.tensors.lazy import Region
+
+#: A state dict's pickle is a few hundred bytes per tensor; this is room for millions of them.
+_MAX_PICKLE = 1 << 30
+_MAX_SMALL_TENSOR = 1 << 22
+
+_LEGACY_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of an archive: its local shape, dtype and where its elements are.
+
+    ``storage`` is the storage's key in the archive: tensors that share it are views of the same
+    memory (tied weights).
+    """
+
+    shape: Shape
+    dtype: DType
+    region: Region
+    storage: str
+
+
+class TorchArchive:
+    """One archive: ``load()`` gives its object with :class:`TensorRef` leaves.
+
+    It is the whole file, or the ``length`` bytes of it from ``start`` on. Use as a context
+    manager; raises FormatError or UnsafeContentError for what it cannot accept, OSError where the
+    file cannot be read.
+    """
+
+    def __init__(self, path: Path, start: int = 0, length: int | None = None) -> None:
+        self.path = str(path)
+        self._start = start
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        try:
+            self._descriptor = self._file.fileno()
+            size = os.fstat(self._descriptor).st_size
+            self.bytes = size if length is None else length
+            if not 0 <= start <= start + self.bytes <= size:
+                raise FormatError(
+                    f"{self.path}: ends at byte {size}, expected {start + self.bytes} or more",
+                    hint="Compare its size with the original and copy it again.",
+                )
+            self._refuse_other_formats()
+            self._directory: Directory = read_directory(self._pread, self.bytes, self.path)
+            self._root = self._find_root()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> TorchArchive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def pickle(self) -> bytes:
+        """The pickle in the archive: archives of equal ones hold the same object."""
+        start, size = self._directory.locate(f"{self._root}data.pkl")
+        if size > _MAX_PICKLE:
+            raise FormatError(f"{self.path}: data.pkl has {size} bytes, expected metadata only")
+        return self._pread(start, size)
+
+    def load(self, resolver: Resolve = resolve, pickle: bytes | None = None) -> Any:
+        """The pickled object; tensors are :class:`TensorRef`, classes stand-ins.
+
+        ``resolver`` says which names may stand in it; ``pickle``: where it was read before.
+        """
+        try:
+            return unpickle(self.pickle() if pickle is None else pickle, resolver, storage_of)
+        except FormatError as error:
+            if not error.message.startswith(self.path):
+                error.message = f"{self.path}: {error.message}"
+            raise
+
+    def stored(self, ref: TensorRef, name: str) -> StoredTensor:
+        """Where ``ref`` (the tensor called ``name``) lies in the file, proven to be inside it."""
+        storage = ref.storage
+        start, size = self._directory.locate(f"{self._root}data/{storage.key}")
+        if storage.nbytes > size:
+            raise FormatError(
+                f"{self.path}: storage {storage.key} of {name} has {size} bytes,"
+                f" expected {storage.nbytes}"
+            )
+        self._check_extent(ref, name)
+        offset = self._start + start + ref.offset * ref.dtype.itemsize
+        return StoredTensor(
+            ref.shape, ref.dtype, Region(self.path, offset, ref.strides), storage.key
+        )
+
+    def integers(self, ref: TensorRef) -> list[int]:
+        """The elements of a small integer tensor (a device mesh), in row-major order."""
+        stored = self.stored(ref, "device mesh")
+        if ref.dtype.name not in ("int32", "int64") or prod(ref.shape) > _MAX_SMALL_TENSOR:
+            raise FormatError(f"{self.path}: a device mesh of {ref.dtype} {list(ref.shape)}")
+        if not prod(ref.shape):
+            return []
+        width = ref.dtype.itemsize
+        steps = list(zip(ref.shape, ref.strides, strict=True))
+        places = [sum(at) for at in product(*([i * step for i in range(n)] for n, step in steps))]
+        raw = self._pread(stored.region.offset - self._start, (max(places) + 1) * width)
+        return [int.from_bytes(raw[at * width : (at + 1) * width], "little") for at in places]
+
+    def _pread(self, offset: int, size: int) -> bytes:
+        pieces = []
+        offset += self._start
+        while size:
+            piece = os.pread(self._descriptor, size, offset)
+            if not piece:
+                raise FormatError(f"{self.path}: truncated at byte {offset}")
+            pieces.append(piece)
+            offset, size = offset + len(piece), size - len(piece)
+        return b"".join(pieces)
+
+    def _refuse_other_formats(self) -> None:
+        head = self._pread(0, min(self.bytes, 32))
+        if not head:
+            raise FormatError(f"{self.path}: empty file", hint="Copy it again from the cluster.")
+        if head.startswith(_LFS_POINTER):
+            raise FormatError(f"{self.path}: a Git LFS pointer", hint="Run `git lfs pull` first.")
+        if head.startswith(_LEGACY_PICKLE):
+            raise FormatError(
+                f"{self.path}: written in torch's format from before 1.6",
+                hint="Re-save it where you trust it: torch.save(torch.load(file), file).",
+            )
+
+    def _find_root(self) -> str:
+        roots = [n[: -len("data.pkl")] for n in self._directory.names if n.endswith("/data.pkl")]
+        if len(roots) != 1 or roots[0].count("/") != 1:
+            raise FormatError(f"{self.path}: not a torch.save archive (no <name>/data.pkl)")
+        order = f"{roots[0]}byteorder"
+        if order in self._directory.names:
+            found = self._pread(*self._directory.locate(order))
+            if found != b"little":
+                raise FormatError(f"{self.path}: byte order {found!r}, expected little-endian")
+        return roots[0]
+
+    def _check_extent(self, ref: TensorRef, name: str) -> None:
+        last = ref.offset + sum((n - 1) * s for n, s in zip(ref.shape, ref.strides, strict=True))
+        room = ref.storage.nbytes // ref.dtype.itemsize
+        if 0 not in ref.shape and last >= room:
+            raise FormatError(f"{self.path}: {name} reaches element {last} of a storage of {room}")
+
+
+__all__ = ["StorageRef", "StoredTensor", "TensorRef", "TorchArchive"]

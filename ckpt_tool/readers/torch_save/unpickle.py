@@ -1,0 +1,119 @@
+"""A pickle reader that cannot run code (Python's pickle format, protocols 2 to 5).
+
+Python's own unpickler is a machine that imports names and calls them. This one knows the same
+opcodes but has no way to import: a name is looked up with the ``resolve`` function it is given,
+which answers with plain data or a :class:`Builder`, or refuses. Only builders are called.
+Opcodes are those of ``pickletools``; the text opcodes of protocols 0 and 1, persistent ids as
+text, extension registries and out-of-band buffers are refused: ``torch.save`` writes none.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ckpt_tool.common.errors import FormatError, UnsafeContentError
+from ckpt_tool.readers.torch_save.machine import Machine, Operation, Resolve
+
+
+def _refused(machine: Machine, pos: int) -> NoReturn:
+    opcode = machine.data[pos - 1 : pos]
+    raise UnsafeContentError(f"pickle opcode {opcode!r} at byte {pos - 1} is not accepted")
+
+
+def _push(make: Callable[[], Any]) -> Operation:
+    def op(machine: Machine, pos: int) -> int:
+        machine.stack.append(make())
+        return pos
+
+    return op
+
+
+def _fixed(size: int, decode: Callable[[bytes], Any]) -> Operation:
+    """An opcode with an argument of ``size`` bytes."""
+
+    def op(machine: Machine, pos: int) -> int:
+        machine.stack.append(decode(machine.take(pos, size)))
+        return pos + size
+
+    return op
+
+
+def _counted(width: int, decode: Callable[[bytes], Any]) -> Operation:
+    """An opcode with a ``width``-byte length and that many bytes."""
+
+    def op(machine: Machine, pos: int) -> int:
+        size = int.from_bytes(machine.take(pos, width), "little")
+        pos += width
+        machine.stack.append(decode(machine.take(pos, size)))
+        return pos + size
+
+    return op
+
+
+def _short_tuple(size: int) -> Operation:
+    def op(machine: Machine, pos: int) -> int:
+        items = tuple(machine.stack[-size:])
+        if len(items) != size:
+            raise IndexError("a tuple of more than the stack holds")
+        machine.stack[-size:] = [items]
+        return pos
+
+    return op
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")
+
+
+def _integer(raw: bytes) -> int:
+    return int.from_bytes(raw, "little", signed=True)
+
+
+def _table() -> list[Operation]:
+    table: list[Operation] = [_refused] * 256
+    opcodes: dict[bytes, Operation] = {
+        b"\x80": Machine.op_proto, b"\x95": Machine.op_frame, b".": Machine.op_stop,
+        b"(": Machine.op_mark, b"0": Machine.op_pop, b"1": Machine.op_pop_mark,
+        b"2": Machine.op_dup, b"q": Machine.op_binput,
+        b"\x94": Machine.op_memoize,
+        b"a": Machine.op_append, b"e": Machine.op_appends, b"s": Machine.op_setitem,
+        b"u": Machine.op_setitems, b"\x90": Machine.op_additems, b"\x91": Machine.op_frozenset,
+        b"t": Machine.op_tuple, b"d": Machine.op_dict, b"l": Machine.op_list,
+        b"c": Machine.op_global, b"\x93": Machine.op_stack_global,
+        b"Q": Machine.op_binpersid, b"R": Machine.op_reduce, b"\x81": Machine.op_reduce,
+        b"\x92": Machine.op_newobj_ex, b"b": Machine.op_build,
+        b"N": _push(lambda: None), b"\x88": _push(lambda: True), b"\x89": _push(lambda: False),
+        b")": _push(tuple), b"]": _push(list), b"}": _push(dict), b"\x8f": _push(set),
+        b"\x85": _short_tuple(1), b"\x86": _short_tuple(2), b"\x87": _short_tuple(3),
+        b"K": Machine.op_binint1, b"M": Machine.op_binint2, b"J": _fixed(4, _integer),
+        b"G": _fixed(8, lambda raw: struct.unpack(">d", raw)[0]),
+        b"\x8a": _counted(1, _integer), b"\x8b": _counted(4, _integer),
+        b"\x8c": _counted(1, _text), b"X": _counted(4, _text), b"\x8d": _counted(8, _text),
+        b"C": _counted(1, bytes), b"B": _counted(4, bytes), b"\x8e": _counted(8, bytes),
+        b"U": _counted(1, _text), b"T": _counted(4, _text),
+    }  # fmt: skip
+    for opcode, operation in opcodes.items():
+        table[opcode[0]] = operation
+    return table
+
+
+_TABLE = _table()
+
+
+_MALFORMED = (
+    IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError, struct.error
+)  # fmt: skip
+
+
+def unpickle(data: bytes, resolve: Resolve, persistent: Callable[[Any], Any]) -> Any:
+    """The object described by ``data``, made of plain data, stand-ins and what builders return.
+
+    Raises UnsafeContentError where ``resolve`` or the opcode table refuses, FormatError where the
+    pickle is malformed.
+    """
+    try:
+        return Machine(data, resolve, persistent).run(_TABLE)
+    except _MALFORMED as error:
+        raise FormatError(f"malformed pickle ({type(error).__name__}: {error})") from error

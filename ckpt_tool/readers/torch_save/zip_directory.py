@@ -1,0 +1,159 @@
+"""The directory of a zip archive whose records are stored whole (PKWARE APPNOTE 6.3, zip64).
+
+Only what ``torch.save`` writes is accepted: one disk, no compression, no encryption, records that
+do not overlap. Every range handed out lies inside the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_tool.common.errors import FormatError
+
+_END = struct.Struct("<4s4H2LH")
+_END64_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_MASK32 = 0xFFFFFFFF
+_MAX_COMMENT = 1 << 16
+
+Read = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    header: int  # position of the local header
+    size: int
+    end: int  # nothing of this record lies behind this position
+
+
+class Directory:
+    """Records by name; made by :func:`read_directory`."""
+
+    def __init__(self, records: dict[str, _Record], read: Read, path: str) -> None:
+        self._records = records
+        self._read = read
+        self._path = path
+
+    @property
+    def names(self) -> list[str]:
+        """Every record's name, in directory order."""
+        return list(self._records)
+
+    def locate(self, name: str) -> tuple[int, int]:
+        """Byte offset and size of a record's content; FormatError if it is not there whole."""
+        record = self._records.get(name)
+        if record is None:
+            raise FormatError(f"{self._path}: no record {name}")
+        # The local header has name and extra lengths of its own: torch pads the extra field there
+        # to align the content, and the directory does not say so.
+        fields = _LOCAL.unpack(self._read(record.header, _LOCAL.size))
+        start = record.header + _LOCAL.size + fields[9] + fields[10]
+        if fields[0] != b"PK\x03\x04" or start + record.size > record.end:
+            raise FormatError(f"{self._path}: record {name} does not fit at byte {record.header}")
+        return start, record.size
+
+
+def read_directory(read: Read, size: int, path: str) -> Directory:
+    """Parse the directory of an archive of ``size`` bytes; ``read(offset, size)`` gives bytes."""
+    start, length, count = _find_directory(read, size, path)
+    raw = read(start, length)
+    entries: list[tuple[str, int, int]] = []
+    pos = 0
+    for _ in range(count):
+        if pos + _ENTRY.size > len(raw):
+            raise FormatError(f"{path}: the zip directory is cut short")
+        fields = _ENTRY.unpack_from(raw, pos)
+        _check_entry(fields, path)
+        name_at = pos + _ENTRY.size
+        extra_at = name_at + fields[10]
+        pos = extra_at + fields[11] + fields[12]
+        name = raw[name_at:extra_at].decode("utf-8", "replace")
+        content, header = _wide(fields, raw[extra_at : extra_at + fields[11]], path)
+        entries.append((name, header, content))
+    return Directory(_without_overlaps(entries, start, path), read, path)
+
+
+def _find_directory(read: Read, size: int, path: str) -> tuple[int, int, int]:
+    """Position, length and number of entries, from the end record or its zip64 form."""
+    tail_size = min(size, _END.size)  # torch writes no comment behind it
+    tail = read(size - tail_size, tail_size)
+    if not tail.startswith(b"PK\x05\x06"):
+        tail_size = min(size, _END.size + _MAX_COMMENT)
+        tail = read(size - tail_size, tail_size)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + _END.size > len(tail):
+        raise FormatError(
+            f"{path}: no zip directory at its end: truncated, or not a torch.save archive",
+            hint="Compare its size with the original and copy it again.",
+        )
+    end = size - tail_size + at
+    fields = _END.unpack_from(tail, at)
+    count, length, start = fields[4], fields[5], fields[6]
+    locator = end - _END64_LOCATOR.size
+    if locator >= 0 and (count == 0xFFFF or _MASK32 in (length, start)):
+        mark, _, end64, _ = _END64_LOCATOR.unpack(read(locator, _END64_LOCATOR.size))
+        if mark != b"PK\x06\x07" or end64 + _END64.size > size:
+            raise FormatError(f"{path}: the zip64 end record is missing")
+        wide = _END64.unpack(read(end64, _END64.size))
+        count, length, start = wide[7], wide[8], wide[9]
+    if start + length > end or count * _ENTRY.size > length:
+        raise FormatError(f"{path}: the zip directory lies outside the file")
+    return start, length, count
+
+
+def _check_entry(fields: tuple[Any, ...], path: str) -> None:
+    signature, flags, method = fields[0], fields[3], fields[4]
+    if signature != b"PK\x01\x02":
+        raise FormatError(f"{path}: a damaged zip directory")
+    if method != 0 or flags & 1:
+        raise FormatError(
+            f"{path}: a compressed or encrypted record; torch.save stores records as they are",
+            hint="This is not what torch wrote; re-save it with torch.save.",
+        )
+
+
+def _wide(fields: tuple[Any, ...], extra: bytes, path: str) -> tuple[int, int]:
+    """Content size and header position; values of 0xffffffff stand in the zip64 extra field."""
+    packed, content, header = fields[8], fields[9], fields[16]
+    narrow = [value == _MASK32 for value in (content, packed, header)]
+    if any(narrow):
+        values = list(_zip64_values(extra))
+        if len(values) < sum(narrow):
+            raise FormatError(f"{path}: a record without its zip64 sizes")
+        content = values.pop(0) if narrow[0] else content
+        packed = values.pop(0) if narrow[1] else packed
+        header = values.pop(0) if narrow[2] else header
+    if packed != content:
+        raise FormatError(f"{path}: a record of {content} bytes stored as {packed}")
+    return content, header
+
+
+def _zip64_values(extra: bytes) -> tuple[int, ...]:
+    pos = 0
+    while pos + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, pos)
+        body = extra[pos + 4 : pos + 4 + length]
+        if kind == 1:
+            return struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8])
+        pos += 4 + length
+    return ()
+
+
+def _without_overlaps(
+    entries: list[tuple[str, int, int]], limit: int, path: str
+) -> dict[str, _Record]:
+    """Records whose ranges are disjoint and before the directory; FormatError otherwise."""
+    ends: dict[str, int] = {}
+    for name, header, content in sorted(entries, key=lambda entry: entry[1], reverse=True):
+        if name in ends:
+            raise FormatError(f"{path}: two records named {name}")
+        if header + _LOCAL.size + len(name.encode()) + content > limit:
+            raise FormatError(f"{path}: record {name} overlaps another or the end of the file")
+        ends[name] = limit
+        limit = header
+    return {name: _Record(header, content, ends[name]) for name, header, content in entries}

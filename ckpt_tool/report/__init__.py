@@ -1,5 +1,0 @@
-"""A verification as one HTML file that needs nothing else: no network, no other files."""
-
-from ckpt_tool.report.html import render
-
-__all__ = ["render"]

@@ -1,0 +1,1 @@
+"""Lazy tensors: where elements lie, and how they are read, cast and compared."""

@@ -1,0 +1,198 @@
+"""megatron-core's ``torch_dist`` checkpoints: a folder of torch.distributed.checkpoint, written.
+
+``__0_<n>.distcp``: archives of ``torch.save`` back to back, one per block of a tensor.
+``.metadata``: a pickle of ``torch.distributed.checkpoint.metadata.Metadata``, which says where each
+block lies. ``common.pt``: an archive of what is not sharded. ``metadata.json``: the backend's name;
+its presence marks the folder as complete. Any tiling of a tensor by blocks can be loaded by any
+number of tensor, pipeline and expert parallel ranks. Sources: ``filesystem.py`` and ``metadata.py``
+of torch.distributed.checkpoint, ``dist_checkpointing`` of megatron-core 0.16.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.tiled import Block, ShardedTensor
+from ckpt_tool.writers.planned import PlannedFile
+from ckpt_tool.writers.torch_dist.archive import ALIGNMENT, object_archive, tensor_frame
+from ckpt_tool.writers.torch_dist.pickling import Call, Instance, Name, Pairs, pickled
+
+#: Blocks are cut into pieces of at most this, so that a rank that loads a part of a tensor reads
+#: little else: ``torch.distributed.checkpoint`` reads every archive it touches as a whole.
+PIECE_BYTES = 64 << 20
+
+#: A file is closed when the next piece would exceed this: the unit that ranks share out.
+FILE_BYTES = 1 << 30
+
+_META = "torch.distributed.checkpoint.metadata"
+_METADATA_JSON = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Where an archive lies: file, byte offset, length."""
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class TorchDistPlan:
+    """The files, in order, and where in them every block of every tensor lies.
+
+    ``nothing``: the archive that all ``objects`` (keys whose value is None) share.
+    """
+
+    files: list[PlannedFile]
+    pieces: dict[str, list[tuple[Box, Slice]]]
+    tensors: Mapping[str, ShardedTensor]
+    objects: tuple[str, ...]
+    nothing: Slice
+    prefix: str
+
+    def small_files(self, common: Any) -> Iterator[tuple[str, bytes]]:
+        """The other files and their contents, in the order in which they are to be written."""
+        yield f"{self.prefix}.metadata", pickled(self._metadata())
+        yield f"{self.prefix}common.pt", object_archive(common)
+        yield f"{self.prefix}metadata.json", json.dumps(_METADATA_JSON).encode()
+
+    def _metadata(self) -> Instance:
+        state = {
+            "state_dict_metadata": Pairs(self._entries()),
+            "planner_data": None,
+            "storage_data": Pairs(self._places()),
+            "storage_meta": None,
+        }
+        return _instance("Metadata", state)
+
+    def _entries(self) -> Iterator[tuple[str, Instance]]:
+        for name, tensor in self.tensors.items():
+            yield name, _tensor_entry(tensor, [box for box, _ in self.pieces[name]])
+        for name in self.objects:
+            yield name, _instance("BytesStorageMetadata", {})
+
+    def _places(self) -> Iterator[tuple[Instance, Instance]]:
+        for name, pieces in self.pieces.items():
+            for number, (box, where) in enumerate(pieces):
+                yield _index(name, box.offsets, number), _storage(where)
+        for name in self.objects:
+            yield _index(name, None, None), _storage(self.nothing)
+
+
+def plan_torch_dist(
+    tensors: Mapping[str, ShardedTensor], objects: Iterable[str], *, prefix: str, sums: bool
+) -> TorchDistPlan:
+    """Where every block goes; reads and writes nothing. ``sums``: with CRC-32, as zip tools want.
+
+    ``prefix``: the folder, with a slash at its end, in which all files go; or nothing. The first
+    file begins with the archive of None that all ``objects`` share.
+    """
+    nothing = object_archive([None])
+    layout = _Layout(prefix, nothing)
+    pieces: dict[str, list[tuple[Box, Slice]]] = {}
+    for name, tensor in tensors.items():
+        pieces[name] = [
+            (piece.box, layout.add(name, piece, sums=sums))
+            for block in tensor.blocks
+            for piece in block.pieces(PIECE_BYTES)
+        ]
+    where = Slice(_file_name(0), 0, len(nothing))
+    return TorchDistPlan(layout.finish(), pieces, tensors, tuple(objects), where, prefix)
+
+
+class _Layout:
+    """Puts archives one after the other, and closes files as they fill."""
+
+    def __init__(self, prefix: str, first: bytes) -> None:
+        self._prefix = prefix
+        self._files: list[PlannedFile] = []
+        self._names: list[str] = []
+        self._items: list[Any] = [first]
+        self._starts = [0]
+        self._at = len(first)
+
+    def add(self, name: str, block: Block, *, sums: bool) -> Slice:
+        """Append the archive of ``block``, which belongs to the tensor ``name``."""
+        lead = len(block.offsets) - len(block.tensor.shape)
+        shape = (1,) * lead + block.tensor.shape
+        head, seal = tensor_frame(shape, block.tensor.dtype, sums=sums)
+        if self._names and self._at + block.tensor.nbytes > FILE_BYTES:
+            self._close()
+        gap = -self._at % ALIGNMENT
+        start = self._at + gap
+        for item, size in (
+            (b"\0" * gap + head, gap + len(head)),
+            (block.tensor, block.tensor.nbytes),
+            (seal, len(seal.content)),
+        ):
+            self._items.append(item)
+            self._starts.append(self._at)
+            self._at += size
+        self._names.append(name)
+        return Slice(_file_name(len(self._files)), start, self._at - start)
+
+    def finish(self) -> list[PlannedFile]:
+        """All files."""
+        self._close()
+        return self._files
+
+    def _close(self) -> None:
+        file = PlannedFile(
+            self._prefix + _file_name(len(self._files)),
+            tuple(self._names),
+            tuple(self._items),
+            tuple(self._starts),
+            self._at,
+        )
+        self._files.append(file)
+        self._names, self._items, self._starts, self._at = [], [], [], 0
+
+
+def _file_name(number: int) -> str:
+    return f"__0_{number}.distcp"
+
+
+def _instance(kind: str, state: Any) -> Instance:
+    return Instance(Name(_META, kind), state)
+
+
+def _size(values: Shape) -> Call:
+    return Call(Name("torch", "Size"), (values,))
+
+
+def _tensor_entry(tensor: ShardedTensor, boxes: list[Box]) -> Instance:
+    chunks = [
+        _instance("ChunkStorageMetadata", {"offsets": _size(b.offsets), "sizes": _size(b.sizes)})
+        for b in boxes
+    ]
+    state = {"properties": _properties(tensor.dtype), "size": _size(tensor.shape), "chunks": chunks}
+    return _instance("TensorStorageMetadata", state)
+
+
+def _properties(dtype: DType) -> Instance:
+    """dtype, layout, requires_grad, memory format and pinned memory, as a tuple."""
+    layout = Call(Name("torch.serialization", "_get_layout"), ("torch.strided",))
+    contiguous = Call(Name(_META, "_MEM_FORMAT_ENCODING"), (0,))
+    state = (Name("torch", dtype.name), layout, False, contiguous, False)
+    return _instance("TensorProperties", state)
+
+
+def _index(name: str, offsets: Shape | None, number: int | None) -> Instance:
+    where = None if offsets is None else _size(offsets)
+    return _instance("MetadataIndex", {"fqn": name, "offset": where, "index": number})
+
+
+def _storage(where: Slice) -> Instance:
+    state = {"relative_path": where.file, "offset": where.offset, "length": where.length}
+    return Instance(Name("torch.distributed.checkpoint.filesystem", "_StorageInfo"), state)

@@ -1,0 +1,228 @@
+"""Names and layouts of the families that are spelled out, against ``save_pretrained``."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.families.table import ARCHITECTURES, FAMILIES
+from ckpt_tool.mapping.hub.names import refuse_adapters, to_hub
+from ckpt_tool.mapping.hub.transformers_tables import architecture_of
+from tests.support.saved import assert_equal, save_both, write_config, write_shapes, write_tensors
+from tests.support.tiny_models import MODELS, build, filled
+
+RENAMING = sorted(family for family, rules in FAMILIES.items() if rules)
+# Kimi K2 is DeepSeek-V3's model under another name, with its code on the Hub.
+NOT_IN_TRANSFORMERS = {"kimi_k2"}
+SPELLED_OUT = [family for family in MODELS if family in FAMILIES]
+MIXTURES = [family for family in RENAMING if family in MODELS and not family.endswith("_vl")]
+
+
+def hub_form(family: str, hub: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the Hub has: ``save_pretrained`` leaves Qwen3-VL-MoE's experts as they are in memory."""
+    if family != "qwen3_vl_moe":
+        return dict(hub)
+    return {n: t.transpose(1, 2) if ".mlp.experts." in n else t for n, t in hub.items()}
+
+
+def test_every_family_whose_names_change_is_compared_with_transformers():
+    assert set(RENAMING) - NOT_IN_TRANSFORMERS <= set(MODELS)
+
+
+@pytest.mark.parametrize("family", SPELLED_OUT)
+def test_names_shapes_and_values_are_those_of_save_pretrained(family, saved):
+    model = saved(family)
+    form = to_hub(model.memory, model.config)
+    assert_equal(form.tensors, hub_form(family, model.hub))
+    assert form.warnings == []
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_names_of_transformers_4_pass_unchanged(family, saved, tmp_path):
+    on_hub = hub_form(family, saved(family).hub)
+    checkpoint = write_tensors(tmp_path / "hub.safetensors", on_hub)
+    assert_equal(to_hub(checkpoint, saved(family).config).tensors, on_hub)
+
+
+def test_kimi_k2_is_mapped_as_deepseek_v3(saved, tmp_path):
+    model = saved("deepseek_v3")
+    config = write_config(tmp_path, **(model.config.raw | {"model_type": "kimi_k2"}))
+    assert_equal(to_hub(model.memory, config).tensors, model.hub)
+
+
+@pytest.mark.parametrize("model_class", ["Qwen3MoeModel", "Qwen3MoeForTokenClassification"])
+def test_experts_of_other_classes_of_a_family_are_split_too(model_class, tmp_path):
+    config = transformers.Qwen3MoeConfig(**MODELS["qwen3_moe"].settings, num_labels=1)
+    model = save_both(filled(getattr(transformers, model_class), config), tmp_path)
+    assert_equal(to_hub(model.memory, model.config).tensors, model.hub)
+
+
+def test_dtype_of_split_experts_is_kept(tmp_path):
+    model = save_both(build("qwen3_moe").to(torch.bfloat16), tmp_path)
+    form = to_hub(model.memory, model.config)
+    assert_equal(form.tensors, model.hub)
+    assert {tensor.dtype.name for tensor in form.tensors.values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(24, 12), (24, 24), (24, 48), (24, 7)])
+@pytest.mark.parametrize("on_hub", [False, True])
+def test_layout_of_qwen3_vl_moe_experts_is_told_by_both_shapes(hidden, width, on_hub, tmp_path):
+    gate_up, down = (3, 2 * width, hidden), (3, hidden, width)
+    if on_hub:
+        gate_up, down = (3, hidden, 2 * width), (3, width, hidden)
+    stem = "model.language_model.layers.0.mlp.experts"
+    shapes = {f"{stem}.gate_up_proj": gate_up, f"{stem}.down_proj": down}
+    checkpoint = write_shapes(tmp_path / "x.safetensors", shapes)
+    form = to_hub(checkpoint, write_config(tmp_path, model_type="qwen3_vl_moe"))
+    assert form.tensors[f"{stem}.gate_up_proj"].shape == (3, hidden, 2 * width)
+    assert form.tensors[f"{stem}.down_proj"].shape == (3, width, hidden)
+    for name, tensor in form.tensors.items():
+        expected = checkpoint[name].read()
+        assert torch.equal(tensor.read(), expected if on_hub else expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("family", "shapes"),
+    [
+        ("qwen3_vl_moe", {"gate_up_proj": (3, 20, 8), "down_proj": (3, 9, 8)}),
+        ("qwen3_vl_moe", {"gate_up_proj": (20, 8), "down_proj": (8, 10)}),
+        ("qwen3_vl_moe", {"gate_up_proj": (3, 20, 8)}),
+        ("qwen3_vl_moe", {"down_proj": (3, 20, 8)}),
+        ("qwen3_moe", {"gate_up_proj": (3, 15, 8), "down_proj": (3, 8, 7)}),
+        ("qwen3_moe", {"gate_up_proj": (20, 8), "down_proj": (8, 10)}),
+        ("qwen3_moe", {"gate_up_proj": (3, 20, 8), "down_proj": (2, 8, 10)}),
+        ("qwen3_moe", {"gate_up_proj": (3, 8, 20), "down_proj": (3, 10, 8)}),
+        ("qwen3_moe", {"gate_up_proj": (3, 20, 8)}),
+        ("mixtral", {"down_proj": (3, 8, 10)}),
+    ],
+    ids=str,
+)
+def test_experts_of_impossible_shape_are_refused(family, shapes, tmp_path):
+    stem = "model.layers.0.mlp.experts"
+    named = {f"{stem}.{kind}": shape for kind, shape in shapes.items()}
+    checkpoint = write_shapes(tmp_path / "x.safetensors", named)
+    with pytest.raises(MappingError, match=stem):
+        to_hub(checkpoint, write_config(tmp_path, model_type=family))
+
+
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_orig_mod"])
+def test_names_of_wrappers_are_removed_everywhere(wrapper, saved, tmp_path):
+    model = saved("qwen3_moe")
+    wrapped = {}
+    for name, tensor in model.memory.items():
+        inner = name.replace(".layers.0.", f".layers.0.{wrapper}._checkpoint_wrapped_module.")
+        wrapped[f"{wrapper}.{inner.replace('.mlp.', f'.{wrapper}.mlp.')}"] = tensor.read()
+    checkpoint = write_tensors(tmp_path / "wrapped.safetensors", wrapped)
+    assert_equal(to_hub(checkpoint, model.config).tensors, model.hub)
+
+
+def test_names_that_meet_without_their_wrappers_are_refused(tmp_path):
+    shapes = {"a.weight": (2,), "_orig_mod.a.weight": (2,), "_fsdp_wrapped_module.b": (2,)}
+    checkpoint = write_shapes(tmp_path / "x.safetensors", shapes)
+    with pytest.raises(MappingError) as refused:
+        to_hub(checkpoint, write_config(tmp_path, model_type="llama"))
+    assert refused.value.names == ("a.weight",)
+
+
+def test_fused_experts_beside_the_same_experts_split_are_refused(tmp_path):
+    stem = "model.layers.0.mlp.experts"
+    fused = {f"{stem}.gate_up_proj": (2, 8, 3), f"{stem}.down_proj": (2, 3, 4)}
+    shapes = {**fused, f"{stem}.1.down_proj.weight": (3, 4)}
+    checkpoint = write_shapes(tmp_path / "x.safetensors", shapes)
+    with pytest.raises(MappingError) as refused:
+        to_hub(checkpoint, write_config(tmp_path, model_type="qwen3_moe"))
+    assert refused.value.names == (f"{stem}.1.down_proj.weight",)
+
+
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        f"base_model.model.{LAYER}.lora_A.default.weight",
+        f"{LAYER}.lora_B.default.weight",
+        f"{LAYER}.base_layer.weight",
+        f"{LAYER}.lora_magnitude_vector.default.weight",
+        "model.embed_tokens.lora_embedding_A.default",
+        f"_fsdp_wrapped_module.base_model.model.{LAYER}.lora_A.default.weight",
+        "base_model.model.model.norm.weight",
+    ],
+)
+def test_adapters_are_refused_by_name(adapter):
+    with pytest.raises(MappingError) as refused:
+        refuse_adapters([f"{LAYER}.weight", adapter, "lm_head.weight"])
+    assert refused.value.names == (adapter,)
+    assert "ckpt merge fsdp" in refused.value.hint
+
+
+def test_plain_names_are_no_adapters(saved):
+    for family in ("llama", "jamba", "qwen2_5_vl", "deepseek_v3"):
+        refuse_adapters(saved(family).memory)
+    refuse_adapters(["model.lora_like.weight", "model.v_head_norm.weight", "base_model.weight"])
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_class_of_a_spelled_out_family_is_that_of_transformers(family, tmp_path):
+    vision = {"vision_config": {}} if "_vl" in family else {}
+    config = write_config(tmp_path, model_type=family, **vision)
+    assert ARCHITECTURES[family] == architecture_of(config)
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen3", "olmoe", "phimoe", "gemma3", "qwen2_5_vl", "qwen3_5_moe"]
+)
+def test_missing_architecture_is_filled_in(family, saved, tmp_path):
+    model = saved(family)
+    raw = {key: value for key, value in model.config.raw.items() if key != "architectures"}
+    form = to_hub(model.memory, write_config(tmp_path, **raw))
+    assert form.config.architecture == MODELS[family].model_class
+    assert sorted(form.tensors) == sorted(to_hub(model.memory, model.config).tensors)
+
+
+def test_named_architecture_stays(saved):
+    config = saved("llama").config
+    other = dataclasses.replace(config, raw=config.raw | {"architectures": ["MyLlamaForCausalLM"]})
+    assert to_hub(saved("llama").memory, other).config == other
+
+
+def score_model(path: Path, *names: str, labels: int):
+    shapes = {"model.embed_tokens.weight": (8, 4), "score.weight": (labels, 4)}
+    return write_shapes(path / "x.safetensors", shapes | dict.fromkeys(names, (labels,)))
+
+
+@pytest.mark.parametrize("named", [{"architectures": ["Qwen2ForCausalLM"]}, {}])
+@pytest.mark.parametrize(("bias", "kind"), [(["score.bias"], "Token"), ([], "Sequence")])
+def test_score_head_makes_a_classifier(bias, kind, named, tmp_path):
+    config = write_config(tmp_path, model_type="qwen2", **named)
+    changed = to_hub(score_model(tmp_path, *bias, labels=1), config).config
+    assert changed.architecture == f"Qwen2For{kind}Classification"
+    assert changed.changes["id2label"] == {"0": "LABEL_0"}
+    assert changed.changes["label2id"] == {"LABEL_0": 0}
+
+
+@pytest.mark.parametrize(
+    ("labels", "named", "changed"),
+    [
+        (2, None, False),
+        (3, None, True),
+        (2, {"0": "bad", "1": "good"}, False),
+        (1, {"0": "reward"}, False),
+        (1, {"0": "bad", "1": "good"}, True),
+    ],
+)
+def test_labels_are_written_where_the_config_has_another_number(labels, named, changed, tmp_path):
+    config = write_config(tmp_path, model_type="qwen2", id2label=named)
+    form = to_hub(score_model(tmp_path, "score.bias", labels=labels), config)
+    assert ("id2label" in form.config.changes) == changed
+    assert len(form.config.changes.get("id2label", range(labels))) == labels
+
+
+def test_model_with_both_heads_stays_a_language_model(tmp_path):
+    config = write_config(tmp_path, model_type="qwen2")
+    checkpoint = score_model(tmp_path, "lm_head.weight", labels=1)
+    assert to_hub(checkpoint, config).config.architecture == "Qwen2ForCausalLM"

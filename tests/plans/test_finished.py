@@ -1,0 +1,190 @@
+"""`--resume` where the output is complete: nothing is written again, if it is the same model."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_tool import MergeOptions, NameOptions, WriteOptions, merge_dcp, merge_fsdp, merge_megatron
+from ckpt_tool.common.errors import MappingError, OutputError
+from ckpt_tool.plans import plan as plan_module
+from ckpt_tool.plans.output import WriteResult
+from ckpt_tool.writers.stream import digest_file
+from tests.support import megatron
+from tests.support.merging import TINY, values, write_rank
+from tests.support.resaving import save_dcp
+
+CAST = {"max_shard_size": "10KB", "dtype": "bfloat16"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Four files of weights, a cast that overflows, and a tokenizer."""
+    state = {f"layers.{n}.weight": values(64, 64, start=n << 12) for n in range(1, 5)}
+    state["layers.1.weight"][0, 0] = torch.finfo(torch.float32).max
+    folder = write_rank(tmp_path / "in", state, TINY | {"torch_dtype": "bfloat16"})
+    (folder / "huggingface" / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def merge(source: Path, out: Path, resume: bool = False, **more) -> WriteResult:
+    write = WriteOptions(resume=resume, **more.pop("write", {}))
+    return merge_fsdp([source], out, MergeOptions(**CAST | more, write=write))
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """What changes when a file is written again, or another one put in its place."""
+    found = {str(p.relative_to(folder)): p.stat() for p in folder.rglob("*") if p.is_file()}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
+
+
+def test_the_result_is_told_from_what_is_there(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first, before = merge(source, out), files(out)
+    again = merge(source, out, resume=True)
+    assert files(out) == before
+    assert again.already_complete
+    assert not first.already_complete
+    assert again.verified is None
+    assert [cast.max_abs_error for cast in first.casts] == [float("inf")]
+    same = ("format", "output", "num_tensors", "total_bytes", "casts", "dropped", "warnings")
+    assert [getattr(again, name) for name in same] == [getattr(first, name) for name in same]
+    assert [(w.name, w.size, w.digest) for w in again.files] == [
+        (w.name, w.size, w.digest) for w in first.files
+    ]
+
+
+def test_a_checkpoint_that_moved_is_the_same(source: Path, tmp_path: Path) -> None:
+    merge(source, tmp_path / "out")
+    moved = source.rename(tmp_path / "moved")
+    assert merge(moved, tmp_path / "out", resume=True).already_complete
+
+
+def test_what_is_complete_is_not_replaced_either(source: Path, tmp_path: Path) -> None:
+    merge(source, tmp_path / "out")
+    before = files(tmp_path / "out")
+    merge(source, tmp_path / "out", resume=True, write={"overwrite": True})
+    assert files(tmp_path / "out") == before
+
+
+def test_without_resume_it_is_in_the_way(source: Path, tmp_path: Path) -> None:
+    merge(source, tmp_path / "out")
+    with pytest.raises(OutputError, match="not empty"):
+        merge(source, tmp_path / "out")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def of_another_tool(out: Path) -> None:
+    path = out / "ckpt_manifest.json"
+    path.write_text(path.read_text().replace('"tool": "ckpt-tool"', '"tool": "another"'))
+
+
+def without_rows(out: Path) -> None:
+    (out / "ckpt_manifest.json").write_text('{"files": 3, "casts": []}')
+
+
+WEIGHTS = "model-00003-of-00004.safetensors"
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "a weight changed": lambda out: flip(out / WEIGHTS),
+    "a weight file is short": lambda out: os.truncate(out / WEIGHTS, 1000),
+    "a weight file is gone": lambda out: (out / WEIGHTS).unlink(),
+    "the index is gone": lambda out: (out / "model.safetensors.index.json").unlink(),
+    "the tokenizer changed": lambda out: flip(out / "tokenizer.json"),
+    "the config changed": lambda out: flip(out / "config.json"),
+    "there is one more file": lambda out: (out / "notes.txt").write_text("mine"),
+    "there is one more link": lambda out: (out / "link").symlink_to("nowhere"),
+    "no manifest": lambda out: (out / "ckpt_manifest.json").unlink(),
+    "the manifest of another tool": of_another_tool,
+    "the manifest is broken": lambda out: flip(out / "ckpt_manifest.json"),
+    "the manifest has no rows": without_rows,
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_anything_else_is_refused_and_left_alone(source: Path, tmp_path: Path, spoil) -> None:
+    out = tmp_path / "out"
+    merge(source, out)
+    spoil(out)
+    before = files(out)
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        merge(source, out, resume=True)
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("other", [{"dtype": "keep"}, {"max_shard_size": "40KB"}])
+def test_other_options_are_another_model(source: Path, tmp_path: Path, other: dict) -> None:
+    merge(source, tmp_path / "out")
+    with pytest.raises(OutputError, match="not empty"):
+        merge(source, tmp_path / "out", resume=True, **other)
+
+
+def test_a_later_checkpoint_is_another_model(source: Path, tmp_path: Path) -> None:
+    merge(source, tmp_path / "out")
+    (rank,) = source.glob("*.pt")
+    os.utime(rank, ns=(1, 1))
+    with pytest.raises(OutputError, match="not empty"):
+        merge(source, tmp_path / "out", resume=True)
+
+
+def test_another_version_writes_another_model(source: Path, tmp_path: Path, monkeypatch) -> None:
+    merge(source, tmp_path / "out")
+    monkeypatch.setattr(plan_module, "__version__", "9.9")
+    with pytest.raises(OutputError, match="not empty"):
+        merge(source, tmp_path / "out", resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_the_same_tensors_exchanged_are_another_model(tmp_path: Path) -> None:
+    """The same names, shapes and source files: only where the elements come from differs."""
+    state = {"one.weight": values(8, 8), "two.weight": values(8, 8, start=100)}
+    save_dcp(state, tmp_path / "in")
+    options = MergeOptions(keep_names=True, write=WriteOptions(resume=True))
+
+    def renamed(*rename: str) -> WriteResult:
+        return merge_dcp(tmp_path / "in", tmp_path / "out", options, NameOptions(rename=rename))
+
+    renamed()
+    assert renamed().already_complete
+    with pytest.raises(OutputError, match="not empty"):
+        renamed("one=x", "two=one", "x=two")
+
+
+def test_a_checkpoint_of_megatron_too(megatron_cases: Path, tmp_path: Path) -> None:
+    source = megatron.saved(megatron_cases, "llama", "tp1")
+    options = MergeOptions(
+        config=megatron.hf(megatron_cases, "llama"), write=WriteOptions(resume=True)
+    )
+    first = merge_megatron(source, tmp_path / "out", options)
+    again = merge_megatron(source, tmp_path / "out", options)
+    assert (first.already_complete, again.already_complete) == (False, True)
+    assert again.dropped == first.dropped
+
+
+def test_what_is_complete_is_read_back_where_that_is_wanted(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(source, out)
+    assert merge(source, out, resume=True, write={"verify": True}).verified is True
+    flip(out / WEIGHTS)  # as if it had been written wrong: its digest is what the manifest says
+    manifest = json.loads((out / "ckpt_manifest.json").read_text())
+    manifest["files"][2]["digest"] = digest_file(out / WEIGHTS)
+    (out / "ckpt_manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    before = files(out)
+    result = merge(source, out, resume=True, write={"verify": True})
+    assert (result.verified, result.differences) == (False, ["layers.3.weight"])
+    assert files(out) == before
+
+
+def test_what_is_complete_is_checked_by_transformers_where_that_is_wanted(
+    source: Path, tmp_path: Path
+) -> None:
+    merge(source, tmp_path / "out")
+    with pytest.raises(MappingError, match="LlamaForCausalLM"):
+        merge(source, tmp_path / "out", resume=True, write={"check_load": True})

@@ -1,0 +1,220 @@
+"""A small config of every family, and by hand the tensors that such a model has on the Hub."""
+
+from pathlib import Path
+
+import torch
+
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.megatron.rules import Rules, rules_for
+from ckpt_tool.tensors.geometry import check_coverage
+from ckpt_tool.tensors.tiled import ShardedTensor
+
+_DECODER = {
+    "hidden_size": 6,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 2,
+    "intermediate_size": 5,
+    "vocab_size": 11,
+    "tie_word_embeddings": False,
+}
+_EXPERTS = {"num_experts": 3, "moe_intermediate_size": 4, "num_experts_per_tok": 2}
+_BIASED = {
+    "n_routed_experts": 3,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 4,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 1,
+}
+_LATENT = {
+    "q_lora_rank": 5,
+    "kv_lora_rank": 3,
+    "qk_nope_head_dim": 2,
+    "qk_rope_head_dim": 1,
+    "v_head_dim": 4,
+}
+_VISION = {"vision_config": {"depth": 2, "num_heads": 2}}
+
+CONFIGS = {
+    "llama": _DECODER | {"attention_bias": True, "mlp_bias": True},
+    "mistral": _DECODER,
+    "qwen2": _DECODER | {"tie_word_embeddings": True},
+    "qwen3": _DECODER,
+    "qwen2_moe": _DECODER
+    | _EXPERTS
+    | {"shared_expert_intermediate_size": 5, "mlp_only_layers": [1]},
+    "qwen3_moe": _DECODER | _EXPERTS,
+    "mixtral": _DECODER | {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "deepseek_v3": _DECODER | _LATENT | _BIASED,
+    "kimi_k2": _DECODER | _LATENT | _BIASED | {"q_lora_rank": None, "n_shared_experts": 0},
+    "glm4_moe": _DECODER | _BIASED | {"attention_bias": True, "use_qk_norm": True},
+    "mimo": _DECODER | {"num_nextn_predict_layers": 2},
+    "qwen2_5_vl": _DECODER | _VISION,
+}
+FAMILIES = tuple(CONFIGS)
+#: Which of the three layers have experts.
+MOE = {
+    "qwen2_moe": {0, 2},
+    "qwen3_moe": {0, 1, 2},
+    "mixtral": {0, 1, 2},
+    "deepseek_v3": {1, 2},
+    "kimi_k2": {1, 2},
+    "glm4_moe": {1, 2},
+}
+
+
+def config_of(family: str, **changes) -> ModelConfig:
+    raw = {"model_type": family, **CONFIGS[family], **changes}
+    return ModelConfig(Path("model"), raw, {})
+
+
+def alike(family: str) -> dict:
+    """Changes after which all layers of a family are of one kind, so that they can be stacked."""
+    uneven = 0 < len(MOE.get(family, ())) < 3
+    return {"mlp_only_layers": [], "first_k_dense_replace": 0} if uneven else {}
+
+
+#: Family, layout, changes of its config: as it is, and with all layers alike.
+CASES = [(family, "per-layer", {}) for family in FAMILIES]
+CASES += [(family, "per-layer", alike(family)) for family in FAMILIES if alike(family)]
+CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
+
+
+def rules_of(family: str, layout: str = "", vocab_multiple: int = 1, **changes) -> Rules:
+    config = config_of(family, **changes)
+    return rules_for(config, hub_shapes(family, **changes), layout, vocab_multiple)
+
+
+def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor; nothing here comes from the tables."""
+    config = CONFIGS[family] | changes
+    hidden, vocab, layers = (config[k] for k in ("hidden_size", "vocab_size", "num_hidden_layers"))
+    moe = set(range(layers)) if changes.get("first_k_dense_replace") == 0 else MOE.get(family, ())
+    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    for layer in range(layers):
+        found = _layer(family, config, layer in moe)
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
+    for number in range(config.get("num_nextn_predict_layers", 0)):
+        shapes |= _mtp(family, config, number, layers - 1 in moe)
+    return shapes | (_vision(hidden) if family == "qwen2_5_vl" else {})
+
+
+def hub_tensors(family: str, **changes) -> dict[str, torch.Tensor]:
+    """The tensors, all elements of which differ, also from those of every other tensor."""
+    at, tensors = 1, {}
+    for name, shape in hub_shapes(family, **changes).items():
+        size = torch.Size(shape).numel()
+        tensors[name] = torch.arange(at, at + size, dtype=torch.float32).reshape(shape)
+        at += size
+    return tensors
+
+
+def whole(sharded: ShardedTensor) -> torch.Tensor:
+    """A Megatron tensor put together from its blocks, which must tile it."""
+    assert check_coverage(sharded.shape, [block.box for block in sharded.blocks])
+    result = torch.empty(sharded.shape, dtype=getattr(torch, sharded.dtype.name))
+    for block in sharded.blocks:
+        spans = zip(block.box.offsets, block.box.sizes, strict=True)
+        part = block.tensor.read().reshape(block.box.sizes)
+        result[tuple(slice(at, at + size) for at, size in spans)] = part
+    return result
+
+
+def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    latent = family in ("deepseek_v3", "kimi_k2")
+    shapes |= _latent(config) if latent else _grouped(family, config)
+    if not moe:
+        shapes |= _gated("mlp", hidden, width)
+        if config.get("mlp_bias"):
+            shapes |= {f"mlp.{name}_proj.bias": (width,) for name in ("gate", "up")}
+            shapes["mlp.down_proj.bias"] = (hidden,)
+        return shapes
+    if family == "mixtral":
+        shapes["block_sparse_moe.gate.weight"] = (3, hidden)
+        for expert in range(3):
+            stem = f"block_sparse_moe.experts.{expert}"
+            shapes |= {f"{stem}.w{n}.weight": (width, hidden) for n in (1, 3)}
+            shapes[f"{stem}.w2.weight"] = (hidden, width)
+        return shapes
+    shapes["mlp.gate.weight"] = (3, hidden)
+    for expert in range(3):
+        shapes |= _gated(f"mlp.experts.{expert}", hidden, config["moe_intermediate_size"])
+    if family == "qwen2_moe":
+        shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
+        shapes |= _gated("mlp.shared_expert", hidden, config["shared_expert_intermediate_size"])
+    if "n_routed_experts" in config:
+        shapes["mlp.gate.e_score_correction_bias"] = (3,)
+    if config.get("n_shared_experts"):
+        shapes |= _gated("mlp.shared_experts", hidden, 8)
+    return shapes
+
+
+def _gated(stem: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
+    shapes = {f"{stem}.{name}_proj.weight": (width, hidden) for name in ("gate", "up")}
+    return shapes | {f"{stem}.down_proj.weight": (hidden, width)}
+
+
+def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
+    hidden, rows = config["hidden_size"], {"q": 8, "k": 4, "v": 4}
+    shapes = {f"self_attn.{n}_proj.weight": (size, hidden) for n, size in rows.items()}
+    shapes["self_attn.o_proj.weight"] = (hidden, 8)
+    if family in ("llama", "qwen2", "qwen2_moe", "glm4_moe", "mimo", "qwen2_5_vl"):
+        shapes |= {f"self_attn.{n}_proj.bias": (size,) for n, size in rows.items()}
+    if family == "llama":
+        shapes["self_attn.o_proj.bias"] = (hidden,)
+    if family in ("qwen3", "qwen3_moe", "glm4_moe"):
+        shapes |= {f"self_attn.{n}_norm.weight": (2,) for n in "qk"}
+    return shapes
+
+
+def _latent(config: dict) -> dict[str, tuple[int, ...]]:
+    hidden, rank = config["hidden_size"], config["q_lora_rank"]
+    shapes = {
+        "self_attn.kv_a_proj_with_mqa.weight": (4, hidden),
+        "self_attn.kv_a_layernorm.weight": (3,),
+        "self_attn.kv_b_proj.weight": (24, 3),
+        "self_attn.o_proj.weight": (hidden, 16),
+    }
+    if rank is None:
+        return shapes | {"self_attn.q_proj.weight": (12, hidden)}
+    return shapes | {
+        "self_attn.q_a_proj.weight": (rank, hidden),
+        "self_attn.q_a_layernorm.weight": (rank,),
+        "self_attn.q_b_proj.weight": (12, rank),
+    }
+
+
+def _mtp(family: str, config: dict, number: int, moe: bool) -> dict[str, tuple[int, ...]]:
+    hidden = config["hidden_size"]
+    names = ("enorm", "hnorm", "shared_head.norm", "eh_proj")
+    prefix = f"model.layers.{config['num_hidden_layers'] + number}."
+    if family == "mimo":
+        names = ("token_layernorm", "hidden_layernorm", "final_layernorm", "input_proj")
+        prefix = f"model.mtp_layers.{number}."
+    shapes = {f"{name}.weight": (hidden,) for name in names[:3]}
+    shapes |= {f"{names[3]}.weight": (hidden, 2 * hidden), **_layer(family, config, moe)}
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def _vision(hidden: int) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        "visual.patch_embed.proj.weight": (4, 3, 2, 2, 2),
+        "visual.merger.ln_q.weight": (4,),
+        "visual.merger.mlp.0.weight": (16, 16),
+        "visual.merger.mlp.0.bias": (16,),
+        "visual.merger.mlp.2.weight": (hidden, 16),
+        "visual.merger.mlp.2.bias": (hidden,),
+    }
+    block = {"norm1.weight": (4,), "norm2.weight": (4,), **_gated("mlp", 4, 7)}
+    block |= {"mlp.gate_proj.bias": (7,), "mlp.up_proj.bias": (7,), "mlp.down_proj.bias": (4,)}
+    block |= {"attn.qkv.weight": (12, 4), "attn.qkv.bias": (12,)}
+    block |= {"attn.proj.weight": (4, 4), "attn.proj.bias": (4,)}
+    for layer in range(2):
+        shapes |= {f"visual.blocks.{layer}.{name}": shape for name, shape in block.items()}
+    return shapes

@@ -1,0 +1,405 @@
+"""Block-scaled fp8 against torch: any part of any arrangement, and no more read than needed."""
+
+import math
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckpt_tool.common.errors import FormatError
+from ckpt_tool.tensors import fp8
+from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
+from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32, FLOAT64
+from ckpt_tool.tensors.geometry import Box
+from ckpt_tool.tensors.lazy import FLOAT8, LazyTensor, cat, stack
+from ckpt_tool.tensors.scaled import scaled
+from tests.support.backed import backed, raw, same
+
+GUARD = b"\x5a" * 17
+TARGETS = [BFLOAT16, FLOAT16, FLOAT32, FLOAT64]
+Pair = tuple[LazyTensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+def weights(shape, seed=0, nan=True):
+    """Any bit patterns; without NaN where errors are measured."""
+    values = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 256, shape, generator=values, dtype=torch.uint8)
+    if not nan:
+        codes[codes & 127 == 127] = 0
+    return codes.view(torch.float8_e4m3fn)
+
+
+def factors(shape, block, seed=0, dtype=torch.float32):
+    values = torch.Generator().manual_seed(seed + 1)
+    sizes = [-(-size // step) for size, step in zip(shape, block, strict=True)]
+    return (torch.randn(sizes, generator=values) * 1e-3).to(dtype)
+
+
+def dequantised(weight, scales, block, target=BFLOAT16):
+    """What torch gives, the whole tensor at once, each NaN as `Caster` writes it."""
+    rows, columns = weight.shape
+    spread = scales.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)
+    product = weight.to(torch.float32) * spread[:, :columns]
+    return plain_nan(product.to(getattr(torch, target.name)))
+
+
+def plain_nan(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.where(tensor.isnan(), torch.tensor(math.nan, dtype=tensor.dtype), tensor)
+
+
+def pair(path, shape, block=(128, 128), *, target=BFLOAT16, seed=0, dtype=torch.float32) -> Pair:
+    """A scaled tensor over files, and what it should be."""
+    weight, scales = weights(shape, seed), factors(shape, block, seed, dtype)
+    where = path.with_name(path.name + ".scales")
+    lazy = scaled(backed(path, weight), backed(where, scales), block, target)
+    return lazy, dequantised(weight, scales, block, target)
+
+
+def part(reader: BlockReader, lazy: LazyTensor, start: int, stop: int) -> torch.Tensor:
+    """Elements `[start, stop)`, read to an odd address; asserts that no more was written."""
+    size, dtype = (stop - start) * lazy.dtype.itemsize, getattr(torch, lazy.dtype.name)
+    buffer = bytearray(GUARD + b"\xcc" * size + GUARD)
+    reader.read(lazy, start, stop, memoryview(buffer)[len(GUARD) : len(GUARD) + size])
+    assert buffer[: len(GUARD)] == buffer[len(GUARD) + size :] == GUARD
+    if start == stop:
+        return torch.empty(0, dtype=dtype)
+    return as_compared(torch.frombuffer(buffer[len(GUARD) : len(GUARD) + size], dtype=dtype))
+
+
+def agree(lazy: LazyTensor, expected: torch.Tensor) -> bool:
+    return same(as_compared(lazy.read()), expected)
+
+
+def as_compared(found: torch.Tensor) -> torch.Tensor:
+    """Which NaN a wide type has is not said; that of a narrow one is always the same."""
+    return found if found.itemsize == 2 else plain_nan(found)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 0.0123, -3e-39, 1e38, math.inf, -0.0, math.nan, 2.0**-140])
+def test_every_bit_pattern(tmp_path, target, scale):
+    """With scales that make products subnormal, infinite or NaN too."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).reshape(16, 16)
+    scales = torch.tensor([[scale]])
+    lazy = scaled(backed(tmp_path / "w", codes), backed(tmp_path / "s", scales), (128, 128), target)
+    assert agree(lazy, dequantised(codes, scales, (128, 128), target))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("shape", [(128, 128), (300, 200), (1, 1), (1, 300), (300, 1), (129, 255)])
+def test_whole_matrices(tmp_path, shape, target, dtype):
+    lazy, expected = pair(tmp_path / "w", shape, target=target, dtype=dtype)
+    assert (lazy.shape, lazy.dtype, lazy.source_dtype) == (shape, target, FLOAT8)
+    assert agree(lazy, expected)
+
+
+def test_ties_are_rounded_to_even(tmp_path):
+    """Scales of few digits give products that are halfway between two of the target."""
+    weight = weights((64, 64))
+    scales = 1 + torch.arange(256, dtype=torch.float32).reshape(16, 16) / 256
+    lazy = scaled(backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (4, 4), BFLOAT16)
+    assert agree(lazy, dequantised(weight, scales, (4, 4)))
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_any_range_of_any_shape_in_any_blocks(folder, data):
+    size = st.integers(1, 40)
+    shape, block = data.draw(st.tuples(size, size)), data.draw(st.tuples(size, size))
+    target = data.draw(st.sampled_from(TARGETS))
+    seed = data.draw(st.integers(0, 9))
+    lazy, expected = pair(folder / "range", shape, block, target=target, seed=seed)
+    if data.draw(st.booleans()):
+        lazy, expected = lazy.transpose(0, 1), expected.t()
+    expected = expected.flatten()
+    with FileTable() as files:
+        reader = BlockReader(files)
+        for _ in range(4):  # scratch memory, indices and tables are reused
+            start = data.draw(st.integers(0, expected.numel()))
+            stop = data.draw(st.integers(start, expected.numel()))
+            assert same(part(reader, lazy, start, stop), expected[start:stop])
+
+
+@st.composite
+def operations(draw, tensor: torch.Tensor):
+    """One operation that `tensor` allows, as the same function of a lazy and a torch tensor."""
+    names = ["unsqueeze", "stack", *(["narrow", "transpose", "cat", "select"] * bool(tensor.ndim))]
+    name = draw(st.sampled_from(names))
+    if name == "unsqueeze":
+        dim = draw(st.integers(0, tensor.ndim))
+        return lambda t: t.unsqueeze(dim)
+    if name == "stack":
+        return lambda t: stack([t, t]) if isinstance(t, LazyTensor) else torch.stack([t, t])
+    dim = draw(st.integers(0, tensor.ndim - 1))
+    other = draw(st.integers(0, tensor.ndim - 1))
+    start = draw(st.integers(0, tensor.shape[dim] - 1))
+    length = draw(st.integers(1, tensor.shape[dim] - start))
+    if name == "cat":
+        return lambda t: (cat if isinstance(t, LazyTensor) else torch.cat)([t, t], dim)
+    if name == "narrow":
+        return lambda t: t.narrow(dim, start, length)
+    return lambda t: t.select(dim, start) if name == "select" else t.transpose(dim, other)
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_any_sequence_of_operations_is_what_torch_gives(folder, data):
+    size = st.integers(1, 9)
+    lazy, expected = pair(folder / "ops", data.draw(st.tuples(size, size)), (4, 3))
+    for _ in range(data.draw(st.integers(1, 6))):
+        operation = data.draw(operations(expected))
+        lazy, expected = operation(lazy), operation(expected)
+        if expected.numel() > 2000 or expected.ndim > 6:
+            break
+    assert agree(lazy, expected.contiguous())
+
+
+def test_parts_of_several_matrices(tmp_path):
+    """As a checkpoint with an expert per matrix is turned into one tensor of all experts."""
+    ones, twos = zip(*(pair(tmp_path / str(n), (200, 300), seed=n) for n in range(3)), strict=True)
+    lazy, expected = stack(ones), torch.stack(twos)
+    assert agree(lazy, expected)
+    assert agree(lazy.select(0, 1), expected[1])
+    assert agree(lazy.select(1, 130), expected[:, 130])
+    assert agree(lazy.transpose(1, 2), expected.transpose(1, 2))
+    assert agree(lazy.narrow(1, 100, 90).narrow(2, 7, 250), expected[:, 100:190, 7:257])
+    assert agree(cat(ones, 0), torch.cat(twos))
+    assert agree(cat(ones, 1), torch.cat(twos, 1))
+    assert agree(ones[0].unsqueeze(1), twos[0].unsqueeze(1))
+    assert agree(ones[0].select(0, 3).select(0, 299), twos[0][3, 299])
+
+
+@pytest.mark.parametrize("block", [(128, 128), (1, 128), (128, 1), (1, 70000), (9, 70000), (1, 1)])
+def test_matrices_wider_than_a_step_and_a_table(tmp_path, block):
+    assert fp8.STEP < 70000
+    lazy, expected = pair(tmp_path / "w", (5, 70000), block)
+    assert agree(lazy, expected)
+    assert agree(lazy.narrow(1, 129, 66000), expected[:, 129:66129])
+    assert agree(lazy.transpose(0, 1), expected.t())
+
+
+def test_several_blocks_of_output(tmp_path):
+    lazy, expected = pair(tmp_path / "w", (700, 1801))
+    assert lazy.nbytes > BLOCK_BYTES
+    assert agree(lazy, expected)
+    with FileTable() as files:
+        reader = BlockReader(files)
+        cuts = [*range(0, lazy.numel, 50_021), lazy.numel]
+        pieces = [part(reader, lazy, a, b) for a, b in pairwise(cuts)]
+    assert same(torch.cat(pieces), expected.flatten())
+
+
+def test_an_empty_matrix(tmp_path):
+    for shape in [(0, 5), (5, 0), (0, 0)]:
+        lazy, expected = pair(tmp_path / "w", shape)
+        assert agree(lazy, expected)
+    lazy, expected = pair(tmp_path / "w", (5, 7))
+    assert agree(lazy.narrow(0, 2, 0), expected[2:2])
+
+
+def test_another_target_takes_the_place_of_the_first(tmp_path):
+    lazy, _ = pair(tmp_path / "w", (20, 30))
+    for target in TARGETS:
+        _, expected = pair(tmp_path / "w", (20, 30), target=target)
+        assert agree(lazy.to(FLOAT16).to(target), expected)
+    for name in ("float8_e4m3fn", "float8_e5m2", "int8"):
+        with pytest.raises(ValueError, match="no cast from bfloat16"):
+            lazy.to(BY_NAME[name])
+
+
+def test_fp8_without_scales_stays_what_it_is(tmp_path):
+    plain = backed(tmp_path / "w", weights((4, 4)))
+    assert not plain.is_scaled
+    assert same(plain.read(), weights((4, 4)))
+    with pytest.raises(ValueError, match="no cast from float8_e4m3fn to bfloat16"):
+        plain.to(BFLOAT16)
+    with pytest.raises(ValueError, match="cat of"):
+        cat([plain, pair(tmp_path / "other", (4, 4))[0]], 0)
+
+
+def test_cat_of_different_targets_is_refused(tmp_path):
+    lazy, _ = pair(tmp_path / "w", (4, 4))
+    with pytest.raises(ValueError, match="cat of"):
+        cat([lazy, lazy.to(FLOAT32)], 0)
+
+
+def refused(weight, scales, block=(128, 128), dtype=BFLOAT16) -> str:
+    with pytest.raises(ValueError, match=r"\w") as found:
+        scaled(weight, scales, block, dtype)
+    return str(found.value)
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    weight = backed(tmp_path / "w", weights((130, 200)))
+    scales = backed(tmp_path / "s", torch.ones(2, 2))
+    for shape in [(2, 1), (3, 2), (2, 2, 1), (4,), ()]:
+        other = backed(tmp_path / "other", torch.ones(shape))
+        assert refused(weight, other) == (
+            f"scales of shape {list(shape)} for a weight of shape [130, 200] in blocks of"
+            " [128, 128], expected [2, 2]"
+        )
+    assert "in blocks of [64, 128], expected [3, 2]" in refused(weight, scales, (64, 128))
+    assert refused(weight, scales, (0, 128)) == "blocks of [0, 128], expected rows and columns"
+    three = backed(tmp_path / "three", weights((1, 130, 200)))
+    assert refused(three, scales) == "a weight of shape [1, 130, 200], expected a matrix"
+
+
+def test_other_dtypes_are_refused(tmp_path):
+    weight = backed(tmp_path / "w", weights((4, 4)))
+    scales = backed(tmp_path / "s", torch.ones(1, 1))
+    expected = "expected float8_e4m3fn without scales"
+    for dtype in (torch.float8_e5m2, torch.int8, torch.bfloat16):
+        other = backed(tmp_path / "other", torch.ones(4, 4).to(dtype))
+        assert refused(other, scales).endswith(expected)
+    assert refused(scaled(weight, scales, (4, 4), BFLOAT16), scales).endswith(expected)
+    for dtype in (torch.float16, torch.float64, torch.uint8):
+        other = backed(tmp_path / "other", torch.ones(1, 1).to(dtype))
+        assert refused(weight, other).endswith("expected float32 or bfloat16 on disk")
+    assert refused(weight, scales.to(BFLOAT16)).endswith("expected float32 or bfloat16 on disk")
+    for name in ("int8", "float8_e4m3fn"):
+        assert refused(weight, scales, dtype=BY_NAME[name]).endswith(f"to {name}")
+
+
+def test_parts_of_a_tensor_are_refused(tmp_path):
+    """Their places in the file do not say which row and column they are."""
+    weight = backed(tmp_path / "w", weights((6, 6)))
+    scales = backed(tmp_path / "s", torch.ones(3, 3))
+    halves = [Box((0, 0), (3, 6)), Box((3, 0), (3, 6))]
+    several = backed(tmp_path / "several", weights((6, 6)), halves)
+    for other in (weight.transpose(0, 1), several):
+        message = "weight of shape [6, 6]: not one row-major run of a file"
+        assert refused(other, scales, (2, 2)) == message
+    message = "scales of shape [3, 3]: not one row-major run of a file"
+    assert refused(weight, scales.transpose(0, 1), (2, 2)) == message
+
+
+class CountingTable(FileTable):
+    """Counts reads and their bytes by the file's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[str, list[int]] = {}
+
+    def read(self, path: str, offset: int, buffer: memoryview) -> None:
+        self.sizes.setdefault(Path(path).name, []).append(len(buffer))
+        super().read(path, offset, buffer)
+
+
+def test_each_byte_is_read_once_and_each_row_of_scales_once(tmp_path):
+    lazy, expected = pair(tmp_path / "w", (256, 6000))
+    with CountingTable() as files:
+        reader = BlockReader(files)
+        part(reader, lazy, 0, 6000)
+        for at in range(6000, lazy.numel, 12_000 + 7):
+            stop = min(at + 12_007, lazy.numel)
+            assert same(part(reader, lazy, at, stop), expected.flatten()[at:stop])
+        assert sum(files.sizes["w"]) == 256 * 6000
+        # 47 blocks a row; where a range begins within the second band, a part of its row is extra
+        assert files.sizes["w.scales"].count(47 * 4) == 2
+        assert sum(files.sizes["w.scales"]) < 3 * 47 * 4
+
+
+def test_a_few_columns_need_a_few_scales(tmp_path):
+    lazy, expected = pair(tmp_path / "w", (300, 6000))
+    with CountingTable() as files:
+        narrow = lazy.narrow(1, 250, 10)
+        reader = BlockReader(files)
+        assert same(part(reader, narrow, 0, 3000), expected[:, 250:260].flatten())
+        assert files.sizes == {"w": [10] * 300, "w.scales": [8] * 3}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_memory_does_not_grow_with_the_matrix(tmp_path, turned):
+    lazy, _ = pair(tmp_path / "w", (3000, 4000))
+    lazy = lazy.transpose(0, 1) if turned else lazy
+    out = memoryview(bytearray(lazy.nbytes))
+    tracemalloc.start()
+    try:
+        with FileTable() as files:
+            BlockReader(files).read(lazy, 0, lazy.numel, out)
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("seed", range(5))
+def test_reading_returns_the_largest_error_of_what_was_read(tmp_path, target, seed):
+    """Of the elements, not of all that a block's scale could give."""
+    weight = weights((40, 30), seed, nan=False)
+    weight[:, 3:] = 0  # only a few values of each block are there
+    scales = factors((40, 30), (8, 8), seed)
+    lazy = scaled(backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (8, 8), target)
+    exact = dequantised(weight, scales, (8, 8), FLOAT32).double()
+    errors = (exact - dequantised(weight, scales, (8, 8), target).double()).abs().flatten()
+    with FileTable() as files:
+        reader, out = BlockReader(files), memoryview(bytearray(lazy.nbytes))
+        for start, stop in [(0, 1200), (0, 31), (500, 700), (3, 30), (0, 1200)]:
+            part_out = out[: (stop - start) * target.itemsize]
+            largest = errors[start:stop].max().item()
+            assert reader.read(lazy, start, stop, part_out) == largest
+            assert reader.read(lazy, start, stop, part_out, floor=1e9) == 1e9
+            assert reader.read(lazy, start, stop, part_out, floor=largest / 2) == largest
+
+
+@pytest.mark.parametrize(
+    ("scale", "target", "error"),
+    [
+        (1000.0, FLOAT16, math.inf),
+        (0.75, FLOAT16, 0.0),
+        (1e6, FLOAT32, 0.0),
+        (3.3e38, FLOAT32, 0.0),  # infinite in float32 already
+        (3e38, BFLOAT16, abs(float(np.float32(3e38)) - torch.tensor(3e38).bfloat16().item())),
+        (math.nan, BFLOAT16, 0.0),
+    ],
+)
+def test_only_what_the_target_cannot_hold_is_an_infinite_error(tmp_path, scale, target, error):
+    weight = torch.tensor([[448.0, 1.0]]).to(torch.float8_e4m3fn)
+    scales = backed(tmp_path / "s", torch.tensor([[scale]]))
+    lazy = scaled(backed(tmp_path / "w", weight), scales, (1, 2), target)
+    with FileTable() as files:
+        out = memoryview(bytearray(lazy.nbytes))
+        assert BlockReader(files).read(lazy, 0, 2, out) == error
+
+
+def test_truncated_files_are_format_errors_that_name_them(tmp_path):
+    lazy, _ = pair(tmp_path / "w", (10, 10))
+    (tmp_path / "w.scales").write_bytes(bytes(15))
+    with pytest.raises(FormatError, match=r"w\.scales: ends at byte 15, expected 2 more"):
+        lazy.read()
+    (tmp_path / "w").write_bytes(bytes(50))
+    with pytest.raises(FormatError, match="w: ends at byte 50"):
+        lazy.read()
+    (tmp_path / "w").unlink()
+    with pytest.raises(FileNotFoundError):
+        lazy.read()
+
+
+def test_values_are_those_of_torch():
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    found = torch.from_numpy(np.array(fp8._VALUES))
+    assert raw(plain_nan(found)) == raw(plain_nan(codes.to(torch.float32)))
+
+
+def test_describing_scaled_tensors_needs_no_numpy():
+    code = (
+        "import ckpt_tool.tensors.scaled, ckpt_tool.tensors.blocks, sys;"
+        " sys.exit('numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

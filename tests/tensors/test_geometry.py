@@ -1,0 +1,217 @@
+"""Boxes: order, intersection, and the proof that they tile a shape."""
+
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckpt_tool.tensors.geometry import (
+    Box,
+    check_coverage,
+    contiguous_strides,
+    in_bounds,
+    intersect,
+    linear_boxes,
+)
+from tests.support.backed import tilings
+
+shapes = st.lists(st.integers(1, 5), max_size=4).map(tuple)
+
+
+def slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(o, o + s) for o, s in zip(box.offsets, box.sizes, strict=True))
+
+
+def counted(shape: tuple[int, ...], boxes: list[Box]) -> np.ndarray:
+    """How many of `boxes` hold each element."""
+    counts = np.zeros(shape, int)
+    for box in boxes:
+        counts[slices(box)] += 1
+    return counts
+
+
+def test_strides_are_row_major():
+    assert contiguous_strides((2, 3, 4)) == (12, 4, 1)
+    assert contiguous_strides((5,)) == (1,)
+    assert contiguous_strides(()) == ()
+
+
+@given(shapes, st.data())
+def test_linear_boxes_reproduce_the_range_in_order(shape, data):
+    total = prod(shape)
+    start = data.draw(st.integers(0, total))
+    stop = data.draw(st.integers(start, total))
+    elements = np.arange(total).reshape(shape)
+    boxes = list(linear_boxes(shape, start, stop))
+    found = [elements[slices(box)].ravel() for box in boxes]
+    assert np.concatenate([np.empty(0, int), *found]).tolist() == list(range(start, stop))
+    assert len(boxes) <= 2 * len(shape) + 1
+
+
+def test_linear_boxes_of_a_range_inside_a_matrix_are_row_end_whole_rows_and_row_begin():
+    assert list(linear_boxes((4, 3), 2, 10)) == [
+        Box((0, 2), (1, 1)),
+        Box((1, 0), (2, 3)),
+        Box((3, 0), (1, 1)),
+    ]
+
+
+def test_linear_boxes_of_a_scalar_and_of_nothing():
+    assert list(linear_boxes((), 0, 1)) == [Box((), ())]
+    assert list(linear_boxes((), 0, 0)) == []
+    assert list(linear_boxes((3, 0), 0, 0)) == []
+    assert list(linear_boxes((4, 3), 5, 5)) == []
+
+
+def test_a_whole_tensor_is_one_box():
+    assert list(linear_boxes((2, 3, 4), 0, 24)) == [Box((0, 0, 0), (2, 3, 4))]
+
+
+def test_intersection():
+    assert intersect(Box((0, 0), (3, 4)), Box((2, 1), (5, 2))) == Box((2, 1), (1, 2))
+    assert intersect(Box((0,), (3,)), Box((3,), (2,))) is None
+    assert intersect(Box((1,), (0,)), Box((0,), (4,))) is None
+    assert intersect(Box((), ()), Box((), ())) == Box((), ())
+
+
+@given(st.data())
+def test_intersection_holds_exactly_the_common_elements(data):
+    shape = data.draw(shapes)
+    one, other = (data.draw(boxes_in(shape)) for _ in range(2))
+    both = counted(shape, [one, other]) == 2
+    common = intersect(one, other)
+    assert (counted(shape, [common] if common else []) == both).all()
+    assert common == intersect(other, one)
+
+
+@st.composite
+def boxes_in(draw, shape):
+    offsets = tuple(draw(st.integers(0, n)) for n in shape)
+    sizes = tuple(draw(st.integers(0, n - o)) for n, o in zip(shape, offsets, strict=True))
+    return Box(offsets, sizes)
+
+
+@pytest.mark.parametrize(
+    ("box", "inside"),
+    [
+        (Box((0, 0), (2, 3)), True),
+        (Box((2, 3), (0, 0)), True),
+        (Box((1, 0), (2, 3)), False),
+        (Box((-1, 0), (2, 3)), False),
+        (Box((0, 0), (2, -1)), False),
+        (Box((0,), (2,)), False),
+        (Box((0, 0), (2,)), False),
+    ],
+)
+def test_bounds(box, inside):
+    assert in_bounds((2, 3), box) is inside
+
+
+def test_box_volume_and_text():
+    assert Box((1, 2), (3, 4)).volume == 12
+    assert Box((), ()).volume == 1
+    assert str(Box((1, 2), (3, 4))) == "[1:4, 2:6]"
+
+
+@pytest.mark.parametrize(
+    ("shape", "boxes"),
+    [
+        ((), [Box((), ())]),
+        ((0,), []),
+        ((3, 0), []),
+        ((3, 0), [Box((0, 0), (3, 0)), Box((0, 0), (2, 0))]),
+        ((5,), [Box((3,), (2,)), Box((0,), (3,))]),
+        ((5,), [Box((0,), (5,)), Box((5,), (0,))]),
+        ((4, 4), [Box((r, c), (2, 2)) for c in (0, 2) for r in (2, 0)]),
+        # A pinwheel: no straight cut goes through.
+        (
+            (3, 3),
+            [
+                Box((0, 0), (1, 2)),
+                Box((0, 2), (2, 1)),
+                Box((2, 1), (1, 2)),
+                Box((1, 0), (2, 1)),
+                Box((1, 1), (1, 1)),
+            ],
+        ),
+        # An L around a corner.
+        ((3, 3), [Box((0, 0), (3, 1)), Box((2, 1), (1, 2)), Box((0, 1), (2, 2))]),
+    ],
+)
+def test_tilings_are_covered(shape, boxes):
+    coverage = check_coverage(shape, boxes)
+    assert coverage
+    assert coverage == ((), ())
+
+
+def test_a_gap_is_named():
+    assert check_coverage((6,), [Box((0,), (2,)), Box((5,), (1,))]) == ((Box((2,), (3,)),), ())
+
+
+def test_an_overlap_is_named():
+    boxes = [Box((0, 0), (2, 3)), Box((1, 1), (1, 2))]
+    assert check_coverage((2, 3), boxes) == ((), (Box((1, 1), (1, 2)),))
+
+
+def test_a_gap_and_an_overlap_at_once():
+    boxes = [Box((0,), (3,)), Box((2,), (2,)), Box((5,), (1,))]
+    assert check_coverage((6,), boxes) == ((Box((4,), (1,)),), (Box((2,), (1,)),))
+
+
+def test_the_missing_corner_of_an_l():
+    boxes = [Box((0, 0), (1, 3)), Box((1, 0), (1, 1))]
+    coverage = check_coverage((2, 3), boxes)
+    assert coverage.missing == (Box((1, 1), (1, 2)),)
+    assert not coverage.overlapping
+
+
+def test_nothing_held_is_all_missing():
+    assert check_coverage((2, 3), []).missing == (Box((0, 0), (2, 3)),)
+    assert check_coverage((), []).missing == (Box((), ()),)
+    assert check_coverage((2, 3), [Box((1, 1), (0, 2))]).missing == (Box((0, 0), (2, 3)),)
+
+
+def test_replicas_count_as_overlaps():
+    assert check_coverage((), [Box((), ())] * 2).overlapping == (Box((), ()),)
+    assert check_coverage((4,), [Box((0,), (4,))] * 3).overlapping == (Box((0,), (4,)),)
+
+
+def test_equal_volumes_do_not_hide_a_swap():
+    # Twice the first half: the volume is right, the second half is missing.
+    halves = [Box((0, 0), (2, 2)), Box((0, 0), (2, 2))]
+    coverage = check_coverage((2, 4), halves)
+    assert coverage.missing == (Box((0, 2), (2, 2)),)
+    assert coverage.overlapping == (Box((0, 0), (2, 2)),)
+
+
+def test_thousands_of_chunks_are_checked_quickly():
+    boxes = [Box((row, column), (1, 10)) for row in range(400) for column in range(0, 100, 10)]
+    assert check_coverage((400, 100), boxes)
+    assert check_coverage((400, 100), boxes[:-1]).missing == (Box((399, 90), (1, 10)),)
+
+
+@st.composite
+def tiled_shapes(draw):
+    """A shape and boxes that come from cutting it again and again, straight through."""
+    shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple))
+    return shape, draw(st.permutations(draw(tilings(shape, cuts=8))))
+
+
+@given(tiled_shapes())
+def test_random_tilings_are_covered(tiling):
+    assert check_coverage(*tiling)
+
+
+@given(tiled_shapes(), st.data())
+def test_damaged_tilings_are_reported_element_by_element(tiling, data):
+    shape, boxes = tiling
+    at = data.draw(st.integers(0, len(boxes) - 1))
+    moved = data.draw(st.one_of(st.none(), boxes_in(shape)))
+    boxes = [*boxes[:at], *boxes[at + 1 :], *([moved] if moved else [])]
+    counts = counted(shape, boxes)
+    coverage = check_coverage(shape, boxes)
+    assert (counted(shape, list(coverage.missing)) == (counts == 0)).all()
+    assert (counted(shape, list(coverage.overlapping)) == (counts > 1)).all()
+    assert bool(coverage) == bool((counts == 1).all())
