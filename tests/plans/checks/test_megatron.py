@@ -26,6 +26,7 @@ from ckpt_tool.plans.output import WriteOptions
 from ckpt_tool.tensors.tiled import ShardedTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 from tests.real.megatron_models import NAMES, write_model
+from tests.support.megatron import REFUSED
 
 LIBRARY = f"megatron-core {version('megatron-core')}"
 UNSYNCED = WriteOptions(fsync=False)
@@ -109,8 +110,11 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
     asked.write_text(json.dumps(requests))
     subprocess.run([sys.executable, "-W", "ignore", "-c", DRIVER, asked, answered], check=True)
     found = json.loads(answered.read_text())
-    assert found == {case: {"library": LIBRARY, "num_tensors": n} for case, n in sizes.items()}
     assert len(found) == 25
+    for case in [case for case in found if case.partition("/")[0] in REFUSED]:
+        assert "norm" in found.pop(case)["unusable"]
+        del sizes[case]
+    assert found == {case: {"library": LIBRARY, "num_tensors": n} for case, n in sizes.items()}
 
 
 def test_check_and_verify_go_together(llama, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def _modules(request: Request) -> dict[str, Any]:
 
 def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
     spec = _block_spec(config)
-    if request.config.model_type == "qwen2_moe":
+    if request.config.model_type == "qwen2_moe" and not hasattr(config, "moe_shared_expert_gate"):
         _gate_shared_experts(spec)
     prediction = {}
     if request.numbers.mtp:
