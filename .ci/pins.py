@@ -12,8 +12,9 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).parents[1]
 HELD = ROOT / ".ci" / "held.txt"

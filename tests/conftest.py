@@ -47,6 +47,8 @@ def megatron_cases(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Path:
     """What `tests.support.megatron` builds. Read only."""
+    if versions.MEGATRON_CORE < (0, 16):
+        pytest.skip("older ranks do not load every layout; what they saved is in tests/fixtures")
     return once(tmp_path_factory, request, "megatron", megatron.build)
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from .fill import fill_distinct
 from .fsdp_reference import logits_of
-from .old_transformers import from_config
+from .old_transformers import IS_OLD, from_config
 
 # Small enough that every model gets several shards and an index, as models on the Hub have.
 _SHARD_SIZE = "300KB"
@@ -216,5 +216,6 @@ def _predict(
     rotary = model.model.rotary_emb(joined, positions)
     future = torch.full((1, 1, ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
     state = layer(joined, attention_mask=future, position_embeddings=rotary)
+    state = state[0] if IS_OLD else state
     logits: Tensor = model.lm_head(head.shared_head["norm"](state))
     return logits

@@ -22,7 +22,7 @@ from tests.real.megatron_jobs import (
 )
 from tests.real.megatron_models import NAMES, WITH_EXPERTS, write_model
 from tests.real.megatron_run import run_jobs
-from tests.support.versions import MEGATRON_CORE
+from tests.support.versions import MEGATRON_CORE, TRANSFORMERS
 
 SIZES = {
     "tp1": Sizes(),
@@ -94,8 +94,12 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("glm4_moe", "ep2"): {},
     ("moonlight", "tp2_ep2"): {},
 }
+#: What the installed transformers cannot build, and why.
+UNKNOWN: dict[str, str] = {}
+if TRANSFORMERS < (5, 0):
+    UNKNOWN = dict.fromkeys(("moonlight", "glm4_moe", "glm4_moe_mtp"), "transformers 4 has no such")
 #: What the installed megatron-core has no layers for, and why.
-REFUSED = {}
+REFUSED: dict[str, str] = {}
 if MEGATRON_CORE >= (0, 19):
     REFUSED["moonlight"] = "since 0.19 queries of latent attention have a norm, here they have none"
 #: Ours in another layout than megatron-core would choose by itself.
@@ -164,6 +168,7 @@ def _jobs(out: Path, world: int) -> list[Job]:
                 out, name, "tp1", Checkpoint(ours(out, f"{name}/per-layer"), layout="per-layer")
             )
             for name in PER_LAYER
+            if name in names
         ]
     for name, size in LOADED:
         if SIZES[size].world_size == world and name in names:
@@ -184,7 +189,7 @@ def _jobs(out: Path, world: int) -> list[Job]:
                 Checkpoint(native(out, name, "tp1")),
             )
             for name, size in NATIVE
-            if size != "tp1"
+            if size != "tp1" and name in names
         ]
     return jobs
 

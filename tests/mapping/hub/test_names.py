@@ -14,6 +14,7 @@ from ckpt_tool.mapping.hub.names import refuse_adapters, to_hub
 from ckpt_tool.mapping.hub.transformers_tables import architecture_of
 from tests.support.saved import assert_equal, save_both, write_config, write_shapes, write_tensors
 from tests.support.tiny_models import MODELS, build, filled
+from tests.support.versions import needs_transformers_5
 
 RENAMING = sorted(family for family, rules in FAMILIES.items() if rules)
 # Kimi K2 is DeepSeek-V3's model under another name, with its code on the Hub.
@@ -166,6 +167,7 @@ def test_plain_names_are_no_adapters(saved):
     refuse_adapters(["model.lora_like.weight", "model.v_head_norm.weight", "base_model.weight"])
 
 
+@needs_transformers_5
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
 def test_class_of_a_spelled_out_family_is_that_of_transformers(family, tmp_path):
     vision = {"vision_config": {}} if "_vl" in family else {}

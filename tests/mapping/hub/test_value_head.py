@@ -7,6 +7,7 @@ from ckpt_tool.mapping.hub.names import unknown_class, with_architecture
 from ckpt_tool.mapping.hub.value_head import heads_as_in, refuse_value_head, value_model
 from tests.support.merging import TINY
 from tests.support.saved import write_config, write_shapes
+from tests.support.versions import needs_transformers_5
 
 HEAD = {"v_head.summary.weight": (1, 8), "v_head.summary.bias": (1,)}
 NORM = {"model.norm.weight": (8,)}
@@ -115,6 +116,7 @@ def test_a_head_has_the_names_it_has_on_the_other_side(tmp_path, others, expecte
     assert heads_as_in(tensors, others).keys() == NORM.keys() | expected
 
 
+@needs_transformers_5
 @pytest.mark.parametrize(
     ("model_type", "score", "named", "known"),
     [

@@ -45,7 +45,7 @@ OBJECTS = {"iteration": 7, "state": io.BytesIO(b"anything"), "args": {"lr": 0.1,
 
 def save(folder: Path, state: dict, **options) -> Path:
     writer = dcp.FileSystemWriter(folder, **options)
-    dcp.save(state, storage_writer=writer, no_dist=True)
+    dcp.save(state, storage_writer=writer)
     return folder
 
 
