@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +13,8 @@ from ckpt_tool.cli.merge_options import Request, merges
 from ckpt_tool.common.parallel import is_first
 
 if TYPE_CHECKING:
-    from ckpt_tool.common.parallel import Team
-    from ckpt_tool.operations.merge import MergeOptions
+    from ckpt_tool.operations.merge import Job
+    from ckpt_tool.operations.options import MergeOptions
     from ckpt_tool.operations.upload import Target, Upload, UploadResult
     from ckpt_tool.plans.output import WriteResult
     from ckpt_tool.plans.plan import ModelPlan
@@ -47,10 +46,9 @@ def fsdp(
     OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
     where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.operations.merge import plan_fsdp
+    from ckpt_tool.operations.merge import Job
 
-    options = request.options(check_replicas=check_replicas)
-    _run(lambda team: plan_fsdp(ckpt, options, team), out, options, request)
+    _run(Job(ckpt, out, "fsdp"), request.options(check_replicas=check_replicas), request)
 
 
 @app.command("megatron")
@@ -73,10 +71,9 @@ def megatron(
     and optimizer state beside the model left out. OUT appears complete or not at all. Exits with 1
     where --verify finds a difference, with 2 where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.operations.from_megatron import plan_megatron
+    from ckpt_tool.operations.merge import Job
 
-    options = request.options()
-    _run(lambda team: plan_megatron(ckpt, options, team), out, options, request)
+    _run(Job(ckpt, out, "megatron"), request.options(), request)
 
 
 @app.command("dcp")
@@ -115,63 +112,41 @@ def dcp(
     appears complete or not at all. Exits with 1 where --verify finds a difference, with 2 where
     the checkpoint or the request is not sound.
     """
-    from ckpt_tool.operations.from_dcp import NameOptions, plan_dcp
+    from ckpt_tool.operations.merge import Job
+    from ckpt_tool.operations.options import NameOptions
 
-    options = request.options()
     names = NameOptions(prefix, tuple(select or ()), tuple(rename or ()))
-    _run(lambda team: plan_dcp(ckpt, options, names, team), out, options, request)
+    _run(Job(ckpt, out, "dcp"), request.options(names=names), request)
 
 
-def _run(
-    make: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, request: Request
-) -> None:
+def _run(job: Job, options: MergeOptions, request: Request) -> None:
     upload = request.upload()
     if request.dry_run:
-        _dry_run(make, out, options, upload, as_json=request.as_json)
+        _dry_run(job, options, upload, as_json=request.as_json)
     else:
-        _write(make, out, options, upload, as_json=request.as_json)
+        _write(job, options, upload, as_json=request.as_json)
 
 
-def _dry_run(
-    make: Callable[[Team], ModelPlan],
-    out: Path,
-    options: MergeOptions,
-    upload: Upload | None,
-    *,
-    as_json: bool,
-) -> None:
-    from ckpt_tool.operations.merge import team_of
-    from ckpt_tool.operations.upload import check_upload, weight_names
-    from ckpt_tool.plans.huggingface import check_plan
+def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:
+    from ckpt_tool.operations.merge import preview_merge
 
-    target = check_upload(upload) if upload is not None and is_first() else None
     with ui.progress_bar(quiet=as_json or not is_first()) as progress:
-        plan = make(team_of(options, progress))
-        if target is not None:
-            target.require_replaced(weight_names(plan))
-        check_plan(plan, out, options.write)
+        found = preview_merge(job, options, progress, upload)
     if not is_first():
         return
     with ui.output():
         if as_json:
-            ui.print_json(results.plan_json(plan, out) | {"upload": results.upload_json(target)})
+            sent = {"upload": results.upload_json(found.target)}
+            ui.print_json(results.plan_json(found.plan, Path(job.out)) | sent)
         else:
-            _show_plan(plan, out, target)
+            _show_plan(found.plan, Path(job.out), found.target)
 
 
-def _write(
-    make: Callable[[Team], ModelPlan],
-    out: Path,
-    options: MergeOptions,
-    upload: Upload | None,
-    *,
-    as_json: bool,
-) -> None:
-    from ckpt_tool.operations.merge import write_planned
-    from ckpt_tool.operations.upload import checked
+def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:
+    from ckpt_tool.operations.merge import merge
 
     with ui.progress_bar(quiet=as_json or not is_first()) as progress:
-        result = write_planned(checked(make, upload), out, options, progress)
+        result = merge(job, options, progress, upload)
     if not as_json and is_first():
         with ui.output():
             results.show_result(result)
@@ -188,11 +163,11 @@ def _write(
 
 def _send(result: WriteResult, upload: Upload | None, *, as_json: bool) -> UploadResult | None:
     """Upload the folder that is complete: the first process of several, by itself."""
-    from ckpt_tool.operations.upload import upload_folder
+    from ckpt_tool.operations.merge import send
 
     if upload is None or not is_first():
         return None
-    return upload_folder(result.output, upload, show=not as_json and sys.stderr.isatty())
+    return send(result, upload, show=not as_json and sys.stderr.isatty())
 
 
 def _show_plan(plan: ModelPlan, out: Path, target: Target | None) -> None:

@@ -16,7 +16,7 @@ from ckpt_tool.cli.options import AsJson, DirectIo, Fsync, Jobs, Overwrite, Resu
 from ckpt_tool.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from ckpt_tool.operations.merge import MergeOptions
+    from ckpt_tool.operations.options import MergeOptions
     from ckpt_tool.operations.upload import Upload
 
 
@@ -50,7 +50,7 @@ class Request:
     def options(self, **more: Any) -> MergeOptions:
         """The options as the library takes them, with ``more`` that only one command has."""
         from ckpt_tool.mapping.lora.options import LoraOptions
-        from ckpt_tool.operations.merge import MergeOptions
+        from ckpt_tool.operations.options import MergeOptions
         from ckpt_tool.plans.output import WriteOptions
 
         values = self.values

@@ -16,7 +16,7 @@ from ckpt_tool.common.parallel import is_first
 from ckpt_tool.common.wording import human_bytes, plural
 
 if TYPE_CHECKING:
-    from ckpt_tool.operations.to_mcore import ToMcoreOptions
+    from ckpt_tool.operations.options import ToMcoreOptions
     from ckpt_tool.plans.mcore import McorePlan
     from ckpt_tool.tensors.tiled import ShardedTensor
 
@@ -82,7 +82,7 @@ def to_mcore(
     not at all. Exits with 1 where --verify finds a difference, with 2 where the model or the
     request is not sound.
     """
-    from ckpt_tool.operations.to_mcore import ToMcoreOptions
+    from ckpt_tool.operations.options import ToMcoreOptions
     from ckpt_tool.plans.output import WriteOptions
 
     options = ToMcoreOptions(

@@ -64,10 +64,14 @@ def verify(
     from ckpt_tool.cli.report.as_json import as_object
     from ckpt_tool.common.jobs import jobs_of
     from ckpt_tool.compare.stats import Tolerance
-    from ckpt_tool.operations.verify import VerifyOptions, verify_checkpoint
+    from ckpt_tool.operations.options import VerifyOptions
+    from ckpt_tool.operations.verify import verify_checkpoint
 
     options = VerifyOptions(
-        Tolerance(atol, rtol), cast_reference, tuple(ignore or ()), jobs_of(jobs)
+        tolerance=Tolerance(atol, rtol),
+        cast_reference=cast_reference,
+        ignore=tuple(ignore or ()),
+        jobs=jobs_of(jobs),
     )
     if report is not None and not report.parent.is_dir():  # before the work, not after it
         raise UsageError(f"{report}: {report.parent} is no folder")

@@ -2,186 +2,237 @@
 
 Planning reads metadata only (and replicas and tied weights, to prove them equal): it ends with all
 files, names, shapes, dtypes and byte ranges known, or with one error that lists all that is wrong.
+Writing then moves each byte once. Under torchrun every process plans, and writes its share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckpt_tool.common.errors import CheckpointError, UsageError
+from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.jobs import jobs_of
-from ckpt_tool.common.parallel import ALONE, Team, joined
+from ckpt_tool.common.parallel import ALONE, Team, is_first, joined
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.mapping.casting import cast_all, main_dtype, require_dtype, target_dtype
-from ckpt_tool.mapping.config import ModelConfig, load_config
-from ckpt_tool.mapping.hub.names import refuse_adapters, to_hub
-from ckpt_tool.mapping.hub.transformers_tables import HubForm
-from ckpt_tool.mapping.hub.value_head import as_value_model, value_model
-from ckpt_tool.mapping.lora.names import Adapters
-from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.operations.lora import (
-    adapters_of,
-    base_config,
-    kept_adapters,
-    resolve,
-    resolve_alone,
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.operations.hub_model import make_hub_model
+from ckpt_tool.operations.kinds import require_kind
+from ckpt_tool.operations.options import MergeOptions
+from ckpt_tool.operations.replicas import prove_replicas
+from ckpt_tool.operations.request import Heads
+from ckpt_tool.operations.source import Source, find_config, lacks_model, open_source
+from ckpt_tool.operations.upload import (
+    Target,
+    Upload,
+    UploadResult,
+    check_upload,
+    upload_folder,
+    weight_names,
 )
-from ckpt_tool.operations.proofs import prove_replicas, tied_head
-from ckpt_tool.operations.resolved import Resolved
-from ckpt_tool.plans.huggingface import write_model
-from ckpt_tool.plans.output import WriteOptions, WriteResult
+from ckpt_tool.plans.huggingface import check_plan, write_model
+from ckpt_tool.plans.output import WriteResult
 from ckpt_tool.plans.plan import ModelPlan
-from ckpt_tool.readers import open_fsdp_folders
-from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BY_NAME
-from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.safetensors import ADAPTER_NAME, parse_size, plan_file, plan_files
+
+Folders = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
-class MergeOptions:
-    """What a merge can be told; the defaults are the command's.
+class Job:
+    """What to merge, and where to: ``kind`` is the word of the command that ``paths`` are for."""
 
-    ``config`` is a folder with config and tokenizer (None: the checkpoint's own).
-    ``keep_names``: weights and index only, names as they are in the checkpoint.
-    ``value_model``: whether one is wanted (None: what the checkpoint is).
-    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
-    """
-
-    config: str | Path | None = None
-    keep_names: bool = False
-    dtype: str = "auto"
-    max_shard_size: str = "5GB"
-    tie_word_embeddings: bool | None = None
-    lora: LoraOptions = field(default_factory=LoraOptions)
-    value_model: bool | None = None
-    check_replicas: bool = False
-    jobs: int = 0
-    write: WriteOptions = field(default_factory=WriteOptions)
+    paths: Folders
+    out: str | Path
+    kind: str
 
 
 def merge_fsdp(
-    folders: Sequence[str | Path],
+    folders: Folders,
     out: str | Path,
     options: MergeOptions | None = None,
     progress: Progress | None = None,
 ) -> WriteResult:
-    """Merge the FSDP rank files in ``folders`` into the Hugging Face folder ``out``.
+    """Merge the FSDP rank files in ``folders`` (one per node) into the model folder ``out``.
 
+    Under torchrun every process calls this and writes its share; the result is the same.
     Raises CheckpointError, MappingError, OutputError, UsageError or FormatError; ``out`` then
     does not exist, or is what it was.
     """
-    options = options or MergeOptions()
-    return write_planned(
-        lambda team: plan_fsdp(folders, options, team), Path(out), options, progress
-    )
+    return merge(Job(folders, out, "fsdp"), options, progress)
 
 
-def plan_fsdp(
-    folders: Sequence[str | Path], options: MergeOptions | None = None, team: Team | None = None
-) -> ModelPlan:
-    """What :func:`merge_fsdp` would write; writes nothing. Raises what it raises."""
-    options = options or MergeOptions()
-    team = team or team_of(options)
-    checkpoint = team.world.each(lambda: opened(open_fsdp_folders(folders), options))
-    prove_replicas(checkpoint, options.check_replicas, team)
-    return team.world.each(lambda: plan_model(checkpoint, dict(checkpoint), options, {}))
-
-
-def write_planned(
-    plan: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, progress: Progress | None
+def merge_megatron(
+    folder: str | Path,
+    out: str | Path,
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
 ) -> WriteResult:
-    """Plan and write with all processes of this run."""
+    """Merge the megatron-core checkpoint in ``folder``, as :func:`merge_fsdp` does rank files.
+
+    ``torch_dist`` and rank files, of any tensor, pipeline and expert parallel sizes.
+    """
+    return merge(Job(folder, out, "megatron"), options, progress)
+
+
+def merge_dcp(
+    folder: str | Path,
+    out: str | Path,
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
+) -> WriteResult:
+    """Merge the torch.distributed.checkpoint ``folder``, as :func:`merge_fsdp` does rank files.
+
+    Dictionaries around the model are found, and state of training beside it is left out.
+    """
+    return merge(Job(folder, out, "dcp"), options, progress)
+
+
+def merge(
+    job: Job,
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
+    upload: Upload | None = None,
+) -> WriteResult:
+    """Do ``job``. Raises what :func:`merge_fsdp` does.
+
+    With ``upload`` the Hub is asked before anything is planned, and again when names are known,
+    whether it will take the model; :func:`send` sends it when it is there.
+    """
+    options = options or MergeOptions()
     with joined() as world:
         team = Team(world, jobs_of(options.jobs), progress or NoProgress())
-        return write_model(plan(team), out, options.write, team)
+        target = world.first(lambda: check_upload(upload) if upload is not None else None)
+        plan = make_plan(job.paths, job.kind, options, team)
+        world.first(lambda: _require_replaced(target, plan))
+        return write_model(plan, Path(job.out), options.write, team)
 
 
-def team_of(options: MergeOptions, progress: Progress | None = None) -> Team:
-    """A team of this process alone."""
-    return Team(ALONE, jobs_of(options.jobs), progress or NoProgress())
+@dataclass(frozen=True)
+class Preview:
+    """What a merge would do: the plan, and where an upload would go."""
+
+    plan: ModelPlan
+    target: Target | None
 
 
-def opened(checkpoint: Checkpoint, options: MergeOptions) -> Checkpoint:
-    """The checkpoint, if it is sound and the options are choices that exist."""
+def preview_merge(
+    job: Job,
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
+    upload: Upload | None = None,
+) -> Preview:
+    """What :func:`merge` would write, with all that it would refuse refused; writes nothing."""
+    options = options or MergeOptions()
+    team = Team(ALONE, jobs_of(options.jobs), progress or NoProgress())
+    target = check_upload(upload) if upload is not None and is_first() else None
+    plan = make_plan(job.paths, job.kind, options, team)
+    _require_replaced(target, plan)
+    check_plan(plan, Path(job.out), options.write)
+    return Preview(plan, target)
+
+
+def send(result: WriteResult, upload: Upload, *, show: bool = False) -> UploadResult:
+    """Upload what was merged, when all of it is there; raises what uploading does."""
+    return upload_folder(result.output, upload, show=show)
+
+
+def make_plan(
+    paths: Folders, kind: str, options: MergeOptions | None = None, team: Team | None = None
+) -> ModelPlan:
+    """Everything that :func:`merge` would write; writes nothing. Raises what it raises."""
+    options = options or MergeOptions()
+    team = team or Team(ALONE, jobs_of(options.jobs), NoProgress())
+    places = _list_paths(paths)
+    source = team.world.each(lambda: _open(places, kind, options))
+    prove_replicas(source.checkpoint, options.check_replicas, team)
+    config = team.world.each(lambda: _require_config(source, options))
+    heads = Heads(options.tie_word_embeddings, options.value_model)
+    model = make_hub_model(source, config, options, team, heads)
+    if model.is_adapter:
+        _refuse_without_model(source, options)
+    return team.world.each(lambda: _plan_files(source, model, options))
+
+
+def _list_paths(paths: Folders) -> list[Path]:
+    if isinstance(paths, (str, Path)):
+        return [Path(paths)]
+    return [Path(path) for path in paths]
+
+
+def _open(paths: Sequence[Path], kind: str, options: MergeOptions) -> Source:
+    """The checkpoint, if it is sound, of the kind, and the options are choices that exist."""
     require_dtype(options.dtype)
     parse_size(options.max_shard_size)
     if options.keep_names and options.value_model is not None:
         raise UsageError("--value-model, --no-value-model: they cannot go with --config none")
-    checkpoint.require_sound()
-    if not checkpoint.entries:
-        raise CheckpointError(f"{checkpoint.path}: there is no tensor in this checkpoint")
-    return checkpoint
+    source = open_source(paths, options)
+    require_kind(source.checkpoint, kind, paths)
+    return source
 
 
-def plan_model(
-    checkpoint: Checkpoint,
-    tensors: Mapping[str, LazyTensor],
-    options: MergeOptions,
-    dropped: dict[str, str],
-) -> ModelPlan:
-    """The plan for tensors whose names are those of a transformers model in memory.
-
-    ``dropped`` are names that were left out before, and why.
-    """
-    if options.keep_names and not options.lora.asked:
-        form = HubForm(dict(tensors), None, kept_adapters(tensors))
-        return finish_plan(checkpoint, form, options, dropped)
-    adapters = adapters_of(tensors)
-    if adapters is not None and not adapters.base:
-        return _plan_alone(checkpoint, adapters, options, dropped)
-    config = config_of(checkpoint, options)
-    found = resolve(checkpoint, tensors, adapters, options.lora, config)
-    return _plan_resolved(checkpoint, found, config, options, dropped)
-
-
-def _plan_alone(
-    checkpoint: Checkpoint,
-    adapters: Adapters,
-    options: MergeOptions,
-    dropped: dict[str, str],
-) -> ModelPlan:
-    """The plan for adapters that were saved without their model."""
-    config = base_config(options.lora)
-    if options.config is not None or (config is None and checkpoint.side_files is not None):
-        config = config_of(checkpoint, options)
-    found = resolve_alone(checkpoint, adapters, options.lora, config)
-    if found.base is not None:
-        return _plan_resolved(found.with_base(checkpoint), found, config, options, dropped)
-    if options.write.check_load or {options.tie_word_embeddings, options.value_model} != {None}:
+def _require_config(source: Source, options: MergeOptions) -> ModelConfig | None:
+    """The config to write; None where the weights are wanted without. UsageError without any."""
+    config = find_config(source, options)
+    if config is None and not options.keep_names and not lacks_model(source.checkpoint):
         raise UsageError(
-            f"{checkpoint.path}: adapters alone: there is no model to check, and no head in it",
+            f"{source.checkpoint.path}: no config.json in the checkpoint",
+            hint="Name a folder that has it with --config DIR, or write the weights alone with"
+            " --config none.",
+        )
+    return config
+
+
+def _refuse_without_model(source: Source, options: MergeOptions) -> None:
+    """UsageError for what is asked of a model, where adapters alone are written."""
+    asked = (options.tie_word_embeddings, options.value_model)
+    if options.write.check_load or any(choice is not None for choice in asked):
+        raise UsageError(
+            f"{source.checkpoint.path}: adapters alone: there is no model to check, and no head"
+            " in it",
             hint="Leave out --check-load and what is about heads, or name --base MODEL.",
         )
-    return finish_plan(checkpoint, HubForm({}, None, []), options, dropped, found)
 
 
-def _plan_resolved(
-    checkpoint: Checkpoint,
-    found: Resolved,
-    config: ModelConfig | None,
-    options: MergeOptions,
-    dropped: dict[str, str],
-) -> ModelPlan:
-    """The plan for a model without adapters in it."""
-    dropped = dropped | found.dropped
-    if config is None:
-        return finish_plan(checkpoint, HubForm(found.tensors, None, []), options, dropped, found)
-    refuse_adapters(found.tensors)
-    model = value_model(found.tensors, config, options.value_model)
-    tensors, tied, also = without_tied_head(model.base, model.config, options)
-    form = to_hub(tensors, model.config.with_tied(tied))
-    form, head = as_value_model(form, model.head, options.value_model)
-    plan = finish_plan(checkpoint, form, options, dropped | also | head, found)
-    return _warned(plan, model.head)
+def _require_replaced(target: Target | None, plan: ModelPlan) -> None:
+    if target is not None:
+        target.require_replaced(weight_names(plan))
 
 
-def _warned(plan: ModelPlan, head: Mapping[str, LazyTensor]) -> ModelPlan:
+def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> ModelPlan:
+    """The plan for a model by its names on the Hub: dtypes and files."""
+    config = model.config
+    tensors = cast_all(model.tensors, target_dtype(options.dtype, config), config)
+    if config is not None:
+        config = config.with_dtype(main_dtype(tensors.values()))
+    files = plan_files(tensors, parse_size(options.max_shard_size)) if tensors else []
+    adapter = model.adapter
+    if adapter is not None:
+        adapter = replace(
+            adapter, tensors=cast_all(adapter.tensors, BY_NAME.get(options.dtype), None)
+        )
+        files.append(plan_file(adapter.path(ADAPTER_NAME), adapter.tensors))
+    plan = ModelPlan(
+        checkpoint=source.checkpoint if model.is_adapter else source.with_base(),
+        config=config,
+        model=tensors,
+        files=files,
+        dropped=model.dropped,
+        warnings=list(model.warnings),
+        lora=model.lora,
+        adapter=adapter,
+        views=model.views,
+    )
+    return _warn_trl(plan, model)
+
+
+def _warn_trl(plan: ModelPlan, model: HubModel) -> ModelPlan:
     """The plan with a warning where trl would not find the head that is in it."""
     weights = [file for file in plan.files if "/" not in file.name]
-    if len(weights) == 1 or not head.keys() & plan.model.keys():
+    if len(weights) == 1 or not model.head.keys() & plan.model.keys():
         return plan
     size = -(-plan.total_bytes // 10**9)
     said = (
@@ -189,62 +240,3 @@ def _warned(plan: ModelPlan, head: Mapping[str, LazyTensor]) -> ModelPlan:
         f" only if they are in one: for trl, merge with --max-shard-size {size}GB"
     )
     return replace(plan, warnings=[*plan.warnings, said])
-
-
-def without_tied_head(
-    tensors: Mapping[str, LazyTensor], config: ModelConfig, options: MergeOptions
-) -> tuple[dict[str, LazyTensor], bool | None, dict[str, str]]:
-    """The tensors to write, whether the config ties the head, and what is dropped for that."""
-    head = tied_head(tensors, config, options.tie_word_embeddings, jobs_of(options.jobs))
-    kept = dict(tensors)
-    if not head.dropped:
-        return kept, head.tied, {}
-    kept.pop(head.name)
-    reason = f"equal to {head.embedding}, to which the config ties it"
-    return kept, head.tied, {head.name: reason}
-
-
-def finish_plan(
-    checkpoint: Checkpoint,
-    form: HubForm,
-    options: MergeOptions,
-    dropped: dict[str, str],
-    lora: Resolved | None = None,
-) -> ModelPlan:
-    """The plan for tensors by their names on the Hub: dtypes and files."""
-    config = form.config
-    tensors = cast_all(form.tensors, target_dtype(options.dtype, config), config)
-    if config is not None:
-        config = config.with_dtype(main_dtype(tensors.values()))
-    files = plan_files(tensors, parse_size(options.max_shard_size)) if tensors else []
-    adapter = lora.files if lora is not None else None
-    if adapter is not None:
-        adapter = replace(
-            adapter, tensors=cast_all(adapter.tensors, BY_NAME.get(options.dtype), None)
-        )
-        files.append(plan_file(adapter.path(ADAPTER_NAME), adapter.tensors))
-    return ModelPlan(
-        checkpoint=checkpoint,
-        config=config,
-        model=tensors,
-        files=files,
-        dropped=dropped,
-        warnings=form.warnings,
-        lora=lora.note if lora is not None else None,
-        adapter=adapter,
-        views=form.views,
-    )
-
-
-def config_of(checkpoint: Checkpoint, options: MergeOptions) -> ModelConfig | None:
-    """The config to write; None where the weights are wanted without. UsageError without any."""
-    if options.keep_names:
-        return None
-    folder = options.config or checkpoint.side_files
-    if folder is None:
-        raise UsageError(
-            f"{checkpoint.path}: no config.json in the checkpoint",
-            hint="Name a folder that has it with --config DIR, or write the weights alone with"
-            " --config none.",
-        )
-    return load_config(Path(folder))

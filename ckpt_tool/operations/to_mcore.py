@@ -7,12 +7,11 @@ that none is missing or left over; writing moves each byte once (:mod:`ckpt_tool
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.jobs import jobs_of
-from ckpt_tool.common.parallel import Team, joined
+from ckpt_tool.common.parallel import ALONE, Team, joined
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.mapping.casting import cast_all, require_dtype, target_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
@@ -24,9 +23,10 @@ from ckpt_tool.mapping.megatron.extra_state import extra_states
 from ckpt_tool.mapping.megatron.numbers import family_of, numbers_of
 from ckpt_tool.mapping.megatron.rules import Rules, rules_for
 from ckpt_tool.mapping.quantised import dequantised, is_quantised
-from ckpt_tool.operations.proofs import tied_head
+from ckpt_tool.operations.options import ToMcoreOptions
+from ckpt_tool.operations.tied_head import find_tied_head
 from ckpt_tool.plans.mcore import LAYOUTS, McorePlan, write_mcore
-from ckpt_tool.plans.output import WriteOptions, WriteResult
+from ckpt_tool.plans.output import WriteResult
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, DType
@@ -36,26 +36,6 @@ from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 
 #: What old files hold although the model computes it.
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
-
-
-@dataclass(frozen=True)
-class ToMcoreOptions:
-    """What ``to-mcore`` can be told; the defaults are the command's.
-
-    ``config``: a folder with config.json (None: the model's own). ``layout``: ``bare``, or
-    ``megatron-lm`` for a folder that its ``--load`` takes. ``layers``: ``stacked`` or
-    ``per-layer``, empty for what megatron-core itself would write. ``sums``: with CRC-32.
-    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
-    """
-
-    config: str | Path | None = None
-    dtype: str = "auto"
-    layout: str = "bare"
-    layers: str = ""
-    vocab_multiple: int = 1
-    sums: bool = True
-    jobs: int = 0
-    write: WriteOptions = field(default_factory=WriteOptions)
 
 
 def convert_to_mcore(
@@ -178,7 +158,7 @@ def _drop_head(
     jobs: int,
 ) -> None:
     try:
-        head = tied_head(checkpoint, config, None, jobs)
+        head = find_tied_head(checkpoint, config, None, Team(ALONE, jobs, NoProgress()))
     except MappingError as error:
         error.hint = "Megatron ties what config.json ties: set tie_word_embeddings to false there."
         raise

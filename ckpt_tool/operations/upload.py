@@ -14,14 +14,13 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import CkptError, UploadError, UsageError
-from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.version import __version__
 from ckpt_tool.operations.hub_client import answer, bars, hub_api, hub_token, not_allowed
 from ckpt_tool.plans.plan import ModelPlan
@@ -105,22 +104,6 @@ def _target(api: Any, repo: str, info: Any | None, *, private: bool) -> Target:
         )
     files = tuple(file.rfilename for file in info.siblings or ())
     return Target(repo, url, bool(info.private), exists=True, files=files)
-
-
-def checked(
-    make: Callable[[Team], ModelPlan], upload: Upload | None
-) -> Callable[[Team], ModelPlan]:
-    """``make``, which plans with all processes, with everything asked that an upload needs."""
-
-    def plan(team: Team) -> ModelPlan:
-        if upload is None:
-            return make(team)
-        target = team.world.first(lambda: check_upload(upload))
-        planned = make(team)
-        team.world.first(lambda: target.require_replaced(weight_names(planned)))
-        return planned
-
-    return plan
 
 
 def weight_names(plan: ModelPlan) -> list[str]:

@@ -9,35 +9,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.jobs import jobs_of
+from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.compare.grid import IMMEASURABLE
 from ckpt_tool.compare.hints import Suspect, coarser
 from ckpt_tool.compare.measure import measure
 from ckpt_tool.compare.prefixes import prefix_hint
-from ckpt_tool.compare.stats import Tolerance
 from ckpt_tool.operations.explain import Mismatch, explain
-from ckpt_tool.operations.sides import Side, open_side, require_config, tied_heads
+from ckpt_tool.operations.options import VerifyOptions
+from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
 from ckpt_tool.tensors.equality import Pair, first_differences
 from ckpt_tool.tensors.lazy import LazyTensor
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    """What a comparison can be told; the defaults are the command's.
-
-    ``ignore``: patterns of names (on the Hub) that are left out on both sides. ``cast_reference``:
-    where dtypes differ, the finer side is rounded to the coarser one's first.
-    """
-
-    tolerance: Tolerance = field(default_factory=Tolerance)
-    cast_reference: bool = False
-    ignore: tuple[str, ...] = ()
-    jobs: int = 2
 
 
 @dataclass(frozen=True)
@@ -94,20 +82,19 @@ def verify_checkpoint(
     started = time.monotonic()
     options, progress = options or VerifyOptions(), progress or NoProgress()
     _check(options)
-    left, right = (
-        open_side(path, options.jobs, progress) for path in (Path(checkpoint), Path(reference))
-    )
-    left, right = require_config(left, right), require_config(right, left)
+    jobs = jobs_of(options.jobs)
+    team = Team(ALONE, jobs, progress)
+    left, right = open_sides(Path(checkpoint), Path(reference), options, team)
     mine, ignored = _without(left.tensors, options.ignore)
     theirs, also = _without(right.tensors, options.ignore)
-    tied = tied_heads(left, right, mine, theirs, options.jobs)
+    tied = find_tied_heads(left, right, mine, theirs, team)
     common = [name for name in theirs if name in mine and name not in tied]
     missing = [name for name in theirs if name not in mine and name not in tied]
     unexpected = [name for name in mine if name not in theirs and name not in tied]
     if not common and not missing and not unexpected:
         why = "--ignore leaves" if ignored or also else "the two checkpoints have"
         raise UsageError(f"{why} no tensor to compare")
-    comparison = _compare([(name, mine[name], theirs[name]) for name in common], options, progress)
+    comparison = _compare([(name, mine[name], theirs[name]) for name in common], options, team)
     return VerifyResult(
         left=left,
         right=right,
@@ -115,12 +102,12 @@ def verify_checkpoint(
         num_compared=len(common),
         missing=missing,
         unexpected=unexpected,
-        mismatched=explain(comparison.suspects, left, right, options.jobs),
+        mismatched=explain(comparison.suspects, left, right, jobs),
         close=comparison.close,
         tied=tied,
         ignored=sorted({*ignored, *also}),
         distances=comparison.distances,
-        names_hint=prefix_hint(missing, unexpected, mine, theirs, options.jobs),
+        names_hint=prefix_hint(missing, unexpected, mine, theirs, jobs),
         compared_bytes=sum(mine[name].nbytes for name in common),
         seconds=time.monotonic() - started,
     )
@@ -168,9 +155,10 @@ class _Comparison:
 
 
 def _compare(
-    rows: Iterable[tuple[str, LazyTensor, LazyTensor]], options: VerifyOptions, progress: Progress
+    rows: Iterable[tuple[str, LazyTensor, LazyTensor]], options: VerifyOptions, team: Team
 ) -> _Comparison:
     """Bits first; numbers for what differs."""
+    progress = team.progress
     pairs: list[Pair[str]] = []
     suspects: list[Suspect] = []
     for name, left, right in rows:
@@ -182,12 +170,12 @@ def _compare(
         pairs.append(Pair(name, one, other))
     alike = [pair for pair in pairs if pair.left.dtype == pair.right.dtype]
     progress.start("comparing", sum(pair.left.nbytes for pair in alike))
-    differing = first_differences(alike, options.jobs, progress.advance)
+    differing = first_differences(alike, team.jobs, progress.advance)
     doubtful = [
         pair for pair in pairs if pair.label in differing or pair.left.dtype != pair.right.dtype
     ]
     progress.start("measuring", sum(pair.left.nbytes for pair in doubtful))
-    stats = measure(doubtful, options.jobs, options.tolerance, progress.advance)
+    stats = measure(doubtful, team.jobs, options.tolerance, progress.advance)
     close = []
     for pair in doubtful:
         kind = "values" if pair.left.dtype == pair.right.dtype else "dtype"

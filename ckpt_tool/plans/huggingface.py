@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team
-from ckpt_tool.mapping.hub.transformers_tables import View
+from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.lora.settings import CONFIG
 from ckpt_tool.plans.checks.transformers import LoadCheck, check_views
 from ckpt_tool.plans.finished import finished_files

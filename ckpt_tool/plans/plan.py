@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ckpt_tool.common.version import __version__
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.hub.transformers_tables import View
+from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote
 from ckpt_tool.readers.base import Checkpoint, ShardFile
 from ckpt_tool.tensors.dtypes import DType

@@ -17,7 +17,8 @@ import torch
 from ckpt_tool.common.errors import FormatError, OutputError, UsageError
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
-from ckpt_tool.operations.merge import MergeOptions, merge_fsdp, plan_fsdp
+from ckpt_tool.operations.merge import make_plan, merge_fsdp
+from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.huggingface import write_model
 from ckpt_tool.plans.output import WriteOptions
 from ckpt_tool.writers.stream import digest_file
@@ -190,7 +191,7 @@ def test_too_little_space_is_found_before_anything_is_written(
 
 def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     source = write_rank(tmp_path / "in", {"a.weight": torch.arange(1 << 20).float()}, TINY)
-    plan = plan_fsdp([source])
+    plan = make_plan(source, "fsdp")
     file = source / "model_world_size_1_rank_0.pt"
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(FormatError, match="ends at byte"):

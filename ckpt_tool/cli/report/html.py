@@ -13,8 +13,9 @@ from ckpt_tool.cli.report.text import breakable, items, number, share, tag
 from ckpt_tool.common.version import __version__
 from ckpt_tool.common.wording import human_bytes, plural
 from ckpt_tool.compare.grid import grid
+from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side
-from ckpt_tool.operations.verify import VerifyOptions, VerifyResult, shown_distances
+from ckpt_tool.operations.verify import VerifyResult, shown_distances
 from ckpt_tool.readers.base import ShardFile
 
 _LISTED = 12  # names that are shown without a click

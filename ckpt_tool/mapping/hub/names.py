@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
@@ -15,8 +16,8 @@ from ckpt_tool.mapping.families.table import (
     SplitExperts,
     TransposeExperts,
 )
+from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.transformers_tables import (
-    HubForm,
     architecture_of,
     classifier_of,
     hub_names,
@@ -28,7 +29,6 @@ _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_m
 _LORA = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\.")
 _KIND = re.compile(r"For(CausalLM|ConditionalGeneration|(?:Token|Sequence)Classification)$")
 
-Tensors = dict[str, LazyTensor]
 Rows = Iterator[tuple[str, LazyTensor]]
 
 
@@ -55,18 +55,35 @@ def plain_name(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-def to_hub(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
+def to_hub(model: HubModel) -> HubModel:
     """Bring names (and expert layouts) into the form of the Hub, and complete the config.
 
-    Raises MappingError where two tensors would get one name, or a fused tensor has another shape
-    than its family's.
+    A model without a config stays as it is. Raises MappingError where two tensors would get one
+    name, or a fused tensor has another shape than its family's.
     """
-    plain = unwrapped(tensors)
-    config = with_architecture(plain, config)
-    renamed = by_family(plain, config)
-    if renamed is None:
-        return hub_names(plain, config)
-    return HubForm(renamed, config, unknown_class(config))
+    if model.config is None:
+        return model
+    plain = unwrapped(model.tensors)
+    config = with_architecture(plain, model.config)
+    tensors = by_family(plain, config)
+    if tensors is not None:
+        said = (*model.warnings, *unknown_class(config))
+        return replace(model, tensors=tensors, config=config, warnings=said)
+    found = hub_names(plain, config)
+    said = (*model.warnings, *found.warnings)
+    return replace(model, tensors=found.tensors, config=found.config, warnings=said)
+
+
+def rename_for_hub(name: str, config: ModelConfig) -> str:
+    """The name that a tensor has on the Hub, by its family's rules of names alone."""
+    for rule in FAMILIES.get(config.model_type, ()):
+        if isinstance(rule, Rename) and _matches(rule, name):
+            return name.replace(rule.old, rule.new, 1)
+    return name
+
+
+def _matches(rule: Rename, name: str) -> bool:
+    return name.startswith(rule.old) or (not rule.start and rule.old in name)
 
 
 def by_family(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors | None:
@@ -98,7 +115,7 @@ def _apply(rules: tuple[Rule, ...], name: str, tensors: Tensors) -> Rows:
     tensor = tensors[name]
     for rule in rules:
         if isinstance(rule, Rename):
-            if name.startswith(rule.old) or (not rule.start and rule.old in name):
+            if _matches(rule, name):
                 yield name.replace(rule.old, rule.new, 1), tensor
                 return
         elif name.endswith((f".{rule.path}.gate_up_proj", f".{rule.path}.down_proj")):

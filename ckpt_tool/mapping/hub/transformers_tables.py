@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,51 +18,30 @@ from typing import Any
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.conversion_tensor import ConversionTensor
+from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
-@dataclass(frozen=True)
-class View:
-    """One of the classes that open the same files: its config, and the tensors it ignores."""
-
-    config: ModelConfig
-    ignored: frozenset[str]
-
-
-@dataclass(frozen=True)
-class HubForm:
-    """Tensors under their names on the Hub, the config that goes with them, and what to tell.
-
-    Without a config, names are whatever they are in the checkpoint. ``views``: where several
-    classes open the same files, each of them, the config's own first.
-    """
-
-    tensors: dict[str, LazyTensor]
-    config: ModelConfig | None
-    warnings: list[str]
-    views: tuple[View, ...] = ()
-
-
-def hub_names(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
+def hub_names(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubModel:
     """Names on the Hub for ``tensors``; names are kept, with a warning, where nothing is known."""
-    kept = HubForm(dict(tensors), config, [])
+    kept = HubModel(dict(tensors), config)
     try:
         model = meta_model(config)
         import transformers.core_model_loading  # noqa: F401 (not there before transformers 5)
     except Exception as error:  # whatever a model's code raises: the family stays unknown
         reason = str(error).strip().split("\n")[0]
-        return replace(kept, warnings=[_kept_warning(config, reason)])
+        return replace(kept, warnings=(_kept_warning(config, reason),))
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in tied}
     in_memory = set(tensors) - tied == set(shapes)
     source = tensors if in_memory else {name: _without_data(s) for name, s in shapes.items()}
     reverted = _revert(model, source, config)
     if not in_memory and set(tensors) - tied != set(reverted):
-        return replace(kept, warnings=[_kept_warning(config, "its names are not the model's")])
+        return replace(kept, warnings=(_kept_warning(config, "its names are not the model's"),))
     wide = frozenset(name for name, found in reverted.items() if found.marked)
     found = {name: found.tensor for name, found in reverted.items()} if in_memory else kept.tensors
-    return HubForm(found, replace(config, float32_names=wide), [])
+    return HubModel(found, replace(config, float32_names=wide))
 
 
 def _revert(

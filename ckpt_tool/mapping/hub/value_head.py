@@ -13,22 +13,19 @@ gives the values, and in trl.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.table import ARCHITECTURES
+from ckpt_tool.mapping.hub.form import HubModel, Tensors, View
 from ckpt_tool.mapping.hub.names import unwrapped, with_labels
 from ckpt_tool.mapping.hub.transformers_tables import (
-    HubForm,
-    View,
     architecture_of,
     classifier_of,
     meta_model,
 )
 from ckpt_tool.tensors.lazy import LazyTensor
-
-Tensors = dict[str, LazyTensor]
 
 #: What trl nests a model in, and its head beside that: together they are the model.
 BASE = "pretrained_model."
@@ -39,15 +36,6 @@ _NAMES = frozenset((f"{_LINEAR}.weight", f"{_LINEAR}.bias"))
 _CLASSIFIERS = ("score", "classifier")
 _OUTPUTS = frozenset(("lm_head", "embed_out", "output_projection"))
 _AS_THEY_ARE = "Write the tensors as they are with --config none."
-
-
-@dataclass(frozen=True)
-class ValueModel:
-    """A language model, its config, and trl's head on it; without one, ``head`` is empty."""
-
-    base: Tensors
-    head: Tensors
-    config: ModelConfig
 
 
 def refuse_value_head(names: Iterable[str]) -> None:
@@ -62,15 +50,16 @@ def refuse_value_head(names: Iterable[str]) -> None:
         )
 
 
-def value_model(
-    tensors: Mapping[str, LazyTensor], config: ModelConfig, wanted: bool | None = None
-) -> ValueModel:
-    """Take trl's head, and what it puts before names, off the model.
+def take_value_head(model: HubModel, wanted: bool | None = None) -> HubModel:
+    """The model with trl's head set aside, and without what trl puts before names.
 
-    ``wanted``: None, or whether a value model is. MappingError lists tensors that are neither of
-    the language model nor of the head, and whatever of the head is not as trl has it.
+    ``wanted``: None, or whether a value model is. A model without a config stays as it is.
+    MappingError lists tensors that are neither of the language model nor of the head, and whatever
+    of the head is not as trl has it.
     """
-    plain = unwrapped(tensors)
+    if model.config is None:
+        return model
+    plain = unwrapped(model.tensors)
     head = {name: tensor for name, tensor in plain.items() if name.startswith(HEAD)}
     base = {name: tensor for name, tensor in plain.items() if name not in head}
     wrapped = any(name.startswith(BASE) for name in base)
@@ -78,7 +67,7 @@ def value_model(
         base = _without_prefix(base)
     _refuse_other_heads(base)
     if not head and not wrapped:
-        return ValueModel(dict(tensors), {}, config)
+        return model
     if not head and wanted is not False:
         raise MappingError(
             f"tensors under {BASE[:-1]}, where trl has a model, without a value head (v_head)"
@@ -87,22 +76,22 @@ def value_model(
             hint="If there never was one, --no-value-model takes them as a language model.",
         )
     if head:
-        _require_head(head, config)
-    return ValueModel(base, head, _of_language_model(config))
+        _require_head(head, model.config)
+    return replace(model, tensors=base, head=head, config=_of_language_model(model.config))
 
 
-def as_value_model(
-    form: HubForm, head: Tensors, wanted: bool | None
-) -> tuple[HubForm, dict[str, str]]:
-    """The model with the head it had, and what was dropped instead where it is not ``wanted``.
+def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
+    """The model, by its names on the Hub, with the head that was set aside.
 
-    UsageError where it is wanted and there is none, or is all there is and not wanted.
+    Where it is not ``wanted`` it is dropped. UsageError where one is wanted and there is none, or
+    is all there is and not wanted.
     """
-    if head and wanted is False:
-        return form, dict.fromkeys(head, "trl's value head, left out by --no-value-model")
-    if head:
-        return _with_head(form, head), {}
-    rows = _rows_of_score(form.tensors)
+    if model.head and wanted is False:
+        gone = dict.fromkeys(model.head, "trl's value head, left out by --no-value-model")
+        return replace(model, head={}, dropped=model.dropped | gone)
+    if model.head:
+        return _with_head(model, model.head)
+    rows = _rows_of_score(model.tensors)
     if wanted and rows != 1:
         _refuse_without_head(rows)
     if wanted is False and rows == 1:
@@ -111,7 +100,7 @@ def as_value_model(
             " language model's head, so there is no language model in it",
             hint="Leave the flag out: it becomes a model that transformers opens as a classifier.",
         )
-    return form, {}
+    return model
 
 
 def heads_as_in(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Tensors:
@@ -206,12 +195,12 @@ def _refuse_without_head(rows: int) -> None:
     )
 
 
-def _with_head(form: HubForm, head: Tensors) -> HubForm:
+def _with_head(model: HubModel, head: Tensors) -> HubModel:
     """The language model with the head, first so that one file has it, and the classifier's."""
-    language = form.config
+    language = model.config
     if language is None:
-        return form
-    outputs = {name for name in form.tensors if name.split(".")[0] in _OUTPUTS}
+        return model
+    outputs = {name for name in model.tensors if name.split(".")[0] in _OUTPUTS}
     found = _classifier(language, head)
     if found is None:
         view = View(language, frozenset(head))
@@ -220,13 +209,19 @@ def _with_head(form: HubForm, head: Tensors) -> HubForm:
             "transformers has no token classification class for model type"
             f" {language.model_type}: the value head is v_head, which trl alone reads"
         )
-        return HubForm(head | form.tensors, kept, [*form.warnings, said], (view,))
+        return replace(
+            model,
+            tensors=head | model.tensors,
+            config=kept,
+            warnings=(*model.warnings, said),
+            views=(view,),
+        )
     module, config = found
     copy = {name.replace(_LINEAR, module, 1): tensor for name, tensor in head.items()}
     names = frozenset(copy) | frozenset(head)
     config = replace(config, float32_names=config.float32_names | names)
     views = (View(config, frozenset(head) | outputs), View(language, names))
-    return HubForm(head | copy | form.tensors, config, form.warnings, views)
+    return replace(model, tensors=head | copy | model.tensors, config=config, views=views)
 
 
 def _classifier(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] | None:

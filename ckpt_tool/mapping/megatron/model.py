@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from ckpt_tool.common.wording import plural
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.megatron.convert import from_megatron, padding
 from ckpt_tool.mapping.megatron.keys import spelled
 from ckpt_tool.mapping.megatron.numbers import family_of
@@ -14,23 +15,9 @@ from ckpt_tool.mapping.megatron.verl_names import with_core_names
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
-@dataclass(frozen=True)
-class Model:
-    """``tensors`` by their names on the Hub, ``rules`` by which they were found.
-
-    ``repeats``: what the Hub's form has twice. ``padding``: by Megatron's names, how many rows
-    were left out because they only pad the vocabulary.
-    """
-
-    tensors: dict[str, LazyTensor]
-    repeats: dict[str, LazyTensor]
-    rules: Rules
-    padding: dict[str, int]
-
-
 def model_of(
     tensors: Mapping[str, LazyTensor], config: ModelConfig, *, tied: bool | None = None
-) -> Model:
+) -> HubModel:
     """The model that ``tensors``, in any of Megatron's spellings, are; ``tied`` as in `rules_of`.
 
     MappingError lists all that is missing, unexpected or misshapen.
@@ -40,4 +27,15 @@ def model_of(
     rules = rules_of(config, keyed, tied=tied)
     found = from_megatron(keyed, rules)
     repeats = {repeat.hf: found[repeat.of] for repeat in rules.repeats}
-    return Model(found, repeats, rules, padding(keyed, rules))
+    return HubModel(
+        found, config, dropped=_describe_padding(padding(keyed, rules), rules), repeats=repeats
+    )
+
+
+def _describe_padding(rows_by_name: Mapping[str, int], rules: Rules) -> dict[str, str]:
+    vocab = rules.numbers.vocab_size
+    return {
+        f"{name}[{vocab}:{vocab + rows}]": f"{plural(rows, 'row')} of padding: the"
+        f" vocabulary has {vocab} by config.json"
+        for name, rows in rows_by_name.items()
+    }

@@ -14,7 +14,8 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.hub.transformers_tables import View, keep_prefixes, meta_model
+from ckpt_tool.mapping.hub.form import View
+from ckpt_tool.mapping.hub.transformers_tables import keep_prefixes, meta_model
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -10,9 +10,16 @@ import transformers
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.families.table import ARCHITECTURES, FAMILIES
-from ckpt_tool.mapping.hub.names import refuse_adapters, to_hub
+from ckpt_tool.mapping.hub.names import refuse_adapters
 from ckpt_tool.mapping.hub.transformers_tables import architecture_of
-from tests.support.saved import assert_equal, save_both, write_config, write_shapes, write_tensors
+from tests.support.saved import (
+    assert_equal,
+    save_both,
+    to_hub,
+    write_config,
+    write_shapes,
+    write_tensors,
+)
 from tests.support.tiny_models import MODELS, build, filled
 
 RENAMING = sorted(family for family, rules in FAMILIES.items() if rules)
@@ -38,7 +45,7 @@ def test_names_shapes_and_values_are_those_of_save_pretrained(family, saved):
     model = saved(family)
     form = to_hub(model.memory, model.config)
     assert_equal(form.tensors, hub_form(family, model.hub))
-    assert form.warnings == []
+    assert form.warnings == ()
 
 
 @pytest.mark.parametrize("family", MIXTURES)

@@ -7,12 +7,13 @@ import pytest
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.families.table import FAMILIES
-from ckpt_tool.mapping.hub.names import HubForm, to_hub
+from ckpt_tool.mapping.hub.form import HubModel
 from tests.support.backed import same
 from tests.support.saved import (
     Saved,
     assert_equal,
     save_both,
+    to_hub,
     write_config,
     write_tensors,
 )
@@ -47,7 +48,7 @@ def with_vision_model(model: Saved) -> dict:
     return {n.replace(tower, f"{tower}vision_model."): t for n, t in model.hub.items()}
 
 
-def assert_kept(form: HubForm, checkpoint, reason: str) -> None:
+def assert_kept(form: HubModel, checkpoint, reason: str) -> None:
     """Every tensor under the name it came with, and a warning that says why."""
     assert form.tensors == dict(checkpoint)
     (warning,) = form.warnings
@@ -62,7 +63,7 @@ def test_names_shapes_and_values_are_those_of_save_pretrained(family, saved):
     form = to_hub(model.memory, model.config)
     assert model.memory.keys() != model.hub.keys()
     assert_equal(form.tensors, model.hub)
-    assert form.warnings == []
+    assert form.warnings == ()
 
 
 @pytest.mark.parametrize("family", list(VISION))
@@ -71,7 +72,7 @@ def test_vision_towers_get_the_prefix_they_have_on_the_hub(family, saved):
     form = to_hub(model.memory, model.config)
     assert_equal(form.tensors, with_vision_model(model))
     assert set(VISION[family]) <= form.tensors.keys()
-    assert form.warnings == []
+    assert form.warnings == ()
 
 
 @pytest.mark.parametrize("family", [*TEXT, *VISION, "inkling2_text"])
@@ -81,7 +82,7 @@ def test_tensors_that_have_hub_names_already_stay(family, saved, tmp_path):
     checkpoint = write_tensors(tmp_path / "hub.safetensors", on_hub)
     form = to_hub(checkpoint, model.config)
     assert form.tensors == dict(checkpoint)
-    assert form.warnings == []
+    assert form.warnings == ()
 
 
 def test_head_that_only_the_command_line_ties_may_be_absent(tmp_path):

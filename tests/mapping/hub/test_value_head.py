@@ -3,8 +3,9 @@
 import pytest
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.names import unknown_class, with_architecture
-from ckpt_tool.mapping.hub.value_head import heads_as_in, refuse_value_head, value_model
+from ckpt_tool.mapping.hub.value_head import heads_as_in, refuse_value_head, take_value_head
 from tests.support.merging import TINY
 from tests.support.saved import write_config, write_shapes
 
@@ -16,7 +17,8 @@ NORM = {"model.norm.weight": (8,)}
 def split(tmp_path):
     def run(shapes, wanted=None, **config):
         tensors = write_shapes(tmp_path / "x.safetensors", shapes)
-        return value_model(tensors, write_config(tmp_path, **(TINY | config)), wanted)
+        model = HubModel(dict(tensors), write_config(tmp_path, **(TINY | config)))
+        return take_value_head(model, wanted)
 
     return run
 
@@ -26,13 +28,13 @@ def split(tmp_path):
 def test_the_head_is_taken_off(split, wrapper, prefix):
     shapes = {f"{prefix}{wrapper}{name}": shape for name, shape in NORM.items()}
     found = split(shapes | {f"{wrapper}{name}": shape for name, shape in HEAD.items()})
-    assert found.base.keys() == NORM.keys()
+    assert found.tensors.keys() == NORM.keys()
     assert found.head.keys() == HEAD.keys()
 
 
 def test_a_plain_model_is_left_as_it_is(split):
     shapes = {"_orig_mod.model.norm.weight": (8,), "model.v_head_norm.weight": (2,)}
-    assert split(shapes).base.keys() == shapes.keys()
+    assert split(shapes).tensors.keys() == shapes.keys()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_a_model_that_lost_its_head_is_taken_without_one_only_if_told_so(split):
     with pytest.raises(MappingError, match="without a value head") as refused:
         split(shapes)
     assert "--no-value-model" in refused.value.hint
-    assert split(shapes, wanted=False).base.keys() == NORM.keys()
+    assert split(shapes, wanted=False).tensors.keys() == NORM.keys()
 
 
 def test_opt_350m_projects_its_hidden_states(split):

@@ -35,8 +35,8 @@ def test_the_rules_are_found_from_the_tensors(family, layout, changes, tmp_path)
     config = config_of(family, **changes)
     model = model_of(stored(tmp_path, there, "mcore"), config)
     assert_equal(model.tensors, tensors)
-    assert model.rules.layout == layout
-    assert set(model.padding.values()) == {5}
+    assert model.dropped
+    assert all(why.startswith("5 rows of padding") for why in model.dropped.values())
     repeated = {name: tensors[repeat.of] for repeat in rules.repeats for name in (repeat.hf,)}
     assert_equal(model.repeats, repeated)
     other = {locally(name): tensor for name, tensor in there.items()}

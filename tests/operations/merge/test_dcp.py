@@ -38,8 +38,10 @@ TITAN = {
 
 
 def merge(source: Path, out: Path, config: Path | None, names: NameOptions | None = None, **more):
-    options = MergeOptions(config=config, write=WriteOptions(fsync=False), **more)
-    return merge_dcp(source, out, options, names)
+    options = MergeOptions(
+        config=config, names=names or NameOptions(), write=WriteOptions(fsync=False), **more
+    )
+    return merge_dcp(source, out, options)
 
 
 def config_of(case: Path) -> Path:

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ckpt_tool.common.errors import CheckpointError, MappingError, OutputError, UsageError
-from ckpt_tool.operations.merge import MergeOptions, merge_fsdp, plan_fsdp
+from ckpt_tool.operations.merge import make_plan, merge_fsdp
+from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.output import WriteOptions
 from tests.real.fsdp_cases import WITH_REFERENCE
 from tests.real.fsdp_reference import logits_of
@@ -86,7 +87,7 @@ def test_files_are_cut_named_and_indexed_as_on_the_hub(
     folder = checkpoints["fsdp2_layers12_w2"]
     merge_fsdp([folder], tmp_path / "out", MergeOptions(max_shard_size="50KB"))
     state = load_file(folder / "raw_state_dict.safetensors")
-    plan = plan_fsdp([folder])
+    plan = make_plan(folder, "fsdp")
     in_order = {name: state[name] for name in plan.checkpoint.entries}
     expected = split_torch_state_dict_into_shards(
         in_order,
@@ -263,7 +264,7 @@ def test_replicas_are_compared_when_asked_or_when_nothing_else_says_they_are(
 ) -> None:
     actor = tmp_path / "actor"
     shutil.copytree(checkpoints["fsdp2_hsdp_w4"] / "actor", actor)
-    entry = plan_fsdp([actor]).checkpoint.entries["model.norm.weight"]
+    entry = make_plan(actor, "fsdp").checkpoint.entries["model.norm.weight"]
     copy = next(other for _, other in entry.replicas())
     with open(copy.region.path, "r+b") as file:
         file.seek(copy.region.offset)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.operations.from_dcp import merge_dcp
-from ckpt_tool.operations.merge import MergeOptions, merge_fsdp, plan_fsdp
+from ckpt_tool.operations.merge import make_plan, merge_dcp, merge_fsdp
+from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.operations.verify import verify_checkpoint as verify
 from ckpt_tool.plans.output import WriteOptions
 from tests.real.fsdp_cases import LORA_CASES
@@ -226,7 +226,7 @@ def test_resuming_tells_one_update_from_another(checkpoints):
 
     def mark(alpha: float) -> str:
         options = MergeOptions(lora=LoraOptions(alpha=alpha))
-        return plan_fsdp([checkpoints[UNKNOWN]], options).mark
+        return make_plan(checkpoints[UNKNOWN], "fsdp", options).mark
 
     assert mark(10.0) == mark(10.0)
     assert mark(10.0) != mark(20.0)

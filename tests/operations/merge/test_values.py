@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ckpt_tool import MergeOptions, merge_dcp, merge_fsdp, merge_megatron
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.operations.merge import plan_fsdp
+from ckpt_tool.operations.merge import make_plan
 from ckpt_tool.plans.output import WriteOptions
 from tests.real.fsdp_cases import VALUE_HEADS
 from tests.real.fsdp_models import ValueHead, WithValueHead
@@ -248,7 +248,7 @@ def test_names_beside_the_two_parts_are_refused(tmp_path):
     state = {"pretrained_model.model.norm.weight": values(8), "extra.weight": values(2), **head}
     write_rank(tmp_path / "in", state, TINY)
     with pytest.raises(MappingError, match="neither to pretrained_model nor to v_head") as refused:
-        plan_fsdp([tmp_path / "in"])
+        make_plan(tmp_path / "in", "fsdp")
     assert refused.value.names == ("extra.weight",)
 
 

@@ -17,7 +17,8 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
 from ckpt_tool.operations.merge import merge_fsdp
-from ckpt_tool.operations.to_mcore import ToMcoreOptions, convert_to_mcore, plan_to_mcore
+from ckpt_tool.operations.options import ToMcoreOptions
+from ckpt_tool.operations.to_mcore import convert_to_mcore, plan_to_mcore
 from ckpt_tool.plans.checks import megatron as mcore_check
 from ckpt_tool.plans.checks.megatron import check_mcore_load, request_json
 from ckpt_tool.plans.checks.transformers import LoadCheck

@@ -8,7 +8,8 @@ from safetensors import safe_open
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.operations.merge import MergeOptions, merge_fsdp, plan_fsdp
+from ckpt_tool.operations.merge import make_plan, merge_fsdp
+from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.checks.transformers import LoadCheck, check_load
 from ckpt_tool.plans.output import WriteOptions
 
@@ -37,7 +38,7 @@ def planned(checkpoints: dict[str, Path]) -> Planned:
 
     def get(case: str) -> tuple[ModelConfig, Shapes]:
         if case not in done:
-            plan = plan_fsdp([checkpoints[case] / "actor"])
+            plan = make_plan(checkpoints[case] / "actor", "fsdp")
             assert plan.config is not None
             done[case] = plan.config, {name: t.shape for name, t in plan.tensors.items()}
         config, shapes = done[case]
