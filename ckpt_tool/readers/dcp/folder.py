@@ -15,7 +15,7 @@ from typing import NoReturn
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, Wanted, collect
 from ckpt_tool.readers.dcp.metadata import Described, Place, read_metadata
-from ckpt_tool.readers.find import find, find_config
+from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef
 from ckpt_tool.tensors.blocks import FileTable
@@ -78,7 +78,7 @@ def open_dcp(folder: Path, wanted: Wanted | None = None) -> Checkpoint:
         entries=entries,
         files=files,
         problems=tuple(reader.problems),
-        side_files=find_config(folder, beside=True),
+        side_files=locate_config(folder, beside=True),
         left_out=left_out,
         objects=description.objects,
     )

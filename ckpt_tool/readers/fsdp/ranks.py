@@ -18,7 +18,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.readers.base import Checkpoint, Entry, Mesh, ShardFile, collect, list_some
-from ckpt_tool.readers.find import find, find_config
+from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor, RankDecoder
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.tensors.geometry import check_coverage
@@ -68,7 +68,7 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
         name: _assemble(name, found, expected, complete, gathered)
         for name, found in gathered.locals.items()
     }
-    configs = (find_config(folder) for folder in folders)
+    configs = (locate_config(folder) for folder in folders)
     return Checkpoint(
         format="fsdp",
         path=folders[0],
