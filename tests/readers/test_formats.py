@@ -91,6 +91,16 @@ def test_commands_that_merge_exist():
         assert CliRunner().invoke(app, ["merge", command, "--help"]).exit_code == 0
 
 
+def test_the_reference_has_every_format_and_says_how_it_is_merged():
+    reference = (Path(ckpt_tool.readers.__file__).parent / "README.md").read_text()
+    rows = {line.split("`")[1]: line for line in reference.splitlines() if line.startswith("| `")}
+    for row in FORMATS:
+        if row.name != "zarr":  # which is known to be refused
+            assert row.title.split()[0] in rows[row.name]
+            merged = f"`ckpt merge {row.merge_command}`" if row.merge_command else ""
+            assert merged in rows[row.name]
+
+
 def test_zarr_is_known_and_refused(tmp_path):
     (tmp_path / "metadata.json").write_text('{"sharded_backend": "zarr"}')
     with pytest.raises(FormatError, match="zarr checkpoint of megatron-core") as refused:
