@@ -17,17 +17,6 @@ if TYPE_CHECKING:
     from ckpt_tool.operations.inspect import Inspection
     from ckpt_tool.readers.base import Checkpoint
 
-_FORMATS = {
-    "fsdp": "FSDP checkpoint",
-    "fsdp-rank": "FSDP rank file (local tensors)",
-    "megatron-ranks": "Megatron rank files",
-    "huggingface": "Hugging Face model",
-    "torch": "torch.save file",
-    "torch_dist": "megatron-core torch_dist checkpoint",
-    "dcp": "torch.distributed.checkpoint folder",
-}
-
-
 _SHOWN = 20
 
 
@@ -82,8 +71,10 @@ def _summary(out: Console, found: Inspection) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ckpt_tool.readers import find_format
+
     checkpoint = found.checkpoint
-    title = _FORMATS.get(checkpoint.format, checkpoint.format)
+    title = find_format(checkpoint.format).title
     out.print(Text.assemble((title, "bold"), "  ", str(checkpoint.path)), soft_wrap=True)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)

@@ -146,9 +146,9 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON ({error})") from error
+        raise FormatError(f"not JSON ({error})", path=path) from error
     if not isinstance(found, dict):
-        raise FormatError(f"{path}: not a JSON object")
+        raise FormatError("not a JSON object", path=path)
     return found
 
 

@@ -23,7 +23,7 @@ from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.readers import open_checkpoint, open_fsdp_folders
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.find import config_near
+from ckpt_tool.readers.find import locate_config
 from ckpt_tool.readers.huggingface import is_model_folder, open_sound_model
 
 Wanted = Callable[[str], bool]
@@ -152,7 +152,7 @@ def _open(paths: Sequence[Path], wanted: Wanted) -> Checkpoint:
     except UnsafeContentError:
         raise
     except FormatError as error:
-        error.hint = _find_weights_beside(config_near(paths[0])) or error.hint
+        error.hint = _find_weights_beside(locate_config(paths[0])) or error.hint
         raise
 
 

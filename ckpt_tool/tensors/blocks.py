@@ -69,7 +69,8 @@ class FileTable:
             got = os.preadv(descriptor, [buffer[done : done + _IO_LIMIT]], offset + done)
             if not got:
                 raise FormatError(
-                    f"{path}: ends at byte {offset + done}, expected {len(buffer) - done} more",
+                    f"ends at byte {offset + done}, expected {len(buffer) - done} more",
+                    path=path,
                     hint="The file changed or was truncated while it was read; copy it again.",
                 )
             done += got

@@ -54,6 +54,18 @@ def contiguous_strides(shape: Sequence[int]) -> Shape:
     return tuple(strides)
 
 
+def unravel(index: int, shape: Sequence[int]) -> Shape:
+    """The place, per dimension, of element ``index`` of the row-major order of ``shape``.
+
+    ``index`` is from 0 to the number of elements, which is not counted as one.
+    """
+    place = []
+    for size in reversed(shape):
+        index, here = divmod(index, size)
+        place.append(here)
+    return tuple(reversed(place))
+
+
 def intersect(a: Box, b: Box) -> Box | None:
     """The common block of two boxes, or None where it is empty."""
     offsets, sizes = [], []

@@ -14,6 +14,7 @@ from ckpt_tool.tensors.geometry import (
     in_bounds,
     intersect,
     linear_boxes,
+    unravel,
 )
 from tests.support.backed import tilings
 
@@ -36,6 +37,12 @@ def test_strides_are_row_major():
     assert contiguous_strides((2, 3, 4)) == (12, 4, 1)
     assert contiguous_strides((5,)) == (1,)
     assert contiguous_strides(()) == ()
+
+
+@given(shapes)
+def test_unravelling_gives_the_place_of_each_element(shape):
+    places = [unravel(index, shape) for index in range(prod(shape))]
+    assert places == list(np.ndindex(shape))
 
 
 @given(shapes, st.data())

@@ -137,7 +137,7 @@ def test_our_reader_reads_them(shape, tmp_path):
         ref = file.load()
         assert isinstance(ref, TensorRef)
         assert (ref.shape, ref.dtype) == (shape, FLOAT32)
-        offset = file.stored(ref, "it").region.offset
+        offset = file.locate_tensor(ref, "it").region.offset
     assert path.read_bytes()[offset : offset + tensor.nbytes] == raw(tensor)
 
 
