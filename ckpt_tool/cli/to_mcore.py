@@ -102,7 +102,7 @@ def to_mcore(
 
 
 def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
-    from ckpt_tool.common.jobs import jobs_of
+    from ckpt_tool.common.parallel import jobs_of
     from ckpt_tool.operations.to_mcore import plan_to_mcore
     from ckpt_tool.plans.mcore import check_mcore_plan
 

@@ -62,7 +62,7 @@ def verify(
     compared (damaged, incomplete, unknown).
     """
     from ckpt_tool.cli.report.as_json import as_object
-    from ckpt_tool.common.jobs import jobs_of
+    from ckpt_tool.common.parallel import jobs_of
     from ckpt_tool.compare.stats import Tolerance
     from ckpt_tool.operations.options import VerifyOptions
     from ckpt_tool.operations.verify import verify_checkpoint

@@ -14,8 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.jobs import jobs_of
-from ckpt_tool.common.parallel import ALONE, Team
+from ckpt_tool.common.parallel import ALONE, Team, jobs_of
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.compare.grid import IMMEASURABLE
 from ckpt_tool.compare.hints import Suspect, coarser
