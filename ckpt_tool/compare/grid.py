@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 #: The row of tensors that belong to no numbered layer.
@@ -100,12 +100,22 @@ def grid(distances: Mapping[str, float]) -> Grid:
 
 def sections(found: Grid) -> tuple[Section, ...]:
     """The grid's rows by the list of layers they number, in order; other tensors come last."""
-    groups: dict[str, list[str]] = {}
+    rows: dict[str, list[str]] = {}
     for row in found.rows:
-        groups.setdefault(row if row == OTHER else row.rpartition(".")[0], []).append(row)
+        rows.setdefault(_title_of(row), []).append(row)
+    columns: dict[str, set[str]] = {title: set() for title in rows}
+    for row, column in found.cells:
+        columns[_title_of(row)].add(column)
+    places = {column: at for at, column in enumerate(found.columns)}
     return tuple(
-        Section(title, tuple(rows), _columns(found, rows)) for title, rows in groups.items()
+        Section(title, tuple(rows[title]), tuple(sorted(columns[title], key=places.__getitem__)))
+        for title in rows
     )
+
+
+def _title_of(row: str) -> str:
+    """The list of layers that a row is of."""
+    return row if row == OTHER else row.rpartition(".")[0]
 
 
 def _place(name: str) -> tuple[str, str]:
@@ -122,11 +132,6 @@ def _place(name: str) -> tuple[str, str]:
             module = ".".join(parts[at + 1 :])
             return ".".join(parts[: at + 1]), _EXPERT.sub("*", module)
     return OTHER, _EXPERT.sub("*", ".".join(parts).removeprefix("model."))
-
-
-def _columns(found: Grid, rows: Iterable[str]) -> tuple[str, ...]:
-    present = {column for row, column in found.cells if row in set(rows)}
-    return tuple(column for column in found.columns if column in present)
 
 
 def _natural(name: str) -> list[str | int]:

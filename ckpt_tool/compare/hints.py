@@ -201,7 +201,7 @@ class Diagnosis:
         if not are_equal(one, other, self._jobs):
             return ""
         side = "checkpoint" if one.dtype != one.source_dtype else "reference"
-        return f"equal after rounding the {side} to {one.dtype} (--cast-reference compares so)"
+        return f"equal after rounding the {side} to {one.dtype}"
 
 
 def _rounding_of(left: LazyTensor, right: LazyTensor) -> str:

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ckpt_tool.compare.grid import LEVELS, OTHER, grid, level, sections
 from ckpt_tool.operations.verify import shown_distances
@@ -69,6 +71,25 @@ def test_sections_have_only_the_columns_of_their_rows() -> None:
     )
     assert others.title == OTHER
     assert others.columns == ("embed_tokens", "norm", "lm_head")
+
+
+PLACES = st.tuples(st.sampled_from(["a", "b.c"]), st.integers(0, 3), st.sampled_from("xyz"))
+
+
+@given(st.lists(PLACES), st.sets(st.sampled_from(["head", "norm"])))
+def test_sections_are_a_part_of_the_grid_each(places, others) -> None:
+    names = [f"{part}.layers.{n}.{module}.weight" for part, n, module in places]
+    found = grid(dict.fromkeys([*names, *others], 0.0))
+    for section in sections(found):
+        inside = {column for row, column in found.cells if row in section.rows}
+        assert section.columns == tuple(name for name in found.columns if name in inside)
+    assert tuple(row for section in sections(found) for row in section.rows) == found.rows
+
+
+def test_very_many_layers_are_cut_into_sections_at_once() -> None:
+    names = (f"model.layers.{n}.{module}.weight" for n in range(50_000) for module in "ab")
+    (section,) = sections(grid(dict.fromkeys(names, 0.0)))
+    assert (len(section.rows), section.columns) == (50_000, ("a", "b"))
 
 
 @pytest.mark.parametrize(

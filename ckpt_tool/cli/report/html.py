@@ -63,7 +63,7 @@ def _verdict(result: VerifyResult, when: str) -> str:
 def _sentences(result: VerifyResult) -> Iterator[str]:
     """The verdict in words, and by which measure it was reached."""
     options = result.options
-    how = {True: "bit for bit", False: "in value"}[result.exact]
+    how = "bit for bit" if result.exact else "in value"
     if not options.tolerance.exact:
         how = "within the tolerance"
     names = plural(result.num_compared, "tensor")
