@@ -24,10 +24,16 @@ def verify(
         Path, typer.Argument(metavar="REFERENCE", help="What it should be; any known format.")
     ],
     atol: Annotated[
-        float, typer.Option(metavar="X", help="Accept |a-b| <= X + rtol*|b|. [default: 0, exact]")
+        float,
+        typer.Option(
+            metavar="X", help="Accept |a-b| <= X + rtol*|b|. [default: 0]", show_default=False
+        ),
     ] = 0.0,
     rtol: Annotated[
-        float, typer.Option(metavar="X", help="Accept |a-b| <= atol + X*|b|. [default: 0, exact]")
+        float,
+        typer.Option(
+            metavar="X", help="Accept |a-b| <= atol + X*|b|. [default: 0]", show_default=False
+        ),
     ] = 0.0,
     cast_reference: Annotated[
         bool,
@@ -39,7 +45,9 @@ def verify(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Leave out tensors of these names; can be repeated."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Rows of the table: the worst N tensors.")] = 10,
+    top: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rows of the table: the worst N tensors.")
+    ] = 10,
     heatmap: Annotated[
         bool, typer.Option("--heatmap", help="Show layers x modules by relative difference.")
     ] = False,

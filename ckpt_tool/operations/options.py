@@ -97,8 +97,8 @@ class VerifyOptions(ModelOptions):
     ``tolerance``: elements ``a`` of the checkpoint and ``b`` of the reference are close where
     ``|a - b| <= atol + rtol * |b|``; only floating-point tensors can be close. ``cast_reference``:
     where dtypes differ, the finer side is rounded to the coarser one's first. ``ignore``: patterns
-    (of ``fnmatch``) of names on the Hub, left out on both sides. ``explained``: how many differences
-    get a hint at their cause, the worst first; None: all. It takes reading their tensors again.
+    (of ``fnmatch``) of names on the Hub, left out on both sides. ``explained``: how many
+    differences get a hint at their cause, the worst first; None: all. It takes reading them again.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
 

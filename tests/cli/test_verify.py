@@ -195,6 +195,14 @@ def test_only_the_worst_are_printed(case: Path, different: Path) -> None:
     assert UP not in text  # a value counts less than another shape or dtype
 
 
+def test_a_report_has_the_causes_of_all(case: Path, different: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    assert "vocabulary padded" in run(different, case, "--top", "1", "--report", report).stdout
+    text = report.read_text(encoding="utf-8")
+    assert "vocabulary padded" in text
+    assert "after rounding the reference to float16 (--cast-reference compares so)" in text
+
+
 def test_a_tolerance_is_never_silent(case: Path, different: Path, tmp_path: Path) -> None:
     near = planted(case / "reference", tmp_path / "near", lambda t: t[UP].add_(2.0**-10))
     accepted = run(near, case, "--atol", "0.001")
