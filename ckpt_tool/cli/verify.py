@@ -129,11 +129,11 @@ def _show_text(result: VerifyResult, shown: _Shown) -> None:
         ui.warn(warning)
     show_summary(console, result, shown.top)
     if shown.heatmap and result.num_compared:
-        from ckpt_tool.cli.report.terminal import heatmap
-        from ckpt_tool.compare.grid import grid
+        from ckpt_tool.cli.report.terminal import draw_heatmap
+        from ckpt_tool.compare.grid import make_grid
         from ckpt_tool.operations.verify import shown_distances
 
         distances = {ui.printable(name): d for name, d in shown_distances(result).items()}
-        console.print(heatmap(grid(distances), console.width))
+        console.print("", draw_heatmap(make_grid(distances), console.width), sep="\n")
     if shown.report is not None:
         console.print(f"Report: {shown.report}", soft_wrap=True, markup=False, emoji=False)

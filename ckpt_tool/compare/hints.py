@@ -65,7 +65,11 @@ class Diagnosis:
             self._zeros, self._exchanged, self._rounded, self._one_rank, self._transposed,
             self._rows, self._scaled,
         )  # fmt: skip
-        return next(filter(None, (test(suspect) for test in tests)), "")
+        for test in tests:
+            hint = test(suspect)
+            if hint:
+                return hint
+        return ""
 
     # --- values
     def _zeros(self, suspect: Suspect) -> str:

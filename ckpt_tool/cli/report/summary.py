@@ -122,7 +122,7 @@ def _show_mismatches(console: Console, shown: Sequence[Mismatch]) -> None:
             short = ""
         console.print(Text(_join_row(short, row, wide, widths)), soft_wrap=True)
         for line in _list_details(mismatch):
-            console.print(Padding(line, (0, 0, 0, 4)))
+            console.print(Padding(line, (0, 0, 0, 4), expand=False))
 
 
 def _join_row(name: str, cells: Sequence[str], wide: int, widths: Sequence[int]) -> str:
@@ -176,6 +176,8 @@ def _first_text(mismatch: Mismatch, stats: Stats) -> str:
     index = list(mismatch.first_index or ())
     where = f" in {Path(mismatch.source).name}" if mismatch.rank is not None else ""
     text = f"first at {index}{where}: {here:.7g}, expected {there:.7g}"
+    if not stats.max_abs:  # NaN, an infinity or the sign of a zero: there is no distance
+        return text
     text += f"; mean abs {stats.mean_abs:.3g}"
     if stats.max_ulp is not None and stats.max_ulp <= _FAR_ULP:
         text += f", at most {stats.max_ulp:,} ulp apart"
