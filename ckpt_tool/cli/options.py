@@ -85,6 +85,13 @@ RenameParts = Annotated[
 ]
 
 
+def settle_config(asked: str | None) -> dict[str, Any]:
+    """What ``--config DIR|none`` is to the library; None: nothing was asked."""
+    if asked == "none":
+        return {"config": None, "keep_names": True}
+    return {"config": None if asked is None else Path(asked), "keep_names": False}
+
+
 @dataclass(frozen=True)
 class Request:
     """What the options ask for. ``values``: all of them by name, those of one command included."""
@@ -124,8 +131,7 @@ class Request:
         same = ("dtype", "max_shard_size", "tie_word_embeddings", "value_model", "jobs")
         return MergeOptions(
             lora=LoraOptions(values["lora"], values["lora_alpha"], values["base"]),
-            config=Path(values["config"]) if values["config"] not in (None, "none") else None,
-            keep_names=values["config"] == "none",
+            **settle_config(values["config"]),
             write=WriteOptions(**{name: values[name] for name in write}, direct=direct),
             **{name: values[name] for name in same},
             **more,

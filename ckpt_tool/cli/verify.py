@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_tool.cli import ui
-from ckpt_tool.cli.options import AsJson, Jobs
+from ckpt_tool.cli.options import (
+    AsJson,
+    Base,
+    Jobs,
+    LoraAlpha,
+    Prefix,
+    RenameParts,
+    Select,
+    settle_config,
+)
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import is_first
 
@@ -45,6 +54,19 @@ def verify(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Leave out tensors of these names; can be repeated."),
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|none",
+            help="Take config.json from DIR; none: compare names as they are."
+            " [default: what is beside the checkpoints]",
+        ),
+    ] = None,
+    lora_alpha: LoraAlpha = None,
+    base: Base = None,
+    prefix: Prefix = "",
+    select: Select = None,
+    rename: RenameParts = None,
     top: Annotated[
         int, typer.Option(metavar="N", min=1, help="Rows of the table: the worst N tensors.")
     ] = 10,
@@ -64,7 +86,8 @@ def verify(
     """
     from ckpt_tool.common.parallel import Team, jobs_of, joined
     from ckpt_tool.compare.stats import Tolerance
-    from ckpt_tool.operations.options import VerifyOptions
+    from ckpt_tool.mapping.lora.options import LoraOptions
+    from ckpt_tool.operations.options import NameOptions, VerifyOptions
     from ckpt_tool.operations.verify import verify_as_team
 
     shown = _Shown(top, heatmap, report, as_json)
@@ -73,6 +96,9 @@ def verify(
         cast_reference=cast_reference,
         ignore=tuple(ignore or ()),
         explained=shown.num_rows,
+        names=NameOptions(prefix, tuple(select or ()), tuple(rename or ())),
+        lora=LoraOptions(alpha=lora_alpha, base=base),
+        **settle_config(config),
     )
     if report is not None and not report.parent.is_dir():  # before the work, not after it
         raise UsageError(f"{report}: {report.parent} is no folder")
