@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from ckpt_tool.common.errors import UploadError as UploadError
     from ckpt_tool.common.errors import UsageError as UsageError
     from ckpt_tool.common.parallel import PeerError as PeerError
+    from ckpt_tool.compare.mismatch import Mismatch as Mismatch
     from ckpt_tool.compare.stats import Stats as Stats
     from ckpt_tool.compare.stats import Tolerance as Tolerance
     from ckpt_tool.mapping.lora.options import LoraOptions as LoraOptions
-    from ckpt_tool.operations.explain import Mismatch as Mismatch
     from ckpt_tool.operations.inspect import Inspection as Inspection
     from ckpt_tool.operations.inspect import inspect_checkpoint as inspect_checkpoint
     from ckpt_tool.operations.merge import merge_dcp as merge_dcp
@@ -67,7 +67,7 @@ _HOMES = {
     "common.errors": "CheckpointError CkptError FormatError MappingError OutputError Problem"
     " UnsafeContentError UploadError UsageError",
     "common.parallel": "PeerError",
-    "operations.explain": "Mismatch",
+    "compare.mismatch": "Mismatch",
     "compare.stats": "Stats Tolerance",
     "mapping.lora.options": "LoraOptions",
     "operations.inspect": "Inspection inspect_checkpoint",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ckpt_tool.operations.inspect import Inspection
-    from ckpt_tool.readers.base import Checkpoint
+    from ckpt_tool.readers.base import Checkpoint, Entry
 
 _SHOWN = 20
 
@@ -53,21 +54,67 @@ def inspect(
     found = operation.inspect_checkpoint(paths, patterns or [])
     with ui.output():
         if as_json:
-            ui.print_json(operation.as_json(found, shards=shards))
+            ui.print_json(_as_object(found, shards=shards))
         else:
             out = ui.console()
-            _summary(out, found)
+            _show_summary(out, found)
             if shards and not problems:
                 for line in tables.shard_lines(found.entries, found.checkpoint.files):
                     out.print(line, soft_wrap=True)
             elif not problems:
                 out.print(tables.tensor_table(found.entries, out.width, folded=not everything))
-            _problems(out, found, everything=problems or everything)
+            _show_problems(out, found, everything=problems or everything)
     if not found.ok:
         raise typer.Exit(ui.EXIT_FAILED)
 
 
-def _summary(out: Console, found: Inspection) -> None:
+def _as_object(found: Inspection, *, shards: bool) -> dict[str, Any]:
+    """The object of ``--json``, as the contract has it; more keys may come."""
+    checkpoint = found.checkpoint
+    mesh = checkpoint.mesh
+    result: dict[str, Any] = {
+        "format": checkpoint.format,
+        "path": str(checkpoint.path),
+        "world_size": checkpoint.world_size,
+        "mesh": {"shape": mesh.shape, "dim_names": mesh.dim_names} if mesh else None,
+        "files": [asdict(file) for file in checkpoint.files],
+        "num_tensors": len(found.entries),
+        "num_parameters": found.num_parameters,
+        "total_bytes": found.total_bytes,
+        "dtypes": found.dtypes,
+        "tensors": [_tensor_json(entry) for entry in found.entries],
+        "problems": [asdict(problem) for problem in checkpoint.problems],
+        "ok": found.ok,
+    }
+    if shards:
+        result["shards"] = [row for entry in found.entries for row in _shards_json(entry)]
+    return result
+
+
+def _tensor_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "shape": entry.shape,
+        "dtype": entry.dtype.name,
+        "placements": entry.placements,
+        "num_chunks": len(entry.owners()),
+    }
+
+
+def _shards_json(entry: Entry) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": entry.name,
+            "rank": held.rank,
+            "file": held.region.path,
+            "offsets": held.box.offsets,
+            "shape": held.box.sizes,
+        }
+        for held in entry.holdings
+    ]
+
+
+def _show_summary(out: Console, found: Inspection) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -86,7 +133,7 @@ def _summary(out: Console, found: Inspection) -> None:
         rows.append(("mesh", str(checkpoint.mesh)))
     size = sum(file.bytes for file in checkpoint.files)
     rows.append(("files", f"{len(checkpoint.files):,}, {human_bytes(size)}"))
-    rows.append(("tensors", _tensors(found)))
+    rows.append(("tensors", _tensors_text(found)))
     rows.append(("dtypes", ", ".join(f"{name} x {n:,}" for name, n in found.dtypes.items())))
     if checkpoint.side_files is not None:
         rows.append(("config", str(checkpoint.side_files)))
@@ -96,10 +143,10 @@ def _summary(out: Console, found: Inspection) -> None:
         value = Text(text, style="") if label != "problems" else Text.from_markup(text)
         grid.add_row(Text(f"  {label}", style="dim"), value)
     out.print(grid)
-    _files(out, checkpoint)
+    _show_files(out, checkpoint)
 
 
-def _files(out: Console, checkpoint: Checkpoint) -> None:
+def _show_files(out: Console, checkpoint: Checkpoint) -> None:
     """Which rank each file is of, where one number does not say it."""
     from ckpt_tool.cli import tables
 
@@ -110,7 +157,7 @@ def _files(out: Console, checkpoint: Checkpoint) -> None:
         out.print(f"  and {len(numbered) - _SHOWN} more: --json lists them")
 
 
-def _tensors(found: Inspection) -> str:
+def _tensors_text(found: Inspection) -> str:
     shown, total = len(found.entries), len(found.checkpoint.entries)
     count = f"{shown:,}" if shown == total else f"{shown:,} of {total:,}"
     parameters = found.num_parameters
@@ -119,7 +166,7 @@ def _tensors(found: Inspection) -> str:
     return f"{count}; {parameters:,} parameters{rounded}, {size}"
 
 
-def _problems(out: Console, found: Inspection, *, everything: bool) -> None:
+def _show_problems(out: Console, found: Inspection, *, everything: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_tool.cli import results, ui
-from ckpt_tool.cli.merge_options import Request, merges
+from ckpt_tool.cli.options import Prefix, RenameParts, Request, Select, merges
 from ckpt_tool.common.parallel import is_first
 
 if TYPE_CHECKING:
@@ -84,27 +84,9 @@ def dcp(
     ],
     out: Out,
     request: Request,
-    prefix: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="Take the tensors below this, like app.model, and cut it off. [default: found]",
-        ),
-    ] = "",
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB", help="Only tensors whose name in CKPT matches; may be repeated."
-        ),
-    ] = None,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OLD=NEW",
-            help="Replace OLD, whole parts of a name between dots (^OLD: at its beginning), by NEW;"
-            " a * is anything but a dot, and the same in NEW. May be repeated, in order.",
-        ),
-    ] = None,
+    prefix: Prefix = "",
+    select: Select = None,
+    rename: RenameParts = None,
 ) -> None:
     """Merge a folder of torch.distributed.checkpoint (accelerate, Lightning, torchtitan).
 

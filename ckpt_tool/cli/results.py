@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
-from ckpt_tool.common.wording import human_bytes, plural
+from ckpt_tool.common.wording import human_bytes, join_words, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ckpt_tool.mapping.lora.options import LoraNote
     from ckpt_tool.operations.upload import Target, UploadResult
+    from ckpt_tool.plans.checks.transformers import LoadCheck
     from ckpt_tool.plans.mcore import McorePlan
     from ckpt_tool.plans.output import WriteResult
     from ckpt_tool.plans.plan import Cast, Casts, ModelPlan
@@ -47,19 +48,23 @@ def show_result(result: WriteResult) -> None:
     if result.verified:
         console.print("  verify   read back from disk: every bit as planned")
     if result.load_check is not None:
-        check = result.load_check
-        others = "no other"
-        if check.num_ignored:
-            others = f"ignores the {check.num_ignored:,} of multi-token prediction"
-        if check.num_other_heads:
-            others += f" but the {check.num_other_heads} of other heads"
-        if check.also:
-            others += f"; so does {', '.join(check.also)}"
-        console.print(
-            f"  load     {check.architecture} of {check.library}"
-            f" finds all {check.num_tensors:,} tensors it wants, and {others}",
-            soft_wrap=True,
-        )
+        console.print(f"  load     {load_text(result.load_check)}", soft_wrap=True)
+
+
+def load_text(check: LoadCheck) -> str:
+    """What opened the result, and what it did not look at."""
+    counts = (
+        (check.num_ignored, "of multi-token prediction"),
+        (check.num_other_heads, "of other heads"),
+    )
+    ignored = [f"the {count:,} {what}" for count, what in counts if count]
+    text = (
+        f"{check.architecture} of {check.library} finds all {check.num_tensors:,} tensors"
+        f" it wants, and {'ignores ' + join_words(ignored) if ignored else 'no other'}"
+    )
+    if check.also:
+        text += f"; {join_words(check.also)} can open it, too"
+    return text
 
 
 def _first_line(result: WriteResult) -> str:

@@ -29,14 +29,16 @@ def tensor_table(entries: Sequence[Entry], width: int, *, folded: bool) -> Any:
         rows = fold({name: (e.shape, e.dtype, e.placements) for name, e in by_name.items()})
     else:
         rows = [Fold(name, name, 1) for name in by_name]
-    placed = any(entry.placements != "whole" for entry in entries)
     cells = []
     for row in rows:
         entry = by_name[row.first]
         count = str(row.count) if row.count > 1 else ""
         placement = entry.placements if width >= _WIDE else entry.placements.replace(", ", "\n")
-        cells.append([count, shape_text(entry.shape), entry.dtype.name, *[placement][:placed]])
-    return _table([row.pattern for row in rows], cells, width, placed=placed)
+        cells.append([count, shape_text(entry.shape), entry.dtype.name, placement])
+    titles = ["#", "shape", "dtype", "placement"]
+    if all(entry.placements == "whole" for entry in entries):
+        titles, cells = titles[:-1], [row[:-1] for row in cells]
+    return _table([row.pattern for row in rows], titles, cells, width)
 
 
 def file_table(files: Sequence[ShardFile], root: Path) -> Any:
@@ -70,7 +72,7 @@ def shard_lines(entries: Iterable[Entry], files: Iterable[ShardFile]) -> Iterato
         ranks = [texts.get(held.region.path, "") for held in entry.holdings]
         shapes = [shape_text(held.box.sizes) for held in entry.holdings]
         wide = max(map(len, ranks), default=0), max(map(len, shapes), default=0)
-        gap = "  " * bool(wide[0])
+        gap = "  " if wide[0] else ""
         for rank, shape, held in zip(ranks, shapes, entry.holdings, strict=True):
             offsets = shape_text(held.box.offsets)
             yield Text(f"    {rank:<{wide[0]}}{gap}{shape:<{wide[1]}}  at {offsets}")
@@ -82,15 +84,15 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def _table(
-    names: Sequence[str], cells: Sequence[Sequence[str]], width: int, *, placed: bool
+    names: Sequence[str], titles: Sequence[str], cells: Sequence[Sequence[str]], width: int
 ) -> Any:
+    """A row for each name: the name, and a cell for each of ``titles``."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("tensor", overflow="fold")
-    titles = ["#", "shape", "dtype", *["placement"][:placed]]
     for title in titles:
         table.add_column(title, justify="right" if title == "#" else "left", no_wrap=True)
     columns = zip(titles, *cells, strict=True)

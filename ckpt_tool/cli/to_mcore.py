@@ -10,7 +10,17 @@ import typer
 
 from ckpt_tool.cli import results, ui
 from ckpt_tool.cli.folding import fold, without_numbers
-from ckpt_tool.cli.options import AsJson, DirectIo, Fsync, Jobs, Overwrite, Resume
+from ckpt_tool.cli.options import (
+    AsJson,
+    DirectIo,
+    DryRun,
+    DType,
+    Fsync,
+    Jobs,
+    Overwrite,
+    Resume,
+    Verify,
+)
 from ckpt_tool.cli.tables import shape_text
 from ckpt_tool.common.parallel import is_first
 from ckpt_tool.common.wording import human_bytes, plural
@@ -32,13 +42,7 @@ def to_mcore(
         Path | None,
         typer.Option(metavar="DIR", help="Take config.json from DIR. [default: HF_MODEL's]"),
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|keep|bfloat16|float16|float32",
-            help="auto: what config.json says. What must stay float32 stays.",
-        ),
-    ] = "auto",
+    dtype: DType = "auto",
     layout: Annotated[
         str,
         typer.Option(
@@ -59,16 +63,12 @@ def to_mcore(
     crc: Annotated[
         bool, typer.Option("--crc/--no-crc", help="Write the checksums that zip tools want.")
     ] = True,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read back what was written, bit for bit.")
-    ] = False,
+    verify: Verify = False,
     check_load: Annotated[
         bool,
         typer.Option("--check-load", help="Load the result with megatron-core's own GPTModel."),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
     fsync: Fsync = True,
@@ -102,7 +102,7 @@ def to_mcore(
 
 
 def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
-    from ckpt_tool.common.jobs import jobs_of
+    from ckpt_tool.common.parallel import jobs_of
     from ckpt_tool.operations.to_mcore import plan_to_mcore
     from ckpt_tool.plans.mcore import check_mcore_plan
 

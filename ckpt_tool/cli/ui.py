@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError
-from ckpt_tool.common.parallel import is_first
+from ckpt_tool.common.parallel import is_first, is_parallel
 from ckpt_tool.common.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def guarded(command: Command) -> Command:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
-            _say(f"interrupted. {interrupt}".rstrip())
+            if is_first():
+                _say(f"interrupted. {interrupt}".rstrip())
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except (CkptError, OSError) as error:
             _explain(error)
@@ -53,6 +54,9 @@ def guarded(command: Command) -> Command:
             traceback.print_exception(error)
             _say("error: this is a bug in ckpt; please report it with the lines above")
             raise typer.Exit(EXIT_FAILED) from None
+        finally:
+            if is_parallel():  # torchrun stops the others when one is done with another code than 0
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     return run  # type: ignore[return-value]
 
@@ -149,7 +153,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description:9}"),
+        TextColumn("{task.description:10}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def human_bytes(count: float) -> str:
     """``1.98 GB``: decimal units, three digits."""
@@ -25,3 +27,9 @@ def human_count(count: int) -> str:
 def plural(count: int, noun: str) -> str:
     """``1 tensor``, ``3 tensors``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``: one word at least."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last

@@ -65,7 +65,11 @@ class Diagnosis:
             self._zeros, self._exchanged, self._rounded, self._one_rank, self._transposed,
             self._rows, self._scaled,
         )  # fmt: skip
-        return next(filter(None, (test(suspect) for test in tests)), "")
+        for test in tests:
+            hint = test(suspect)
+            if hint:
+                return hint
+        return ""
 
     # --- values
     def _zeros(self, suspect: Suspect) -> str:
@@ -201,7 +205,7 @@ class Diagnosis:
         if not are_equal(one, other, self._jobs):
             return ""
         side = "checkpoint" if one.dtype != one.source_dtype else "reference"
-        return f"equal after rounding the {side} to {one.dtype} (--cast-reference compares so)"
+        return f"equal after rounding the {side} to {one.dtype}"
 
 
 def _rounding_of(left: LazyTensor, right: LazyTensor) -> str:

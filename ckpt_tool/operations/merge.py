@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.jobs import jobs_of
-from ckpt_tool.common.parallel import ALONE, Team, is_first, joined
+from ckpt_tool.common.parallel import ALONE, Team, is_first, jobs_of, joined
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.mapping.casting import cast_all, main_dtype, require_dtype, target_dtype
 from ckpt_tool.mapping.config import ModelConfig

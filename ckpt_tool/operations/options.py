@@ -94,12 +94,16 @@ class ToMcoreOptions:
 class VerifyOptions(ModelOptions):
     """What a comparison can be told, besides how names are found on a side that needs it.
 
-    ``ignore``: patterns of names (on the Hub) that are left out on both sides. ``cast_reference``:
-    where dtypes differ, the finer side is rounded to the coarser one's first. ``jobs``: threads, 0
-    for one per core, at least 2 and at most 4.
+    ``tolerance``: elements ``a`` of the checkpoint and ``b`` of the reference are close where
+    ``|a - b| <= atol + rtol * |b|``; only floating-point tensors can be close. ``cast_reference``:
+    where dtypes differ, the finer side is rounded to the coarser one's first. ``ignore``: patterns
+    (of ``fnmatch``) of names on the Hub, left out on both sides. ``explained``: how many
+    differences get a hint at their cause, the worst first; None: all. It takes reading them again.
+    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
 
     tolerance: Tolerance = field(default_factory=Tolerance)
     cast_reference: bool = False
     ignore: tuple[str, ...] = ()
+    explained: int | None = None
     jobs: int = 0

@@ -10,8 +10,7 @@ import re
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.common.jobs import jobs_of
-from ckpt_tool.common.parallel import ALONE, Team, joined
+from ckpt_tool.common.parallel import ALONE, Team, jobs_of, joined
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.mapping.casting import cast_all, require_dtype, target_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ckpt_tool.compare.mismatch import Mismatch
 from ckpt_tool.compare.stats import Stats, Tolerance
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.operations.explain import Mismatch
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side
 from ckpt_tool.operations.verify import VerifyResult

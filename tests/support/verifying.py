@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckpt_tool import MergeOptions, VerifyOptions, merge_fsdp, open_checkpoint, verify_checkpoint
+from ckpt_tool.compare.mismatch import Mismatch
 from ckpt_tool.compare.stats import Tolerance
-from ckpt_tool.operations.explain import Mismatch
 from ckpt_tool.operations.verify import VerifyResult
 from ckpt_tool.readers.base import Holding
 from ckpt_tool.tensors.geometry import contiguous_strides

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckpt_tool.operations.explain import Mismatch
+    from ckpt_tool.compare.mismatch import Mismatch
     from ckpt_tool.operations.verify import VerifyResult
 
 
@@ -50,9 +50,10 @@ def _mismatch_json(mismatch: Mismatch) -> dict[str, Any]:
         "num_outside", "num_elements",
     )  # fmt: skip
     row |= {key: None if stats is None else _finite(getattr(stats, key)) for key in numbers}
-    nan, inf = (stats.num_nan, stats.num_inf) if stats is not None else ((None,) * 2, (None,) * 2)
+    nan = stats.num_nan if stats is not None else (None, None)
+    infinite = stats.num_inf if stats is not None else (None, None)
     row |= {"num_nan": nan[0], "num_nan_reference": nan[1]}
-    row |= {"num_inf": inf[0], "num_inf_reference": inf[1]}
+    row |= {"num_inf": infinite[0], "num_inf_reference": infinite[1]}
     values = stats.first_values if stats is not None else None
     return row | {"first_values": None if values is None else [_finite(v) for v in values]}
 

@@ -12,7 +12,7 @@ from ckpt_tool.cli.report.table import table
 from ckpt_tool.cli.report.text import breakable, items, number, share, tag
 from ckpt_tool.common.version import __version__
 from ckpt_tool.common.wording import human_bytes, plural
-from ckpt_tool.compare.grid import grid
+from ckpt_tool.compare.grid import make_grid
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side
 from ckpt_tool.operations.verify import VerifyResult, shown_distances
@@ -63,7 +63,7 @@ def _verdict(result: VerifyResult, when: str) -> str:
 def _sentences(result: VerifyResult) -> Iterator[str]:
     """The verdict in words, and by which measure it was reached."""
     options = result.options
-    how = {True: "bit for bit", False: "in value"}[result.exact]
+    how = "bit for bit" if result.exact else "in value"
     if not options.tolerance.exact:
         how = "within the tolerance"
     names = plural(result.num_compared, "tensor")
@@ -182,7 +182,7 @@ def _names(title: str, names: Sequence[str], about: str) -> str:
 
 
 def _heatmap(result: VerifyResult) -> str:
-    found = grid(shown_distances(result))
+    found = make_grid(shown_distances(result))
     if not found.cells:
         return ""
     about = (

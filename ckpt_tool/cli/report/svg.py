@@ -14,8 +14,8 @@ from ckpt_tool.compare.grid import (
     OTHER,
     Grid,
     Section,
-    level,
-    sections,
+    find_level,
+    list_sections,
 )
 
 _CELL_HEIGHT = 20
@@ -33,7 +33,7 @@ def heatmaps(grid: Grid) -> str:
     """A figure for each list of layers: modules down, layers across, a tooltip on each cell."""
     return "".join(
         _others(grid, section) if section.title == OTHER else _figure(grid, section)
-        for section in sections(grid)
+        for section in list_sections(grid)
     )
 
 
@@ -138,7 +138,7 @@ def _marks(grid: Grid, section: Section, label: int, wide: int) -> Iterator[str]
 
 def _cell(name: str, distance: float, at: tuple[float, float], wide: int) -> str:
     x, y = at
-    found = level(distance)
+    found = find_level(distance)
     return (
         f'<rect class="cell l{found}" x="{x}" y="{y}" width="{wide - 1}"'
         f' height="{_CELL_HEIGHT - 1}"><title>{html.escape(name)}: {_said(distance)}</title></rect>'
@@ -211,6 +211,7 @@ def _ticks(bins: list[tuple[int, int, int]], step: int) -> Iterator[str]:
             raised = f'<tspan dy="-5" class="raised">{start}</tspan>'
             yield f'<text class="tick" x="{at * step}" y="{_CHART + 18}">2{raised}</text>'
     most = max(range(len(bins)), key=lambda at: bins[at][2])
-    anchor = "end" if most > len(bins) / 2 else "start"
-    x = (most + (anchor == "end")) * step
+    anchor, x = "start", most * step
+    if most > len(bins) / 2:
+        anchor, x = "end", x + step
     yield f'<text text-anchor="{anchor}" x="{x}" y="-5">{bins[most][2]:,}</text>'

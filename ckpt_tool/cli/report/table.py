@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from ckpt_tool.cli.report.summary import hint_text
 from ckpt_tool.cli.report.svg import sparkline
 from ckpt_tool.cli.report.text import breakable, cosine, number, share, sort_key, tag
+from ckpt_tool.compare.mismatch import Mismatch
 from ckpt_tool.compare.stats import Stats
-from ckpt_tool.operations.explain import Mismatch
 
 _EMPTY = ("", "")
 
@@ -102,7 +103,7 @@ def _kind(mismatch: Mismatch) -> tuple[str, str]:
 def _hint(mismatch: Mismatch) -> tuple[str, str]:
     if not mismatch.hint:
         return _EMPTY
-    return tag("div", breakable(mismatch.hint), class_="cause"), mismatch.hint
+    return tag("div", breakable(hint_text(mismatch)), class_="cause"), mismatch.hint
 
 
 def _different(stats: Stats) -> tuple[str, str]:

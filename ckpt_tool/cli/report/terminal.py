@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ckpt_tool.compare.grid import LEVELS, MARKS, OTHER, Grid, Section, level, sections
+from ckpt_tool.compare.grid import LEVELS, MARKS, OTHER, Grid, Section, find_level, list_sections
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -22,7 +22,7 @@ _LABEL = "layer"
 _SHORT = 5  # letters of a word that needs no abbreviation
 
 
-def heatmap(grid: Grid, width: int) -> Group:
+def draw_heatmap(grid: Grid, width: int) -> Group:
     """The grid in lines of at most ``width`` characters: one block of rows per list of layers.
 
     A list with more modules than a line has room for takes several blocks. Colours repeat what
@@ -31,7 +31,7 @@ def heatmap(grid: Grid, width: int) -> Group:
     from rich.console import Group
 
     parts: list[RenderableType] = []
-    for section in sections(grid):
+    for section in list_sections(grid):
         parts += _others(grid, section) if section.title == OTHER else _layers(grid, section, width)
         parts.append("")
     return Group(*parts, _scale(width))
@@ -117,7 +117,7 @@ def _cell(distance: float | None, wide: int) -> Text:
 
     if distance is None:
         return Text(" " * wide)
-    found = level(distance)
+    found = find_level(distance)
     before = (wide - 3) // 2
     mark = (f" {MARKS[found]} ", _STYLES[found])
     return Text.assemble(" " * before, mark, " " * (wide - 3 - before))

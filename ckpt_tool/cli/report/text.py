@@ -40,7 +40,9 @@ def sort_key(value: float) -> str:
     """A number as the report's script reads it; empty, which sorts last, where it is none."""
     if math.isnan(value):
         return ""
-    return f"{value!r}" if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return f"{value!r}"
 
 
 def tag(name: str, content: str, **attributes: str) -> str:
