@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.mapping.families.table import Family, find_family
 from ckpt_tool.mapping.legacy_config import with_legacy_keys
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
 
@@ -23,13 +24,6 @@ _SIDE_FOLDERS = ("additional_chat_templates",)
 
 #: Tensors that lose their meaning in 16 bits: router biases that decide by tiny differences.
 _FLOAT32_NAMES = re.compile(r"\.(e_score_correction_bias|expert_bias)$|\.moe_statics\.")
-_FLOAT32_BY_TYPE = {
-    "ernie4_5_moe": re.compile(r"\.mlp\.gate\.weight$"),
-}
-#: Families whose config ties the head when it does not say.
-_TIED_BY_DEFAULT = frozenset(
-    "gemma gemma2 gemma3 gemma3_text gpt2 cohere cohere2 falcon smollm3 starcoder2".split()
-)
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,11 @@ class ModelConfig:
     def model_type(self) -> str:
         """The family, as transformers names it."""
         return str(self.raw.get("model_type", ""))
+
+    @property
+    def family(self) -> Family:
+        """What is known of its family; of an unknown one, that nothing is special."""
+        return find_family(self.model_type)
 
     @property
     def text(self) -> dict[str, Any]:
@@ -76,13 +75,13 @@ class ModelConfig:
         for part in (self.raw, self.text):
             if isinstance(part.get("tie_word_embeddings"), bool):
                 return bool(part["tie_word_embeddings"])
-        return True if self.model_type in _TIED_BY_DEFAULT else None
+        return True if self.family.tied else None
 
     def keeps_float32(self, name: str) -> bool:
         """Whether the tensor ``name`` is never cast to fewer bits."""
-        by_type = _FLOAT32_BY_TYPE.get(self.model_type)
-        matched = _FLOAT32_NAMES.search(name) or (by_type and by_type.search(name))
-        return bool(matched) or name in self.float32_names
+        if name in self.float32_names or self.family.keeps_float32(name):
+            return True
+        return _FLOAT32_NAMES.search(name) is not None
 
     def with_changes(self, **changes: Any) -> ModelConfig:
         """The config with these top-level keys set when written."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import Chunk, LazyTensor, cat
 
@@ -32,8 +33,6 @@ _LAYER = {
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-#: Families, and whether their query and key rows turn neighbours.
-_FAMILIES = {"llama": True, "qwen3": False}
 _NAME = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
@@ -47,28 +46,29 @@ def from_torchtitan(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> T
 
     MappingError for other families, and for names that a model of the family has not.
     """
-    family = config.model_type
-    if family not in _FAMILIES:
+    if not config.family.torchtitan:
+        known = [name for name, family in FAMILIES.items() if family.torchtitan]
         raise MappingError(
-            f"names as torchtitan has them (tok_embeddings, layers.N.attention.wq), of a {family}:"
-            f" known for {', '.join(_FAMILIES)}",
+            "names as torchtitan has them (tok_embeddings, layers.N.attention.wq), of a"
+            f" {config.model_type}: known for {', '.join(known)}",
             hint="Name them as transformers does with --rename, like"
             " --rename 'layers.*.attention.wq=model.layers.*.self_attn.q_proj', if the rows of"
             " query and key are in its order.",
         )
+    turns_neighbours = config.family.torchtitan == "neighbours"
     found: Tensors = {}
     unknown = []
     for name, tensor in tensors.items():
         new = _renamed(name)
         if not new:
             unknown.append(name)
-        elif _FAMILIES[family] and re.search(r"\.attention\.w[qk]\.", name):
+        elif turns_neighbours and re.search(r"\.attention\.w[qk]\.", name):
             found[new] = _halves(name, tensor, config)
         else:
             found[new] = tensor
     if unknown:
         raise MappingError(
-            f"{len(unknown)} tensors that torchtitan's {family} has not",
+            f"{len(unknown)} tensors that torchtitan's {config.model_type} has not",
             unknown,
             hint="Leave tensors out with --select, or name them with --rename.",
         )

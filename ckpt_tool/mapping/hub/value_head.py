@@ -17,14 +17,11 @@ from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.families.table import ARCHITECTURES
+from ckpt_tool.mapping.hub.architecture import find_architecture, find_classifier, set_labels
 from ckpt_tool.mapping.hub.form import HubModel, Tensors, View
-from ckpt_tool.mapping.hub.names import unwrapped, with_labels
-from ckpt_tool.mapping.hub.transformers_tables import (
-    architecture_of,
-    classifier_of,
-    meta_model,
-)
+from ckpt_tool.mapping.hub.library import find_unknown
+from ckpt_tool.mapping.hub.names import unwrap_names
+from ckpt_tool.mapping.hub.transformers_tables import build_known
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: What trl nests a model in, and its head beside that: together they are the model.
@@ -59,7 +56,7 @@ def take_value_head(model: HubModel, wanted: bool | None = None) -> HubModel:
     """
     if model.config is None:
         return model
-    plain = unwrapped(model.tensors)
+    plain = unwrap_names(model.tensors)
     head = {name: tensor for name, tensor in plain.items() if name.startswith(HEAD)}
     base = {name: tensor for name, tensor in plain.items() if name not in head}
     wrapped = any(name.startswith(BASE) for name in base)
@@ -172,7 +169,7 @@ def _of_language_model(config: ModelConfig) -> ModelConfig:
     """The config naming a language model, which is what trl wraps, where it named a classifier."""
     if not config.architecture.endswith("Classification"):
         return config
-    named = ARCHITECTURES.get(config.model_type) or architecture_of(config)
+    named = find_architecture(config)
     return config.with_changes(architectures=[named]) if named else config
 
 
@@ -228,17 +225,21 @@ def _classifier(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] |
     """The module of the head in the family's token classifier, and the config that names it.
 
     None unless this class is the language model with another head, of the shape of trl's.
+    MappingError where transformers knows the class and cannot build it.
     """
-    named = classifier_of(config, "Token")
-    if not named:
+    named = find_classifier(config, "Token")
+    if not named or find_unknown(config):
         return None
-    labelled = with_labels(config, 1).with_changes(architectures=[named])
-    try:
-        before, after = (meta_model(each).state_dict() for each in (config, labelled))
-    except Exception:  # whatever building a model raises: nothing is known of the class
-        return None
-    added = {name: tuple(after[name].shape) for name in after.keys() - before.keys()}
+    labelled = set_labels(config, 1).with_changes(architectures=[named])
+    before, after = (_list_shapes(each) for each in (config, labelled))
+    added = {name: shape for name, shape in after.items() if name not in before}
     module = min(added, default="").partition(".")[0]
     wanted = {name.replace(_LINEAR, module, 1): tensor.shape for name, tensor in head.items()}
-    removed = {name.rpartition(".")[0] for name in before.keys() - after.keys()}
+    removed = {name.rpartition(".")[0] for name in before if name not in after}
     return (module, labelled) if added == wanted and removed <= _OUTPUTS else None
+
+
+def _list_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of all that the model of ``config`` has in memory."""
+    state = build_known(config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -11,13 +11,11 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import plural
+from ckpt_tool.mapping.families.table import find_family
 from ckpt_tool.mapping.lora.names import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.lowrank import updated
-
-#: Families whose linear layers are ``Conv1D``.
-_CONV1D = frozenset("gpt2 openai-gpt imagegpt decision_transformer".split())
 
 Tensors = dict[str, LazyTensor]
 
@@ -122,11 +120,14 @@ def _is_transposed(
     """Modules whose weights are [in, out]: their shapes tell, but for square ones."""
     linear = [m for m in adapters.modules.values() if not m.is_embedding and m.weight in base]
     shapes = {m.name: (m.b.shape[0], m.a.shape[1]) for m in linear}
+    square = {name for name, (out, into) in shapes.items() if out == into}
     found = {
-        m.name for m in linear if base[m.weight].shape == shapes[m.name][::-1] != shapes[m.name]
+        module.name
+        for module in linear
+        if module.name not in square and base[module.weight].shape == shapes[module.name][::-1]
     }
-    if found or settings.fan_in_fan_out or family in _CONV1D:
-        found |= {name for name, (out, into) in shapes.items() if out == into}
+    if found or settings.fan_in_fan_out or find_family(family).conv1d:
+        found |= square
     return found
 
 

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckpt_tool.mapping.families.megatron_rows import TOP, Row, Rows
-from ckpt_tool.mapping.families.megatron_table import Family
+from ckpt_tool.mapping.families.megatron_rows import TOP, MegatronRows, Row, Rows
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
@@ -62,13 +61,13 @@ class _Place:
     extent: Shape = ()
 
 
-def default_layout(family: Family, numbers: Numbers) -> str:
+def choose_layout(family: MegatronRows, numbers: Numbers) -> str:
     """How megatron-core itself lays the layers out: stacked only where all are of one kind."""
     alike = not numbers.moe or len(numbers.moe) == numbers.layers
     return "stacked" if alike and not family.differing else "per-layer"
 
 
-def bindings_of(family: Family, numbers: Numbers, layout: str) -> list[Binding]:
+def make_bindings(family: MegatronRows, numbers: Numbers, layout: str) -> list[Binding]:
     """Every tensor of the model, in the order of the layers."""
     prefix = "language_model." if family.vision else ""
     found = list(_spell(TOP, _Place("", prefix), numbers))
@@ -93,7 +92,7 @@ def bindings_of(family: Family, numbers: Numbers, layout: str) -> list[Binding]:
     return found
 
 
-def repeats_of(family: Family, numbers: Numbers) -> list[Repeat]:
+def find_repeats(family: MegatronRows, numbers: Numbers) -> list[Repeat]:
     """What layers for multi-token prediction repeat of the model: the embedding and the head.
 
     A value model has no head that they could repeat.
@@ -102,14 +101,14 @@ def repeats_of(family: Family, numbers: Numbers) -> list[Repeat]:
     head = "lm_head.weight" if "untied" in numbers.flags else embedding
     found = []
     for number in range(numbers.mtp if family.mtp_repeats else 0):
-        layer = mtp_prefix(family, numbers, number)
+        layer = format_mtp_prefix(family, numbers, number)
         found.append(Repeat(f"{layer}embed_tokens.weight", embedding))
         if "value" not in numbers.flags:
             found.append(Repeat(f"{layer}shared_head.head.weight", head))
     return found
 
 
-def mtp_prefix(family: Family, numbers: Numbers, number: int) -> str:
+def format_mtp_prefix(family: MegatronRows, numbers: Numbers, number: int) -> str:
     """The prefix, on the Hub, of the layer for multi-token prediction ``number``."""
     return family.mtp_prefix.format(after=numbers.layers + number, number=number)
 
@@ -120,13 +119,13 @@ def _layer_place(hf: str, megatron: str, layer: int, layers: int, layout: str) -
     return _Place(hf, f"{megatron}layers.{layer}.")
 
 
-def _layer_rows(family: Family, moe: bool) -> Rows:
+def _layer_rows(family: MegatronRows, moe: bool) -> Rows:
     return family.attention + (family.moe if moe else family.dense)
 
 
-def _mtp(family: Family, numbers: Numbers, number: int, prefix: str) -> Iterator[Binding]:
+def _mtp(family: MegatronRows, numbers: Numbers, number: int, prefix: str) -> Iterator[Binding]:
     """A layer for multi-token prediction: of the kind of the last layer, and never stacked."""
-    hf = mtp_prefix(family, numbers, number)
+    hf = format_mtp_prefix(family, numbers, number)
     layer = f"{prefix}mtp.layers.{number}."
     yield from _spell(family.mtp, _Place(hf, layer), numbers)
     rows = _layer_rows(family, numbers.layers - 1 in numbers.moe)

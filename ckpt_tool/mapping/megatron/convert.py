@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import plural
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.megatron.bindings import Binding
+from ckpt_tool.mapping.megatron.keys import unify_keys
+from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.ops import Vocabulary
-from ckpt_tool.mapping.megatron.rules import Rules
+from ckpt_tool.mapping.megatron.rules import Rules, infer_rules
+from ckpt_tool.mapping.megatron.verl_names import use_core_names
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.tiled import Block, ShardedTensor
@@ -21,6 +27,20 @@ _OTHER = (
     "The weights and the config.json are of different models, or the model is of a kind that is"
     " not supported."
 )
+
+
+def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = None) -> HubModel:
+    """The Hugging Face model that ``tensors``, in any of Megatron's spellings, are.
+
+    ``tied`` as in :func:`infer_rules`. MappingError lists all that is missing, unexpected or
+    misshapen.
+    """
+    tensors = use_core_names(tensors, config)
+    keyed = unify_keys(tensors, multimodal=require_rows(config).vision is not None)
+    rules = infer_rules(config, keyed, tied=tied)
+    found = from_megatron(keyed, rules)
+    repeats = {repeat.hf: found[repeat.of] for repeat in rules.repeats}
+    return HubModel(found, config, dropped=_find_padding(keyed, rules), repeats=repeats)
 
 
 def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, ShardedTensor]:
@@ -74,13 +94,18 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
     return result
 
 
-def padding(tensors: Tensors, rules: Rules) -> dict[str, int]:
-    """How many rows of Megatron's tensors only pad the vocabulary, by name, where there are any."""
-    found: dict[str, int] = {}
+def _find_padding(tensors: Tensors, rules: Rules) -> dict[str, str]:
+    """The rows of Megatron's tensors that only pad the vocabulary, and why they are left out."""
+    found: dict[str, str] = {}
+    vocab = rules.numbers.vocab_size
     for binding in rules.bindings:
-        if isinstance(binding.op, Vocabulary):
-            rows = tensors[binding.name].shape[0] - binding.op.rows
-            found |= {binding.name: rows} if rows else {}
+        if not isinstance(binding.op, Vocabulary):
+            continue
+        rows = tensors[binding.name].shape[0] - vocab
+        if rows:
+            found[f"{binding.name}[{vocab}:{vocab + rows}]"] = (
+                f"{plural(rows, 'row')} of padding: the vocabulary has {vocab} by config.json"
+            )
     return found
 
 
@@ -102,16 +127,17 @@ def _require_complete(tensors: Tensors, rules: Rules) -> None:
 def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -> None:
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
-    if missing or unexpected:
-        counts = [f"{len(missing)} missing"] * bool(missing)
-        counts += [f"{len(unexpected)} unexpected"] * bool(unexpected)
-        raise MappingError(
-            f"{' and '.join(counts)} tensors for a {rules.config.model_type} of"
-            f" {rules.numbers.layers} layers, by {rules.config.folder / 'config.json'}",
-            [f"missing: {name}" for name in missing]
-            + [f"unexpected: {name}" for name in unexpected],
-            hint=_OTHER if missing != ["output_layer.weight"] or unexpected else _NO_HEAD,
-        )
+    if not missing and not unexpected:
+        return
+    counts = {"missing": len(missing), "unexpected": len(unexpected)}
+    said = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    lacks_head = missing == ["output_layer.weight"] and not unexpected
+    raise MappingError(
+        f"{said} tensors for a {rules.config.model_type} of {rules.numbers.layers} layers, by"
+        f" {rules.config.folder / 'config.json'}",
+        [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected],
+        hint=_NO_HEAD if lacks_head else _OTHER,
+    )
 
 
 def _tensors(faults: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from ckpt_tool.tensors.geometry import Shape
 _WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj")
 
 
-def extra_states(bindings: Iterable[Binding]) -> list[str]:
+def list_extra_states(bindings: Iterable[Binding]) -> list[str]:
     """The keys, without repetition, in the order of the modules."""
     keys: dict[str, None] = {}
     for binding in bindings:

@@ -38,13 +38,13 @@ _DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
 
 
-def spelled(tensors: Tensors, *, multimodal: bool = False) -> dict[str, LazyTensor]:
+def unify_keys(tensors: Tensors, *, multimodal: bool = False) -> dict[str, LazyTensor]:
     """The model by the tables' keys; of one that is ``multimodal``, ``language_model.`` stays.
 
     MappingError where two tensors are of one key, or some of those that make one are missing.
     """
     short = {name: _plain(name, multimodal) for name in tensors}
-    names = engine_names(short.values())
+    names = name_engine_keys(short.values())
     found: dict[str, LazyTensor] = {}
     twice = []
     for name, tensor in tensors.items():
@@ -62,7 +62,7 @@ def is_megatron(names: Iterable[str]) -> bool:
     return any(_OWN.search(name) for name in names)
 
 
-def engine_names(keys: Collection[str]) -> dict[str, str]:
+def name_engine_keys(keys: Collection[str]) -> dict[str, str]:
     """The Transformer Engine name of each key of a model, be it one already or a local one."""
     every = frozenset(keys)
     return {key: _engine_name(key, every) for key in every}

@@ -58,7 +58,7 @@ _CONSTANT = {
 }
 
 
-def megatron_args(rules: Rules) -> dict[str, Any]:
+def make_args(rules: Rules) -> dict[str, Any]:
     """The arguments by name: plain values only, as a restricted loader accepts them."""
     text, numbers = rules.config.text, rules.numbers
     found = dict(_CONSTANT)
@@ -85,7 +85,7 @@ def megatron_args(rules: Rules) -> dict[str, Any]:
     return found | _rotary(text) | (_experts(rules) if numbers.experts else {})
 
 
-def content_metadata(rules: Rules) -> dict[str, Any]:
+def describe_content(rules: Rules) -> dict[str, Any]:
     """What Megatron-LM's loader is told about the keys: it asks for those that follow from it."""
     return {
         "singleton_local_shards": False,

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.megatron.numbers import Numbers, numbers_of
+from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers
 from ckpt_tool.mapping.megatron.ops import QueryGroups
 from ckpt_tool.tensors.lazy import LazyTensor, cat
 
@@ -37,7 +37,7 @@ _NORMS = {
 }
 
 
-def with_core_names(
+def use_core_names(
     tensors: Mapping[str, LazyTensor], config: ModelConfig
 ) -> Mapping[str, LazyTensor]:
     """The tensors of a model of verl 0.3 as megatron-core has them; any others as they are.
@@ -46,7 +46,7 @@ def with_core_names(
     """
     if not any(_is_fused(name) for name in tensors):
         return tensors
-    numbers = numbers_of(config)
+    numbers = read_numbers(config)
     found, faults = {}, []
     for name, tensor in tensors.items():
         try:
