@@ -10,7 +10,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.mapping.families.table import Family, find_family
-from ckpt_tool.mapping.legacy_config import with_legacy_keys
+from ckpt_tool.mapping.legacy_config import add_legacy_keys
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
 
 #: Files that hold weights, optimizer state, or describe a folder of them.
@@ -105,7 +105,7 @@ class ModelConfig:
         """The config that names the dtype of the weights as written."""
         if dtype is None:
             return self
-        written = _with_dtype(self.raw | self.changes, dtype)
+        written = _set_dtype(self.raw | self.changes, dtype)
         if not isinstance(written.get("dtype", written.get("torch_dtype")), str):
             written["torch_dtype"] = dtype.name
         changed = {key: value for key, value in written.items() if self.raw.get(key) != value}
@@ -122,7 +122,7 @@ class ModelConfig:
 
     def to_bytes(self) -> bytes:
         """The ``config.json`` to write: the original's bytes where nothing is to be changed."""
-        config = with_legacy_keys(self.raw | self.changes)
+        config = add_legacy_keys(self.raw | self.changes)
         if config == self.raw:
             return (self.folder / "config.json").read_bytes()
         return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -137,10 +137,10 @@ def load_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageError(f"{path}: no such file", hint="--config names a folder with config.json.")
-    return ModelConfig(folder, json_object(path), {})
+    return ModelConfig(folder, read_json_object(path), {})
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; FormatError where it holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -151,10 +151,10 @@ def json_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _with_dtype(part: dict[str, Any], dtype: DType) -> dict[str, Any]:
+def _set_dtype(part: dict[str, Any], dtype: DType) -> dict[str, Any]:
     """A config that names ``dtype`` wherever it names one, in nested configs too."""
     result = {
-        key: _with_dtype(value, dtype)
+        key: _set_dtype(value, dtype)
         if key.endswith("_config") and isinstance(value, dict)
         else value
         for key, value in part.items()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.config import ModelConfig, load_config
-from ckpt_tool.mapping.frameworks.nested import prefix_of, renamed, under
+from ckpt_tool.mapping.frameworks.nested import find_prefix, rename_tensors, strip_prefix
 from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.form import HubModel
@@ -91,15 +91,15 @@ def _finish(model: HubModel, heads: Heads) -> HubModel:
 def _take_memory(model: HubModel, request: Request) -> HubModel:
     """Names of a transformers model in memory; what is nested around them only where it is said."""
     names = request.options.names
-    tensors = under(model.tensors, names.start) if names.start else model.tensors
-    return _resolve(replace(model, tensors=renamed(tensors, names.rename)), request)
+    tensors = strip_prefix(model.tensors, names.start) if names.start else model.tensors
+    return _resolve(replace(model, tensors=rename_tensors(tensors, names.rename)), request)
 
 
 def _take_nested(model: HubModel, request: Request) -> HubModel:
     """The same, nested in dictionaries, or spelled as torchtitan does."""
     names, config = request.options.names, model.config
-    tensors = under(model.tensors, names.start or prefix_of(model.tensors))
-    tensors = renamed(tensors, names.rename)
+    tensors = strip_prefix(model.tensors, names.start or find_prefix(model.tensors))
+    tensors = rename_tensors(tensors, names.rename)
     if config is not None and is_torchtitan(tensors):
         tensors = from_torchtitan(tensors, config)
     return _resolve(replace(model, tensors=tensors), request)

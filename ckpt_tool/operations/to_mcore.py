@@ -13,7 +13,7 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.jobs import jobs_of
 from ckpt_tool.common.parallel import ALONE, Team, joined
 from ckpt_tool.common.progress import NoProgress, Progress
-from ckpt_tool.mapping.casting import cast_all, require_dtype, target_dtype
+from ckpt_tool.mapping.casting import cast_all, choose_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub.names import apply_family
 from ckpt_tool.mapping.hub.value_head import refuse_value_head
@@ -135,7 +135,7 @@ def _plain(
 ) -> dict[str, LazyTensor]:
     """The tensors by their names on the Hub, in the dtype that is written, fp8 scales applied."""
     tensors = dict(checkpoint)
-    target = target_dtype(options.dtype, config)
+    target = choose_dtype(options.dtype, config)
     if is_quantised(tensors):
         tensors = dequantised(tensors, config, _wide_dtype(options.dtype, target))
     tensors = apply_family(tensors, config) or tensors

@@ -59,11 +59,11 @@ def from_torchtitan(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> T
     found: Tensors = {}
     unknown = []
     for name, tensor in tensors.items():
-        new = _renamed(name)
+        new = _rename(name)
         if not new:
             unknown.append(name)
         elif turns_neighbours and re.search(r"\.attention\.w[qk]\.", name):
-            found[new] = _halves(name, tensor, config)
+            found[new] = _pair_halves(name, tensor, config)
         else:
             found[new] = tensor
     if unknown:
@@ -75,7 +75,7 @@ def from_torchtitan(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> T
     return found
 
 
-def _renamed(name: str) -> str:
+def _rename(name: str) -> str:
     matched = _NAME.fullmatch(name)
     if matched is not None and matched[2] in _LAYER:
         return f"model.layers.{matched[1]}.{_LAYER[matched[2]]}.{matched[3]}"
@@ -83,7 +83,7 @@ def _renamed(name: str) -> str:
     return f"{_TOP[module]}.{kind}" if module in _TOP else ""
 
 
-def _halves(name: str, tensor: LazyTensor, config: ModelConfig) -> LazyTensor:
+def _pair_halves(name: str, tensor: LazyTensor, config: ModelConfig) -> LazyTensor:
     """Of each head, first its even rows and then its odd ones."""
     heads = config.text.get("num_attention_heads")
     if ".wk." in name:
@@ -93,14 +93,14 @@ def _halves(name: str, tensor: LazyTensor, config: ModelConfig) -> LazyTensor:
         raise MappingError(f"{name}: {list(tensor.shape)} is no whole rows for {heads} heads")
     size = rows // heads
     parts = [
-        _every_second(tensor, head * size + odd, size // 2)
+        _take_every_second(tensor, head * size + odd, size // 2)
         for head in range(heads)
         for odd in (0, 1)
     ]
     return cat(parts, 0)
 
 
-def _every_second(tensor: LazyTensor, start: int, count: int) -> LazyTensor:
+def _take_every_second(tensor: LazyTensor, start: int, count: int) -> LazyTensor:
     """Rows ``start``, ``start + 2``, ...: ``count`` of them."""
     chunks = []
     shape = (count, *tensor.shape[1:])

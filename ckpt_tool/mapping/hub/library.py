@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
@@ -47,19 +47,19 @@ def find_unknown(config: ModelConfig) -> str:
     try:
         found = getattr(transformers, config.architecture, None)
     except Exception as error:  # the class is imported here, with all that it needs
-        raise unbuilt(config, error) from error
+        refuse_unbuilt(config, error)
     if found is None:
         return f"transformers {transformers.__version__} has no class {config.architecture!r}"
     return ""
 
 
-def unbuilt(config: ModelConfig, error: Exception) -> MappingError:
-    """The error for a model that transformers knows and cannot build."""
-    return MappingError(
+def refuse_unbuilt(config: ModelConfig, error: Exception) -> NoReturn:
+    """MappingError for a model that transformers knows and cannot build, because of ``error``."""
+    raise MappingError(
         f"transformers cannot build {config.architecture} of model type {config.model_type}, which"
         f" says what its tensors are called: {describe_error(error)}",
         hint=f"Install what is missing, or correct config.json. {_WEIGHTS_ALONE}",
-    )
+    ) from error
 
 
 def describe_error(error: Exception) -> str:

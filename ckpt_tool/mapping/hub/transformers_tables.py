@@ -20,7 +20,7 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.table import find_family
 from ckpt_tool.mapping.hub.conversion_tensor import ConversionTensor
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.mapping.hub.library import find_unknown, quieten, unbuilt
+from ckpt_tool.mapping.hub.library import find_unknown, quieten, refuse_unbuilt
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -34,7 +34,7 @@ def name_by_transformers(tensors: Mapping[str, LazyTensor], config: ModelConfig)
     """
     unknown = find_unknown(config)
     if unknown:
-        return HubModel(dict(tensors), config, warnings=(_kept_warning(config, unknown),))
+        return HubModel(dict(tensors), config, warnings=(_warn_of_kept(config, unknown),))
     with quieten():
         return _name_by_model(tensors, config, build_known(config))
 
@@ -49,8 +49,8 @@ def _name_by_model(tensors: Mapping[str, LazyTensor], config: ModelConfig, model
     except ImportError:
         _refuse_other_names(names, set(shapes), model, config)
         reason = f"transformers before 5 has no table of it; {type(model).__name__} loads them"
-        return HubModel(dict(tensors), config, warnings=(_kept_warning(config, reason),))
-    source = tensors if in_memory else {name: _without_data(s) for name, s in shapes.items()}
+        return HubModel(dict(tensors), config, warnings=(_warn_of_kept(config, reason),))
+    source = tensors if in_memory else {name: _make_empty(s) for name, s in shapes.items()}
     reverted = _revert(model, source, config)
     wide = frozenset(name for name, found in reverted.items() if found.marked)
     config = replace(config, float32_names=wide)
@@ -90,7 +90,7 @@ def build_known(config: ModelConfig) -> Any:
     try:
         return build_on_meta(config)
     except Exception as error:  # whatever a model's code raises
-        raise unbuilt(config, error) from error
+        refuse_unbuilt(config, error)
 
 
 def build_on_meta(config: ModelConfig) -> Any:
@@ -134,7 +134,7 @@ def _find_tied(model: Any) -> set[str]:
     return set(found or ())
 
 
-def _kept_warning(config: ModelConfig, reason: str) -> str:
+def _warn_of_kept(config: ModelConfig, reason: str) -> str:
     return (
         f"model type {config.model_type or '(none)'} is not known ({reason});"
         " tensors keep the names they have in the checkpoint"
@@ -156,5 +156,5 @@ def _refuse_other_names(found: set[str], wanted: set[str], model: Any, config: M
     )
 
 
-def _without_data(shape: tuple[int, ...]) -> LazyTensor:
+def _make_empty(shape: tuple[int, ...]) -> LazyTensor:
     return LazyTensor(shape, FLOAT32, FLOAT32, ())

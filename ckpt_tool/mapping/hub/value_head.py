@@ -61,7 +61,7 @@ def take_value_head(model: HubModel, wanted: bool | None = None) -> HubModel:
     base = {name: tensor for name, tensor in plain.items() if name not in head}
     wrapped = any(name.startswith(BASE) for name in base)
     if wrapped:
-        base = _without_prefix(base)
+        base = _strip_prefix(base)
     _refuse_other_heads(base)
     if not head and not wrapped:
         return model
@@ -74,7 +74,7 @@ def take_value_head(model: HubModel, wanted: bool | None = None) -> HubModel:
         )
     if head:
         _require_head(head, model.config)
-    return replace(model, tensors=base, head=head, config=_of_language_model(model.config))
+    return replace(model, tensors=base, head=head, config=_name_language_model(model.config))
 
 
 def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
@@ -87,8 +87,8 @@ def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
         gone = dict.fromkeys(model.head, "trl's value head, left out by --no-value-model")
         return replace(model, head={}, dropped=model.dropped | gone)
     if model.head:
-        return _with_head(model, model.head)
-    rows = _rows_of_score(model.tensors)
+        return _add_head(model, model.head)
+    rows = _count_score_rows(model.tensors)
     if wanted and rows != 1:
         _refuse_without_head(rows)
     if wanted is False and rows == 1:
@@ -100,7 +100,7 @@ def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
     return model
 
 
-def heads_as_in(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Tensors:
+def match_heads(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Tensors:
     """The tensors, trl's head under those of its names that ``others`` have.
 
     What is a copy of one head is not compared with nothing.
@@ -118,7 +118,7 @@ def heads_as_in(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Ten
     return found
 
 
-def _without_prefix(base: Tensors) -> Tensors:
+def _strip_prefix(base: Tensors) -> Tensors:
     others = [name for name in base if not name.startswith(BASE)]
     if others:
         raise MappingError(
@@ -165,7 +165,7 @@ def _require_head(head: Tensors, config: ModelConfig) -> None:
         )
 
 
-def _of_language_model(config: ModelConfig) -> ModelConfig:
+def _name_language_model(config: ModelConfig) -> ModelConfig:
     """The config naming a language model, which is what trl wraps, where it named a classifier."""
     if not config.architecture.endswith("Classification"):
         return config
@@ -173,7 +173,7 @@ def _of_language_model(config: ModelConfig) -> ModelConfig:
     return config.with_changes(architectures=[named]) if named else config
 
 
-def _rows_of_score(tensors: Mapping[str, LazyTensor]) -> int:
+def _count_score_rows(tensors: Mapping[str, LazyTensor]) -> int:
     """Labels of a classifier's head in place of a language model's; 0 where there is none."""
     score = tensors.get("score.weight")
     if score is None or "lm_head.weight" in tensors:
@@ -192,13 +192,13 @@ def _refuse_without_head(rows: int) -> None:
     )
 
 
-def _with_head(model: HubModel, head: Tensors) -> HubModel:
+def _add_head(model: HubModel, head: Tensors) -> HubModel:
     """The language model with the head, first so that one file has it, and the classifier's."""
     language = model.config
     if language is None:
         return model
     outputs = {name for name in model.tensors if name.split(".")[0] in _OUTPUTS}
-    found = _classifier(language, head)
+    found = _find_classifier_head(language, head)
     if found is None:
         view = View(language, frozenset(head))
         kept = replace(language, float32_names=language.float32_names | set(head))
@@ -221,7 +221,7 @@ def _with_head(model: HubModel, head: Tensors) -> HubModel:
     return replace(model, tensors=head | copy | model.tensors, config=config, views=views)
 
 
-def _classifier(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] | None:
+def _find_classifier_head(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] | None:
     """The module of the head in the family's token classifier, and the config that names it.
 
     None unless this class is the language model with another head, of the shape of trl's.

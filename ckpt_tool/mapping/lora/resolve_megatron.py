@@ -16,10 +16,10 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.lora.megatron import (
-    fused_megatron,
+    drop_adapters,
+    fuse_megatron,
     has_megatron_adapters,
     split_off,
-    without_adapters,
 )
 from ckpt_tool.mapping.lora.options import LoraNote, LoraOptions
 from ckpt_tool.mapping.lora.resolve import Place, make_adapter_files, refuse_base, refuse_options
@@ -49,14 +49,14 @@ def resolve_megatron(
     if not has_megatron_adapters(tensors):
         refuse_options(place.path, options)
         return restore_model(tensors, config, tied=tied)
-    plain = without_adapters(tensors)
+    plain = drop_adapters(tensors)
     _refuse(place.path, options, alone=not plain)
     settings = read_settings(place.folders, options.alpha)
     given = tensors
     if base is not None:
         _require_all_layers(place.path, tensors, config)
         given = tensors | _bring_into_megatron(base, config, tensors)
-    updated, ranks = fused_megatron(given, settings)
+    updated, ranks = fuse_megatron(given, settings)
     found = restore_model(updated, config, tied=tied)
     mode = options.mode or "fuse"
     rank = Counter(ranks).most_common(1)[0][0]
@@ -65,7 +65,7 @@ def resolve_megatron(
         return replace(found, lora=note)
     adapters = split_off(found.tensors, config)
     if mode == "split":
-        found = restore_model(without_adapters(given), config, tied=tied)
+        found = restore_model(drop_adapters(given), config, tied=tied)
         adapters = replace(adapters, base=found.tensors)
     folder = None if plain or mode == "both" else ""
     files = make_adapter_files(folder, adapters, settings, config)

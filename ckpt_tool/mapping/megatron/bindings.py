@@ -72,16 +72,16 @@ def make_bindings(family: MegatronRows, numbers: Numbers, layout: str) -> list[B
     prefix = "language_model." if family.vision else ""
     found = list(_spell(TOP, _Place("", prefix), numbers))
     for layer in range(numbers.layers):
-        place = _layer_place(
+        place = _place_layer(
             f"model.layers.{layer}.", f"{prefix}decoder.", layer, numbers.layers, layout
         )
-        found += _spell(_layer_rows(family, layer in numbers.moe), place, numbers)
+        found += _spell(_choose_rows(family, layer in numbers.moe), place, numbers)
     for number in range(numbers.mtp):
-        found += _mtp(family, numbers, number, prefix)
+        found += _spell_mtp(family, numbers, number, prefix)
     if family.vision is not None:
         found += _spell(family.vision.rows, _Place("", ""), numbers)
         for layer in range(numbers.vision_layers):
-            place = _layer_place(
+            place = _place_layer(
                 f"visual.blocks.{layer}.",
                 "vision_model.decoder.",
                 layer,
@@ -113,22 +113,24 @@ def format_mtp_prefix(family: MegatronRows, numbers: Numbers, number: int) -> st
     return family.mtp_prefix.format(after=numbers.layers + number, number=number)
 
 
-def _layer_place(hf: str, megatron: str, layer: int, layers: int, layout: str) -> _Place:
+def _place_layer(hf: str, megatron: str, layer: int, layers: int, layout: str) -> _Place:
     if layout == "stacked":
         return _Place(hf, f"{megatron}layers.", (layer,), (layers,))
     return _Place(hf, f"{megatron}layers.{layer}.")
 
 
-def _layer_rows(family: MegatronRows, moe: bool) -> Rows:
+def _choose_rows(family: MegatronRows, moe: bool) -> Rows:
     return family.attention + (family.moe if moe else family.dense)
 
 
-def _mtp(family: MegatronRows, numbers: Numbers, number: int, prefix: str) -> Iterator[Binding]:
+def _spell_mtp(
+    family: MegatronRows, numbers: Numbers, number: int, prefix: str
+) -> Iterator[Binding]:
     """A layer for multi-token prediction: of the kind of the last layer, and never stacked."""
     hf = format_mtp_prefix(family, numbers, number)
     layer = f"{prefix}mtp.layers.{number}."
     yield from _spell(family.mtp, _Place(hf, layer), numbers)
-    rows = _layer_rows(family, numbers.layers - 1 in numbers.moe)
+    rows = _choose_rows(family, numbers.layers - 1 in numbers.moe)
     yield from _spell(rows, _Place(hf, f"{layer}transformer_layer."), numbers)
 
 
@@ -136,9 +138,9 @@ def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
     for row in rows:
         if row.when and row.when not in numbers.flags:
             continue
-        op = _op(row, numbers)
-        names = _braces(row.hf)
-        shapes = _shapes(row, len(names), numbers)
+        op = _make_op(row, numbers)
+        names = _expand(row.hf)
+        shapes = _read_shapes(row, len(names), numbers)
         if "{e}" not in row.hf:
             hf = tuple(place.hf + name for name in names)
             name = place.megatron + row.megatron
@@ -151,13 +153,13 @@ def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
             yield Binding(hf, target, (*place.index, expert), extent, op, row.dtype, shapes)
 
 
-def _shapes(row: Row, count: int, numbers: Numbers) -> tuple[tuple[int | None, ...], ...]:
+def _read_shapes(row: Row, count: int, numbers: Numbers) -> tuple[tuple[int | None, ...], ...]:
     """The shapes of ``count`` tensors; none where the row does not say."""
     said = [tuple(map(numbers.sizes.get, shape.split(","))) for shape in row.shape.split()]
     return tuple(said * count if len(said) == 1 else said)
 
 
-def _op(row: Row, numbers: Numbers) -> Op:
+def _make_op(row: Row, numbers: Numbers) -> Op:
     if row.op == "qkv":
         return QueryGroups(numbers.heads, numbers.groups, numbers.head_dim)
     if row.op == "stacked_qkv":
@@ -168,7 +170,7 @@ def _op(row: Row, numbers: Numbers) -> Op:
     return plain[row.op]
 
 
-def _braces(text: str) -> list[str]:
+def _expand(text: str) -> list[str]:
     """``a.{b,c}.d`` -> ``a.b.d``, ``a.c.d``; a brace without a comma stays."""
     matched = re.search(r"\{(\w+(?:,\w+)+)\}", text)
     if matched is None:

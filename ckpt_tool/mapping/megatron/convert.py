@@ -54,18 +54,18 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, ShardedTensor]:
     for binding in rules.bindings:
         grouped.setdefault(binding.name, []).append(binding)
         parts = [tensors[name] for name in binding.hf]
-        fault = binding.op.fault([part.shape for part in parts])
+        fault = binding.op.find_fault([part.shape for part in parts])
         if not fault and len({part.dtype for part in parts}) > 1:
             fault = f"of {' and '.join(part.dtype.name for part in parts)}; choose one with --dtype"
         if fault:
             faults.append(f"{', '.join(binding.hf)}: {fault}")
         else:
-            faults += _misshapen(binding, tensors)
+            faults += _find_misshapen(binding, tensors)
     if faults:
-        raise MappingError(f"{_tensors(faults)} not what config.json says", faults)
+        raise MappingError(f"{_count_tensors(faults)} not what config.json says", faults)
     stored = {name: _store(group, tensors, faults) for name, group in grouped.items()}
     if faults:
-        raise MappingError(f"{_tensors(faults)} impossible to put together", faults)
+        raise MappingError(f"{_count_tensors(faults)} impossible to put together", faults)
     return stored
 
 
@@ -81,16 +81,16 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
     slices: Slices = {}
     for binding in rules.bindings:
         try:
-            whole = _entry(binding, tensors, slices)
+            whole = _select_entry(binding, tensors, slices)
             result.update(zip(binding.hf, binding.op.split(whole), strict=True))
         except ValueError as error:
             faults.append(f"{binding.name} {list(tensors[binding.name].shape)}: {error}")
         else:
-            faults += [f"{binding.name}: {fault}" for fault in _misshapen(binding, result)]
+            faults += [f"{binding.name}: {fault}" for fault in _find_misshapen(binding, result)]
     if faults:
         faults = list(dict.fromkeys(faults))  # a stacked tensor has the same fault in every layer
         said = rules.config.folder / "config.json"
-        raise MappingError(f"{_tensors(faults)} not what {said} says", faults, hint=_OTHER)
+        raise MappingError(f"{_count_tensors(faults)} not what {said} says", faults, hint=_OTHER)
     return result
 
 
@@ -109,7 +109,7 @@ def _find_padding(tensors: Tensors, rules: Rules) -> dict[str, str]:
     return found
 
 
-def _misshapen(binding: Binding, tensors: Tensors) -> Iterator[str]:
+def _find_misshapen(binding: Binding, tensors: Tensors) -> Iterator[str]:
     """The tensors whose shape is not the config's, with both."""
     for name, expected in binding.expected():
         found = tensors[name].shape
@@ -140,7 +140,7 @@ def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -
     )
 
 
-def _tensors(faults: Sequence[str]) -> str:
+def _count_tensors(faults: Sequence[str]) -> str:
     return "1 tensor is" if len(faults) == 1 else f"{len(faults)} tensors are"
 
 
@@ -150,8 +150,8 @@ def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> Sha
     shapes, dtypes = [], set()
     for binding in group:
         joined = binding.op.join([tensors[name] for name in binding.hf])
-        blocks += _blocks(binding.index, joined)
-        shapes.append(_joined_shape(joined))
+        blocks += _place_blocks(binding.index, joined)
+        shapes.append(_join_shapes(joined))
         dtypes |= {tensor.dtype.name for tensor in joined}
         if shapes[-1] != shapes[0]:
             names = ", ".join(binding.hf)
@@ -163,7 +163,7 @@ def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> Sha
     return ShardedTensor(group[0].extent + shapes[0], tuple(blocks), sources)
 
 
-def _blocks(index: Shape, tensors: Sequence[LazyTensor]) -> Iterator[Block]:
+def _place_blocks(index: Shape, tensors: Sequence[LazyTensor]) -> Iterator[Block]:
     """Tensors, one after the other along dimension 0, at ``index`` of the leading axes."""
     at = 0
     for tensor in tensors:
@@ -172,12 +172,12 @@ def _blocks(index: Shape, tensors: Sequence[LazyTensor]) -> Iterator[Block]:
         at += tensor.shape[0] if tensor.shape else 0
 
 
-def _joined_shape(tensors: Sequence[LazyTensor]) -> Shape:
+def _join_shapes(tensors: Sequence[LazyTensor]) -> Shape:
     first = tensors[0].shape
     return (sum(tensor.shape[0] for tensor in tensors), *first[1:]) if first else ()
 
 
-def _entry(binding: Binding, tensors: Tensors, slices: Slices) -> LazyTensor:
+def _select_entry(binding: Binding, tensors: Tensors, slices: Slices) -> LazyTensor:
     """The entry of the leading axes; the last slice of an outer axis is kept, for its entries."""
     found = tensors[binding.name]
     if found.shape[: len(binding.extent)] != binding.extent:

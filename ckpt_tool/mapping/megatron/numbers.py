@@ -63,8 +63,8 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")
     experts = next((text.size(key) for key in _EXPERTS if text.values.get(key)), 0)
-    moe = _moe_layers(text.values, layers) if family.moe and experts else frozenset[int]()
-    vision = _Keys(_vision(config))
+    moe = _find_moe_layers(text.values, layers) if family.moe and experts else frozenset[int]()
+    vision = _Keys(_read_vision(config))
     return Numbers(
         layers=layers,
         heads=heads,
@@ -73,8 +73,8 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         experts=experts if moe else 0,
         moe=moe,
         mtp=text.size("num_nextn_predict_layers", 0) if family.mtp else 0,
-        sizes=_sizes(text, vision),
-        flags=_flags(family, text.values, tied=bool(config.tied)),
+        sizes=_read_sizes(text, vision),
+        flags=_find_flags(family, text.values, tied=bool(config.tied)),
         vocab_size=vocab,
         padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
         vision_layers=vision.size("depth") if family.vision else 0,
@@ -95,7 +95,7 @@ class _Keys:
         return found
 
 
-def _moe_layers(values: dict[str, Any], layers: int) -> frozenset[int]:
+def _find_moe_layers(values: dict[str, Any], layers: int) -> frozenset[int]:
     """Which layers have experts, by the keys of Qwen (step, list) and DeepSeek (first, every)."""
     keys = _Keys(values)
     step = keys.size("decoder_sparse_step", 1) or 1
@@ -111,14 +111,14 @@ def _moe_layers(values: dict[str, Any], layers: int) -> frozenset[int]:
     )
 
 
-def _vision(config: ModelConfig) -> dict[str, Any]:
+def _read_vision(config: ModelConfig) -> dict[str, Any]:
     found = config.raw.get("vision_config") or {}
     if not isinstance(found, dict):
         raise MappingError(f"config.json: vision_config is {found!r:.80}, expected an object")
     return found
 
 
-def _flags(family: MegatronRows, values: dict[str, Any], *, tied: bool) -> frozenset[str]:
+def _find_flags(family: MegatronRows, values: dict[str, Any], *, tied: bool) -> frozenset[str]:
     rank = bool(values.get("q_lora_rank"))
     found = {
         "untied": not tied,
@@ -134,7 +134,7 @@ def _flags(family: MegatronRows, values: dict[str, Any], *, tied: bool) -> froze
     return frozenset(flag for flag, holds in found.items() if holds)
 
 
-def _sizes(text: _Keys, vision: _Keys) -> dict[str, int]:
+def _read_sizes(text: _Keys, vision: _Keys) -> dict[str, int]:
     """Sizes of dimensions by the words that the tables use; only what the config says."""
     heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
     head = text.size("head_dim", hidden // max(heads, 1))

@@ -46,7 +46,7 @@ def make_rules(
     given = frozenset(names)
     _require_possible(config, numbers, len(given))
     if "score.weight" in given:
-        numbers = _with_value_head(numbers, "score.bias" in given)
+        numbers = _put_value_head(numbers, "score.bias" in given)
     prefixes = tuple(format_mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
     if prefixes and not any(name.startswith(prefixes) for name in given):
         warnings.append(
@@ -60,7 +60,7 @@ def make_rules(
             " be stacked",
             hint="Leave --layers out: this model is then written per layer.",
         )
-    return _rules(config, numbers, layout or choose_layout(family, numbers), warnings)
+    return _bind(config, numbers, layout or choose_layout(family, numbers), warnings)
 
 
 def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None:
@@ -91,22 +91,22 @@ def infer_rules(
         numbers = replace(numbers, mtp=0)
     head = tensors.get(f"{prefix}output_layer.weight")
     if head is not None and head.shape[:1] == (1,) and numbers.vocab_size > 1:
-        numbers = _with_value_head(numbers, f"{prefix}output_layer.bias" in tensors)
+        numbers = _put_value_head(numbers, f"{prefix}output_layer.bias" in tensors)
     elif head is not None or not (config.tied if tied is None else tied):
         numbers = replace(numbers, flags=numbers.flags | {"untied"})
     else:
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
     numbered = any(re.match(rf"{re.escape(prefix)}decoder\.layers\.\d+\.", key) for key in tensors)
-    return _rules(config, numbers, "per-layer" if numbered else "stacked", [])
+    return _bind(config, numbers, "per-layer" if numbered else "stacked", [])
 
 
-def _with_value_head(numbers: Numbers, bias: bool) -> Numbers:
+def _put_value_head(numbers: Numbers, bias: bool) -> Numbers:
     """A model with a score of one row in place of a language model's head."""
     flags = numbers.flags - {"untied"} | {"value"} | ({"value_bias"} if bias else set())
     return replace(numbers, flags=flags)
 
 
-def _rules(config: ModelConfig, numbers: Numbers, layout: str, warnings: list[str]) -> Rules:
+def _bind(config: ModelConfig, numbers: Numbers, layout: str, warnings: list[str]) -> Rules:
     family = require_rows(config)
     bindings = make_bindings(family, numbers, layout)
     return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)

@@ -82,7 +82,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
         "multi_latent_attention": "latent" in numbers.flags,
         "mtp_num_layers": numbers.mtp or None,
     }
-    return found | _rotary(text) | (_experts(rules) if numbers.experts else {})
+    return found | _make_rotary(text) | (_make_experts(rules) if numbers.experts else {})
 
 
 def describe_content(rules: Rules) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def describe_content(rules: Rules) -> dict[str, Any]:
     }
 
 
-def _rotary(text: dict[str, Any]) -> dict[str, Any]:
+def _make_rotary(text: dict[str, Any]) -> dict[str, Any]:
     rope = text.get("rope_parameters") or {}
     theta = rope.get("rope_theta") or text.get("rope_theta") or 10000
     share = rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0
@@ -104,7 +104,7 @@ def _rotary(text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _experts(rules: Rules) -> dict[str, Any]:
+def _make_experts(rules: Rules) -> dict[str, Any]:
     text, numbers = rules.config.text, rules.numbers
     shared = text.get("shared_expert_intermediate_size")
     if text.get("n_shared_experts"):
