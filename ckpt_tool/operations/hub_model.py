@@ -12,16 +12,11 @@ from dataclasses import dataclass, replace
 
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.config import ModelConfig, load_config
-from ckpt_tool.mapping.frameworks.nested import prefix_of, renamed, under
+from ckpt_tool.mapping.frameworks.nested import find_prefix, rename_tensors, strip_prefix
 from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtitan
+from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.mapping.hub.names import (
-    by_family,
-    refuse_adapters,
-    to_hub,
-    unknown_class,
-    with_architecture,
-)
+from ckpt_tool.mapping.hub.names import apply_family, to_hub
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
 from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
 from ckpt_tool.operations.megatron_model import take_megatron
@@ -96,15 +91,15 @@ def _finish(model: HubModel, heads: Heads) -> HubModel:
 def _take_memory(model: HubModel, request: Request) -> HubModel:
     """Names of a transformers model in memory; what is nested around them only where it is said."""
     names = request.options.names
-    tensors = under(model.tensors, names.start) if names.start else model.tensors
-    return _resolve(replace(model, tensors=renamed(tensors, names.rename)), request)
+    tensors = strip_prefix(model.tensors, names.start) if names.start else model.tensors
+    return _resolve(replace(model, tensors=rename_tensors(tensors, names.rename)), request)
 
 
 def _take_nested(model: HubModel, request: Request) -> HubModel:
     """The same, nested in dictionaries, or spelled as torchtitan does."""
     names, config = request.options.names, model.config
-    tensors = under(model.tensors, names.start or prefix_of(model.tensors))
-    tensors = renamed(tensors, names.rename)
+    tensors = strip_prefix(model.tensors, names.start or find_prefix(model.tensors))
+    tensors = rename_tensors(tensors, names.rename)
     if config is not None and is_torchtitan(tensors):
         tensors = from_torchtitan(tensors, config)
     return _resolve(replace(model, tensors=tensors), request)
@@ -115,17 +110,14 @@ def _resolve(model: HubModel, request: Request) -> HubModel:
     lora = request.options.lora
     if model.config is None and not lora.asked:
         return note_kept_adapters(model)
-    found = resolve_adapters(model, request.base, lora, request.place)
-    if found.config is not None:
-        refuse_adapters(found.tensors)
-    return found
+    return resolve_adapters(model, request.base, lora, request.place)
 
 
 def _take_hub(model: HubModel, request: Request) -> HubModel:
     """Names of the Hub, unless somebody saved a state dict as it was in memory."""
     if model.config is None:
         return model
-    return replace(model, tensors=by_family(model.tensors, model.config) or model.tensors)
+    return replace(model, tensors=apply_family(model.tensors, model.config) or model.tensors)
 
 
 # --- how it is named
@@ -133,8 +125,8 @@ def _complete_config(model: HubModel) -> HubModel:
     """Names are the Hub's already: the config names the class that they are of."""
     if model.config is None:
         return model
-    config = with_architecture(model.tensors, model.config)
-    return replace(model, config=config, warnings=(*model.warnings, *unknown_class(config)))
+    config = name_architecture(model.tensors, model.config)
+    return replace(model, config=config, warnings=(*model.warnings, *warn_of_unknown_class(config)))
 
 
 def _keep(model: HubModel) -> HubModel:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import ALONE, Team, is_first, jobs_of, joined
 from ckpt_tool.common.progress import NoProgress, Progress
-from ckpt_tool.mapping.casting import cast_all, main_dtype, require_dtype, target_dtype
+from ckpt_tool.mapping.casting import cast_all, choose_dtype, find_main_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.operations.hub_model import make_hub_model
@@ -204,9 +204,9 @@ def _require_replaced(target: Target | None, plan: ModelPlan) -> None:
 def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> ModelPlan:
     """The plan for a model by its names on the Hub: dtypes and files."""
     config = model.config
-    tensors = cast_all(model.tensors, target_dtype(options.dtype, config), config)
+    tensors = cast_all(model.tensors, choose_dtype(options.dtype, config), config)
     if config is not None:
-        config = config.with_dtype(main_dtype(tensors.values()))
+        config = config.with_dtype(find_main_dtype(tensors.values()))
     files = plan_files(tensors, parse_size(options.max_shard_size)) if tensors else []
     adapter = model.adapter
     if adapter is not None:

@@ -16,7 +16,7 @@ class NameOptions:
 
     ``prefix``: only those below it, which is cut off; empty: found. ``select``: only those whose
     name in the checkpoint matches one of these globs. ``rename``: ``OLD=NEW``, as
-    :func:`ckpt_tool.mapping.frameworks.nested.renamed` takes them, in order.
+    :func:`ckpt_tool.mapping.frameworks.nested.rename_tensors` takes them, in order.
     """
 
     prefix: str = ""

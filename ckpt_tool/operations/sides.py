@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import Team
-from ckpt_tool.mapping.casting import main_dtype
+from ckpt_tool.mapping.casting import find_main_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
-from ckpt_tool.mapping.hub.value_head import heads_as_in
+from ckpt_tool.mapping.hub.value_head import match_heads
 from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
 from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.lora.options import LoraOptions
@@ -200,14 +200,14 @@ def _meet(side: Side, other: Side) -> Side:
     if has_scales(model.tensors) and not has_scales(other.tensors):
         model = _dequantise(model, other, side.checkpoint.path)
     repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
-    tensors = heads_as_in(model.tensors | repeated, other.tensors)
+    tensors = match_heads(model.tensors | repeated, other.tensors)
     return replace(side, model=replace(model, tensors=tensors))
 
 
 def _dequantise(model: HubModel, other: Side, path: Path) -> HubModel:
     if model.config is None:
         return model
-    dtype = main_dtype(other.tensors.values()) or BFLOAT16
+    dtype = find_main_dtype(other.tensors.values()) or BFLOAT16
     said = f"{path}: fp8 weights are compared as {dtype}, with their scales applied"
     return replace(
         model,

@@ -16,8 +16,8 @@ from ckpt_tool.common.errors import (
 )
 from ckpt_tool.common.wording import human_bytes, plural
 from ckpt_tool.mapping.config import ModelConfig, load_config
-from ckpt_tool.mapping.frameworks.training import is_training_state, training_kind
-from ckpt_tool.mapping.lora.megatron import has_megatron_adapters, without_adapters
+from ckpt_tool.mapping.frameworks.training import find_training_kind, is_training_state
+from ckpt_tool.mapping.lora.megatron import drop_adapters, has_megatron_adapters
 from ckpt_tool.mapping.lora.resolve import holds_only_adapters
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.operations.options import ModelOptions, NameOptions
@@ -66,7 +66,7 @@ def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
 def lacks_model(checkpoint: Checkpoint) -> bool:
     """Whether there are adapters alone, peft's or Megatron's."""
     if has_megatron_adapters(checkpoint.entries):
-        return not without_adapters(checkpoint.entries)
+        return not drop_adapters(checkpoint.entries)
     return holds_only_adapters(checkpoint)
 
 
@@ -123,7 +123,7 @@ def describe_left_out(checkpoint: Checkpoint) -> dict[str, str]:
     kinds: dict[tuple[str, str], list[int]] = {}
     for name, entry in checkpoint.left_out.items():
         if is_training_state(name):
-            kind = (training_kind(name), "state of training")
+            kind = (find_training_kind(name), "state of training")
         else:
             kind = (name.split(".", maxsplit=1)[0], "not selected")
         kinds.setdefault(kind, []).append(entry.nbytes)

@@ -12,15 +12,16 @@ from pathlib import Path
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import ALONE, Team, jobs_of, joined
 from ckpt_tool.common.progress import NoProgress, Progress
-from ckpt_tool.mapping.casting import cast_all, require_dtype, target_dtype
+from ckpt_tool.mapping.casting import cast_all, choose_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
-from ckpt_tool.mapping.hub.names import by_family, refuse_adapters
+from ckpt_tool.mapping.hub.names import apply_family
 from ckpt_tool.mapping.hub.value_head import refuse_value_head
+from ckpt_tool.mapping.lora.names import refuse_adapters
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS as LAYERS
 from ckpt_tool.mapping.megatron.convert import to_megatron
-from ckpt_tool.mapping.megatron.extra_state import extra_states
-from ckpt_tool.mapping.megatron.numbers import family_of, numbers_of
-from ckpt_tool.mapping.megatron.rules import Rules, rules_for
+from ckpt_tool.mapping.megatron.extra_state import list_extra_states
+from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
+from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.mapping.quantised import dequantised, is_quantised
 from ckpt_tool.operations.options import ToMcoreOptions
 from ckpt_tool.operations.tied_head import find_tied_head
@@ -62,7 +63,7 @@ def plan_to_mcore(model: str | Path, options: ToMcoreOptions | None = None) -> M
     _require_choices(options)
     checkpoint = _open(model)
     config = load_config(Path(options.config or checkpoint.side_files or _no_config(checkpoint)))
-    family_of(config)
+    require_rows(config)
     refuse_adapters(checkpoint.entries)
     refuse_value_head(checkpoint.entries)
     dropped: dict[str, str] = {}
@@ -71,12 +72,12 @@ def plan_to_mcore(model: str | Path, options: ToMcoreOptions | None = None) -> M
     for name in [name for name in tensors if _COMPUTED.search(name)]:
         dropped[name] = "computed from the config"
         tensors.pop(name)
-    rules = rules_for(config, tensors, _layers(config, options), options.vocab_multiple)
+    rules = make_rules(config, tensors, _layers(config, options), options.vocab_multiple)
     _drop_repeats(rules, tensors, dropped, jobs_of(options.jobs))
     _require_floats(tensors)
     tensors = _with_fixed_dtypes(rules, tensors)
     sharded = to_megatron(tensors, rules)
-    objects = extra_states(rules.bindings)
+    objects = list_extra_states(rules.bindings)
     prefix = "release/" if options.layout == "megatron-lm" else ""
     return McorePlan(
         checkpoint=checkpoint,
@@ -95,7 +96,7 @@ def _layers(config: ModelConfig, options: ToMcoreOptions) -> str:
     Megatron-LM's loader is told that layers have keys of their own, and then asks for those, be
     the run's ``--moe-layer-freq`` a number or a list; of a model with experts it could not know.
     """
-    if not options.layers and options.layout == "megatron-lm" and numbers_of(config).experts:
+    if not options.layers and options.layout == "megatron-lm" and read_numbers(config).experts:
         return "per-layer"
     return options.layers
 
@@ -133,10 +134,10 @@ def _plain(
 ) -> dict[str, LazyTensor]:
     """The tensors by their names on the Hub, in the dtype that is written, fp8 scales applied."""
     tensors = dict(checkpoint)
-    target = target_dtype(options.dtype, config)
+    target = choose_dtype(options.dtype, config)
     if is_quantised(tensors):
         tensors = dequantised(tensors, config, _wide_dtype(options.dtype, target))
-    tensors = by_family(tensors, config) or tensors
+    tensors = apply_family(tensors, config) or tensors
     return cast_all(tensors, target, config)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.megatron.convert import from_megatron
 from ckpt_tool.mapping.megatron.rules import Rules
-from ckpt_tool.mapping.megatron.training_args import content_metadata, megatron_args
+from ckpt_tool.mapping.megatron.training_args import describe_content, make_args
 from ckpt_tool.plans.checks.transformers import LoadCheck
 from ckpt_tool.plans.output import WriteOptions, WriteResult, json_bytes
 from ckpt_tool.plans.plan import MANIFEST_NAME, Casts, count_casts, fingerprint, manifest
@@ -126,11 +126,11 @@ def _common_state(rules: Rules) -> dict[str, Any]:
     from; some of its releases read ``iteration`` all the same.
     """
     return {
-        "args": Instance(Name("argparse", "Namespace"), megatron_args(rules)),
+        "args": Instance(Name("argparse", "Namespace"), make_args(rules)),
         "checkpoint_version": 3.0,
         "iteration": 1,
         "num_floating_point_operations_so_far": 0,
-        "content_metadata": content_metadata(rules),
+        "content_metadata": describe_content(rules),
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.megatron.rules import Rules, rules_for
+from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.tensors.geometry import check_coverage
 from ckpt_tool.tensors.tiled import ShardedTensor
 
@@ -84,7 +84,7 @@ CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
 
 def rules_of(family: str, layout: str = "", vocab_multiple: int = 1, **changes) -> Rules:
     config = config_of(family, **changes)
-    return rules_for(config, hub_shapes(family, **changes), layout, vocab_multiple)
+    return make_rules(config, hub_shapes(family, **changes), layout, vocab_multiple)
 
 
 def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:

@@ -34,13 +34,13 @@ _BARE = ("embed_tokens", "word_embeddings", "wte")
 _SHOWN = 8
 
 
-def prefix_of(names: Iterable[str]) -> str:
+def find_prefix(names: Iterable[str]) -> str:
     """What is nested around the names of a model, with its last dot; empty where nothing is known.
 
     UsageError where there are several models to choose from.
     """
     listed = [name for name in names if name.endswith(".weight")]
-    found = _prefixes(listed, _EMBEDDINGS) or _prefixes(listed, _BARE)
+    found = _find_prefixes(listed, _EMBEDDINGS) or _find_prefixes(listed, _BARE)
     if len(found) > 1:
         raise UsageError(
             "several models in one checkpoint: under "
@@ -50,7 +50,7 @@ def prefix_of(names: Iterable[str]) -> str:
     return next(iter(found), "")
 
 
-def _prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:
+def _find_prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:
     found = set()
     for name in names:
         for embedding in embeddings:
@@ -64,7 +64,7 @@ def _prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:
     return found
 
 
-def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+def strip_prefix(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     """The tensors by their names below ``prefix``; MappingError lists those that are not there."""
     others = [name for name in tensors if not name.startswith(prefix)]
     if others:
@@ -76,7 +76,7 @@ def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def renamed(tensors: Mapping[str, T], renames: Sequence[str]) -> dict[str, T]:
+def rename_tensors(tensors: Mapping[str, T], renames: Sequence[str]) -> dict[str, T]:
     """The tensors by new names, each ``OLD=NEW`` of ``renames`` applied in turn.
 
     OLD is one or more whole parts of a name between dots, anywhere in it (at its beginning with a
@@ -118,9 +118,7 @@ def _apply(rename: str, name: str) -> str:
     matched = re.search(f"{begin}{pattern}(?![^.])", name)
     if matched is None:
         return name
-    pieces = new.strip(".").split("*")
-    filled = "".join(
-        text for pair in zip(pieces, (*matched.groups(), ""), strict=False) for text in pair
-    )
-    joined = f"{name[: matched.start()]}{filled if len(pieces) > 1 else pieces[0]}"
-    return f"{joined}{name[matched.end() :]}".replace("..", ".").strip(".")
+    stars = iter(matched.groups())
+    filled = re.sub(r"\*", lambda _: next(stars), new.strip("."))
+    joined = f"{name[: matched.start()]}{filled}{name[matched.end() :]}"
+    return joined.replace("..", ".").strip(".")

@@ -17,14 +17,11 @@ from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.families.table import ARCHITECTURES
+from ckpt_tool.mapping.hub.architecture import find_architecture, find_classifier, set_labels
 from ckpt_tool.mapping.hub.form import HubModel, Tensors, View
-from ckpt_tool.mapping.hub.names import unwrapped, with_labels
-from ckpt_tool.mapping.hub.transformers_tables import (
-    architecture_of,
-    classifier_of,
-    meta_model,
-)
+from ckpt_tool.mapping.hub.library import find_unknown
+from ckpt_tool.mapping.hub.names import unwrap_names
+from ckpt_tool.mapping.hub.transformers_tables import build_known
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: What trl nests a model in, and its head beside that: together they are the model.
@@ -59,12 +56,12 @@ def take_value_head(model: HubModel, wanted: bool | None = None) -> HubModel:
     """
     if model.config is None:
         return model
-    plain = unwrapped(model.tensors)
+    plain = unwrap_names(model.tensors)
     head = {name: tensor for name, tensor in plain.items() if name.startswith(HEAD)}
     base = {name: tensor for name, tensor in plain.items() if name not in head}
     wrapped = any(name.startswith(BASE) for name in base)
     if wrapped:
-        base = _without_prefix(base)
+        base = _strip_prefix(base)
     _refuse_other_heads(base)
     if not head and not wrapped:
         return model
@@ -77,7 +74,7 @@ def take_value_head(model: HubModel, wanted: bool | None = None) -> HubModel:
         )
     if head:
         _require_head(head, model.config)
-    return replace(model, tensors=base, head=head, config=_of_language_model(model.config))
+    return replace(model, tensors=base, head=head, config=_name_language_model(model.config))
 
 
 def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
@@ -90,8 +87,8 @@ def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
         gone = dict.fromkeys(model.head, "trl's value head, left out by --no-value-model")
         return replace(model, head={}, dropped=model.dropped | gone)
     if model.head:
-        return _with_head(model, model.head)
-    rows = _rows_of_score(model.tensors)
+        return _add_head(model, model.head)
+    rows = _count_score_rows(model.tensors)
     if wanted and rows != 1:
         _refuse_without_head(rows)
     if wanted is False and rows == 1:
@@ -103,7 +100,7 @@ def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
     return model
 
 
-def heads_as_in(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Tensors:
+def match_heads(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Tensors:
     """The tensors, trl's head under those of its names that ``others`` have.
 
     What is a copy of one head is not compared with nothing.
@@ -121,7 +118,7 @@ def heads_as_in(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Ten
     return found
 
 
-def _without_prefix(base: Tensors) -> Tensors:
+def _strip_prefix(base: Tensors) -> Tensors:
     others = [name for name in base if not name.startswith(BASE)]
     if others:
         raise MappingError(
@@ -168,15 +165,15 @@ def _require_head(head: Tensors, config: ModelConfig) -> None:
         )
 
 
-def _of_language_model(config: ModelConfig) -> ModelConfig:
+def _name_language_model(config: ModelConfig) -> ModelConfig:
     """The config naming a language model, which is what trl wraps, where it named a classifier."""
     if not config.architecture.endswith("Classification"):
         return config
-    named = ARCHITECTURES.get(config.model_type) or architecture_of(config)
+    named = find_architecture(config)
     return config.with_changes(architectures=[named]) if named else config
 
 
-def _rows_of_score(tensors: Mapping[str, LazyTensor]) -> int:
+def _count_score_rows(tensors: Mapping[str, LazyTensor]) -> int:
     """Labels of a classifier's head in place of a language model's; 0 where there is none."""
     score = tensors.get("score.weight")
     if score is None or "lm_head.weight" in tensors:
@@ -195,13 +192,13 @@ def _refuse_without_head(rows: int) -> None:
     )
 
 
-def _with_head(model: HubModel, head: Tensors) -> HubModel:
+def _add_head(model: HubModel, head: Tensors) -> HubModel:
     """The language model with the head, first so that one file has it, and the classifier's."""
     language = model.config
     if language is None:
         return model
     outputs = {name for name in model.tensors if name.split(".")[0] in _OUTPUTS}
-    found = _classifier(language, head)
+    found = _find_classifier_head(language, head)
     if found is None:
         view = View(language, frozenset(head))
         kept = replace(language, float32_names=language.float32_names | set(head))
@@ -224,21 +221,25 @@ def _with_head(model: HubModel, head: Tensors) -> HubModel:
     return replace(model, tensors=head | copy | model.tensors, config=config, views=views)
 
 
-def _classifier(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] | None:
+def _find_classifier_head(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] | None:
     """The module of the head in the family's token classifier, and the config that names it.
 
     None unless this class is the language model with another head, of the shape of trl's.
+    MappingError where transformers knows the class and cannot build it.
     """
-    named = classifier_of(config, "Token")
-    if not named:
+    named = find_classifier(config, "Token")
+    if not named or find_unknown(config):
         return None
-    labelled = with_labels(config, 1).with_changes(architectures=[named])
-    try:
-        before, after = (meta_model(each).state_dict() for each in (config, labelled))
-    except Exception:  # whatever building a model raises: nothing is known of the class
-        return None
-    added = {name: tuple(after[name].shape) for name in after.keys() - before.keys()}
+    labelled = set_labels(config, 1).with_changes(architectures=[named])
+    before, after = (_list_shapes(each) for each in (config, labelled))
+    added = {name: shape for name, shape in after.items() if name not in before}
     module = min(added, default="").partition(".")[0]
     wanted = {name.replace(_LINEAR, module, 1): tensor.shape for name, tensor in head.items()}
-    removed = {name.rpartition(".")[0] for name in before.keys() - after.keys()}
+    removed = {name.rpartition(".")[0] for name in before if name not in after}
     return (module, labelled) if added == wanted and removed <= _OUTPUTS else None
+
+
+def _list_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of all that the model of ``config`` has in memory."""
+    state = build_known(config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

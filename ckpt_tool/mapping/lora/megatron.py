@@ -33,12 +33,12 @@ def has_megatron_adapters(names: Iterable[str]) -> bool:
     return any(".adapter." in name for name in names)
 
 
-def without_adapters(tensors: Mapping[str, T]) -> dict[str, T]:
+def drop_adapters(tensors: Mapping[str, T]) -> dict[str, T]:
     """What is not of adapters; nothing where these were saved alone."""
     return {name: tensor for name, tensor in tensors.items() if not has_megatron_adapters([name])}
 
 
-def fused_megatron(
+def fuse_megatron(
     tensors: Mapping[str, LazyTensor], settings: Settings
 ) -> tuple[Tensors, list[int]]:
     """The tensors without adapters, their updates made; the rank of each updated matrix.
@@ -46,7 +46,7 @@ def fused_megatron(
     MappingError lists adapters of other kinds (canonical LoRA, DoRA), without a weight, or whose
     shapes do not fit it.
     """
-    plain = without_adapters(tensors)
+    plain = drop_adapters(tensors)
     modules: dict[str, Tensors] = {}
     faults = []
     for name in tensors.keys() - plain.keys():
@@ -84,16 +84,18 @@ def _update(
             f"adapters of shapes {list(right.shape)} and {list(left.shape)} for a weight of shape"
             f" {list(weight.shape)}"
         )
-    return _each(weight, left, right, settings.scale(module, left.shape[-1]))
+    return _update_each(weight, left, right, settings.scale(module, left.shape[-1]))
 
 
-def _each(weight: LazyTensor, left: LazyTensor, right: LazyTensor, scale: float) -> LazyTensor:
+def _update_each(
+    weight: LazyTensor, left: LazyTensor, right: LazyTensor, scale: float
+) -> LazyTensor:
     """The update of each matrix in a stack of any depth."""
     if len(weight.shape) <= 2:
         return updated(weight, left, right, scale)
     return stack(
         [
-            _each(weight.select(0, n), left.select(0, n), right.select(0, n), scale)
+            _update_each(weight.select(0, n), left.select(0, n), right.select(0, n), scale)
             for n in range(weight.shape[0])
         ]
     )
@@ -106,15 +108,15 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
     right one: query, key and value share the A of what they were cut from. MappingError where the
     model's modules are not called on the Hub as in memory.
     """
-    found = {name: parts for name, tensor in model.items() if (parts := _updated_parts(tensor))}
+    found = {name: parts for name, tensor in model.items() if (parts := _find_updated(tensor))}
     faults = [name for name in found if ".experts." in name]
     faults += [name for name in found if "vision_config" in config.raw]
     modules = {}
     for name, parts in found.items():
         matrix = parts[0].region.computed
         assert matrix is not None
-        whole_rows = {chunk.region.strides for chunk in parts} == {(matrix.columns, 1)}
-        if not whole_rows or any(chunk.region.computed is not matrix for chunk in parts):
+        strides = (matrix.columns, 1)  # whole rows of one matrix
+        if any(c.region.strides != strides or c.region.computed is not matrix for c in parts):
             faults.append(name)
             continue
         size = matrix.columns * matrix.dtype.itemsize
@@ -130,5 +132,5 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
     return Adapters({}, modules, {})
 
 
-def _updated_parts(tensor: LazyTensor) -> list[Chunk]:
+def _find_updated(tensor: LazyTensor) -> list[Chunk]:
     return [chunk for chunk in tensor.chunks if chunk.region.computed is not None]

@@ -15,7 +15,12 @@ from ckpt_tool.common.wording import plural
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.names import rename_for_hub
-from ckpt_tool.mapping.lora.fuse import fused, peft_config, peft_tensors, rank_faults
+from ckpt_tool.mapping.lora.fuse import (
+    find_rank_faults,
+    fuse_adapters,
+    make_peft_config,
+    name_for_peft,
+)
 from ckpt_tool.mapping.lora.names import Adapters, has_adapters, take_apart
 from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote, LoraOptions
 from ckpt_tool.mapping.lora.settings import Settings, read_settings
@@ -96,8 +101,8 @@ def make_adapter_files(
     """What peft is given, in ``folder`` below OUT (None: where a model's adapters lie)."""
     named = config.architecture if config is not None else ""
     task = next((task for end, task in _TASKS.items() if named.endswith(end)), None)
-    made = peft_config(adapters, settings, _family_of(config), task)
-    return AdapterFiles(ADAPTER_FOLDER if folder is None else folder, peft_tensors(adapters), made)
+    made = make_peft_config(adapters, settings, _family_of(config), task)
+    return AdapterFiles(ADAPTER_FOLDER if folder is None else folder, name_for_peft(adapters), made)
 
 
 def _resolve_alone(
@@ -132,7 +137,7 @@ def _apply(
         _require_ranks(adapters, settings)
     else:
         _refuse_tied(replace(adapters, base=model.tensors), model.config)
-        tensors = fused(model.tensors, named, settings, _family_of(model.config))
+        tensors = fuse_adapters(model.tensors, named, settings, _family_of(model.config))
         model = replace(model, tensors=tensors, dropped=model.dropped | _list_replaced(adapters))
     if mode == "fuse":
         return replace(model, lora=note)
@@ -161,7 +166,7 @@ def _rename(adapters: Adapters, config: ModelConfig) -> Adapters:
 
 
 def _require_ranks(adapters: Adapters, settings: Settings) -> None:
-    faults = list(rank_faults(adapters, settings))
+    faults = list(find_rank_faults(adapters, settings))
     if faults:
         raise MappingError(f"{plural(len(faults), 'problem')} in the LoRA adapters", faults)
 

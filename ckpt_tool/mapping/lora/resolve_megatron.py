@@ -16,17 +16,16 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.lora.megatron import (
-    fused_megatron,
+    drop_adapters,
+    fuse_megatron,
     has_megatron_adapters,
     split_off,
-    without_adapters,
 )
 from ckpt_tool.mapping.lora.options import LoraNote, LoraOptions
 from ckpt_tool.mapping.lora.resolve import Place, make_adapter_files, refuse_base, refuse_options
 from ckpt_tool.mapping.lora.settings import read_settings
-from ckpt_tool.mapping.megatron.convert import to_megatron
-from ckpt_tool.mapping.megatron.model import model_of
-from ckpt_tool.mapping.megatron.rules import rules_for
+from ckpt_tool.mapping.megatron.convert import restore_model, to_megatron
+from ckpt_tool.mapping.megatron.rules import make_rules
 from ckpt_tool.tensors.lazy import LazyTensor
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
@@ -42,23 +41,23 @@ def resolve_megatron(
     """The model, whose names are Megatron's, by those on the Hub, its adapters as asked for.
 
     Adapters that were saved alone are fused into ``base``, which has the same config. ``tied`` as
-    in :func:`~ckpt_tool.mapping.megatron.rules.rules_of`. Raises what finding the model and
+    in :func:`~ckpt_tool.mapping.megatron.rules.infer_rules`. Raises what finding the model and
     :func:`~ckpt_tool.mapping.lora.resolve.resolve_adapters` do.
     """
     tensors, config = model.tensors, model.config
     assert config is not None, "what Megatron's tensors are is said by a config"
     if not has_megatron_adapters(tensors):
         refuse_options(place.path, options)
-        return model_of(tensors, config, tied=tied)
-    plain = without_adapters(tensors)
+        return restore_model(tensors, config, tied=tied)
+    plain = drop_adapters(tensors)
     _refuse(place.path, options, alone=not plain)
     settings = read_settings(place.folders, options.alpha)
     given = tensors
     if base is not None:
         _require_all_layers(place.path, tensors, config)
         given = tensors | _bring_into_megatron(base, config, tensors)
-    updated, ranks = fused_megatron(given, settings)
-    found = model_of(updated, config, tied=tied)
+    updated, ranks = fuse_megatron(given, settings)
+    found = restore_model(updated, config, tied=tied)
     mode = options.mode or "fuse"
     rank = Counter(ranks).most_common(1)[0][0]
     note = LoraNote(mode, len(ranks), rank, settings.alpha, settings.source)
@@ -66,7 +65,7 @@ def resolve_megatron(
         return replace(found, lora=note)
     adapters = split_off(found.tensors, config)
     if mode == "split":
-        found = model_of(without_adapters(given), config, tied=tied)
+        found = restore_model(drop_adapters(given), config, tied=tied)
         adapters = replace(adapters, base=found.tensors)
     folder = None if plain or mode == "both" else ""
     files = make_adapter_files(folder, adapters, settings, config)
@@ -110,5 +109,5 @@ def _bring_into_megatron(
 ) -> Tensors:
     """The base by Megatron's names, its layers stacked as those of the adapters are."""
     layout = "per-layer" if any(map(_LAYER.match, adapters)) else "stacked"
-    stored = to_megatron(base.tensors, rules_for(config, base.tensors, layout))
+    stored = to_megatron(base.tensors, make_rules(config, base.tensors, layout))
     return {name: tiled.tensor() for name, tiled in stored.items()}

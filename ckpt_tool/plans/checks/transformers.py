@@ -14,8 +14,10 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.families.hub_rules import TransposeExperts
 from ckpt_tool.mapping.hub.form import View
-from ckpt_tool.mapping.hub.transformers_tables import keep_prefixes, meta_model
+from ckpt_tool.mapping.hub.library import describe_error, quieten
+from ckpt_tool.mapping.hub.transformers_tables import build_on_meta, keep_prefixes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -55,23 +57,34 @@ def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
     MappingError lists every missing, unexpected and mismatched tensor; UsageError where
     transformers cannot build the model at all.
     """
-    import transformers
-
+    library = _name_library()
     try:
-        model = meta_model(config)
+        model = build_on_meta(config)
     except Exception as error:  # whatever building a model raises
         raise UsageError(
-            f"--check-load: transformers {transformers.__version__} cannot build"
-            f" {config.architecture or config.model_type}: {error}",
+            f"--check-load: {library} cannot build {config.architecture or config.model_type}:"
+            f" {error}",
             hint="Leave --check-load out, or install a transformers that knows the model.",
         ) from error
     ours = _prediction_prefixes(config)
     known = {name: shape for name, shape in planned.items() if not name.startswith(ours)}
-    faults = _compare(_wanted(model, config), known) or _loader_faults(model, known)
+    with quieten():
+        faults = _compare(_wanted(model, config), known) or _loader_faults(model, known)
     if faults:
         raise MappingError(f"--check-load: this is not what {type(model).__name__} loads", faults)
-    library = f"transformers {transformers.__version__}"
     return LoadCheck(type(model).__name__, len(known), library, len(planned) - len(known))
+
+
+def _name_library() -> str:
+    """The installed transformers; UsageError where it cannot be imported."""
+    try:
+        import transformers
+    except Exception as error:  # a broken installation raises whatever it likes
+        raise UsageError(
+            f"--check-load: transformers cannot be imported: {describe_error(error)}",
+            hint="Leave --check-load out, or mend the installation.",
+        ) from error
+    return f"transformers {transformers.__version__}"
 
 
 def _prediction_prefixes(config: ModelConfig) -> tuple[str, ...]:
@@ -96,12 +109,17 @@ def _wanted(model: Any, config: ModelConfig) -> Shapes | None:
     shapes = {
         name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()
     }
-    if config.model_type == "qwen3_vl_moe":
-        # transformers 5 loads the Hub's transposed experts but would save them otherwise.
-        for name, shape in shapes.items():
-            if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
-                shapes[name] = (shape[0], shape[2], shape[1])
+    for rule in config.family.hub or ():
+        if isinstance(rule, TransposeExperts):
+            shapes |= _transpose(shapes, rule)
     return shapes
+
+
+def _transpose(shapes: Shapes, rule: TransposeExperts) -> Shapes:
+    """Fused experts as they are on the Hub: transformers 5 loads them, but saves them otherwise."""
+    ends = (f".{rule.path}.gate_up_proj", f".{rule.path}.down_proj")
+    fused = {name: shape for name, shape in shapes.items() if name.endswith(ends)}
+    return {name: (shape[0], shape[2], shape[1]) for name, shape in fused.items()}
 
 
 def _compare(wanted: Shapes | None, planned: Shapes) -> list[str]:
@@ -120,9 +138,7 @@ def _compare(wanted: Shapes | None, planned: Shapes) -> list[str]:
 def _loader_faults(model: Any, planned: Shapes) -> list[str]:
     """What ``from_pretrained`` itself says of these names and shapes."""
     import torch
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     state = {name: torch.empty(shape, device="meta") for name, shape in planned.items()}
     try:
         _, report = type(model).from_pretrained(

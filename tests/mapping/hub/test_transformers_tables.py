@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.mapping.families.table import FAMILIES
+from ckpt_tool.mapping.families.table import find_family
 from ckpt_tool.mapping.hub.form import HubModel
 from tests.support.backed import same
 from tests.support.saved import (
@@ -58,7 +58,7 @@ def assert_kept(form: HubModel, checkpoint, reason: str) -> None:
 
 @pytest.mark.parametrize("family", TEXT)
 def test_names_shapes_and_values_are_those_of_save_pretrained(family, saved):
-    assert family not in FAMILIES
+    assert find_family(family).hub is None
     model = saved(family)
     form = to_hub(model.memory, model.config)
     assert model.memory.keys() != model.hub.keys()
@@ -130,12 +130,20 @@ def test_unknown_class_of_a_known_family_keeps_its_names(saved, tmp_path):
     assert_kept(form, model.memory, "MyPhimoeForCausalLM")
 
 
-def test_tensors_that_are_not_the_models_keep_their_names(saved, tmp_path):
+@pytest.mark.parametrize("names", ["in memory", "on the Hub"])
+def test_tensors_that_are_not_the_models_are_refused_by_name(names, saved, tmp_path):
     model = saved("phimoe")
-    tensors = {name: tensor.read() for name, tensor in model.memory.items()}
-    tensors.pop("model.norm.weight")
+    tensors = dict(model.hub)
+    if names == "in memory":
+        tensors = {name: tensor.read() for name, tensor in model.memory.items()}
+    tensors["model.extra.weight"] = tensors.pop("model.norm.weight")
     checkpoint = write_tensors(tmp_path / "x.safetensors", tensors)
-    assert_kept(to_hub(checkpoint, model.config), checkpoint, "not the model's")
+    with pytest.raises(MappingError, match="not the tensors of PhimoeForCausalLM") as refused:
+        to_hub(checkpoint, model.config)
+    faults = refused.value.names
+    assert {"missing: model.norm.weight", "unexpected: model.extra.weight"} <= set(faults)
+    assert (len(faults) == 2) is (names == "on the Hub")
+    assert "--config none" in refused.value.hint
 
 
 def with_remote_code(folder: Path, raw: dict):

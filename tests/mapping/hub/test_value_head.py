@@ -3,9 +3,9 @@
 import pytest
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.mapping.hub.names import unknown_class, with_architecture
-from ckpt_tool.mapping.hub.value_head import heads_as_in, refuse_value_head, take_value_head
+from ckpt_tool.mapping.hub.value_head import match_heads, refuse_value_head, take_value_head
 from tests.support.merging import TINY
 from tests.support.saved import write_config, write_shapes
 
@@ -114,7 +114,7 @@ def test_megatron_takes_no_two_heads():
 )
 def test_a_head_has_the_names_it_has_on_the_other_side(tmp_path, others, expected):
     tensors = write_shapes(tmp_path / "x.safetensors", NORM | HEAD)
-    assert heads_as_in(tensors, others).keys() == NORM.keys() | expected
+    assert match_heads(tensors, others).keys() == NORM.keys() | expected
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_classifiers_have_transformers_class_or_a_warning(
 ):
     shapes = NORM | {name: (1, 8) if "weight" in name else (1,) for name in score}
     tensors = write_shapes(tmp_path / "x.safetensors", shapes)
-    config = with_architecture(tensors, write_config(tmp_path, model_type=model_type))
+    config = name_architecture(tensors, write_config(tmp_path, model_type=model_type))
     assert config.architecture == named
     assert list(config.changes["id2label"]) == ["0"]
-    warnings = unknown_class(config)
+    warnings = warn_of_unknown_class(config)
     assert [named in said for said in warnings] == ([] if known else [True])

@@ -117,7 +117,7 @@ def _experts(config: ModelConfig, numbers: Numbers) -> dict[str, Any]:
         values["moe_router_enable_expert_bias"] = True
     if "shared_experts" in numbers.flags:
         values["moe_shared_expert_intermediate_size"] = width * text["n_shared_experts"]
-    if config.model_type == "qwen2_moe":
+    if "shared_gate" in numbers.flags:
         values["moe_shared_expert_intermediate_size"] = text["shared_expert_intermediate_size"]
         values["moe_shared_expert_gate"] = True
     return values

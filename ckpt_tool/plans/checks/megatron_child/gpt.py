@@ -66,7 +66,7 @@ def _modules(request: Request) -> dict[str, Any]:
 
 def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
     spec = _block_spec(config)
-    if request.config.model_type == "qwen2_moe":
+    if "shared_gate" in request.numbers.flags:
         _gate_shared_experts(spec)
     prediction = {}
     if request.numbers.mtp:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.mapping.megatron.keys import engine_names, is_megatron, spelled
-from ckpt_tool.mapping.megatron.model import model_of
+from ckpt_tool.mapping.megatron.convert import restore_model
+from ckpt_tool.mapping.megatron.keys import is_megatron, name_engine_keys, unify_keys
 from tests.mapping.megatron.test_convert import converted, stored
 from tests.support.megatron_models import CASES, config_of, hub_tensors, rules_of
 from tests.support.saved import assert_equal
@@ -33,14 +33,14 @@ def test_the_rules_are_found_from_the_tensors(family, layout, changes, tmp_path)
     rules = rules_of(family, layout, 8, **changes)
     there = converted(tmp_path, tensors, rules)
     config = config_of(family, **changes)
-    model = model_of(stored(tmp_path, there, "mcore"), config)
+    model = restore_model(stored(tmp_path, there, "mcore"), config)
     assert_equal(model.tensors, tensors)
     assert model.dropped
     assert all(why.startswith("5 rows of padding") for why in model.dropped.values())
     repeated = {name: tensors[repeat.of] for repeat in rules.repeats for name in (repeat.hf,)}
     assert_equal(model.repeats, repeated)
     other = {locally(name): tensor for name, tensor in there.items()}
-    assert_equal(model_of(stored(tmp_path, other, "local"), config).tensors, tensors)
+    assert_equal(restore_model(stored(tmp_path, other, "local"), config).tensors, tensors)
 
 
 def test_only_families_whose_files_have_copies_get_them():
@@ -68,20 +68,20 @@ def test_experts_gate_and_up_of_their_own(tmp_path):
             alone[name] = tensor
     saved = {name: tensor.clone() for name, tensor in alone.items()}
     assert_equal(
-        model_of(stored(tmp_path, saved, "alone"), config_of("qwen3_moe")).tensors, tensors
+        restore_model(stored(tmp_path, saved, "alone"), config_of("qwen3_moe")).tensors, tensors
     )
 
 
 def test_two_keys_that_mean_one_are_refused(tmp_path):
     names = ("decoder.final_layernorm.weight", "module.decoder.final_layernorm.weight")
     with pytest.raises(MappingError, match="1 tensors have a key") as refused:
-        spelled(stored(tmp_path, {name: torch.ones(2) for name in names}))
+        unify_keys(stored(tmp_path, {name: torch.ones(2) for name in names}))
     assert refused.value.names == (f"{names[1]}: also {names[0]}",)
 
 
 def test_a_vision_tower_keeps_its_name_and_its_language_model_too():
     names = ["vision_model.decoder.layers.0.input_layernorm.weight", "language_model.mtp.x"]
-    found = engine_names(names)
+    found = name_engine_keys(names)
     assert found[names[0]] == (
         "vision_model.decoder.layers.0.self_attention.linear_qkv.layer_norm_weight"
     )
