@@ -24,7 +24,8 @@ from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.request import Heads, Request
 from ckpt_tool.operations.source import Source, describe_left_out, holds_megatron
 from ckpt_tool.operations.tied_head import settle_tied_head
-from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.readers import find_format
+from ckpt_tool.readers.base import Checkpoint, Names
 
 
 @dataclass(frozen=True)
@@ -133,20 +134,16 @@ def _keep(model: HubModel) -> HubModel:
     return model
 
 
-_MEMORY = Way(_take_memory, to_hub)
-_MEGATRON = Way(take_megatron, _complete_config)
-
-#: By format. A folder of torch.distributed.checkpoint may be Megatron's: its names tell.
-WAYS = {
-    "fsdp": _MEMORY,
-    "fsdp-rank": _MEMORY,
-    "torch": _MEMORY,
-    "dcp": Way(_take_nested, to_hub),
-    "torch_dist": _MEGATRON,
-    "megatron-ranks": _MEGATRON,
-    "huggingface": Way(_take_hub, _keep),
+#: By whose names a format has, as its row of :data:`ckpt_tool.readers.FORMATS` says.
+WAYS: dict[Names, Way] = {
+    "memory": Way(_take_memory, to_hub),
+    "nested": Way(_take_nested, to_hub),
+    "megatron": Way(take_megatron, _complete_config),
+    "hub": Way(_take_hub, _keep),
 }
 
 
 def _choose_way(checkpoint: Checkpoint) -> Way:
-    return _MEGATRON if holds_megatron(checkpoint) else WAYS[checkpoint.format]
+    if holds_megatron(checkpoint):
+        return WAYS["megatron"]
+    return WAYS[find_format(checkpoint.format).names]

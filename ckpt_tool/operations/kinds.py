@@ -7,28 +7,22 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.operations.source import holds_megatron, is_named
+from ckpt_tool.readers import find_format, list_titles
 from ckpt_tool.readers.base import Checkpoint
-
-#: By format.
-_KINDS = {"fsdp": "fsdp", "torch_dist": "megatron", "megatron-ranks": "megatron", "dcp": "dcp"}
-_EXPECTED = {
-    "fsdp": "FSDP rank files",
-    "megatron": "a checkpoint of Megatron",
-    "dcp": "a plain folder of torch.distributed.checkpoint",
-}
 
 
 def require_kind(checkpoint: Checkpoint, wanted: str, paths: Sequence[Path]) -> None:
     """UsageError where another word merges this checkpoint, or none does."""
-    kind = "megatron" if holds_megatron(checkpoint) else _KINDS.get(checkpoint.format, "")
+    row = find_format(checkpoint.format)
+    kind = "megatron" if holds_megatron(checkpoint) else row.merge_command
     if kind == wanted:
         return
     found = f"a checkpoint of format {checkpoint.format}"
-    if checkpoint.format == "dcp":
+    if row.names == "nested":
         are = "are" if kind == "megatron" else "are not"
         found += f", whose tensors {are} named as megatron-core names them"
     raise UsageError(
-        f"{checkpoint.path}: {found}; expected {_EXPECTED[wanted]}",
+        f"{checkpoint.path}: {found}; expected: {', '.join(list_titles(wanted))}",
         hint=_advise(checkpoint, kind, paths),
     )
 

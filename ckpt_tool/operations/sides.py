@@ -21,10 +21,10 @@ from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.operations.replicas import prove_replicas
 from ckpt_tool.operations.source import (
-    MEGATRON,
     Source,
     describe_left_out,
     find_config,
+    holds_megatron,
     is_named,
     open_base,
     open_source,
@@ -173,7 +173,7 @@ def _name(source: Source, config: ModelConfig | None, options: ModelOptions, tea
     notes = [f"left out {name} ({why})" for name, why in describe_left_out(checkpoint).items()]
     notes += _describe_fused(model)
     notes += model.warnings
-    if config is None and checkpoint.format in MEGATRON:
+    if config is None and holds_megatron(checkpoint):
         notes.append(
             "no config.json beside either checkpoint, so names and layouts are compared as they are"
         )

@@ -21,7 +21,7 @@ from ckpt_tool.mapping.lora.megatron import drop_adapters, has_megatron_adapters
 from ckpt_tool.mapping.lora.resolve import holds_only_adapters
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.operations.options import ModelOptions, NameOptions
-from ckpt_tool.readers import open_checkpoint, open_fsdp_folders
+from ckpt_tool.readers import find_format, open_checkpoint, open_fsdp_folders
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.find import locate_config
 from ckpt_tool.readers.huggingface import is_model_folder, open_sound_model
@@ -72,7 +72,7 @@ def lacks_model(checkpoint: Checkpoint) -> bool:
 
 def is_named(checkpoint: Checkpoint) -> bool:
     """Whether names are the Hub's, so that nothing has to be said about them."""
-    return checkpoint.format == "huggingface"
+    return find_format(checkpoint.format).names == "hub"
 
 
 def open_base(checkpoint: Checkpoint, options: ModelOptions) -> Checkpoint | None:
@@ -135,13 +135,8 @@ def describe_left_out(checkpoint: Checkpoint) -> dict[str, str]:
 
 def holds_megatron(checkpoint: Checkpoint) -> bool:
     """Whether the tensors are megatron-core's, even where its folder has lost a file."""
-    return checkpoint.format in MEGATRON or (
-        checkpoint.format == "dcp" and is_megatron(checkpoint.entries)
-    )
-
-
-#: Formats that only Megatron writes.
-MEGATRON = ("torch_dist", "megatron-ranks")
+    names = find_format(checkpoint.format).names
+    return names == "megatron" or (names == "nested" and is_megatron(checkpoint.entries))
 
 
 def _open(paths: Sequence[Path], wanted: Wanted) -> Checkpoint:

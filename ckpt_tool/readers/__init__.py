@@ -28,6 +28,7 @@ __all__ = [
     "Checkpoint",
     "Format",
     "find_format",
+    "list_titles",
     "open_checkpoint",
     "open_fsdp_folders",
 ]
@@ -50,6 +51,7 @@ FORMATS: tuple[Format, ...] = (
         open_dcp,
         open_wanted=open_dcp,
         merge_command="megatron",
+        names="megatron",
     ),
     Format(
         "dcp",
@@ -59,6 +61,7 @@ FORMATS: tuple[Format, ...] = (
         open_dcp,
         open_wanted=open_dcp,
         merge_command="dcp",
+        names="nested",
     ),
     Format(
         "megatron-ranks",
@@ -67,6 +70,7 @@ FORMATS: tuple[Format, ...] = (
         locate_megatron_ranks,
         open_megatron_ranks,
         merge_command="megatron",
+        names="megatron",
     ),
     Format("zarr", "zarr checkpoint of megatron-core", "", locate_zarr, refuse_zarr),
     Format(
@@ -75,6 +79,7 @@ FORMATS: tuple[Format, ...] = (
         "a Hugging Face folder (*.safetensors, pytorch_model*.bin)",
         locate_huggingface,
         open_huggingface,
+        names="hub",
     ),
     Format("fsdp-rank", "FSDP rank file (local tensors)", "", locate_rank_file, open_torch_file),
     Format("torch", "torch.save file", "", locate_torch_file, open_torch_file),
@@ -84,6 +89,11 @@ FORMATS: tuple[Format, ...] = (
 def find_format(name: str) -> Format:
     """The row of :data:`FORMATS` that ``name``, a checkpoint's ``format``, is of; else KeyError."""
     return {row.name: row for row in FORMATS}[name]
+
+
+def list_titles(merge_command: str) -> list[str]:
+    """What ``ckpt merge`` with this word takes, as people call it."""
+    return [row.title for row in FORMATS if row.merge_command == merge_command]
 
 
 def open_checkpoint(path: str | Path, wanted: Wanted | None = None) -> Checkpoint:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from ckpt_tool.common.errors import CheckpointError, FormatError, Problem, UnsafeContentError
 from ckpt_tool.tensors.dtypes import DType
@@ -179,6 +180,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
             )
 
 
+#: ``memory``: a transformers model's in memory. ``nested``: the same, nested in dictionaries or
+#: spelled in a framework's own way. ``megatron``: megatron-core's. ``hub``: those on the Hub.
+Names = Literal["memory", "nested", "megatron", "hub"]
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """A kind of checkpoint that is read: one row of :data:`ckpt_tool.readers.FORMATS`.
@@ -188,7 +194,8 @@ class Format:
     advice. ``locate``: where one lies at or below a path, or None where that has none; it looks at
     names of files only. ``open``: reads the metadata of what was located. ``open_wanted``: as
     ``open``, leaving alone what is not wanted, where a format can do that. ``merge_command``:
-    which ``ckpt merge`` makes a model of it; empty where none does.
+    which ``ckpt merge`` makes a model of it; empty where none does. ``names``: whose its tensors'
+    names are, which says how they are brought to the Hub.
     """
 
     name: str
@@ -198,6 +205,7 @@ class Format:
     open: Callable[[Path], Checkpoint]
     open_wanted: Callable[[Path, Wanted], Checkpoint] | None = None
     merge_command: str = ""
+    names: Names = "memory"
 
 
 def list_some(boxes: Sequence[Box]) -> str:
