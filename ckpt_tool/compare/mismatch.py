@@ -11,6 +11,7 @@ from ckpt_tool.common.parallel import Team
 from ckpt_tool.compare.hints import Diagnosis, Suspect
 from ckpt_tool.compare.rows import Heads
 from ckpt_tool.compare.stats import Stats
+from ckpt_tool.tensors.geometry import unravel
 from ckpt_tool.tensors.lazy import LazyTensor
 
 RankOf = Callable[[str], int | None]
@@ -113,7 +114,7 @@ def _count_bytes(suspect: Suspect) -> int:
 
 def _describe(suspect: Suspect, rank_of: RankOf, hint: str) -> Mismatch:
     index = suspect.stats.first_index if suspect.stats is not None else None
-    place = None if index is None else _unravel(index, suspect.left.shape)
+    place = None if index is None else unravel(index, suspect.left.shape)
     source = _find_source(suspect.left, place)
     return Mismatch(
         name=suspect.name,
@@ -126,14 +127,6 @@ def _describe(suspect: Suspect, rank_of: RankOf, hint: str) -> Mismatch:
         rank=rank_of(source),
         hint=hint,
     )
-
-
-def _unravel(index: int, shape: Sequence[int]) -> tuple[int, ...]:
-    place = []
-    for size in reversed(shape):
-        index, here = divmod(index, size)
-        place.append(here)
-    return tuple(reversed(place))
 
 
 def _find_source(tensor: LazyTensor, place: tuple[int, ...] | None) -> str:
