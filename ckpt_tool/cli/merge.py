@@ -15,7 +15,7 @@ from ckpt_tool.common.parallel import is_first
 if TYPE_CHECKING:
     from ckpt_tool.operations.merge import Job
     from ckpt_tool.operations.options import MergeOptions
-    from ckpt_tool.operations.upload import Target, Upload, UploadResult
+    from ckpt_tool.operations.upload import Target, Upload
     from ckpt_tool.plans.output import WriteResult
     from ckpt_tool.plans.plan import ModelPlan
 
@@ -125,31 +125,34 @@ def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json:
 
 
 def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:
-    from ckpt_tool.operations.merge import merge
+    from ckpt_tool.common.parallel import Team, jobs_of, joined
+    from ckpt_tool.operations.merge import merge_as_team
 
-    with ui.progress_bar(quiet=as_json or not is_first()) as progress:
-        result = merge(job, options, progress, upload)
-    if not as_json and is_first():
-        with ui.output():
-            results.show_result(result)
-    sent = None if result.differences else _send(result, upload, as_json=as_json)
-    if is_first():
-        with ui.output():
-            if as_json:
-                results.report(result, as_json=True, upload=results.upload_json(sent))
-            elif sent is not None:
-                results.show_upload(sent)
+    with joined() as world:
+        with ui.progress_bar(quiet=as_json or not is_first()) as progress:
+            team = Team(world, jobs_of(options.jobs), progress)
+            result = merge_as_team(job, options, team, upload)
+        # The others wait, lest torchrun stop the one that speaks and sends.
+        world.first(lambda: _report(result, upload, as_json=as_json))
     if result.differences:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 
 
-def _send(result: WriteResult, upload: Upload | None, *, as_json: bool) -> UploadResult | None:
-    """Upload the folder that is complete: the first process of several, by itself."""
-    from ckpt_tool.operations.merge import send
+def _report(result: WriteResult, upload: Upload | None, *, as_json: bool) -> None:
+    """Say what was written, and send it: the first process of several, by itself."""
+    if not as_json:
+        with ui.output():
+            results.show_result(result)
+    sent = None
+    if upload is not None and not result.differences:
+        from ckpt_tool.operations.merge import send
 
-    if upload is None or not is_first():
-        return None
-    return send(result, upload, show=not as_json and sys.stderr.isatty())
+        sent = send(result, upload, show=not as_json and sys.stderr.isatty())
+    with ui.output():
+        if as_json:
+            results.report(result, as_json=True, upload=results.upload_json(sent))
+        elif sent is not None:
+            results.show_upload(sent)
 
 
 def _show_plan(plan: ModelPlan, out: Path, target: Target | None) -> None:

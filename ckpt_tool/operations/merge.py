@@ -104,10 +104,17 @@ def merge(
     options = options or MergeOptions()
     with joined() as world:
         team = Team(world, jobs_of(options.jobs), progress or NoProgress())
-        target = world.first(lambda: check_upload(upload) if upload is not None else None)
-        plan = make_plan(job.paths, job.kind, options, team)
-        world.first(lambda: _require_replaced(target, plan))
-        return write_model(plan, Path(job.out), options.write, team)
+        return merge_as_team(job, options, team, upload)
+
+
+def merge_as_team(
+    job: Job, options: MergeOptions, team: Team, upload: Upload | None = None
+) -> WriteResult:
+    """The same by processes that have joined already; ``options.jobs`` is not looked at."""
+    target = team.world.first(lambda: check_upload(upload) if upload is not None else None)
+    plan = make_plan(job.paths, job.kind, options, team)
+    team.world.first(lambda: _require_replaced(target, plan))
+    return write_model(plan, Path(job.out), options.write, team)
 
 
 @dataclass(frozen=True)

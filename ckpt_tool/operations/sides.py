@@ -15,7 +15,7 @@ from ckpt_tool.mapping.hub.value_head import match_heads
 from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
 from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.mapping.lora.resolve import refuse_options
+from ckpt_tool.mapping.lora.resolve import refuse_base, refuse_options
 from ckpt_tool.mapping.quantised import dequantised, has_scales
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
@@ -26,6 +26,7 @@ from ckpt_tool.operations.source import (
     find_config,
     holds_megatron,
     is_named,
+    lacks_model,
     open_base,
     open_source,
 )
@@ -148,9 +149,16 @@ def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOp
         adapted = [at for at in unnamed if has_any_adapters(sources[at].checkpoint)]
         if not adapted:
             refuse_options(sources[0].checkpoint.path, options.lora)
+        if not any(lacks_model(sources[at].checkpoint) for at in adapted):
+            refuse_base(options.lora)
         for at in adapted:
-            told[at] = replace(told[at], lora=options.lora)
+            told[at] = replace(told[at], lora=_choose_lora(sources[at].checkpoint, options.lora))
     return told
+
+
+def _choose_lora(checkpoint: Checkpoint, lora: LoraOptions) -> LoraOptions:
+    """The base is for adapters that were saved alone, not for those of the other side."""
+    return lora if lacks_model(checkpoint) else replace(lora, base=None)
 
 
 def has_any_adapters(names: Iterable[str]) -> bool:
