@@ -28,7 +28,7 @@ from ckpt_tool.common.wording import human_bytes, plural
 if TYPE_CHECKING:
     from ckpt_tool.operations.options import ToMcoreOptions
     from ckpt_tool.plans.mcore import McorePlan
-    from ckpt_tool.tensors.tiled import ShardedTensor
+    from ckpt_tool.tensors.tiled import TiledTensor
 
 
 @ui.guarded
@@ -164,9 +164,9 @@ def _show_notes(plan: McorePlan, jobs: int, *, direct: bool) -> None:
         ui.warn(warning)
 
 
-def _groups(tensors: Mapping[str, ShardedTensor]) -> list[list[tuple[str, ShardedTensor]]]:
+def _groups(tensors: Mapping[str, TiledTensor]) -> list[list[tuple[str, TiledTensor]]]:
     """Tensors of one shape and dtype whose names differ only in numbers."""
-    found: dict[tuple[object, ...], list[tuple[str, ShardedTensor]]] = {}
+    found: dict[tuple[object, ...], list[tuple[str, TiledTensor]]] = {}
     for name, tensor in tensors.items():
         key = (without_numbers(name), tensor.shape, tensor.dtype)
         found.setdefault(key, []).append((name, tensor))

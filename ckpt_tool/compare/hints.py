@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from ckpt_tool.compare.elements import rounds_to, scale_of
 from ckpt_tool.compare.rows import Heads, explain_order, find_shift, row_digests
 from ckpt_tool.compare.stats import Stats
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.dtypes import BFLOAT16, CASTABLE, FLOAT16
 from ckpt_tool.tensors.equality import Pair, are_equal, first_differences
 from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor
+from ckpt_tool.tensors.lazy import LazyTensor
 
 _GATE_UP = re.compile(r"\b(gate_proj|up_proj|w1|w3)\b")
 _NUMBERED = re.compile(r"(?<![^.])(experts|layers|h|blocks)\.(\d+)(?=\.)")
@@ -204,7 +205,7 @@ class Diagnosis:
         one, other = pair
         if not are_equal(one, other, self._jobs):
             return ""
-        side = "checkpoint" if one.dtype != one.source_dtype else "reference"
+        side = "checkpoint" if one.dtype != one.origin else "reference"
         return f"equal after rounding the {side} to {one.dtype}"
 
 

@@ -176,4 +176,4 @@ def _read(reader: BlockReader, tensor: LazyTensor, start: int, stop: int) -> mem
 
 
 def _is_cast(tensor: LazyTensor) -> bool:
-    return tensor.dtype != tensor.source_dtype
+    return tensor.dtype != tensor.origin

@@ -140,6 +140,6 @@ def _find_source(tensor: LazyTensor, place: tuple[int, ...] | None) -> str:
 
 
 def _describe_type(tensor: LazyTensor) -> str:
-    dtype = tensor.source_dtype
+    dtype = tensor.origin
     cast = f" as {tensor.dtype}" if tensor.dtype != dtype else ""
     return f"{dtype} {list(tensor.shape)}{cast}"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.fp8 import scaled
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.scaled import scaled
 
 #: DeepSeek's name of a weight's scales: what its elements are multiplied with.
 _SUFFIX = "_scale_inv"

@@ -7,9 +7,10 @@ from pathlib import Path
 from ckpt_tool.common.errors import CheckpointError, Problem
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.equality import Pair, first_differences
 from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor
+from ckpt_tool.tensors.lazy import LazyTensor
 
 _Replica = tuple[str, Holding, Holding]
 

@@ -82,7 +82,7 @@ def write_files(
         pending: list[Future[None]] = []
         for file in files:
             if file.name in staging.finished:
-                writer.learn(staging.finished[file.name].cast_errors)
+                writer.errors.learn_all(staging.finished[file.name].cast_errors)
                 progress.advance(file.size)
                 continue
             path = staging.path / file.name

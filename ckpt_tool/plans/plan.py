@@ -15,6 +15,7 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote
 from ckpt_tool.readers.base import Checkpoint, ShardFile
+from ckpt_tool.tensors.chunks import Chunked
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.planned import PlannedFile
@@ -87,8 +88,8 @@ def count_casts(tensors: Iterable[LazyTensor]) -> Casts:
     """Number of tensors per (source, target) dtype where these differ."""
     found: Casts = {}
     for tensor in tensors:
-        if tensor.dtype != tensor.source_dtype:
-            key = (tensor.source_dtype, tensor.dtype)
+        if tensor.dtype != tensor.origin:
+            key = (tensor.origin, tensor.dtype)
             found[key] = found.get(key, 0) + 1
     return found
 
@@ -171,16 +172,15 @@ def fingerprint(sources: Sequence[ShardFile], files: Iterable[PlannedFile]) -> s
     return whole.hexdigest()
 
 
-def _begin(tensor: LazyTensor, places: Mapping[str, str]) -> bytes:
+def _begin(tensor: Chunked, places: Mapping[str, str]) -> bytes:
     """Where a tensor comes from: another one of the same name must not pass for it."""
     found = []
     for chunk in tensor.chunks[:1]:
-        region, matrix = chunk.region, chunk.region.computed
+        region, computed = chunk.region, chunk.region.computed
         found.append(
             repr(region._replace(path=places.get(region.path, region.path), computed=None))
         )
-        if matrix is not None:
-            parts = (matrix.base, matrix.left, matrix.right, matrix.magnitude)
-            found += [str(_begin(part, places)) for part in parts if part is not None]
-            found.append(repr(matrix.scale))
+        if computed is not None:
+            found += [str(_begin(operand, places)) for operand in computed.operands]
+            found.append(computed.recipe)
     return repr(found).encode()

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from ckpt_tool.common.errors import CheckpointError, FormatError, Problem, UnsafeContentError
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region
+from ckpt_tool.tensors.lazy import LazyTensor
 
 #: Told the FQN of a tensor, says whether to look at it.
 Wanted = Callable[[str], bool]

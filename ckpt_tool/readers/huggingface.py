@@ -18,9 +18,9 @@ from typing import Any
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
 from ckpt_tool.readers.torch_file import open_torch_file
+from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import BY_SAFETENSORS
 from ckpt_tool.tensors.geometry import Box, contiguous_strides
-from ckpt_tool.tensors.lazy import Region
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")

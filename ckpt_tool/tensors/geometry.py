@@ -54,6 +54,16 @@ def contiguous_strides(shape: Sequence[int]) -> Shape:
     return tuple(strides)
 
 
+def is_run(sizes: Shape, strides: Shape) -> bool:
+    """Whether a strided block lies back to back in row-major order."""
+    expected = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 def unravel(index: int, shape: Sequence[int]) -> Shape:
     """The place, per dimension, of element ``index`` of the row-major order of ``shape``.
 
@@ -64,6 +74,25 @@ def unravel(index: int, shape: Sequence[int]) -> Shape:
         index, here = divmod(index, size)
         place.append(here)
     return tuple(reversed(place))
+
+
+def bounding_box(shape: Shape, start: int, sizes: Shape, strides: Shape) -> tuple[Box, Shape]:
+    """The smallest box with all of a strided block of a row-major array, and its strides therein.
+
+    The block begins at element ``start`` of the array of ``shape``; each of its dimensions runs
+    along one of the array's.
+    """
+    steps, extent, along = contiguous_strides(shape), [1] * len(shape), []
+    for size, stride in zip(sizes, strides, strict=True):
+        dims = (d for d, step in enumerate(steps) if shape[d] > 1 and stride % step == 0)
+        dim = next(dims, None) if size > 1 else None
+        by = 0 if dim is None else stride // steps[dim]
+        along.append((dim, by))
+        if dim is not None:
+            extent[dim] += (size - 1) * by
+    inner = contiguous_strides(extent)
+    found = tuple(0 if dim is None else by * inner[dim] for dim, by in along)
+    return Box(unravel(start, shape), tuple(extent)), found
 
 
 def intersect(a: Box, b: Box) -> Box | None:
@@ -101,7 +130,7 @@ def linear_boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
         dim = next(
             (d for d, step in enumerate(inner) if start % step == 0 and step <= left), len(shape)
         )
-        offsets = tuple(start // step % n for step, n in zip(inner, shape, strict=True))
+        offsets = unravel(start, shape)
         if dim == len(shape):  # a 0-d tensor
             yield Box((), ())
             return

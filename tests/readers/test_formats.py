@@ -12,9 +12,9 @@ from ckpt_tool.cli.app import app
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers import FORMATS, find_format, open_checkpoint
 from ckpt_tool.readers.base import Checkpoint, Entry, Format, Holding, ShardFile
+from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import BY_NAME
 from ckpt_tool.tensors.geometry import Box, contiguous_strides
-from ckpt_tool.tensors.lazy import Region
 from tests.support.backed import distinct, same
 
 TENSORS = {"first": distinct((3, 4)), "second": distinct((5,))}

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from hypothesis import strategies as st
 
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
 from ckpt_tool.tensors.geometry import Box, contiguous_strides
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region
+from ckpt_tool.tensors.lazy import LazyTensor
 
 
 def dtype_of(tensor: torch.Tensor) -> DType:

@@ -11,10 +11,11 @@ from ckpt_tool.compare.hints import Diagnosis, Suspect
 from ckpt_tool.compare.measure import measure
 from ckpt_tool.compare.rows import Heads
 from ckpt_tool.compare.stats import Stats, Tolerance
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.equality import Pair
 from ckpt_tool.tensors.geometry import Box, contiguous_strides
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region, cat
+from ckpt_tool.tensors.lazy import LazyTensor, cat
 from tests.support.backed import dtype_of, raw
 
 EXACT = Tolerance()

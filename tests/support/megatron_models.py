@@ -7,7 +7,7 @@ import torch
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.tensors.geometry import check_coverage
-from ckpt_tool.tensors.tiled import ShardedTensor
+from ckpt_tool.tensors.tiled import TiledTensor
 
 _DECODER = {
     "hidden_size": 6,
@@ -113,7 +113,7 @@ def hub_tensors(family: str, **changes) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def whole(sharded: ShardedTensor) -> torch.Tensor:
+def whole(sharded: TiledTensor) -> torch.Tensor:
     """A Megatron tensor put together from its blocks, which must tile it."""
     assert check_coverage(sharded.shape, [block.box for block in sharded.blocks])
     result = torch.empty(sharded.shape, dtype=getattr(torch, sharded.dtype.name))

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from ckpt_tool.tensors.geometry import (
     Box,
+    bounding_box,
     check_coverage,
     contiguous_strides,
     in_bounds,
     intersect,
+    is_run,
     linear_boxes,
     unravel,
 )
@@ -39,10 +41,62 @@ def test_strides_are_row_major():
     assert contiguous_strides(()) == ()
 
 
+def test_places_of_elements():
+    assert unravel(0, (2, 3, 4)) == (0, 0, 0)
+    assert unravel(17, (2, 3, 4)) == (1, 1, 1)  # 12 + 4 + 1
+    assert unravel(23, (2, 3, 4)) == (1, 2, 3)
+    assert unravel(4, (5,)) == (4,)
+    assert unravel(0, ()) == ()
+
+
 @given(shapes)
 def test_unravelling_gives_the_place_of_each_element(shape):
     places = [unravel(index, shape) for index in range(prod(shape))]
     assert places == list(np.ndindex(shape))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "strides", "run"),
+    [
+        ((2, 3), (3, 1), True),
+        ((2, 3), (4, 1), False),
+        ((3, 2), (1, 3), False),
+        ((1, 3), (99, 1), True),
+        ((3, 1), (1, 99), True),
+        ((2,), (2,), False),
+        ((), (), True),
+    ],
+)
+def test_what_lies_back_to_back(sizes, strides, run):
+    assert is_run(sizes, strides) == run
+
+
+def test_a_bounding_box_by_hand():
+    # rows 1 and 3, columns 2 to 4 of a 5 x 6 matrix, turned: of the box, rows 0 and 2
+    box, strides = bounding_box((5, 6), 8, (3, 2), (1, 12))
+    assert box == Box((1, 2), (3, 3))
+    assert strides == (1, 6)
+
+
+@given(shapes, st.data())
+def test_a_bounding_box_has_the_elements_of_a_block(shape, data):
+    """A slice per dimension, with steps; dimensions exchanged, and some of size 1 put between."""
+    parts = []
+    for size in shape:
+        start = data.draw(st.integers(0, size - 1))
+        parts.append(
+            slice(start, data.draw(st.integers(start + 1, size)), data.draw(st.integers(1, 3)))
+        )
+    array = np.arange(prod(shape)).reshape(shape)
+    block = array[tuple(parts)].transpose(data.draw(st.permutations(range(len(shape)))))
+    block = np.expand_dims(block, data.draw(st.integers(0, block.ndim)))
+    strides = tuple(step // array.itemsize for step in block.strides)
+    box, inner = bounding_box(shape, int(block.flat[0]), block.shape, strides)
+    content = np.ascontiguousarray(array[slices(box)])
+    steps = [step * array.itemsize for step in inner]
+    assert (np.ndarray(block.shape, array.dtype, content, strides=steps) == block).all()
+    gaps = any(part.step > 1 and part.stop - part.start > 1 for part in parts)
+    assert gaps or box.volume == block.size
 
 
 @given(shapes, st.data())

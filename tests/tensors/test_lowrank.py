@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.tensors import fusing
+from ckpt_tool.tensors import lowrank
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from ckpt_tool.tensors.geometry import Box
@@ -94,12 +94,12 @@ def test_any_part_of_any_arrangement_is_exact(folder, data):
         found, expected = found.narrow(0, start, rows - start), expected[start:]
     if data.draw(st.booleans()):
         found, expected = found.transpose(0, 1), expected.T
-    old = fusing.TILE
-    fusing.TILE = data.draw(st.integers(1, 40))  # so that small ranges span several tiles
+    old = lowrank.TILE
+    lowrank.TILE = data.draw(st.integers(1, 40))  # so that small ranges span several tiles
     try:
         assert parts_of(found, data.draw(st.lists(st.integers(0, 81)))) == raw(expected)
     finally:
-        fusing.TILE = old
+        lowrank.TILE = old
 
 
 @pytest.mark.parametrize("target", [BFLOAT16, FLOAT16, FLOAT32, FLOAT64])

@@ -162,7 +162,7 @@ def _file_items(files: Iterable[ShardFile]) -> str:
 
 
 def _dtypes(side: Side) -> str:
-    counts = Counter(tensor.source_dtype.name for tensor in side.tensors.values())
+    counts = Counter(tensor.origin.name for tensor in side.tensors.values())
     return ", ".join(f"{name} x {count:,}" for name, count in counts.most_common())
 
 

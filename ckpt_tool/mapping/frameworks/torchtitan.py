@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.table import FAMILIES
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, cat
+from ckpt_tool.tensors.lazy import LazyTensor, cat
 
 Tensors = dict[str, LazyTensor]
 

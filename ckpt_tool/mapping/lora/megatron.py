@@ -19,8 +19,9 @@ from ckpt_tool.common.wording import plural
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.lora.names import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, cat, stack
-from ckpt_tool.tensors.lowrank import updated
+from ckpt_tool.tensors.chunks import Chunk
+from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
+from ckpt_tool.tensors.lowrank import LowRank, updated
 
 _PART = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.weight")
 
@@ -114,12 +115,10 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
     modules = {}
     for name, parts in found.items():
         matrix = parts[0].region.computed
-        assert matrix is not None
-        strides = (matrix.columns, 1)  # whole rows of one matrix
-        if any(c.region.strides != strides or c.region.computed is not matrix for c in parts):
+        if not isinstance(matrix, LowRank) or not _are_whole_rows(parts, matrix):
             faults.append(name)
             continue
-        size = matrix.columns * matrix.dtype.itemsize
+        size = matrix.shape[1] * matrix.dtype.itemsize
         rows = [matrix.left.narrow(0, c.region.offset // size, c.box.sizes[0]) for c in parts]
         module = name.removesuffix(".weight")
         modules[module] = Module(module, matrix.right, cat(rows, 0))
@@ -133,4 +132,11 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
 
 
 def _find_updated(tensor: LazyTensor) -> list[Chunk]:
-    return [chunk for chunk in tensor.chunks if chunk.region.computed is not None]
+    return [chunk for chunk in tensor.chunks if isinstance(chunk.region.computed, LowRank)]
+
+
+def _are_whole_rows(parts: Iterable[Chunk], matrix: LowRank) -> bool:
+    return all(
+        part.region.computed is matrix and part.region.strides == (matrix.shape[1], 1)
+        for part in parts
+    )

@@ -16,7 +16,7 @@ from ckpt_tool.mapping.megatron.rules import Rules, infer_rules
 from ckpt_tool.mapping.megatron.verl_names import use_core_names
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.tiled import Block, ShardedTensor
+from ckpt_tool.tensors.tiled import Block, TiledTensor
 
 Tensors = Mapping[str, LazyTensor]
 #: Per name and depth, which slice was cut last, and it.
@@ -43,7 +43,7 @@ def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = 
     return HubModel(found, config, dropped=_find_padding(keyed, rules), repeats=repeats)
 
 
-def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, ShardedTensor]:
+def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
     """The Megatron tensors made of Hugging Face's; every one of both sides is used exactly once.
 
     MappingError lists every missing, unexpected and misshapen tensor.
@@ -144,7 +144,7 @@ def _count_tensors(faults: Sequence[str]) -> str:
     return "1 tensor is" if len(faults) == 1 else f"{len(faults)} tensors are"
 
 
-def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> ShardedTensor:
+def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> TiledTensor:
     """One Megatron tensor of all its bindings, which must agree in shape and dtype."""
     blocks: list[Block] = []
     shapes, dtypes = [], set()
@@ -160,7 +160,7 @@ def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> Sha
         kinds = " and ".join(sorted(dtypes))
         faults.append(f"{group[0].name}: made of tensors of {kinds}; choose one with --dtype")
     sources = tuple(name for binding in group for name in binding.hf)
-    return ShardedTensor(group[0].extent + shapes[0], tuple(blocks), sources)
+    return TiledTensor(group[0].extent + shapes[0], tuple(blocks), sources)
 
 
 def _place_blocks(index: Shape, tensors: Sequence[LazyTensor]) -> Iterator[Block]:

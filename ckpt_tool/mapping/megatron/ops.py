@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape, contiguous_strides
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region, cat
+from ckpt_tool.tensors.lazy import LazyTensor, cat
 
 #: Vocabularies are padded to a multiple of, at most, some hundred rows for each tensor rank.
 _MOST_PADDING = 1 << 14

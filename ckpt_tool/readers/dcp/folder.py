@@ -19,8 +19,8 @@ from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef
 from ckpt_tool.tensors.blocks import FileTable
+from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.geometry import Box, check_coverage, in_bounds
-from ckpt_tool.tensors.lazy import Region
 
 _RANK = re.compile(r"__(\d+)_\d+\.distcp")
 #: A tensor's pickle has a few hundred bytes; longer ones are not kept.

@@ -20,9 +20,9 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.torch_save.archive import StoredTensor, TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef, resolve_run
 from ckpt_tool.readers.torch_save.standins import StandIn
+from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Shape, contiguous_strides
-from ckpt_tool.tensors.lazy import Region
 
 #: verl 0.7 saves LoRA adapters of a rank below this.
 _ADAPTERS = "adapter_state_dict"

@@ -23,9 +23,9 @@ from ckpt_tool.readers.torch_save.names import StorageRef, TensorRef, read_stora
 from ckpt_tool.readers.torch_save.unpickle import unpickle
 from ckpt_tool.readers.torch_save.zip_directory import Directory, read_directory
 from ckpt_tool.tensors.blocks import FileTable
+from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Shape
-from ckpt_tool.tensors.lazy import Region
 
 #: A state dict's pickle is a few hundred bytes per tensor; this is room for millions of them.
 _MAX_PICKLE = 1 << 30

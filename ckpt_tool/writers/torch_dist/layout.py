@@ -17,7 +17,7 @@ from typing import Any
 
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
-from ckpt_tool.tensors.tiled import Block, ShardedTensor
+from ckpt_tool.tensors.tiled import Block, TiledTensor
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.torch_dist.archive import ALIGNMENT, object_archive, tensor_frame
 from ckpt_tool.writers.torch_dist.pickling import Call, Instance, Name, Pairs, pickled
@@ -56,7 +56,7 @@ class TorchDistPlan:
 
     files: list[PlannedFile]
     pieces: dict[str, list[tuple[Box, Slice]]]
-    tensors: Mapping[str, ShardedTensor]
+    tensors: Mapping[str, TiledTensor]
     objects: tuple[str, ...]
     nothing: Slice
     prefix: str
@@ -91,7 +91,7 @@ class TorchDistPlan:
 
 
 def plan_torch_dist(
-    tensors: Mapping[str, ShardedTensor], objects: Iterable[str], *, prefix: str, sums: bool
+    tensors: Mapping[str, TiledTensor], objects: Iterable[str], *, prefix: str, sums: bool
 ) -> TorchDistPlan:
     """Where every block goes; reads and writes nothing. ``sums``: with CRC-32, as zip tools want.
 
@@ -171,7 +171,7 @@ def _size(values: Shape) -> Call:
     return Call(Name("torch", "Size"), (values,))
 
 
-def _tensor_entry(tensor: ShardedTensor, boxes: list[Box]) -> Instance:
+def _tensor_entry(tensor: TiledTensor, boxes: list[Box]) -> Instance:
     chunks = [
         _instance("ChunkStorageMetadata", {"offsets": _size(b.offsets), "sizes": _size(b.sizes)})
         for b in boxes

@@ -24,7 +24,7 @@ from ckpt_tool.plans.checks.megatron import check_mcore_load, request_json
 from ckpt_tool.plans.checks.transformers import LoadCheck
 from ckpt_tool.plans.mcore import McorePlan, write_mcore
 from ckpt_tool.plans.output import WriteOptions
-from ckpt_tool.tensors.tiled import ShardedTensor
+from ckpt_tool.tensors.tiled import TiledTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 from tests.real.megatron_models import NAMES, write_model
 
@@ -137,7 +137,7 @@ def test_all_faults_are_named_and_nothing_is_published(llama, tmp_path):
     ]
     tensors["output_layer.weight"] = tensors["decoder.layers.mlp.linear_fc1.weight"]
     whole = tensors["decoder.layers.mlp.linear_fc2.weight"]
-    tensors["decoder.layers.mlp.linear_fc2.weight"] = ShardedTensor(
+    tensors["decoder.layers.mlp.linear_fc2.weight"] = TiledTensor(
         whole.shape, whole.blocks[1:], whole.sources
     )
     gone = "decoder.layers.self_attention.linear_proj._extra_state/shard_2_4"

@@ -21,7 +21,7 @@ from ckpt_tool.common.errors import CheckpointError
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.dcp.folder import locate_dcp, open_dcp
 from ckpt_tool.tensors.dtypes import BY_NAME
-from ckpt_tool.tensors.tiled import Block, ShardedTensor
+from ckpt_tool.tensors.tiled import Block, TiledTensor
 from ckpt_tool.writers.torch_dist import layout as torch_dist
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 from tests.support.backed import distinct, layouts, same
@@ -99,7 +99,7 @@ def test_any_tiling_by_blocks_is_read(scratch, layout, limit):
         spans = zip(box.offsets, box.sizes, strict=True)
         part = tensor[tuple(slice(at, at + size) for at, size in spans)]
         blocks += Block(box.offsets, lazily(folder, part)).pieces(limit)
-    sharded = {"it": ShardedTensor(tuple(tensor.shape), tuple(blocks), ())}
+    sharded = {"it": TiledTensor(tuple(tensor.shape), tuple(blocks), ())}
     write(plan_torch_dist(sharded, (), prefix="", sums=False), folder / "out")
     assert_reads(open_dcp(folder / "out"), {"it": tensor})
 

@@ -17,8 +17,9 @@ from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor
+from ckpt_tool.tensors.lazy import LazyTensor
 from tests.support.backed import distinct, same
 from tests.support.crafted import (
     Entry,
