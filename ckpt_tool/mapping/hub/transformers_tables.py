@@ -48,7 +48,7 @@ def _name_by_model(tensors: Mapping[str, LazyTensor], config: ModelConfig, model
         import transformers.core_model_loading  # noqa: F401 (not there before transformers 5)
     except ImportError:
         _refuse_other_names(names, set(shapes), model, config)
-        reason = f"transformers before 5 has no table of it; {type(model).__name__} loads them"
+        reason = f"transformers before 5 has no table of it; these are {type(model).__name__}'s"
         return HubModel(dict(tensors), config, warnings=(_warn_of_kept(config, reason),))
     source = tensors if in_memory else {name: _make_empty(s) for name, s in shapes.items()}
     reverted = _revert(model, source, config)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.operations.merge import make_plan, merge_dcp, merge_fsdp
 from ckpt_tool.operations.options import MergeOptions
@@ -18,7 +18,7 @@ from ckpt_tool.operations.verify import verify_checkpoint as verify
 from ckpt_tool.plans.output import WriteOptions
 from tests.real.fsdp_cases import LORA_CASES
 from tests.real.fsdp_reference import logits_of
-from tests.support.merging import assert_same, load_folder
+from tests.support.merging import TINY, assert_same, load_folder, values, write_rank
 
 WHOLE = [name for name, case in LORA_CASES.items() if not case.adapter_alone]
 CHECKED = WriteOptions(verify=True, check_load=True)
@@ -230,3 +230,21 @@ def test_resuming_tells_one_update_from_another(checkpoints):
 
     assert mark(10.0) == mark(10.0)
     assert mark(10.0) != mark(20.0)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"model.norm.base_layer.weight": values(8)}, "in the LoRA adapters"),
+        ({"model.norm.original_module.weight": values(8)}, "in the LoRA adapters"),
+        ({"model.q.base_layer.weight": values(8), "model.q.ia3_l.default": values(8)},
+         "adapters that are not supported"),
+    ],
+    ids=["lost", "lost whole", "another method"],
+)  # fmt: skip
+def test_what_is_left_of_adapters_is_refused_without_sending_in_a_circle(tmp_path, extra, said):
+    source = write_rank(tmp_path / "in", {"model.embed_tokens.weight": values(16, 8)} | extra, TINY)
+    with pytest.raises(MappingError, match=said) as refused:
+        merge_fsdp([source], tmp_path / "out")
+    assert "ckpt merge" not in refused.value.hint
+    assert "first" not in refused.value.hint
