@@ -58,8 +58,18 @@ def merge_fsdp(
     """Merge the FSDP rank files in ``folders`` (one per node) into the model folder ``out``.
 
     Under torchrun every process calls this and writes its share; the result is the same.
-    Raises CheckpointError, MappingError, OutputError, UsageError or FormatError; ``out`` then
+    ``progress`` is told of bytes that are compared and written. Returns what was written, sizes in
+    bytes. Raises CheckpointError, MappingError, OutputError, UsageError or FormatError; ``out`` then
     does not exist, or is what it was.
+
+    >>> import tempfile, torch
+    >>> from ckpt_tool import MergeOptions, merge_fsdp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     state = {"norm.weight": torch.arange(6.0)}
+    ...     torch.save(state, f"{folder}/model_world_size_1_rank_0.pt")
+    ...     result = merge_fsdp(folder, f"{folder}/out", MergeOptions(keep_names=True))
+    ...     print(result.num_tensors, [file.name for file in result.files])
+    1 ['model.safetensors']
     """
     return merge(Job(folders, out, "fsdp"), options, progress)
 
@@ -73,6 +83,18 @@ def merge_megatron(
     """Merge the megatron-core checkpoint in ``folder``, as :func:`merge_fsdp` does rank files.
 
     ``torch_dist`` and rank files, of any tensor, pipeline and expert parallel sizes.
+
+    >>> import tempfile, torch
+    >>> from ckpt_tool import MergeOptions, merge_megatron
+    >>> state = {"embedding.word_embeddings.weight": torch.ones(4, 2),
+    ...          "decoder.final_layernorm.weight": torch.ones(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rank = Path(folder, "mp_rank_00")
+    ...     rank.mkdir()
+    ...     torch.save({"model": state}, rank / "model_optim_rng.pt")
+    ...     result = merge_megatron(folder, f"{folder}/out", MergeOptions(keep_names=True))
+    ...     print(result.format, result.num_tensors)
+    megatron-ranks 2
     """
     return merge(Job(folder, out, "megatron"), options, progress)
 
@@ -86,6 +108,15 @@ def merge_dcp(
     """Merge the torch.distributed.checkpoint ``folder``, as :func:`merge_fsdp` does rank files.
 
     Dictionaries around the model are found, and state of training beside it is left out.
+
+    >>> import tempfile, torch, torch.distributed.checkpoint as dcp
+    >>> from ckpt_tool import MergeOptions, merge_dcp
+    >>> state = {"app": {"model": {"embed_tokens.weight": torch.ones(4, 2)}, "epoch": 3}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = dcp.save(state, checkpoint_id=folder, no_dist=True)
+    ...     result = merge_dcp(folder, f"{folder}/out", MergeOptions(keep_names=True))
+    ...     print(result.format, result.num_tensors)
+    dcp 1
     """
     return merge(Job(folder, out, "dcp"), options, progress)
 

@@ -22,7 +22,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor(Chunked):
-    """DOC."""
+    """A tensor whose elements lie in files: ``shape``, ``dtype``, and ``chunks`` that tile it.
+
+    Offsets and sizes are in elements. Elements have ``source_dtype`` on disk, and are cast to
+    ``dtype`` when they are read. Operations return new tensors and read nothing; ValueError where
+    shapes or dtypes do not fit.
+
+    >>> import tempfile, torch
+    >>> from ckpt_tool import open_checkpoint
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> torch.save({"weight": torch.arange(12.0).reshape(3, 4)}, f"{folder.name}/model.pt")
+    >>> weight = open_checkpoint(f"{folder.name}/model.pt")["weight"]
+    >>> weight.shape, weight.dtype.name, weight.nbytes
+    ((3, 4), 'float32', 48)
+    >>> part = weight.narrow(0, 1, 2).transpose(0, 1)  # reads nothing
+    >>> part.select(1, 0).read()  # reads one row
+    tensor([4., 5., 6., 7.])
+    >>> folder.cleanup()
+    """
 
     def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         """Elements ``[start, start + length)`` of dimension ``dim``; ValueError out of bounds."""
