@@ -218,10 +218,12 @@ def list_some(boxes: Sequence[Box]) -> str:
 
 
 @contextmanager
-def collect(problems: list[Problem], kind: str, where: object, part: str = "") -> Iterator[None]:
+def collect(
+    problems: list[Problem], kind: str, where: object, block: Box | None = None
+) -> Iterator[None]:
     """Add what cannot be read to ``problems``, and go on behind the block.
 
-    ``where``: the file or tensor that it is about; ``part``: which part of it. FormatError and
+    ``where``: the file or tensor that it is about; ``block``: which block of it. FormatError and
     OSError are collected; UnsafeContentError, which no other problem may outweigh, is not.
     """
     try:
@@ -233,7 +235,9 @@ def collect(problems: list[Problem], kind: str, where: object, part: str = "") -
         message = error.reason if error.path == str(where) else error.message
     except OSError as error:
         message = str(error)
-    problems.append(Problem(kind, str(where), f"{part}: {message}" if part else message))
+    if block is not None:
+        message = f"block {block}: {message}"
+    problems.append(Problem(kind, str(where), message))
 
 
 @contextmanager

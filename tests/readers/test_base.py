@@ -13,30 +13,31 @@ from safetensors.torch import save_file
 from ckpt_tool.common.errors import FormatError, Problem, UnsafeContentError
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.base import ShardFile, collect, name_file
+from ckpt_tool.tensors.geometry import Box
 from tests.support.backed import distinct
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
-def collected(error: Exception, part: str = "") -> list[Problem]:
+def collected(error: Exception, block: Box | None = None) -> list[Problem]:
     problems: list[Problem] = []
-    with collect(problems, "unreadable", Path("a.pt"), part):
+    with collect(problems, "unreadable", Path("a.pt"), block):
         raise error
     return problems
 
 
 @pytest.mark.parametrize(
-    ("error", "part", "said"),
+    ("error", "block", "said"),
     [
-        (FormatError("cut short"), "", "cut short"),
-        (FormatError("cut short", path="a.pt"), "", "cut short"),  # `where` says the path already
-        (FormatError("cut short", path="b.pt"), "", "b.pt: cut short"),
-        (FormatError("cut short", path="b.pt"), "block [0:2]", "block [0:2]: b.pt: cut short"),
-        (OSError(5, "Input/output error", "a.pt"), "", "[Errno 5] Input/output error: 'a.pt'"),
+        (FormatError("cut short"), None, "cut short"),
+        (FormatError("cut short", path="a.pt"), None, "cut short"),  # `where` says the path already
+        (FormatError("cut short", path="b.pt"), None, "b.pt: cut short"),
+        (FormatError("cut short", path="b.pt"), Box((1,), (2,)), "block [1:3]: b.pt: cut short"),
+        (OSError(5, "Input/output error", "a.pt"), None, "[Errno 5] Input/output error: 'a.pt'"),
     ],
 )
-def test_what_cannot_be_read_becomes_a_problem(error, part, said):
-    assert collected(error, part) == [Problem("unreadable", "a.pt", said)]
+def test_what_cannot_be_read_becomes_a_problem(error, block, said):
+    assert collected(error, block) == [Problem("unreadable", "a.pt", said)]
 
 
 @pytest.mark.parametrize("error", [UnsafeContentError("os.system"), ValueError("ours")])

@@ -151,7 +151,7 @@ class _Reader:
         path = self._path(place.file)
         if path is None:
             return None
-        with collect(self.problems, "unreadable", name, f"block {box}"):
+        with collect(self.problems, "unreadable", name, box):
             return self._read_block(path, place, found, box)
         return None
 

@@ -9,7 +9,6 @@ Source: ``torch/serialization.py`` and ``caffe2/serialize/inline_container.h`` o
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -63,10 +62,11 @@ class TorchArchive:
     ) -> None:
         self.path = str(path)
         self._start = start
-        with ExitStack() as stack:
-            if files is None:
-                files = stack.enter_context(FileTable())
-            self._descriptor = files.descriptor(self.path)
+        self._own = FileTable()  # stays empty where the descriptors are somebody else's
+        if files is None:
+            files = self._own
+        self._descriptor = files.descriptor(self.path)
+        try:
             size = os.fstat(self._descriptor).st_size
             self.bytes = size if length is None else length
             if not 0 <= start <= start + self.bytes <= size:
@@ -78,13 +78,15 @@ class TorchArchive:
             self._refuse_other_formats()
             self._directory: Directory = read_directory(self._pread, self.bytes, self.path)
             self._root = self._find_root()
-            self._opened = stack.pop_all()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> TorchArchive:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        self._own.__exit__()
 
     def read_pickle(self) -> bytes:
         """The pickle in the archive: archives of equal ones hold the same object."""
