@@ -176,10 +176,12 @@ def test_the_same_tensors_exchanged_are_another_model(tmp_path: Path) -> None:
     """The same names, shapes and source files: only where the elements come from differs."""
     state = {"one.weight": values(8, 8), "two.weight": values(8, 8, start=100)}
     save_dcp(state, tmp_path / "in")
-    options = MergeOptions(keep_names=True, write=WriteOptions(resume=True))
 
     def renamed(*rename: str) -> WriteResult:
-        return merge_dcp(tmp_path / "in", tmp_path / "out", options, NameOptions(rename=rename))
+        options = MergeOptions(
+            keep_names=True, names=NameOptions(rename=rename), write=WriteOptions(resume=True)
+        )
+        return merge_dcp(tmp_path / "in", tmp_path / "out", options)
 
     renamed()
     assert renamed().already_complete
