@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from ckpt_tool.operations.upload import upload_folder as upload_folder
     from ckpt_tool.operations.verify import VerifyResult as VerifyResult
     from ckpt_tool.operations.verify import verify_checkpoint as verify_checkpoint
-    from ckpt_tool.plans.output import WriteOptions as WriteOptions
-    from ckpt_tool.plans.output import WriteResult as WriteResult
+    from ckpt_tool.plans.options import WriteOptions as WriteOptions
+    from ckpt_tool.plans.options import WriteResult as WriteResult
     from ckpt_tool.readers import Checkpoint as Checkpoint
     from ckpt_tool.readers import open_checkpoint as open_checkpoint
     from ckpt_tool.tensors.lazy import LazyTensor as LazyTensor
@@ -76,7 +76,7 @@ _HOMES = {
     "operations.to_mcore": "convert_to_mcore",
     "operations.upload": "Upload UploadResult check_upload upload_folder",
     "operations.verify": "VerifyResult verify_checkpoint",
-    "plans.output": "WriteOptions WriteResult",
+    "plans.options": "WriteOptions WriteResult",
     "readers": "Checkpoint open_checkpoint",
     "tensors.lazy": "LazyTensor",
 }

@@ -13,11 +13,13 @@ from ckpt_tool.cli.options import Prefix, RenameParts, Request, Select, merges
 from ckpt_tool.common.parallel import is_first
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ckpt_tool.operations.merge import Job
     from ckpt_tool.operations.options import MergeOptions
     from ckpt_tool.operations.upload import Target, Upload
-    from ckpt_tool.plans.output import WriteResult
-    from ckpt_tool.plans.plan import ModelPlan
+    from ckpt_tool.plans.huggingface import HubPlan
+    from ckpt_tool.plans.options import WriteResult
 
 app = typer.Typer(
     help="Merge a sharded checkpoint into a Hugging Face model folder.",
@@ -118,10 +120,11 @@ def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json:
         return
     with ui.output():
         if as_json:
-            sent = {"upload": results.upload_json(found.target)}
+            sent = {"upload": results.target_json(found.target)}
             ui.print_json(results.plan_json(found.plan, Path(job.out)) | sent)
         else:
-            _show_plan(found.plan, Path(job.out), found.target)
+            notes = _notes(found.plan, found.target)
+            results.show_plan(found.plan, Path(job.out), _file_table(found.plan), notes)
 
 
 def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:
@@ -155,12 +158,10 @@ def _report(result: WriteResult, upload: Upload | None, *, as_json: bool) -> Non
             results.show_upload(sent)
 
 
-def _show_plan(plan: ModelPlan, out: Path, target: Target | None) -> None:
+def _file_table(plan: HubPlan) -> Table:
     from rich import box
     from rich.table import Table
 
-    console = ui.console()
-    console.print(f"Would write to {out}", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("file")
     table.add_column("tensors", justify="right")
@@ -169,14 +170,15 @@ def _show_plan(plan: ModelPlan, out: Path, target: Target | None) -> None:
         table.add_row(file.name, f"{len(file.tensors):,}", f"{file.size:,}")
     if len(plan.files) > 1:
         table.add_section()
-        table.add_row("", f"{len(plan.tensors):,}", f"{plan.total_bytes:,}")
-    console.print(table)
-    results.show_plan_notes(plan)
-    results.show_changes(plan.casts(), plan.dropped)
+        table.add_row("", f"{plan.num_tensors:,}", f"{plan.total_bytes:,}")
+    return table
+
+
+def _notes(plan: HubPlan, target: Target | None) -> list[str]:
+    """What else is written beside the weights, and where all of it would go."""
+    notes = []
     if plan.config is not None:
-        names = ", ".join(["config.json", *plan.config.side_files()])
-        console.print(f"  beside   {names}", soft_wrap=True)
+        notes.append(f"beside   {', '.join(['config.json', *plan.config.side_files()])}")
     if target is not None:
-        results.show_target(target)
-    for warning in plan.warnings:
-        ui.warn(warning)
+        notes.append(results.target_text(target))
+    return notes

@@ -123,7 +123,7 @@ class Request:
         """The options as the library takes them, with ``more`` that only one command has."""
         from ckpt_tool.mapping.lora.options import LoraOptions
         from ckpt_tool.operations.options import MergeOptions
-        from ckpt_tool.plans.output import WriteOptions
+        from ckpt_tool.plans.options import WriteOptions
 
         values = self.values
         write = ("verify", "check_load", "overwrite", "resume", "fsync")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,12 @@ from ckpt_tool.common.wording import human_bytes, join_words, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from ckpt_tool.mapping.lora.options import LoraNote
     from ckpt_tool.operations.upload import Target, UploadResult
-    from ckpt_tool.plans.checks.transformers import LoadCheck
-    from ckpt_tool.plans.mcore import McorePlan
-    from ckpt_tool.plans.output import WriteResult
-    from ckpt_tool.plans.plan import Cast, Casts, ModelPlan
+    from ckpt_tool.plans.options import Cast, LoadCheck, WriteResult
+    from ckpt_tool.plans.plan import Plan
 
 
 def report(result: WriteResult, *, as_json: bool, **more: Any) -> None:
@@ -78,17 +78,19 @@ def _first_line(result: WriteResult) -> str:
     return f"Wrote {held} to {result.output} ({result.seconds:.1f} s, {speed})"
 
 
-def show_changes(casts: Casts, dropped: dict[str, str]) -> None:
-    """What a plan changes of the tensors: dtypes, and what it leaves out."""
+def show_plan(plan: Plan, out: Path, table: Table, notes: Sequence[str] = ()) -> None:
+    """A plan for people: ``table`` of what is written, ``notes`` on that, and what it changes."""
     console = ui.console()
-    for (source, target), count in casts.items():
+    console.print(f"Would write to {out}", soft_wrap=True)
+    console.print(table)
+    for note in notes:
+        console.print(f"  {note}", soft_wrap=True)
+    _show_lora(console, plan.lora)
+    for (source, target), count in plan.casts.items():
         console.print(f"  cast     {plural(count, 'tensor')} from {source} to {target}")
-    _show_dropped(console, dropped)
-
-
-def show_plan_notes(plan: ModelPlan) -> None:
-    """What a plan does beside moving weights."""
-    _show_lora(ui.console(), plan.lora)
+    _show_dropped(console, plan.dropped)
+    for warning in plan.warnings:
+        ui.warn(warning)
 
 
 def show_upload(sent: UploadResult) -> None:
@@ -99,44 +101,46 @@ def show_upload(sent: UploadResult) -> None:
     )
 
 
-def show_target(target: Target) -> None:
+def target_text(target: Target) -> str:
     """Where an upload would go, for people."""
     kind = "private" if target.private else "public"
     there = "is there" if target.exists else "new"
-    ui.console().print(f"  upload   would go to {target.url} ({kind}, {there})", soft_wrap=True)
+    return f"upload   would go to {target.url} ({kind}, {there})"
 
 
-def upload_json(found: UploadResult | Target | None) -> dict[str, Any] | None:
-    """An upload as JSON; ``commit`` is null where nothing was sent."""
-    if found is None:
-        return None
-    return {
-        "repo": found.repo,
-        "url": found.url,
-        "private": found.private,
-        "commit": getattr(found, "commit", None),
-    }
+def target_json(target: Target | None) -> dict[str, Any] | None:
+    """Where an upload would go, as JSON: the keys of what is sent."""
+    return None if target is None else _place_json(target) | {"commit": None}
 
 
-def plan_json(plan: ModelPlan | McorePlan, out: Path) -> dict[str, Any]:
+def upload_json(sent: UploadResult | None) -> dict[str, Any] | None:
+    """An upload as JSON."""
+    return None if sent is None else _place_json(sent) | {"commit": sent.commit}
+
+
+def _place_json(place: UploadResult | Target) -> dict[str, Any]:
+    return {"repo": place.repo, "url": place.url, "private": place.private}
+
+
+def plan_json(plan: Plan, out: Path) -> dict[str, Any]:
     """A plan as JSON: the keys of the result, without what only writing tells."""
     return {
         "format": plan.checkpoint.format,
         "output": str(out),
         "dry_run": True,
-        "num_tensors": len(plan.tensors),
+        "num_tensors": plan.num_tensors,
         "total_bytes": plan.total_bytes,
         "files": [{"path": file.name, "bytes": file.size} for file in plan.files],
         "casts": [
             {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
-            for (source, target), count in plan.casts().items()
+            for (source, target), count in plan.casts.items()
         ],
         "dropped": plan.dropped,
         "seconds": None,
         "bytes_per_second": None,
         "verified": None,
         "warnings": plan.warnings,
-        "lora": _lora_json(getattr(plan, "lora", None)),
+        "lora": _lora_json(plan.lora),
     }
 
 
@@ -172,7 +176,7 @@ def _cast_line(cast: Cast) -> str:
 
 def result_json(result: WriteResult) -> dict[str, Any]:
     """The result as JSON."""
-    from ckpt_tool.plans.plan import cast_json
+    from ckpt_tool.plans.manifest import cast_json
 
     return {
         "format": result.format,

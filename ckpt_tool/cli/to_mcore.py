@@ -26,6 +26,8 @@ from ckpt_tool.common.parallel import is_first
 from ckpt_tool.common.wording import human_bytes, plural
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ckpt_tool.operations.options import ToMcoreOptions
     from ckpt_tool.plans.mcore import McorePlan
     from ckpt_tool.tensors.tiled import TiledTensor
@@ -83,7 +85,7 @@ def to_mcore(
     request is not sound.
     """
     from ckpt_tool.operations.options import ToMcoreOptions
-    from ckpt_tool.plans.output import WriteOptions
+    from ckpt_tool.plans.options import WriteOptions
 
     options = ToMcoreOptions(
         config=config,
@@ -104,18 +106,19 @@ def to_mcore(
 def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
     from ckpt_tool.common.parallel import jobs_of
     from ckpt_tool.operations.to_mcore import plan_to_mcore
-    from ckpt_tool.plans.mcore import check_mcore_plan
 
     plan = plan_to_mcore(model, options)
-    check_mcore_plan(plan, out, options.write)
+    plan.check(out, options.write)
     if not is_first():
         return
     with ui.output():
         if as_json:
             ui.print_json(_plan_json(plan, out))
         else:
-            _show_plan(plan, out)
-            _show_notes(plan, jobs_of(options.jobs), direct=options.write.is_direct)
+            memory = _memory_text(plan, jobs_of(options.jobs), direct=options.write.is_direct)
+            written = f"{human_bytes(plan.total_bytes)} in {plural(len(plan.files), 'file')}"
+            notes = [f"write    {written}", f"memory   {memory}"]
+            results.show_plan(plan, out, _tensor_table(plan), notes)
 
 
 def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
@@ -130,12 +133,10 @@ def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) ->
         raise typer.Exit(ui.EXIT_DIFFERENT)
 
 
-def _show_plan(plan: McorePlan, out: Path) -> None:
+def _tensor_table(plan: McorePlan) -> Table:
     """Megatron's tensors with what each is made of; layers and experts folded."""
     from rich.table import Table
 
-    console = ui.console()
-    console.print(f"Would write to {out}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for title in ("megatron-core  < Hugging Face", "shape", "dtype", "bytes"):
         table.add_column(title, overflow="fold", justify="right" if title == "bytes" else "left")
@@ -148,20 +149,14 @@ def _show_plan(plan: McorePlan, out: Path) -> None:
         sources = dict.fromkeys(name for _, tensor in group for name in tensor.sources)
         for row in fold(sources):
             table.add_row(f"  < {row.pattern}", style="dim")
-    console.print(table)
-    count = plural(len(plan.folder.files), "file")
-    console.print(f"  write    {human_bytes(plan.total_bytes)} in {count}")
+    return table
 
 
-def _show_notes(plan: McorePlan, jobs: int, *, direct: bool) -> None:
+def _memory_text(plan: McorePlan, jobs: int, *, direct: bool) -> str:
     from ckpt_tool.writers.stream import buffer_bytes
 
-    console = ui.console()
-    memory = human_bytes(buffer_bytes(jobs, direct=direct, casting=bool(plan.casts())))
-    console.print(f"  memory   {memory} of buffers for {plural(jobs, 'thread')}, whatever the size")
-    results.show_changes(plan.casts(), plan.dropped)
-    for warning in plan.warnings:
-        ui.warn(warning)
+    memory = human_bytes(buffer_bytes(jobs, direct=direct, casting=bool(plan.casts)))
+    return f"{memory} of buffers for {plural(jobs, 'thread')}, whatever the size"
 
 
 def _groups(tensors: Mapping[str, TiledTensor]) -> list[list[tuple[str, TiledTensor]]]:
@@ -184,5 +179,4 @@ def _plan_json(plan: McorePlan, out: Path) -> dict[str, Any]:
         for name, tensor in plan.folder.tensors.items()
     ]
     more = {"layout": plan.layout, "layers": plan.rules.layout, "tensors": tensors}
-    # The tensors that are written are Megatron's, not those that go in.
-    return results.plan_json(plan, out) | more | {"num_tensors": len(tensors)}
+    return results.plan_json(plan, out) | more

@@ -19,7 +19,7 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.kinds import require_kind
-from ckpt_tool.operations.options import MergeOptions
+from ckpt_tool.operations.options import MergeOptions, parse_size
 from ckpt_tool.operations.replicas import prove_replicas
 from ckpt_tool.operations.request import Heads
 from ckpt_tool.operations.source import Source, find_config, lacks_model, open_source
@@ -31,11 +31,11 @@ from ckpt_tool.operations.upload import (
     upload_folder,
     weight_names,
 )
-from ckpt_tool.plans.huggingface import check_plan, write_model
-from ckpt_tool.plans.output import WriteResult
-from ckpt_tool.plans.plan import ModelPlan
+from ckpt_tool.plans.huggingface import HubPlan
+from ckpt_tool.plans.options import WriteResult
+from ckpt_tool.plans.write import write
 from ckpt_tool.tensors.dtypes import BY_NAME
-from ckpt_tool.writers.safetensors import ADAPTER_NAME, parse_size, plan_file, plan_files
+from ckpt_tool.writers.safetensors import ADAPTER_NAME, plan_file, plan_files
 
 Folders = str | Path | Sequence[str | Path]
 
@@ -145,14 +145,14 @@ def merge_as_team(
     target = team.world.first(lambda: check_upload(upload) if upload is not None else None)
     plan = make_plan(job.paths, job.kind, options, team)
     team.world.first(lambda: _require_replaced(target, plan))
-    return write_model(plan, Path(job.out), options.write, team)
+    return write(plan, Path(job.out), options.write, team)
 
 
 @dataclass(frozen=True)
 class Preview:
     """What a merge would do: the plan, and where an upload would go."""
 
-    plan: ModelPlan
+    plan: HubPlan
     target: Target | None
 
 
@@ -168,7 +168,7 @@ def preview_merge(
     target = check_upload(upload) if upload is not None and is_first() else None
     plan = make_plan(job.paths, job.kind, options, team)
     _require_replaced(target, plan)
-    check_plan(plan, Path(job.out), options.write)
+    plan.check(Path(job.out), options.write)
     return Preview(plan, target)
 
 
@@ -179,7 +179,7 @@ def send(result: WriteResult, upload: Upload, *, show: bool = False) -> UploadRe
 
 def make_plan(
     paths: Folders, kind: str, options: MergeOptions | None = None, team: Team | None = None
-) -> ModelPlan:
+) -> HubPlan:
     """Everything that :func:`merge` would write; writes nothing. Raises what it raises."""
     options = options or MergeOptions()
     team = team or Team(ALONE, jobs_of(options.jobs), NoProgress())
@@ -234,12 +234,12 @@ def _refuse_without_model(source: Source, options: MergeOptions) -> None:
         )
 
 
-def _require_replaced(target: Target | None, plan: ModelPlan) -> None:
+def _require_replaced(target: Target | None, plan: HubPlan) -> None:
     if target is not None:
         target.require_replaced(weight_names(plan))
 
 
-def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> ModelPlan:
+def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> HubPlan:
     """The plan for a model by its names on the Hub: dtypes and files."""
     config = model.config
     tensors = cast_all(model.tensors, choose_dtype(options.dtype, config), config)
@@ -251,8 +251,8 @@ def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> Model
         adapter = replace(
             adapter, tensors=cast_all(adapter.tensors, BY_NAME.get(options.dtype), None)
         )
-        files.append(plan_file(adapter.path(ADAPTER_NAME), adapter.tensors))
-    plan = ModelPlan(
+        files.append(plan_file(adapter.path(ADAPTER_NAME), adapter.tensors, "adapter"))
+    plan = HubPlan(
         checkpoint=source.checkpoint if model.is_adapter else source.with_base(),
         config=config,
         model=tensors,
@@ -266,9 +266,9 @@ def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> Model
     return _warn_trl(plan, model)
 
 
-def _warn_trl(plan: ModelPlan, model: HubModel) -> ModelPlan:
+def _warn_trl(plan: HubPlan, model: HubModel) -> HubPlan:
     """The plan with a warning where trl would not find the head that is in it."""
-    weights = [file for file in plan.files if "/" not in file.name]
+    weights = plan.weight_files
     if len(weights) == 1 or not model.head.keys() & plan.model.keys():
         return plan
     size = -(-plan.total_bytes // 10**9)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckpt_tool.common.errors import UsageError
 from ckpt_tool.compare.stats import Tolerance
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.plans.options import WriteOptions
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 @dataclass(frozen=True)
@@ -107,3 +112,14 @@ class VerifyOptions(ModelOptions):
     ignore: tuple[str, ...] = ()
     explained: int | None = None
     jobs: int = 0
+
+
+def parse_size(text: str) -> int:
+    """Bytes in ``5GB``, ``500MB``, ``4GiB`` or a plain number; UsageError otherwise."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.strip().upper())
+    size = 0
+    if matched and matched[2] in _UNITS:
+        size = int(float(matched[1]) * _UNITS[matched[2]])
+    if size <= 0:
+        raise UsageError(f"{text!r} is not a size", hint="Write it like 5GB, 500MB or 4GiB.")
+    return size

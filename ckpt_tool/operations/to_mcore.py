@@ -25,8 +25,9 @@ from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.mapping.quantised import dequantised, is_quantised
 from ckpt_tool.operations.options import ToMcoreOptions
 from ckpt_tool.operations.tied_head import find_tied_head
-from ckpt_tool.plans.mcore import LAYOUTS, McorePlan, write_mcore
-from ckpt_tool.plans.output import WriteResult
+from ckpt_tool.plans.mcore import LAYOUTS, McorePlan
+from ckpt_tool.plans.options import WriteResult
+from ckpt_tool.plans.write import write
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, DType
@@ -54,7 +55,7 @@ def convert_to_mcore(
     with joined() as world:
         team = Team(world, jobs_of(options.jobs), progress or NoProgress())
         plan = world.each(lambda: plan_to_mcore(model, options))
-        return write_mcore(plan, Path(out), options.write, team)
+        return write(plan, Path(out), options.write, team)
 
 
 def plan_to_mcore(model: str | Path, options: ToMcoreOptions | None = None) -> McorePlan:
@@ -79,12 +80,14 @@ def plan_to_mcore(model: str | Path, options: ToMcoreOptions | None = None) -> M
     sharded = to_megatron(tensors, rules)
     objects = list_extra_states(rules.bindings)
     prefix = "release/" if options.layout == "megatron-lm" else ""
+    folder = plan_torch_dist(sharded, objects, prefix=prefix, sums=options.sums)
     return McorePlan(
         checkpoint=checkpoint,
         rules=rules,
         layout=options.layout,
-        tensors=tensors,
-        folder=plan_torch_dist(sharded, objects, prefix=prefix, sums=options.sums),
+        model=tensors,
+        files=folder.files,
+        folder=folder,
         dropped=dropped,
         warnings=rules.warnings,
     )

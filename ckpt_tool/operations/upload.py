@@ -23,8 +23,9 @@ from typing import Any
 from ckpt_tool.common.errors import CkptError, UploadError, UsageError
 from ckpt_tool.common.version import __version__
 from ckpt_tool.operations.hub_client import answer, bars, hub_api, hub_token, not_allowed
-from ckpt_tool.plans.plan import ModelPlan
+from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.writers.safetensors import INDEX_NAME
+from ckpt_tool.writers.target import list_files
 
 #: Weights that transformers or vLLM may load from a model's folder, in place of others there.
 _WEIGHTS = re.compile(r"([^/]+\.safetensors|pytorch_model[^/]*\.bin)(\.index\.json)?")
@@ -106,10 +107,10 @@ def _target(api: Any, repo: str, info: Any | None, *, private: bool) -> Target:
     return Target(repo, url, bool(info.private), exists=True, files=files)
 
 
-def weight_names(plan: ModelPlan) -> list[str]:
-    """The weight files of a plan, and their index."""
-    names = [file.name for file in plan.files if "/" not in file.name]
-    return [*names, INDEX_NAME] if len(names) > 1 else names
+def weight_names(plan: HubPlan) -> list[str]:
+    """The files of a plan that hold tensors, and the index of the model's."""
+    names = [file.name for file in plan.files]
+    return [*names, INDEX_NAME] if len(plan.weight_files) > 1 else names
 
 
 def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> UploadResult:
@@ -152,8 +153,8 @@ def _upload(folder: Path, upload: Upload) -> UploadResult:
 
 def _require_all(api: Any, target: Target, commit: str, folder: Path) -> int:
     """How many files ``folder`` has; UploadError unless ``commit`` has all, of the same sizes."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    paths = {name: folder / name for name in list_files(folder)}
+    sizes = {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
     ask = partial(api.model_info, target.repo, revision=commit, files_metadata=True)
     there = {file.rfilename: file.size for file in answer(api, target.repo, ask).siblings}
     lost = sorted(name for name, size in sizes.items() if there.get(name) != size)

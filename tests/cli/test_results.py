@@ -3,7 +3,7 @@
 import pytest
 
 from ckpt_tool.cli.results import load_text
-from ckpt_tool.plans.checks.transformers import LoadCheck
+from ckpt_tool.plans.options import LoadCheck
 
 ALL = "Critic of transformers 5.0 finds all 1,028 tensors it wants, and "
 

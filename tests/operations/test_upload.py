@@ -52,6 +52,14 @@ def test_every_byte_arrives_in_a_new_repository(hub: Hub, out: Path) -> None:
     assert int(result.commit, 16) == len(hub.repos["lab/model"].commits) - 1 == 1
 
 
+def test_what_tools_of_the_hub_keep_in_a_folder_is_not_missed(hub: Hub, out: Path) -> None:
+    before = contents(out)
+    (out / ".cache" / "huggingface").mkdir(parents=True)
+    (out / ".cache" / "huggingface" / ".gitignore").write_text("*")
+    assert upload_folder(out, Upload("lab/model")).num_files == len(before)
+    assert hub.repos["lab/model"].files == before
+
+
 def test_a_name_alone_is_the_users(hub: Hub, out: Path) -> None:
     assert upload_folder(out, Upload("model")).repo == "ada/model"
     assert hub.repos["ada/model"].files == contents(out)

@@ -19,8 +19,8 @@ from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
 from ckpt_tool.operations.merge import make_plan, merge_fsdp
 from ckpt_tool.operations.options import MergeOptions
-from ckpt_tool.plans.huggingface import write_model
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.plans.options import WriteOptions
+from ckpt_tool.plans.write import write
 from ckpt_tool.writers.stream import digest_file
 from tests.support.merging import TINY, assert_same, load_folder, write_rank
 
@@ -62,7 +62,7 @@ def staging_of(out: Path) -> Path:
 
 
 def finished_files(out: Path) -> Iterator[str]:
-    journal = staging_of(out) / ".ckpt-journal"
+    journal = out.parent / f".{out.name}.ckpt-journal"
     for line in journal.read_text().splitlines()[1:] if journal.exists() else ():
         yield json.loads(line)["name"]
 
@@ -195,7 +195,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> N
     file = source / "model_world_size_1_rank_0.pt"
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(FormatError, match="ends at byte"):
-        write_model(plan, tmp_path / "out", WriteOptions(), Team(ALONE, 2, NoProgress()))
+        write(plan, tmp_path / "out", WriteOptions(), Team(ALONE, 2, NoProgress()))
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.megatron.rules import Rules
-from ckpt_tool.plans.checks.transformers import LoadCheck
+from ckpt_tool.plans.options import LoadCheck
 
 _NEEDED = {"torch": "torch", "megatron.core": "megatron-core"}
 _WITHOUT = "Leave --check-load out, or install a megatron-core that knows the model."

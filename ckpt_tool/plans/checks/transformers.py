@@ -9,7 +9,7 @@ it misses or does not use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError, UsageError
@@ -18,25 +18,9 @@ from ckpt_tool.mapping.families.hub_rules import TransposeExperts
 from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.hub.library import describe_error, quieten
 from ckpt_tool.mapping.hub.transformers_tables import build_on_meta, keep_prefixes
+from ckpt_tool.plans.options import LoadCheck
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class LoadCheck:
-    """What opened: the class, how many tensors it wants, and the library it is of.
-
-    ``num_ignored``: tensors that no class of the library has a place for, so that all ignore them.
-    ``num_other_heads``: tensors that this class ignores and another class or trl reads; ``also``:
-    the other classes that opened.
-    """
-
-    architecture: str
-    num_tensors: int
-    library: str
-    num_ignored: int = 0
-    num_other_heads: int = 0
-    also: tuple[str, ...] = ()
 
 
 def check_views(views: Sequence[View], planned: Shapes) -> LoadCheck:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ckpt_tool.common.errors import CheckpointError, MappingError, OutputError, UsageError
 from ckpt_tool.operations.merge import make_plan, merge_fsdp
 from ckpt_tool.operations.options import MergeOptions
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_cases import WITH_REFERENCE
 from tests.real.fsdp_reference import logits_of
 from tests.support.merging import TINY, assert_same, load_folder, values, write_rank

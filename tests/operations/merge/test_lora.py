@@ -15,7 +15,7 @@ from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.operations.merge import make_plan, merge_dcp, merge_fsdp
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.operations.verify import verify_checkpoint as verify
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_cases import LORA_CASES
 from tests.real.fsdp_reference import logits_of
 from tests.support.merging import TINY, assert_same, load_folder, values, write_rank
@@ -226,7 +226,7 @@ def test_resuming_tells_one_update_from_another(checkpoints):
 
     def mark(alpha: float) -> str:
         options = MergeOptions(lora=LoraOptions(alpha=alpha))
-        return make_plan(checkpoints[UNKNOWN], "fsdp", options).mark
+        return make_plan(checkpoints[UNKNOWN], "fsdp", options).fingerprint
 
     assert mark(10.0) == mark(10.0)
     assert mark(10.0) != mark(20.0)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ckpt_tool import MergeOptions, merge_dcp, merge_fsdp, merge_megatron
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.operations.merge import make_plan
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_cases import VALUE_HEADS
 from tests.real.fsdp_models import ValueHead, WithValueHead
 from tests.real.fsdp_reference import logits_of

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.plans.output import WriteResult
+from ckpt_tool.plans.options import WriteResult
 from tests.real.fill import fill_distinct
 from tests.real.megatron_models import write_model
 from tests.support.merging import load_folder, values

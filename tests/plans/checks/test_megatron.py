@@ -21,9 +21,9 @@ from ckpt_tool.operations.options import ToMcoreOptions
 from ckpt_tool.operations.to_mcore import convert_to_mcore, plan_to_mcore
 from ckpt_tool.plans.checks import megatron as mcore_check
 from ckpt_tool.plans.checks.megatron import check_mcore_load, request_json
-from ckpt_tool.plans.checks.transformers import LoadCheck
-from ckpt_tool.plans.mcore import McorePlan, write_mcore
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.plans.mcore import McorePlan
+from ckpt_tool.plans.options import LoadCheck, WriteOptions
+from ckpt_tool.plans.write import write as write_plan
 from ckpt_tool.tensors.tiled import TiledTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 from tests.real.megatron_models import NAMES, write_model
@@ -52,7 +52,7 @@ answers.write_text(json.dumps({name: answer(Request.of(it)) for name, it in aske
 
 
 def write(plan: McorePlan, out: Path, options: WriteOptions = UNSYNCED) -> McorePlan:
-    write_mcore(plan, out, options, Team(ALONE, 2, NoProgress()))
+    write_plan(plan, out, options, Team(ALONE, 2, NoProgress()))
     return plan
 
 
@@ -145,7 +145,7 @@ def test_all_faults_are_named_and_nothing_is_published(llama, tmp_path):
     folder = plan_torch_dist(tensors, objects, prefix="", sums=False)
     assert len(objects) == len(plan.folder.objects) - 1
     with pytest.raises(MappingError) as refused:
-        write(replace(plan, folder=folder), tmp_path / "out", CHECKED)
+        write(replace(plan, folder=folder, files=folder.files), tmp_path / "out", CHECKED)
     assert str(refused.value) == f"--check-load: GPTModel of {LIBRARY} does not load this"
     assert sorted(refused.value.names) == [
         "incomplete: decoder.layers.mlp.linear_fc2.weight:"

@@ -10,8 +10,8 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.operations.merge import make_plan, merge_fsdp
 from ckpt_tool.operations.options import MergeOptions
-from ckpt_tool.plans.checks.transformers import LoadCheck, check_load
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.plans.checks.transformers import check_load
+from ckpt_tool.plans.options import LoadCheck, WriteOptions
 
 Shapes = dict[str, tuple[int, ...]]
 Planned = Callable[[str], tuple[ModelConfig, Shapes]]

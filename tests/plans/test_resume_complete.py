@@ -10,8 +10,8 @@ import torch
 
 from ckpt_tool import MergeOptions, NameOptions, WriteOptions, merge_dcp, merge_fsdp, merge_megatron
 from ckpt_tool.common.errors import MappingError, OutputError
-from ckpt_tool.plans import plan as plan_module
-from ckpt_tool.plans.output import WriteResult
+from ckpt_tool.plans import manifest as manifest_module
+from ckpt_tool.plans.options import WriteResult
 from ckpt_tool.writers.stream import digest_file
 from tests.support import megatron
 from tests.support.merging import TINY, values, write_rank
@@ -92,30 +92,60 @@ def without_rows(out: Path) -> None:
 
 
 WEIGHTS = "model-00003-of-00004.safetensors"
-SPOILED: dict[str, Callable[[Path], object]] = {
-    "a weight changed": lambda out: flip(out / WEIGHTS),
-    "a weight file is short": lambda out: os.truncate(out / WEIGHTS, 1000),
-    "a weight file is gone": lambda out: (out / WEIGHTS).unlink(),
-    "the index is gone": lambda out: (out / "model.safetensors.index.json").unlink(),
-    "the tokenizer changed": lambda out: flip(out / "tokenizer.json"),
-    "the config changed": lambda out: flip(out / "config.json"),
-    "there is one more file": lambda out: (out / "notes.txt").write_text("mine"),
-    "there is one more link": lambda out: (out / "link").symlink_to("nowhere"),
-    "no manifest": lambda out: (out / "ckpt_manifest.json").unlink(),
-    "the manifest of another tool": of_another_tool,
-    "the manifest is broken": lambda out: flip(out / "ckpt_manifest.json"),
-    "the manifest has no rows": without_rows,
+INDEX = "model.safetensors.index.json"
+MANIFEST = "ckpt_manifest.json"
+OTHER = f"{MANIFEST} is of another checkpoint, other options or another version of ckpt-tool"
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a weight changed": (lambda out: flip(out / WEIGHTS), f"{WEIGHTS} differs"),
+    "a weight file is short": (lambda out: os.truncate(out / WEIGHTS, 99), f"{WEIGHTS} differs"),
+    "a weight file is gone": (lambda out: (out / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
+    "the index is gone": (lambda out: (out / INDEX).unlink(), f"{INDEX} is missing"),
+    "the tokenizer changed": (lambda out: flip(out / "tokenizer.json"), "tokenizer.json differs"),
+    "the config changed": (lambda out: flip(out / "config.json"), "config.json differs"),
+    "one more file": (lambda out: (out / "x").write_text("mine"), "x is no part of it"),
+    "one more below": (lambda out: (out / "y").symlink_to("nowhere"), "y is no part of it"),
+    "no manifest": (lambda out: (out / MANIFEST).unlink(), f"{MANIFEST} is missing"),
+    "the manifest of another tool": (of_another_tool, f"{MANIFEST} differs"),
+    "the manifest is broken": (lambda out: flip(out / MANIFEST), OTHER),
+    "the manifest has no rows": (without_rows, OTHER),
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
-def test_anything_else_is_refused_and_left_alone(source: Path, tmp_path: Path, spoil) -> None:
+@pytest.mark.parametrize(("spoil", "said"), SPOILED.values(), ids=SPOILED)
+def test_anything_else_is_refused_with_a_reason_and_left_alone(
+    source: Path, tmp_path: Path, spoil, said: str
+) -> None:
     out = tmp_path / "out"
     merge(source, out)
     spoil(out)
     before = files(out)
-    with pytest.raises(OutputError, match="exists and is not empty"):
+    with pytest.raises(OutputError, match="exists and is not empty") as error:
         merge(source, out, resume=True)
+    assert error.value.message.endswith(f"not what would be written: {said}")
+    assert files(out) == before
+
+
+def test_all_reasons_are_given_up_to_five(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(source, out)
+    (out / "tokenizer.json").unlink()
+    flip(out / "config.json")
+    for name in "abcd":
+        (out / name).touch()
+    with pytest.raises(OutputError) as error:
+        merge(source, out, resume=True)
+    many = "; ".join(f"{name} is no part of it" for name in "abcd")
+    assert error.value.message.endswith(f"tokenizer.json is missing; {many}; and 1 more")
+
+
+def test_what_tools_of_the_hub_keep_there_is_no_part_of_it(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(source, out)
+    cache = out / ".cache" / "huggingface" / "download"
+    cache.mkdir(parents=True)
+    (cache / "config.json.metadata").write_text("etag")
+    before = files(out)
+    assert merge(source, out, resume=True).already_complete
     assert files(out) == before
 
 
@@ -136,7 +166,7 @@ def test_a_later_checkpoint_is_another_model(source: Path, tmp_path: Path) -> No
 
 def test_another_version_writes_another_model(source: Path, tmp_path: Path, monkeypatch) -> None:
     merge(source, tmp_path / "out")
-    monkeypatch.setattr(plan_module, "__version__", "9.9")
+    monkeypatch.setattr(manifest_module, "__version__", "9.9")
     with pytest.raises(OutputError, match="not empty"):
         merge(source, tmp_path / "out", resume=True)
 
@@ -146,10 +176,12 @@ def test_the_same_tensors_exchanged_are_another_model(tmp_path: Path) -> None:
     """The same names, shapes and source files: only where the elements come from differs."""
     state = {"one.weight": values(8, 8), "two.weight": values(8, 8, start=100)}
     save_dcp(state, tmp_path / "in")
-    options = MergeOptions(keep_names=True, write=WriteOptions(resume=True))
 
     def renamed(*rename: str) -> WriteResult:
-        return merge_dcp(tmp_path / "in", tmp_path / "out", options, NameOptions(rename=rename))
+        options = MergeOptions(
+            keep_names=True, names=NameOptions(rename=rename), write=WriteOptions(resume=True)
+        )
+        return merge_dcp(tmp_path / "in", tmp_path / "out", options)
 
     renamed()
     assert renamed().already_complete
