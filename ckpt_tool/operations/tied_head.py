@@ -17,6 +17,10 @@ _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 _HEADS = ("lm_head",)
 
 
+class TiedHeadError(MappingError):
+    """Config and weights contradict each other about the head."""
+
+
 @dataclass(frozen=True, slots=True)
 class TiedHead:
     """How the language-model head is written: ``tied`` as config.json shall say it."""
@@ -63,7 +67,7 @@ def find_tied_head(
     tied = config.tied if wanted is None else wanted
     if tied and not equal:
         what = "config.json ties" if wanted is None else "--tie-word-embeddings would tie"
-        raise MappingError(
+        raise TiedHeadError(
             f"{what} {head} to {embedding}, but they differ",
             hint="Write both, and a config that does not tie them, with --no-tie-word-embeddings.",
         )
@@ -133,7 +137,7 @@ def _without_head(config: ModelConfig, wanted: bool | None) -> TiedHead:
 def _without_embedding(wanted: bool | None, head: str) -> TiedHead:
     if wanted is not False:
         what = "config.json ties" if wanted is None else "--tie-word-embeddings would tie"
-        raise MappingError(
+        raise TiedHeadError(
             f"{what} {head} to the token embedding, but there is none of its shape",
             hint="Write it, and a config that does not tie it, with --no-tie-word-embeddings.",
         )

@@ -17,7 +17,8 @@ import torch
 from ckpt_tool.common.errors import FormatError, OutputError, UsageError
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
-from ckpt_tool.operations.merge import make_plan, merge_fsdp
+from ckpt_tool.operations.merge import merge_fsdp
+from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.options import WriteOptions
 from ckpt_tool.plans.write import write

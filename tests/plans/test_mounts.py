@@ -9,7 +9,8 @@ import pytest
 
 from ckpt_tool.common.errors import CheckpointError, OutputError
 from ckpt_tool.common.parallel import ALONE, Team
-from ckpt_tool.operations.merge import make_plan, merge_fsdp
+from ckpt_tool.operations.merge import merge_fsdp
+from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.write import write

@@ -12,7 +12,7 @@ import pytest
 from ckpt_tool.common.errors import CheckpointError
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
-from ckpt_tool.operations.merge import make_plan
+from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.plans.options import WriteOptions

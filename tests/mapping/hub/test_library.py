@@ -20,7 +20,7 @@ from ckpt_tool.mapping.hub.architecture import name_architecture
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.names import to_hub as to_hub_model
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
-from ckpt_tool.operations.merge import make_plan
+from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.plans.checks.transformers import check_load
 from tests.support.merging import TINY, load_folder, values, write_rank
 from tests.support.saved import assert_equal, to_hub, write_config, write_shapes, write_tensors

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ckpt_tool.common.errors import CheckpointError, MappingError, OutputError, UsageError
-from ckpt_tool.operations.merge import make_plan, merge_fsdp
+from ckpt_tool.operations.merge import merge_fsdp
+from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_cases import WITH_REFERENCE

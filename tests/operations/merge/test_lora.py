@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.operations.merge import make_plan, merge_dcp, merge_fsdp
+from ckpt_tool.operations.merge import merge_dcp, merge_fsdp
+from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.operations.verify import verify_checkpoint as verify
 from ckpt_tool.plans.options import WriteOptions

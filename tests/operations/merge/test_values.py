@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ckpt_tool import MergeOptions, merge_dcp, merge_fsdp, merge_megatron
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.operations.merge import make_plan
+from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_cases import VALUE_HEADS
 from tests.real.fsdp_models import ValueHead, WithValueHead

@@ -8,7 +8,8 @@ from safetensors import safe_open
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.operations.merge import make_plan, merge_fsdp
+from ckpt_tool.operations.merge import merge_fsdp
+from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.checks.transformers import check_load
 from ckpt_tool.plans.options import LoadCheck, WriteOptions
