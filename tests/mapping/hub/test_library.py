@@ -44,7 +44,7 @@ def remove(monkeypatch):
 def refused(tensors, config) -> MappingError:
     with pytest.raises(MappingError) as error:
         to_hub(tensors, config)
-    assert "--config none" in error.value.hint
+    assert "`keep_names=True`" in error.value.hint
     return error.value
 
 
