@@ -58,8 +58,8 @@ def test_alpha_that_nobody_knows(checkpoints, tmp_path):
     assert "--lora-alpha X" in result.stderr
     given = ("--lora-alpha", "10")
     assert "alpha 10 (--lora-alpha)" in run(case, out, *given).stdout
-    for more in (["--dry-run"], ["--overwrite"]):
-        found = json.loads(run(case, out, *given, *more, "--json").stdout)
+    for more in ("--dry-run", "--resume"):
+        found = json.loads(run(case, tmp_path / "other", *given, more, "--json").stdout)
         assert found["lora"]["source"] == "--lora-alpha"
 
 

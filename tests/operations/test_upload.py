@@ -142,7 +142,7 @@ def test_an_endpoint_that_is_not_there_is_named(hub: Hub, monkeypatch) -> None:
 def test_what_is_public_gets_nothing_private(hub: Hub, out: Path) -> None:
     hub.repos["ada/model"] = Repo()
     for ask in (check_upload, lambda upload: upload_folder(out, upload)):
-        with pytest.raises(UploadError, match="is public, and `upload.private=True` was asked for"):
+        with pytest.raises(UploadError, match=r"public, and `upload\.private=True` was asked for"):
             ask(Upload("model", private=True))
     assert hub.writes == []
 
@@ -217,7 +217,7 @@ def test_who_interrupts_is_told_how_to_go_on(hub: Hub, out: Path, monkeypatch) -
         raise KeyboardInterrupt
 
     monkeypatch.setattr(HfApi, "upload_folder", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="`write.resume=True`"):
+    with pytest.raises(KeyboardInterrupt, match=r"`write\.resume=True`"):
         upload_folder(out, Upload("model"))
 
 
