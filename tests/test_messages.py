@@ -117,7 +117,7 @@ def test_a_switch_that_can_be_turned_off_has_the_flag_for_it() -> None:
         ("`lora.alpha=0.5`", "--lora-alpha 0.5"),
         ("`names.rename=['h.*=layers.*']`", "--rename 'h.*=layers.*'"),
         ("`names.prefix='a b'`", "--prefix 'a b'"),
-        ("`lora.base=/a/b`", "--base /a/b"),
+        ("`lora.base='/a/b c'`", "--base '/a/b c'"),
         ("`write.overwrite=True` or `write.fsync=False`", "--overwrite or --no-fsync"),
         ("`git lfs pull`, `mode`, `config.json`, `config`s", None),
     ],

@@ -85,7 +85,7 @@ def open_base(checkpoint: Checkpoint, options: ModelOptions) -> Checkpoint | Non
         return None
     if not is_model_folder(folder):
         raise UsageError(
-            f"`lora.base={folder}`: no Hugging Face model folder",
+            f"`lora.base={str(folder)!r}`: no Hugging Face model folder",
             hint="Name a folder with config.json and *.safetensors; nothing is fetched.",
         )
     return open_sound_model(folder)

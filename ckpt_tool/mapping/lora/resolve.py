@@ -92,7 +92,8 @@ def refuse_base(options: LoraOptions) -> None:
     """UsageError where a base is named for adapters that have theirs beside them."""
     if options.base is not None:
         raise UsageError(
-            f"`lora.base={options.base}`: the checkpoint has the weights below its adapters itself",
+            f"`lora.base={str(options.base)!r}`: the checkpoint has the weights below its adapters"
+            " itself",
             hint="Leave `lora.base` out.",
         )
 
