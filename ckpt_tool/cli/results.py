@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.flags import as_typed, reasons_as_typed
 from ckpt_tool.common.wording import human_bytes, join_words, plural
 
 if TYPE_CHECKING:
@@ -135,11 +136,11 @@ def plan_json(plan: Plan, out: Path) -> dict[str, Any]:
             {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
             for (source, target), count in plan.casts.items()
         ],
-        "dropped": plan.dropped,
+        "dropped": reasons_as_typed(plan.dropped),
         "seconds": None,
         "bytes_per_second": None,
         "verified": None,
-        "warnings": plan.warnings,
+        "warnings": list(map(as_typed, plan.warnings)),
         "lora": _lora_json(plan.lora),
     }
 
@@ -151,7 +152,7 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
     what = f"{done[lora.mode]} {plural(lora.num_modules, 'module')}"
     if lora.adapter == ".":
         what = f"an adapter of {plural(lora.num_modules, 'module')} for peft"
-    numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({lora.source})"
+    numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({as_typed(lora.source)})"
     console.print(f"  lora     {what}: {numbers}", soft_wrap=True)
     if lora.trained_whole:
         names = ", ".join(lora.trained_whole)
@@ -161,11 +162,11 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
 
 
 def _lora_json(lora: LoraNote | None) -> dict[str, Any] | None:
-    return None if lora is None else asdict(lora)
+    return None if lora is None else asdict(lora) | {"source": as_typed(lora.source)}
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
-    for name, reason in dropped.items():
+    for name, reason in reasons_as_typed(dropped).items():
         console.print(f"  drop     {name} ({reason})", soft_wrap=True)
 
 
@@ -187,13 +188,13 @@ def result_json(result: WriteResult) -> dict[str, Any]:
             {"path": file.name, "bytes": file.size, "digest": file.digest} for file in result.files
         ],
         "casts": [cast_json(cast) for cast in result.casts],
-        "dropped": result.dropped,
+        "dropped": reasons_as_typed(result.dropped),
         "seconds": result.seconds,
         "bytes_per_second": result.bytes_per_second,
         "already_complete": result.already_complete,
         "verified": result.verified,
         "differences": result.differences,
         "load_check": asdict(result.load_check) if result.load_check is not None else None,
-        "warnings": result.warnings,
+        "warnings": list(map(as_typed, result.warnings)),
         "lora": _lora_json(result.lora),
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from ckpt_tool.cli.flags import as_typed
 from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError
 from ckpt_tool.common.parallel import is_first, is_parallel
 from ckpt_tool.common.progress import NoProgress, Progress
@@ -84,8 +85,13 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _make_line(text: str) -> str:
+    """What the library says, as it is shown."""
+    return printable(as_typed(text))
+
+
 def _say(text: str) -> None:
-    print(f"ckpt: {printable(text)}", file=sys.stderr)  # noqa: T201
+    print(f"ckpt: {_make_line(text)}", file=sys.stderr)  # noqa: T201
 
 
 def _explain(error: CkptError | OSError) -> None:
@@ -104,12 +110,12 @@ def _explain(error: CkptError | OSError) -> None:
     elif isinstance(error, MappingError):
         details = list(error.names)
     for line in details if verbose else details[:_LISTED]:
-        print(f"  - {printable(line)}", file=sys.stderr)  # noqa: T201
+        print(f"  - {_make_line(line)}", file=sys.stderr)  # noqa: T201
     if len(details) > _LISTED and not verbose:
         rest = len(details) - _LISTED
         print(f"  - and {rest} more (--verbose lists them)", file=sys.stderr)  # noqa: T201
     if error.hint:
-        print(f"  {error.hint}", file=sys.stderr)  # noqa: T201
+        print(f"  {_make_line(error.hint)}", file=sys.stderr)  # noqa: T201
 
 
 def warn(text: str) -> None:

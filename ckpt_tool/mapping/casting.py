@@ -1,4 +1,4 @@
-"""``--dtype``: which dtype the weights are written in, and which of them keep their own."""
+"""Which dtype the weights are written in, and which of them keep their own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DTYPES = ("auto", "keep", "bfloat16", "float16", "float32")
 
 
 def require_dtype(name: str) -> None:
-    """UsageError unless ``name`` is a choice of ``--dtype``."""
+    """UsageError unless ``name`` is a choice of ``dtype``."""
     if name not in DTYPES:
-        raise UsageError(f"--dtype {name}: expected one of {', '.join(DTYPES)}")
+        raise UsageError(f"`dtype={name!r}`: expected one of {', '.join(DTYPES)}")
 
 
 def choose_dtype(name: str, config: ModelConfig | None) -> DType | None:

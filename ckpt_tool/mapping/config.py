@@ -136,7 +136,7 @@ def load_config(folder: Path) -> ModelConfig:
     """Read ``folder/config.json``; UsageError where there is none, FormatError if damaged."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UsageError(f"{path}: no such file", hint="--config names a folder with config.json.")
+        raise UsageError(f"{path}: no such file", hint="`config` names a folder with config.json.")
     return ModelConfig(folder, read_json_object(path), {})
 
 

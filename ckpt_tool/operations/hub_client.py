@@ -21,8 +21,8 @@ def hub_api() -> Any:
 
     if constants.HF_HUB_OFFLINE:
         raise UploadError(
-            "--upload: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: nothing can be uploaded",
-            hint="Unset it, or merge without --upload.",
+            "`upload`: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: nothing can be uploaded",
+            hint="Unset it, or merge without `upload`.",
         )
     return HfApi(library_name="ckpt-tool", library_version=__version__)
 
@@ -34,7 +34,7 @@ def hub_token() -> str:
     token: str | None = get_token()
     if token is None:
         raise UploadError(
-            "--upload: there is no token of the Hugging Face Hub",
+            "`upload`: there is no token of the Hugging Face Hub",
             hint="Log in with: hf auth login (or set HF_TOKEN).",
         )
     return token

@@ -25,7 +25,7 @@ def take_megatron(model: HubModel, request: Request) -> HubModel:
         raise UsageError(
             f"{checkpoint.path}: its tensors are named as megatron-core names them, so that there"
             " is nothing to select or to rename",
-            hint="Leave out --prefix, --select and --rename.",
+            hint="Leave out `names.prefix`, `names.select` and `names.rename`.",
         )
     if model.config is None:
         refuse_options(checkpoint.path, options.lora)

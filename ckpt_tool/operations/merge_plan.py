@@ -55,7 +55,8 @@ def _open(paths: Sequence[Path], kind: str, options: MergeOptions) -> Source:
     require_dtype(options.dtype)
     parse_size(options.max_shard_size)
     if options.keep_names and options.value_model is not None:
-        raise UsageError("--value-model, --no-value-model: they cannot go with --config none")
+        said = f"`value_model={options.value_model}`: cannot go with `keep_names=True`"
+        raise UsageError(said)
     source = open_source(paths, options)
     require_kind(source.checkpoint, kind, paths)
     return source
@@ -67,8 +68,8 @@ def _require_config(source: Source, options: MergeOptions) -> ModelConfig | None
     if config is None and not options.keep_names and not lacks_model(source.checkpoint):
         raise UsageError(
             f"{source.checkpoint.path}: no config.json in the checkpoint",
-            hint="Name a folder that has it with --config DIR, or write the weights alone with"
-            " --config none.",
+            hint="Name a folder that has it with `config=DIR`, or write the weights alone with"
+            " `keep_names=True`.",
         )
     return config
 
@@ -80,7 +81,7 @@ def _refuse_without_model(source: Source, options: MergeOptions) -> None:
         raise UsageError(
             f"{source.checkpoint.path}: adapters alone: there is no model to check, and no head"
             " in it",
-            hint="Leave out --check-load and what is about heads, or name --base MODEL.",
+            hint="Leave out `write.check_load` and what is about heads, or name `lora.base=MODEL`.",
         )
 
 
@@ -117,5 +118,5 @@ def _warn_of_trl(model: HubModel, files: Sequence[PlannedFile]) -> Iterator[str]
         size = -(-sum(file.size for file in files) // 10**9)
         yield (
             f"the weights are in {len(weights)} files, and trl finds a value head in a local folder"
-            f" only if they are in one: for trl, merge with --max-shard-size {size}GB"
+            f" only if they are in one: for trl, merge with `max_shard_size='{size}GB'`"
         )

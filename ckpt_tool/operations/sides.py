@@ -130,7 +130,8 @@ def _open_whole(path: Path, options: ModelOptions) -> Source:
 
 def _require_fused(options: ModelOptions) -> None:
     if options.lora.mode not in (None, "fuse"):
-        raise UsageError(f"--lora {options.lora.mode}: models are compared with adapters fused")
+        asked = f"`lora.mode={options.lora.mode!r}`"
+        raise UsageError(f"{asked}: models are compared with adapters fused")
 
 
 def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOptions]:
@@ -142,7 +143,7 @@ def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOp
         if not unnamed:
             raise UsageError(
                 "both are Hugging Face models, whose names are what they are",
-                hint="Leave out --prefix, --select and --rename.",
+                hint="Leave out `names.prefix`, `names.select` and `names.rename`.",
             )
         told[unnamed[0]] = replace(plain, names=options.names)
     if options.lora.asked:

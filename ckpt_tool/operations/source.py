@@ -85,7 +85,7 @@ def open_base(checkpoint: Checkpoint, options: ModelOptions) -> Checkpoint | Non
         return None
     if not is_model_folder(folder):
         raise UsageError(
-            f"--base {folder}: no Hugging Face model folder",
+            f"`lora.base={str(folder)!r}`: no Hugging Face model folder",
             hint="Name a folder with config.json and *.safetensors; nothing is fetched.",
         )
     return open_sound_model(folder)
@@ -183,7 +183,7 @@ def _refuse_without_weights(checkpoint: Checkpoint, names: NameOptions) -> None:
     if names.prefix or names.select:
         some = ", ".join(list(checkpoint.left_out)[:4])
         raise UsageError(
-            f"{checkpoint.path}: no tensor is under --prefix or matches --select",
+            f"{checkpoint.path}: no tensor is under `names.prefix` or matches `names.select`",
             hint=f"Names are like: {some}",
         )
     held = ", ".join(f"{name} ({what})" for name, what in describe_left_out(checkpoint).items())

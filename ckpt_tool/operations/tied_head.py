@@ -66,15 +66,17 @@ def find_tied_head(
     equal = are_equal_together(tensors[head], tensors[embedding], team)
     tied = config.tied if wanted is None else wanted
     if tied and not equal:
-        what = "config.json ties" if wanted is None else "--tie-word-embeddings would tie"
+        what = "config.json ties" if wanted is None else "`tie_word_embeddings=True` would tie"
         raise TiedHeadError(
             f"{what} {head} to {embedding}, but they differ",
-            hint="Write both, and a config that does not tie them, with --no-tie-word-embeddings.",
+            hint="Write both, and a config that does not tie them, with"
+            " `tie_word_embeddings=False`.",
         )
     if wanted is False and config.tied and equal:
         raise UsageError(
-            f"--no-tie-word-embeddings: config.json ties {head} to {embedding}, and they are equal",
-            hint="Leave the flag out: the head is then not written twice.",
+            f"`tie_word_embeddings=False`: config.json ties {head} to {embedding}, and they are"
+            " equal",
+            hint="Leave it out: the head is then not written twice.",
         )
     return TiedHead(tied, dropped=bool(tied), name=head, embedding=embedding)
 
@@ -128,7 +130,7 @@ def _take_share(tensor: LazyTensor, team: Team) -> LazyTensor:
 def _without_head(config: ModelConfig, wanted: bool | None) -> TiedHead:
     if wanted is False and config.tied:
         raise UsageError(
-            "--no-tie-word-embeddings: the checkpoint has no head of its own, and config.json"
+            "`tie_word_embeddings=False`: the checkpoint has no head of its own, and config.json"
             " ties it to the embedding",
         )
     return TiedHead(config.tied if wanted is None else wanted)
@@ -136,10 +138,10 @@ def _without_head(config: ModelConfig, wanted: bool | None) -> TiedHead:
 
 def _without_embedding(wanted: bool | None, head: str) -> TiedHead:
     if wanted is not False:
-        what = "config.json ties" if wanted is None else "--tie-word-embeddings would tie"
+        what = "config.json ties" if wanted is None else "`tie_word_embeddings=True` would tie"
         raise TiedHeadError(
             f"{what} {head} to the token embedding, but there is none of its shape",
-            hint="Write it, and a config that does not tie it, with --no-tie-word-embeddings.",
+            hint="Write it, and a config that does not tie it, with `tie_word_embeddings=False`.",
         )
     return TiedHead(False)
 

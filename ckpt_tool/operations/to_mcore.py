@@ -138,11 +138,11 @@ def _layers(config: ModelConfig, options: ToMcoreOptions) -> str:
 def _require_choices(options: ToMcoreOptions) -> None:
     require_dtype(options.dtype)
     if options.layout not in LAYOUTS:
-        raise UsageError(f"--layout {options.layout}: expected one of {', '.join(LAYOUTS)}")
+        raise UsageError(f"`layout={options.layout!r}`: expected one of {', '.join(LAYOUTS)}")
     if options.layers and options.layers not in LAYERS:
-        raise UsageError(f"--layers {options.layers}: expected one of {', '.join(LAYERS)}")
+        raise UsageError(f"`layers={options.layers!r}`: expected one of {', '.join(LAYERS)}")
     if options.vocab_multiple < 1:
-        raise UsageError(f"--pad-vocab-to-multiple {options.vocab_multiple}: expected 1 or more")
+        raise UsageError(f"`vocab_multiple={options.vocab_multiple}`: expected 1 or more")
 
 
 def _open(model: str | Path) -> Checkpoint:
@@ -162,7 +162,7 @@ def _find_config(checkpoint: Checkpoint, options: ToMcoreOptions) -> ModelConfig
     if folder is None:
         raise UsageError(
             f"{checkpoint.path}: no config.json beside the weights",
-            hint="Name a folder that has it with --config DIR.",
+            hint="Name a folder that has it with `config=DIR`.",
         )
     config = load_config(Path(folder))
     require_rows(config)
@@ -193,8 +193,8 @@ def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -
 def _choose_wide_dtype(wanted: str, target: DType | None) -> DType:
     if wanted == "keep":
         raise UsageError(
-            "--dtype keep: Megatron does not load weights in block-quantised fp8",
-            hint="Name the dtype they are to have: --dtype bfloat16.",
+            "`dtype='keep'`: Megatron does not load weights in block-quantised fp8",
+            hint="Name the dtype they are to have: `dtype='bfloat16'`.",
         )
     return target or BFLOAT16
 

@@ -1,4 +1,4 @@
-"""``--upload``: a merged model goes to the Hugging Face Hub, through huggingface_hub.
+"""A merged model goes to the Hugging Face Hub, through huggingface_hub.
 
 What can be refused is refused by :func:`check_upload` and :meth:`Target.require_replaced`, before
 anything is planned or written: a name the Hub does not allow, a token that is missing, refused or
@@ -100,7 +100,7 @@ def _target(api: Any, repo: str, info: Any | None, *, private: bool) -> Target:
         return Target(repo, url, private, exists=False)
     if private and not info.private:
         raise UploadError(
-            f"{url}: is public, and --private was asked for",
+            f"{url}: is public, and `upload.private=True` was asked for",
             hint="Upload to another repository, or make this one private in its settings first.",
         )
     files = tuple(file.rfilename for file in info.siblings or ())
@@ -122,8 +122,8 @@ def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> 
     folder = Path(folder)
     words = ["hf", "upload", upload.repo, str(folder), *["--private"] * upload.private]
     go_on = (
-        f"The model is complete in {folder}. Upload it with the same command and --resume, which"
-        f" writes nothing again, or with: {shlex.join(words)}"
+        f"The model is complete in {folder}. To upload it, do the same again with"
+        f" `write.resume=True`, which writes nothing again, or run: {shlex.join(words)}"
     )
     try:
         with bars(show):
@@ -174,7 +174,7 @@ def _require_name(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UsageError(
-            f"--upload {repo}: not a name that the Hub allows: {error}",
+            f"`upload.repo={repo!r}`: not a name that the Hub allows: {error}",
             hint="A repository is called NAME or NAMESPACE/NAME.",
         ) from error
 

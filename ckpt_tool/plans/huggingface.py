@@ -55,7 +55,9 @@ class HubPlan(Plan):
     def check_load(self) -> LoadCheck:
         """MappingError unless transformers wants exactly these tensors; UsageError if it cannot."""
         if self.config is None:
-            raise UsageError("--check-load needs a config: it cannot go with --config none")
+            raise UsageError(
+                "`write.check_load` needs a config: it cannot go with `keep_names=True`"
+            )
         shapes = {name: tensor.shape for name, tensor in self.model.items()}
         return check_views(self.views or (View(self.config, frozenset()),), shapes)
 

@@ -177,7 +177,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             raise CheckpointError(
                 f"{self.path}: {count} problem{'s' if count > 1 else ''} in this checkpoint",
                 self.problems,
-                hint=f"See all of it with: ckpt inspect {self.path} --problems",
+                hint=f"See all of it with: ckpt inspect {self.path}",
             )
 
 

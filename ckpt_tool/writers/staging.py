@@ -154,7 +154,7 @@ class Staging:
         if found != plan:
             raise OutputError(
                 f"{self.path}: was left by a merge of another checkpoint or with other options",
-                hint="Run again without --resume to start over.",
+                hint="Run again without `write.resume` to start over.",
             )
 
     def _is_intact(self, written: WrittenFile) -> bool:
@@ -194,7 +194,10 @@ def _remove_old(old: Path, out: Path) -> list[str]:
 def explain(error: BaseException, staging: Staging) -> BaseException:
     """Leave ``staging``; the error to raise for ``error``, with what is kept and how to go on."""
     kept = staging.abandon()
-    note = f"{kept} finished files are kept in {staging.path}: --resume continues with them."
+    note = (
+        f"{kept} finished files are kept in {staging.path}:"
+        " `write.resume=True` continues with them."
+    )
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         error = OutputError(f"{staging.out}: {where}{error.strerror or error}")

@@ -97,7 +97,7 @@ def check_target(
     if list_entries(out) and not replace:
         raise OutputError(
             f"{out}: exists and is not empty{_say_faults(faults)}",
-            hint="Choose another folder, or replace it with --overwrite.",
+            hint="Choose another folder, or replace it with `write.overwrite=True`.",
         )
 
 
@@ -122,7 +122,7 @@ def check_space(out: Path, needed: int) -> None:
         also = f", and {left:,} are in {partial}" if left else ""
         raise OutputError(
             f"{out}: needs {needed:,} bytes, {free:,} are free on its file system{also}",
-            hint="Free some space, choose another place, or a smaller --dtype.",
+            hint="Free some space, choose another place, or a smaller `dtype`.",
         )
 
 

@@ -2,17 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from ckpt_tool.cli import app as program
 from ckpt_tool.cli.report.as_json import as_object
 from tests.real.megatron_models import write_model
+from tests.support.commands import COMMANDS
 from tests.support.merging import TINY, values, write_rank
 from tests.support.verifications import mismatch, result
 
@@ -46,17 +45,6 @@ def tables(title: str) -> list[list[str]]:
             cell = re.split(r"(?<!\\)\|", line)[1].replace(r"\|", "|")
             found[-1] += re.findall(r"`([^`]+)`", cell)
     return found
-
-
-def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every command that can be given options, by what one types."""
-    if not path or not hasattr(command, "commands"):
-        yield path, command
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from commands(inner, f"{path} {name}".strip())
-
-
-COMMANDS = dict(commands(typer.main.get_command(program.app)))
 
 
 def as_written(parameter: Any) -> list[str]:

@@ -142,7 +142,7 @@ def test_an_endpoint_that_is_not_there_is_named(hub: Hub, monkeypatch) -> None:
 def test_what_is_public_gets_nothing_private(hub: Hub, out: Path) -> None:
     hub.repos["ada/model"] = Repo()
     for ask in (check_upload, lambda upload: upload_folder(out, upload)):
-        with pytest.raises(UploadError, match="is public, and --private was asked for"):
+        with pytest.raises(UploadError, match=r"public, and `upload\.private=True` was asked for"):
             ask(Upload("model", private=True))
     assert hub.writes == []
 
@@ -151,7 +151,7 @@ def test_what_became_public_meanwhile_gets_nothing_private(hub: Hub, out: Path) 
     hub.created = lambda repo: setattr(repo, "private", False)
     with pytest.raises(UploadError, match="is public") as error:
         upload_folder(out, Upload("model", private=True))
-    assert "--resume" in error.value.hint
+    assert "`write.resume=True`" in error.value.hint
     assert hub.writes == ["/api/repos/create"]
 
 
@@ -186,7 +186,7 @@ def test_a_connection_that_ends_is_gone_on_with(hub: Hub, out: Path, monkeypatch
     with pytest.raises(UploadError, match=hub.url) as error:
         upload_folder(out, Upload("model", private=True))
     assert f"complete in {out}" in error.value.hint
-    assert "--resume" in error.value.hint
+    assert "`write.resume=True`" in error.value.hint
     assert f"hf upload model {out} --private" in error.value.hint
     (first,) = hub.sent
     assert hub.repos["ada/model"].files == {}
@@ -217,7 +217,7 @@ def test_who_interrupts_is_told_how_to_go_on(hub: Hub, out: Path, monkeypatch) -
         raise KeyboardInterrupt
 
     monkeypatch.setattr(HfApi, "upload_folder", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"`write\.resume=True`"):
         upload_folder(out, Upload("model"))
 
 

@@ -107,7 +107,7 @@ def test_an_interruption_among_the_renames_leaves_what_was_there(
         patch.setattr(Path, "rename", stop)
         with pytest.raises((KeyboardInterrupt, OutputError)) as raised:
             merge(source, out, overwrite=True)
-    assert "--resume continues" in f"{raised.value}{getattr(raised.value, 'hint', '')}"
+    assert "`write.resume=True` continues" in f"{raised.value}{getattr(raised.value, 'hint', '')}"
     left = {path.name for path in out.iterdir()}
     assert left == {"config.json", "lost+found", ".ckpt-partial", ".ckpt-journal"}
     assert (out / "config.json").read_text() == "mine"

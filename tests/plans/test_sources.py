@@ -81,7 +81,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     (problem,) = error.value.problems
     assert (problem.kind, problem.where) == ("changed", str(source / RANK))
     assert re.fullmatch(said, problem.message)
-    assert "--resume" not in error.value.hint  # nobody knows what was read
+    assert "write.resume" not in error.value.hint  # nobody knows what was read
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

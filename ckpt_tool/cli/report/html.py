@@ -6,6 +6,7 @@ import html
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from ckpt_tool.cli.flags import as_typed
 from ckpt_tool.cli.report import svg
 from ckpt_tool.cli.report.page import page
 from ckpt_tool.cli.report.table import table
@@ -120,7 +121,7 @@ def _notes(result: VerifyResult) -> str:
     notes = [result.names_hint] if result.names_hint else []
     for side, name in ((result.left, "Checkpoint"), (result.right, "Reference")):
         notes += [f"{name}: {warning}" for warning in side.warnings]
-    text = "".join(tag("p", breakable(note)) for note in notes)
+    text = "".join(tag("p", breakable(as_typed(note))) for note in notes)
     return tag("section", tag("h2", "Note") + text, class_="note") if notes else ""
 
 

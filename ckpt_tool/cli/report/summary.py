@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.flags import as_typed
 from ckpt_tool.cli.folding import fold
 from ckpt_tool.common.wording import human_bytes, plural
 
@@ -63,9 +64,8 @@ def verdict_text(result: VerifyResult) -> str:
 
 def hint_text(mismatch: Mismatch) -> str:
     """The hint, and what to type where an option would make the two equal."""
-    if mismatch.kind == "dtype" and mismatch.hint:
-        return f"{mismatch.hint} (--cast-reference compares so)"
-    return mismatch.hint
+    hint = as_typed(mismatch.hint)
+    return f"{hint} (--cast-reference compares so)" if mismatch.kind == "dtype" and hint else hint
 
 
 def _leniency_text(result: VerifyResult) -> str:
@@ -82,7 +82,7 @@ def _list_notes(result: VerifyResult) -> list[str]:
     if result.ignored:
         notes.append(f"ignored  {plural(len(result.ignored), 'tensor')}")
     if result.names_hint:
-        notes.append(f"hint     {result.names_hint}")
+        notes.append(f"hint     {as_typed(result.names_hint)}")
     return notes
 
 

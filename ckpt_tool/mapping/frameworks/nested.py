@@ -45,7 +45,7 @@ def find_prefix(names: Iterable[str]) -> str:
         raise UsageError(
             "several models in one checkpoint: under "
             + ", ".join(repr(prefix) for prefix in sorted(found)),
-            hint="Choose one of them with --prefix.",
+            hint="Choose one of them with `names.prefix`.",
         )
     return next(iter(found), "")
 
@@ -71,7 +71,7 @@ def strip_prefix(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
         raise MappingError(
             f"{plural(len(others), 'tensor')} beside the model, which is under {prefix!r}",
             others,
-            hint=f"Leave them out with --prefix {prefix} or --select '{prefix}*'.",
+            hint=f"Leave them out with `names.prefix={prefix!r}` or `names.select=['{prefix}*']`.",
         )
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
@@ -90,7 +90,8 @@ def rename_tensors(tensors: Mapping[str, T], renames: Sequence[str]) -> dict[str
         if changed == names:
             some = ", ".join(list(dict.fromkeys(names.values()))[:_SHOWN])
             raise UsageError(
-                f"--rename {rename}: no name has these parts", hint=f"Names are like: {some}"
+                f"`names.rename=[{rename!r}]`: no name has these parts",
+                hint=f"Names are like: {some}",
             )
         names = changed
     found: dict[str, T] = {}
@@ -110,8 +111,9 @@ def _apply(rename: str, name: str) -> str:
     parts = old.removeprefix("^").strip(".")
     if not equals or not parts or new.count("*") > parts.count("*"):
         raise UsageError(
-            f"--rename {rename}: expected OLD=NEW, with no more * in NEW than in OLD",
-            hint="Like --rename backbone=model or --rename 'h.*.attn=layers.*.self_attn'.",
+            f"`names.rename=[{rename!r}]`: expected OLD=NEW, with no more * in NEW than in OLD",
+            hint="Like `names.rename=['backbone=model']`, or"
+            " `names.rename=['h.*.attn=layers.*.self_attn']`.",
         )
     pattern = re.escape(parts).replace(r"\*", "([^.]*)")
     begin = "^" if start else r"(?<![^.])"

@@ -52,9 +52,9 @@ def from_torchtitan(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> T
         raise MappingError(
             "names as torchtitan has them (tok_embeddings, layers.N.attention.wq), of a"
             f" {config.model_type}: known for {', '.join(known)}",
-            hint="Name them as transformers does with --rename, like"
-            " --rename 'layers.*.attention.wq=model.layers.*.self_attn.q_proj', if the rows of"
-            " query and key are in its order.",
+            hint="Name them as transformers does with `names.rename`, like"
+            " `names.rename=['layers.*.attention.wq=model.layers.*.self_attn.q_proj']`, if the rows"
+            " of query and key are in its order.",
         )
     turns_neighbours = config.family.torchtitan == "neighbours"
     found: Tensors = {}
@@ -71,7 +71,7 @@ def from_torchtitan(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> T
         raise MappingError(
             f"{len(unknown)} tensors that torchtitan's {config.model_type} has not",
             unknown,
-            hint="Leave tensors out with --select, or name them with --rename.",
+            hint="Leave tensors out with `names.select`, or name them with `names.rename`.",
         )
     return found
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 
-_WEIGHTS_ALONE = "Write the weights alone, under the names they have, with --config none."
+_WEIGHTS_ALONE = "Write the weights alone, under the names they have, with `keep_names=True`."
 
 
 def import_library(module: str, needed: str) -> Any:

@@ -81,7 +81,7 @@ def _revert(
     except NotImplementedError as error:
         raise MappingError(
             f"model type {config.model_type}: on the Hub its weights are rearranged ({error})",
-            hint="Write the tensors as they are with --config none.",
+            hint="Write the tensors as they are with `keep_names=True`.",
         ) from error
 
 
@@ -152,7 +152,7 @@ def _refuse_other_names(found: set[str], wanted: set[str], model: Any, config: M
         f" of model type {config.model_type} are called",
         [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected],
         hint="Is config.json that of this model? Write the weights alone, under the names they"
-        " have, with --config none.",
+        " have, with `keep_names=True`.",
     )
 
 

@@ -32,7 +32,7 @@ _NAMES = frozenset((f"{_LINEAR}.weight", f"{_LINEAR}.bias"))
 #: What transformers calls the head of a token classifier, and that of a language model.
 _CLASSIFIERS = ("score", "classifier")
 _OUTPUTS = frozenset(("lm_head", "embed_out", "output_projection"))
-_AS_THEY_ARE = "Write the tensors as they are with --config none."
+_AS_THEY_ARE = "Write the tensors as they are with `keep_names=True`."
 
 
 def refuse_value_head(names: Iterable[str]) -> None:
@@ -42,7 +42,7 @@ def refuse_value_head(names: Iterable[str]) -> None:
         raise MappingError(
             "a model with trl's value head (v_head) beside its own, and Megatron has one head",
             heads,
-            hint="Merge with --no-value-model for the language model, or save the critic alone"
+            hint="Merge with `value_model=False` for the language model, or save the critic alone"
             " with transformers: AutoModelForTokenClassification, then save_pretrained.",
         )
 
@@ -70,7 +70,7 @@ def take_value_head(model: HubModel, wanted: bool | None = None) -> HubModel:
             f"tensors under {BASE[:-1]}, where trl has a model, without a value head (v_head)"
             " beside them",
             sorted(_NAMES),
-            hint="If there never was one, --no-value-model takes them as a language model.",
+            hint="If there never was one, `value_model=False` takes them as a language model.",
         )
     if head:
         _require_head(head, model.config)
@@ -84,7 +84,7 @@ def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
     is all there is and not wanted.
     """
     if model.head and wanted is False:
-        gone = dict.fromkeys(model.head, "trl's value head, left out by --no-value-model")
+        gone = dict.fromkeys(model.head, "trl's value head, left out by `value_model=False`")
         return replace(model, head={}, dropped=model.dropped | gone)
     if model.head:
         return _add_head(model, model.head)
@@ -93,9 +93,9 @@ def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
         _refuse_without_head(rows)
     if wanted is False and rows == 1:
         raise UsageError(
-            "--no-value-model: the checkpoint has score.weight, which gives values, in place of a"
-            " language model's head, so there is no language model in it",
-            hint="Leave the flag out: it becomes a model that transformers opens as a classifier.",
+            "`value_model=False`: the checkpoint has score.weight, which gives values, in place of"
+            " a language model's head, so there is no language model in it",
+            hint="Leave it out: this becomes a model that transformers opens as a classifier.",
         )
     return model
 
@@ -186,8 +186,8 @@ def _refuse_without_head(rows: int) -> None:
     if rows:
         found = f"score.weight has {rows} rows, one for each label of a classifier"
     raise UsageError(
-        f"--value-model: {found}; looked for v_head.summary.weight (trl), and score.weight or an"
-        " output layer of Megatron with one row, in place of a language model's head",
+        f"`value_model=True`: {found}; looked for v_head.summary.weight (trl), and score.weight or"
+        " an output layer of Megatron with one row, in place of a language model's head",
         hint="Is this the critic's folder, and not the actor's?",
     )
 

@@ -126,7 +126,7 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
         raise MappingError(
             f"{plural(len(faults), 'weight')} whose adapters peft has no module for",
             faults,
-            hint="Fuse them: --lora fuse.",
+            hint="Fuse them: `lora.mode='fuse'`.",
         )
     return Adapters({}, modules, {})
 

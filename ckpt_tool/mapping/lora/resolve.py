@@ -73,7 +73,9 @@ def note_kept_adapters(model: HubModel) -> HubModel:
     """The model with a warning where there are adapters in it, which stay as they are."""
     if not has_adapters(model.tensors):
         return model
-    said = "LoRA adapters are written as they are, beside the weights; --lora fuse fuses them"
+    said = (
+        "LoRA adapters are written as they are, beside the weights; `lora.mode='fuse'` fuses them"
+    )
     return replace(model, warnings=(*model.warnings, said))
 
 
@@ -82,7 +84,7 @@ def refuse_options(path: Path, options: LoraOptions) -> None:
     if options.asked:
         raise UsageError(
             f"{path}: no LoRA adapters in this checkpoint",
-            hint="Leave out --lora, --lora-alpha and --base.",
+            hint="Leave out `lora.mode`, `lora.alpha` and `lora.base`.",
         )
 
 
@@ -90,8 +92,9 @@ def refuse_base(options: LoraOptions) -> None:
     """UsageError where a base is named for adapters that have theirs beside them."""
     if options.base is not None:
         raise UsageError(
-            f"--base {options.base}: the checkpoint has the weights below its adapters itself",
-            hint="Leave --base out.",
+            f"`lora.base={str(options.base)!r}`: the checkpoint has the weights below its adapters"
+            " itself",
+            hint="Leave `lora.base` out.",
         )
 
 
@@ -121,8 +124,8 @@ def _resolve_alone(
         return replace(model, lora=_note(mode, adapters, settings, "."), adapter=files)
     if base is None or base.config is None:
         raise UsageError(
-            f"--lora {mode}: {place.path} holds adapters alone, without their base model",
-            hint="Name the model that they were trained on with --base MODEL.",
+            f"`lora.mode={mode!r}`: {place.path} holds adapters alone, without their base model",
+            hint="Name the model that they were trained on with `lora.base=MODEL`.",
         )
     model = replace(model, tensors=base.tensors, warnings=model.warnings + base.warnings)
     return _apply(model, adapters, _rename(adapters, base.config), settings, mode)
@@ -185,7 +188,7 @@ def _refuse_tied(adapters: Adapters, config: ModelConfig | None) -> None:
             "adapters of an embedding to which config.json ties the head: fused, the two differ,"
             " and the checkpoint holds no head of its own",
             changed,
-            hint="Keep the adapters apart with --lora split.",
+            hint="Keep the adapters apart with `lora.mode='split'`.",
         )
 
 

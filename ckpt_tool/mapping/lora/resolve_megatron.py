@@ -77,7 +77,7 @@ def _refuse(path: Path, options: LoraOptions, *, alone: bool) -> None:
     if alone and options.base is None:
         raise UsageError(
             f"{path}: LoRA adapters of Megatron alone, without their base model",
-            hint="Name the Hugging Face model that they were trained on with --base MODEL.",
+            hint="Name the Hugging Face model that they were trained on with `lora.base=MODEL`.",
         )
     if not alone:
         refuse_base(options)

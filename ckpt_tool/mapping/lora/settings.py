@@ -68,7 +68,7 @@ def read_settings(folders: Sequence[Path], alpha: float | None) -> Settings:
         if path and _is_number(found.get("lora_alpha")) and found["lora_alpha"] != 0
     ]
     if alpha is not None:
-        known.append((alpha, Path("--lora-alpha")))
+        known.append((alpha, Path("`lora.alpha`")))
     if not known:
         _refuse_unknown_alpha(folders, [path for path in (meta_path, config_path) if path])
     if len({value for value, _ in known}) > 1:
@@ -91,7 +91,7 @@ def _refuse_unknown_alpha(folders: Sequence[Path], found: Sequence[Path]) -> NoR
         where = f"{', '.join(map(str, found))}: {said}"
     raise UsageError(
         f"LoRA: alpha is unknown: {where}",
-        hint="It is a setting of the run (verl: lora_alpha): give it with --lora-alpha X.",
+        hint="It is a setting of the run (verl: lora_alpha): give it with `lora.alpha=X`.",
     )
 
 

@@ -56,7 +56,7 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
         parts = [tensors[name] for name in binding.hf]
         fault = binding.op.find_fault([part.shape for part in parts])
         if not fault and len({part.dtype for part in parts}) > 1:
-            fault = f"of {' and '.join(part.dtype.name for part in parts)}; choose one with --dtype"
+            fault = f"of {' and '.join(part.dtype.name for part in parts)}; choose one with `dtype`"
         if fault:
             faults.append(f"{', '.join(binding.hf)}: {fault}")
         else:
@@ -158,7 +158,7 @@ def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> Til
             faults.append(f"{names}: {list(shapes[-1])} together, the others {list(shapes[0])}")
     if len(dtypes) > 1:
         kinds = " and ".join(sorted(dtypes))
-        faults.append(f"{group[0].name}: made of tensors of {kinds}; choose one with --dtype")
+        faults.append(f"{group[0].name}: made of tensors of {kinds}; choose one with `dtype`")
     sources = tuple(name for binding in group for name in binding.hf)
     return TiledTensor(group[0].extent + shapes[0], tuple(blocks), sources)
 

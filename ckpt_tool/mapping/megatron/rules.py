@@ -56,9 +56,9 @@ def make_rules(
         numbers = replace(numbers, mtp=0)
     if layout == "stacked" and 0 < len(numbers.moe) < numbers.layers:
         raise MappingError(
-            "--layers stacked: some layers have experts and some have not, so that they cannot"
+            "`layers='stacked'`: some layers have experts and some have not, so that they cannot"
             " be stacked",
-            hint="Leave --layers out: this model is then written per layer.",
+            hint="Leave `layers` out: this model is then written per layer.",
         )
     return _bind(config, numbers, layout or choose_layout(family, numbers), warnings)
 

@@ -1,4 +1,4 @@
-"""``--check-load``: what will be planned is exactly the model that transformers wants.
+"""``check_load`` of a merge: what will be planned is exactly the model that transformers wants.
 
 Two judges, on the meta device and from names and shapes alone, before a byte is planned. First
 what the architecture has, brought into the form of the Hub by transformers' own tables, is
@@ -46,16 +46,18 @@ def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
         model = build_on_meta(config)
     except Exception as error:  # whatever building a model raises
         raise UsageError(
-            f"--check-load: {library} cannot build {config.architecture or config.model_type}:"
-            f" {error}",
-            hint="Leave --check-load out, or install a transformers that knows the model.",
+            f"`write.check_load`: {library} cannot build"
+            f" {config.architecture or config.model_type}: {error}",
+            hint="Leave `write.check_load` out, or install a transformers that knows the model.",
         ) from error
     ours = _prediction_prefixes(config)
     known = {name: shape for name, shape in planned.items() if not name.startswith(ours)}
     with quieten():
         faults = _compare(_wanted(model, config), known) or _loader_faults(model, known)
     if faults:
-        raise MappingError(f"--check-load: this is not what {type(model).__name__} loads", faults)
+        raise MappingError(
+            f"`write.check_load`: this is not what {type(model).__name__} loads", faults
+        )
     return LoadCheck(type(model).__name__, len(known), library, len(planned) - len(known))
 
 
@@ -65,8 +67,8 @@ def _name_library() -> str:
         import transformers
     except Exception as error:  # a broken installation raises whatever it likes
         raise UsageError(
-            f"--check-load: transformers cannot be imported: {describe_error(error)}",
-            hint="Leave --check-load out, or mend the installation.",
+            f"`write.check_load`: transformers cannot be imported: {describe_error(error)}",
+            hint="Leave `write.check_load` out, or mend the installation.",
         ) from error
     return f"transformers {transformers.__version__}"
 

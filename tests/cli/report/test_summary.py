@@ -1,13 +1,17 @@
 """What is printed of a verification: no number claims more than there is, all are in columns."""
 
+import html
 import io
+import json
 
 import pytest
 from rich.console import Console
 
+from ckpt_tool.cli.report.as_json import as_object
+from ckpt_tool.cli.report.html import render
 from ckpt_tool.cli.report.summary import show_summary
 from ckpt_tool.operations.verify import VerifyResult
-from tests.support.verifications import mismatch, result, stats
+from tests.support.verifications import FOLDER, mismatch, result, side, stats
 
 
 def printed(found: VerifyResult, top: int = 10, width: int = 80) -> list[str]:
@@ -58,3 +62,21 @@ def test_only_the_worst_are_printed_and_the_rest_counted() -> None:
         "t5", "t4",
     ]  # fmt: skip
     assert lines[-1] == "and 3 more that differ (--top N shows more)"
+
+
+def test_options_are_shown_as_flags() -> None:
+    names = ["a", "b"]
+    found = result(
+        {"a": 0.0, "b": 0.0},
+        [mismatch("c", hint="as with `keep_names=True`")],
+        left=side(FOLDER, names, ["alpha 2, `lora.alpha`"]),
+        names_hint="cut by `names.prefix='model'`",
+    )
+    typed = {"--lora-alpha", "--prefix model", "--config none"}
+    shown = json.dumps(as_object(found))
+    page = html.unescape(render(found, "now")).replace("<wbr>", "")
+    text = " ".join(printed(found))
+    assert all(flag in shown and flag in page for flag in typed)
+    assert "--prefix model" in text
+    assert "--config none" in text
+    assert "`" not in shown + text

@@ -44,7 +44,7 @@ def remove(monkeypatch):
 def refused(tensors, config) -> MappingError:
     with pytest.raises(MappingError) as error:
         to_hub(tensors, config)
-    assert "--config none" in error.value.hint
+    assert "`keep_names=True`" in error.value.hint
     return error.value
 
 
@@ -82,7 +82,7 @@ def test_what_opens_a_value_head_is_not_known_without_it(tmp_path, remove):
 
 def test_loading_is_not_checked_without_it(tmp_path, remove):
     remove()
-    with pytest.raises(UsageError, match=r"--check-load: transformers cannot be imported"):
+    with pytest.raises(UsageError, match=r"`write\.check_load`: transformers cannot be imported"):
         check_load(write_config(tmp_path, **TINY), {})
 
 

@@ -143,7 +143,7 @@ def test_tensors_that_are_not_the_models_are_refused_by_name(names, saved, tmp_p
     faults = refused.value.names
     assert {"missing: model.norm.weight", "unexpected: model.extra.weight"} <= set(faults)
     assert (len(faults) == 2) is (names == "on the Hub")
-    assert "--config none" in refused.value.hint
+    assert "`keep_names=True`" in refused.value.hint
 
 
 def with_remote_code(folder: Path, raw: dict):
@@ -184,7 +184,7 @@ def test_weights_that_the_hub_has_rearranged_are_refused(saved):
     model = saved("inkling2_text")
     with pytest.raises(MappingError, match=r"inkling2_text.*reshape") as refused:
         to_hub(model.memory, model.config)
-    assert "--config none" in refused.value.hint
+    assert "`keep_names=True`" in refused.value.hint
 
 
 def test_reverting_reads_no_bytes(saved, tmp_path):

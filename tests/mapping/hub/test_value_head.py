@@ -60,7 +60,7 @@ def test_another_kind_of_head_is_refused_by_name(split, shapes, named):
     with pytest.raises(MappingError, match="not that of trl") as refused:
         split(NORM | shapes)
     assert refused.value.names == (named,)
-    assert "--config none" in refused.value.hint
+    assert "`keep_names=True`" in refused.value.hint
 
 
 def test_a_head_of_one_tensor_is_refused_with_all_that_is_missing(split):
@@ -87,7 +87,7 @@ def test_a_model_that_lost_its_head_is_taken_without_one_only_if_told_so(split):
     shapes = {"pretrained_model.model.norm.weight": (8,)}
     with pytest.raises(MappingError, match="without a value head") as refused:
         split(shapes)
-    assert "--no-value-model" in refused.value.hint
+    assert "`value_model=False`" in refused.value.hint
     assert split(shapes, wanted=False).tensors.keys() == NORM.keys()
 
 

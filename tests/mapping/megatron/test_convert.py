@@ -162,7 +162,7 @@ def test_tensors_of_two_dtypes_are_all_listed(tmp_path):
     error = refused(stored(tmp_path, tensors), rules_of("mistral"))
     assert error.names == (
         "model.layers.0.mlp.gate_proj.weight, model.layers.0.mlp.up_proj.weight:"
-        " of float32 and bfloat16; choose one with --dtype",
+        " of float32 and bfloat16; choose one with `dtype`",
     )
 
 
@@ -173,7 +173,7 @@ def test_layers_of_two_dtypes_are_refused(tmp_path):
     error = refused(stored(tmp_path, tensors), rules_of("mistral"))
     assert error.names == (
         "decoder.layers.self_attention.linear_proj.weight:"
-        " made of tensors of bfloat16 and float32; choose one with --dtype",
+        " made of tensors of bfloat16 and float32; choose one with `dtype`",
     )
 
 

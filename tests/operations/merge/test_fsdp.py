@@ -282,7 +282,7 @@ def test_replicas_are_compared_when_asked_or_when_nothing_else_says_they_are(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (MergeOptions(dtype="int8"), "--dtype int8"),
+        (MergeOptions(dtype="int8"), "`dtype='int8'`"),
         (MergeOptions(max_shard_size="five"), "'five' is not a size"),
         (MergeOptions(max_shard_size="0GB"), "'0GB' is not a size"),
         (MergeOptions(jobs=-1), "jobs -1"),

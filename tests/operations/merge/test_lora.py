@@ -187,7 +187,7 @@ def test_without_config_names_stay_unless_fusing_is_asked_for(checkpoints, tmp_p
     folder = checkpoints["lora_w2"]
     kept = merge_fsdp([folder], tmp_path / "kept", MergeOptions(keep_names=True))
     assert_same(load_folder(tmp_path / "kept"), load_file(folder / "raw_state_dict.safetensors"))
-    assert any("--lora fuse" in warning for warning in kept.warnings)
+    assert any("`lora.mode='fuse'`" in warning for warning in kept.warnings)
     options = MergeOptions(keep_names=True, lora=LoraOptions("fuse"))
     merge_fsdp([folder], tmp_path / "fused", options)
     merge(folder, tmp_path / "expected")
@@ -208,7 +208,7 @@ def test_a_dtype_that_is_asked_for_is_the_adapters_too(checkpoints, tmp_path):
     ("case", "lora", "message"),
     [
         (UNKNOWN, LoraOptions(), "alpha is unknown"),
-        ("lora_w2", LoraOptions(alpha=11.0), "alpha is 10 by .*, 11 by --lora-alpha"),
+        ("lora_w2", LoraOptions(alpha=11.0), "alpha is 10 by .*, 11 by `lora.alpha`"),
         ("lora_w2", LoraOptions(base=Path("x")), "has the weights below its adapters itself"),
         ("fsdp2_w2", LoraOptions("fuse"), "no LoRA adapters"),
         ("fsdp2_w2", LoraOptions(alpha=3.0), "no LoRA adapters"),

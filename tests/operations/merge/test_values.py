@@ -107,7 +107,7 @@ def test_several_files_are_not_what_trl_finds_the_head_in(checkpoints, tmp_path)
     result = merge(checkpoints["fsdp2_valuehead_w2"], tmp_path / "out", max_shard_size="40KB")
     (said,) = result.warnings
     assert "3 files" in said
-    assert "--max-shard-size 1GB" in said
+    assert "`max_shard_size='1GB'`" in said
     first = load_file(tmp_path / "out" / "model-00001-of-00003.safetensors")
     assert first.keys() >= {WEIGHT, BIAS}
     critic, _ = opened(tmp_path / "out", "TokenClassification")
@@ -218,7 +218,7 @@ def test_a_value_model_that_is_wanted_must_be_there(checkpoints, tmp_path):
         merge(tmp_path / "in", tmp_path / "out", value_model=True)
     merge(tmp_path / "in", tmp_path / "out", value_model=False)
     for wanted in (True, False):
-        with pytest.raises(UsageError, match="--config none"):
+        with pytest.raises(UsageError, match="`keep_names=True`"):
             merge(checkpoints["fsdp2_w2"], tmp_path / "x", value_model=wanted, keep_names=True)
 
 

@@ -146,7 +146,7 @@ def test_all_faults_are_named_and_nothing_is_published(llama, tmp_path):
     assert len(objects) == len(plan.folder.objects) - 1
     with pytest.raises(MappingError) as refused:
         write(replace(plan, folder=folder, files=folder.files), tmp_path / "out", CHECKED)
-    assert str(refused.value) == f"--check-load: GPTModel of {LIBRARY} does not load this"
+    assert str(refused.value) == f"`write.check_load`: GPTModel of {LIBRARY} does not load this"
     assert sorted(refused.value.names) == [
         "incomplete: decoder.layers.mlp.linear_fc2.weight:"
         " blocks of 18,432 elements, expected 24,576",
@@ -166,7 +166,7 @@ def test_truncated_file_is_an_error_that_quotes_megatron_core(llama, tmp_path, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MappingError, match=r"fails to load this: .*Error: ") as refused:
         check_mcore_load(plan.rules, tmp_path)
-    assert str(refused.value).startswith(f"--check-load: GPTModel of {LIBRARY} ")
+    assert str(refused.value).startswith(f"`write.check_load`: GPTModel of {LIBRARY} ")
     assert "\n" not in str(refused.value)
 
 

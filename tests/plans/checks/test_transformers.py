@@ -54,7 +54,7 @@ def shapes_in(path: Path) -> Shapes:
 
 
 def faults(config: ModelConfig, shapes: Shapes) -> list[str]:
-    with pytest.raises(MappingError, match="--check-load") as refused:
+    with pytest.raises(MappingError, match=r"`write\.check_load`") as refused:
         check_load(config, shapes)
     return sorted(refused.value.names)
 
@@ -165,7 +165,7 @@ def test_model_that_cannot_be_built_is_a_usage_error(change, planned):
     config, shapes = planned("fsdp2_w2")
     with pytest.raises(UsageError, match="cannot build Qwen2For") as refused:
         check_load(config.with_changes(**change), shapes)
-    assert "--check-load" in refused.value.hint
+    assert "`write.check_load`" in refused.value.hint
 
 
 def test_remote_code_is_never_run(planned, tmp_path):
