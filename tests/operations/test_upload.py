@@ -1,6 +1,7 @@
 """Uploads to the Hub, against a stand-in that speaks what huggingface_hub speaks."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from huggingface_hub.utils import (
 
 from ckpt_tool import Upload, check_upload, upload_folder
 from ckpt_tool.common.errors import UploadError, UsageError
-from ckpt_tool.operations.upload import Target
+from ckpt_tool.operations.merge import make_plan
+from ckpt_tool.operations.upload import Target, weight_names
+from ckpt_tool.writers.safetensors import plan_file
+from ckpt_tool.writers.stream import WrittenFile
 from tests.support import hub_server
 from tests.support.hub_server import CUT, FINE, READS, UNKNOWN, Hub, Repo
+from tests.support.merging import TINY, values, write_rank
 
 hub = hub_server.hub
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
@@ -85,6 +90,29 @@ def test_a_name_that_cannot_be_costs_no_request(hub: Hub, name: str) -> None:
     with pytest.raises(UsageError, match="not a name that the Hub allows"):
         check_upload(Upload(name))
     assert hub.requests == []
+
+
+INDEX = "model.safetensors.index.json"
+HELD = {
+    "one file": ({"model.safetensors": "weights"}, []),
+    "two files": ({"a.safetensors": "weights", "b.safetensors": "weights"}, [INDEX]),
+    "an adapter": ({"adapter_model.safetensors": "adapter"}, []),
+    "both": ({"model.safetensors": "weights", "lora/adapter_model.safetensors": "adapter"}, []),
+    "an adapter at the top": ({"model.safetensors": "weights", "x.safetensors": "adapter"}, []),
+}
+
+
+@pytest.mark.parametrize(("files", "more"), HELD.values(), ids=HELD)
+def test_the_index_is_of_the_models_files_alone(tmp_path: Path, files, more) -> None:
+    state = {"a.weight": values(8, 8), "b.weight": values(8, 8, start=64)}
+    plan = make_plan(write_rank(tmp_path / "in", state, TINY), "fsdp")
+    planned = [
+        plan_file(name, {name: plan.model["a.weight"]}, role) for name, role in files.items()
+    ]
+    plan = replace(plan, files=planned)
+    assert weight_names(plan) == [*files, *more]
+    small = dict(plan.small_files([WrittenFile(file.name, file.size, "") for file in plan.files]))
+    assert (INDEX in small) == bool(more)
 
 
 @pytest.mark.parametrize(
