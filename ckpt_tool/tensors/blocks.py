@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.tensors.chunks import Chunked, Computed, Filler, Piece, Region
@@ -34,10 +34,11 @@ from ckpt_tool.tensors.rounding import CastErrors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ckpt_tool.tensors.casts import Caster
 
 #: Bytes of output per block: each is one write, and fits the second-level cache.
 BLOCK_BYTES = 2 << 20
+
+T = TypeVar("T")
 
 _IO_LIMIT = 1 << 30  # Linux transfers at most 2 GiB - 4 KiB in one call
 
@@ -94,10 +95,10 @@ class BlockReader:
         self._files = files
         self._cast_scratch = bytearray()
         self._strided_scratch = bytearray()
-        self._caster: Caster | None = None
         self._computed: Computed | None = None
         self._filler: Filler | None = None
         self._operands: BlockReader | None = None
+        self._kept: dict[type, Any] = {}
 
     def read(self, tensor: Chunked, start: int, stop: int, out: memoryview) -> None:
         """Put elements ``[start, stop)`` of the row-major form into ``out``, in ``tensor.dtype``.
@@ -114,7 +115,16 @@ class BlockReader:
             end = min(at + step, stop)
             self._round(tensor, at, end, out[(at - start) * size : (end - start) * size])
 
+    def keep(self, kind: type[T]) -> T:
+        """The reader's only object of a kind, made when first asked for: memory to work in."""
+        if kind not in self._kept:
+            self._kept[kind] = kind()
+        found: T = self._kept[kind]
+        return found
+
     def _round(self, tensor: Chunked, start: int, stop: int, out: memoryview) -> None:
+        from ckpt_tool.tensors.casts import Caster
+
         pieces = list(tensor.pieces(start, stop))
         source, target = tensor.source_dtype, tensor.dtype
         if all(self._fill_rounded(piece, out, target) for piece in pieces):
@@ -123,7 +133,7 @@ class BlockReader:
         self._gather(pieces, raw, source.itemsize)
         names = tensor.origin.name, target.name
         known = self.errors.largest(*names)
-        error = self._casting().cast_bytes(raw, source, out, target, known)
+        error = self.keep(Caster).cast_bytes(raw, source, out, target, known)
         self.errors.learn(*names, error)
 
     def _fill_rounded(self, piece: Piece, out: memoryview, dtype: DType) -> bool:
@@ -202,12 +212,6 @@ class BlockReader:
             self._operands = self._operands or BlockReader(self._files)
             self._computed, self._filler = computed, computed.open(self._operands)
         return self._filler
-
-    def _casting(self) -> Caster:
-        from ckpt_tool.tensors.casts import Caster
-
-        self._caster = self._caster or Caster()
-        return self._caster
 
     def _cast_raw(self, size: int) -> memoryview:
         self._cast_scratch = _grown(self._cast_scratch, size)

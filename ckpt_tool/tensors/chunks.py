@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import (
@@ -22,6 +22,8 @@ from ckpt_tool.tensors.geometry import (
     linear_boxes,
 )
 from ckpt_tool.tensors.rounding import CastErrors
+
+T = TypeVar("T")
 
 
 class Region(NamedTuple):
@@ -146,6 +148,9 @@ class Reader(Protocol):
 
     def read(self, tensor: Chunked, start: int, stop: int, out: memoryview) -> None:
         """Put elements ``[start, stop)`` of the row-major form into ``out``, in its dtype."""
+
+    def keep(self, kind: type[T]) -> T:
+        """The reader's only object of a kind, made when first asked for: memory to work in."""
 
 
 class Filler(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from ckpt_tool.tensors.casts import Caster
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import FLOAT32, DType
-from ckpt_tool.tensors.geometry import Box
+from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.rounding import CastErrors
 
@@ -64,6 +65,42 @@ class _Table:
         return float(np.take(errors, places, mode="clip").max())
 
 
+class _Scratch:
+    """Memory that is the same for all matrices: to allocate it anew for each would take long."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+        self._index = np.zeros(STEP, np.intp)
+        self._pattern = (0, 0, 0)  # phase, columns and block width that the index is filled for
+        self._filled = 0  # rows
+
+    def bytes_of(self, sizes: Shape) -> NDArray[np.uint8]:
+        """Memory for bytes of a box."""
+        if len(self._bytes) < prod(sizes):
+            self._bytes = np.empty(prod(sizes), np.uint8)
+        return self._bytes[: prod(sizes)].reshape(sizes)
+
+    def index(self, raw: NDArray[np.uint8], phase: int, width: int) -> NDArray[np.intp]:
+        """Where in a table the result of each byte is.
+
+        The first byte is ``phase`` columns from the beginning of the table, with blocks of
+        ``width`` columns. The number of its block, times 256, is there from the last step, or
+        filled in; the byte itself is stored as the lowest one of the index, which spares a sum.
+        """
+        rows, columns = raw.shape
+        begin, length, block = self._pattern
+        fits = block == width and begin <= phase and phase + columns <= begin + length
+        if not fits or rows > (self._filled if columns == length else 1):
+            numbers = np.arange(phase, phase + columns) // width * _CODES
+            self._index[: rows * columns].reshape(rows, columns)[...] = numbers
+            self._pattern, self._filled = (phase, columns, width), rows
+            begin = phase
+        skip = phase - begin  # a part of a row needs part of the same
+        index = self._index[skip : skip + rows * columns].reshape(rows, columns)
+        index.view(np.uint8).reshape(rows, columns, -1)[:, :, 0] = raw
+        return index
+
+
 class _Step(NamedTuple):
     """Elements that are looked up at once: where in the table, and where they go."""
 
@@ -82,11 +119,9 @@ class ProductFiller(Filler):
         self, weight: LazyTensor, scales: LazyTensor, block: tuple[int, int], reader: Reader
     ) -> None:
         self._weight, self._scales, self._block = weight, scales.to(FLOAT32), block
-        self._reader, self._caster = reader, Caster()
+        self._reader = reader
+        self._caster, self._scratch = reader.keep(Caster), reader.keep(_Scratch)
         self._table: _Table | None = None
-        self._index = np.zeros(STEP, np.intp)
-        self._pattern = (0, 0)  # phase and columns that the index is filled for
-        self._filled = 0  # rows
 
     def fill(self, box: Box, out: memoryview) -> None:
         """Put the products of ``box``, row-major, into ``out``."""
@@ -107,15 +142,16 @@ class ProductFiller(Filler):
         return True
 
     def _load(self, box: Box) -> NDArray[np.uint8]:
-        part = self._weight
-        for dim, (offset, size) in enumerate(zip(*box, strict=True)):
-            part = part.narrow(dim, offset, size)
-        loaded = np.empty(part.shape, np.uint8)
-        self._reader.read(part, 0, part.numel, loaded.data.cast("B"))
-        return loaded
+        (row, column), (rows, columns) = box
+        part, start = self._weight, row * self._weight.shape[1] + column
+        if rows > 1 and columns < part.shape[1]:
+            part, start = part.narrow(0, row, rows).narrow(1, column, columns), 0
+        raw = self._scratch.bytes_of(box.sizes)
+        self._reader.read(part, start, start + box.volume, raw.data.cast("B"))
+        return raw
 
     def _steps(
-        self, box: Box, raw: NDArray[Any], out: NDArray[Any], dtype: DType
+        self, box: Box, raw: NDArray[np.uint8], out: NDArray[Any], dtype: DType
     ) -> Iterator[_Step]:
         """Look-ups of ``raw``, a box of the weight, for ``out``; each is to be made at once."""
         (row, column), (rows, columns) = box
@@ -130,26 +166,7 @@ class ProductFiller(Filler):
                     part = np.s_[
                         at - row : min(at + step, bottom) - row, left - column : right - column
                     ]
-                    yield _Step(table, self._indices(raw[part], phase), out[part])
-
-    def _indices(self, raw: NDArray[Any], phase: int) -> NDArray[np.intp]:
-        """Where in a table the result of each byte is, the first ``phase`` columns into the table.
-
-        The number of its block, times 256, is there from the last step, or filled in; the byte
-        itself is stored as the lowest one of the index, which spares a sum.
-        """
-        rows, columns = raw.shape
-        begin, length = self._pattern
-        fits = begin <= phase and phase + columns <= begin + length
-        if not fits or rows > (self._filled if columns == length else 1):
-            numbers = np.arange(phase, phase + columns) // self._block[1] * _CODES
-            self._index[: rows * columns].reshape(rows, columns)[...] = numbers
-            self._pattern, self._filled = (phase, columns), rows
-            begin = phase
-        skip = phase - begin  # a part of a row needs part of the same
-        index = self._index[skip : skip + rows * columns].reshape(rows, columns)
-        index.view(np.uint8).reshape(rows, columns, -1)[:, :, 0] = raw
-        return index
+                    yield _Step(table, self._scratch.index(raw[part], phase, width), out[part])
 
     def _table_for(self, band: _Band, first: int, last: int) -> _Table:
         """A table with blocks ``[first, last)`` of a band.
