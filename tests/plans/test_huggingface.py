@@ -219,7 +219,7 @@ def test_a_failed_overwrite_leaves_the_old_output(large: Path, tmp_path: Path) -
     (out / "old").write_text("still here")
     write_rank(source, {"score.weight": torch.ones(3, 2)}, TINY | {"architectures": ["Nope"]})
     options = MergeOptions(write=WriteOptions(overwrite=True, check_load=True))
-    with pytest.raises(UsageError, match="check-load"):
+    with pytest.raises(UsageError, match="check_load"):
         merge_fsdp([source], out, options)
     assert [p.name for p in out.iterdir()] == ["old"]
     assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}

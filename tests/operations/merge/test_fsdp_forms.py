@@ -41,7 +41,7 @@ def test_three_ranks_go_on_where_one_process_stopped(megatron_cases, tmp_path):
     merge_megatron(source, tmp_path / "one", options)
     with pytest.raises(KeyboardInterrupt, match=r"`write\.resume=True`"):
         merge_megatron(source, tmp_path / "three", options, StopsAfter(300_000))
-    (partial,) = tmp_path.glob(".three*")
+    (partial,) = tmp_path.glob(".three*-partial")
     kept = {path.name: path.stat().st_ino for path in partial.glob("*.safetensors")}
     arguments = ["--config", str(config), "--max-shard-size", SMALL, "--resume", "--verify"]
     out = tmp_path / "three"
