@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import ckpt_tool
-from ckpt_tool.cli.flags import FLAGS, as_typed
+from ckpt_tool.cli.flags import FLAGS, spell_flags
 from ckpt_tool.operations.options import MergeOptions, ToMcoreOptions, VerifyOptions
 from ckpt_tool.operations.upload import Upload
 from tests.support.commands import COMMANDS
@@ -89,7 +89,7 @@ def test_the_library_does_not_speak_of_flags(module: str) -> None:
 @library
 def test_what_it_has_in_backticks_is_an_option_that_becomes_a_flag(module: str) -> None:
     for option in options_in(LIBRARY[module].read_text()):
-        typed = as_typed(option)
+        typed = spell_flags(option)
         assert "`" not in typed, option
         assert typed.split()[0] in OUR_FLAGS, option
 
@@ -105,7 +105,7 @@ def test_every_option_has_a_flag_that_a_command_has() -> None:
 
 def test_a_switch_that_can_be_turned_off_has_the_flag_for_it() -> None:
     for way in ("tie_word_embeddings", "value_model", "sums", "write.fsync", "write.direct"):
-        assert as_typed(f"`{way}=False`") in OUR_FLAGS
+        assert spell_flags(f"`{way}=False`") in OUR_FLAGS
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_switch_that_can_be_turned_off_has_the_flag_for_it() -> None:
     ],
 )
 def test_options_are_typed_as_the_shell_takes_them(said: str, typed: str | None) -> None:
-    assert as_typed(said) == (said.replace("`config`", "--config") if typed is None else typed)
+    assert spell_flags(said) == (said.replace("`config`", "--config") if typed is None else typed)
 
 
 def test_the_guard_sees_what_it_is_to_see() -> None:

@@ -49,7 +49,7 @@ _OPTION = re.compile(r"`([a-z_.]+)(?:=([^`]*))?`")
 _STRING = re.compile(r"\[?'([^']*)'\]?")  # alone, or the one item of a list
 
 
-def as_typed(text: str) -> str:
+def spell_flags(text: str) -> str:
     """A message of the library with its options as flags.
 
     >>> as_typed("Keep them apart with `lora.mode='split'`, or try `keep_names=True`.")
@@ -60,9 +60,9 @@ def as_typed(text: str) -> str:
     return _OPTION.sub(_type_option, text)
 
 
-def reasons_as_typed(reasons: Mapping[str, str]) -> dict[str, str]:
-    """Names of tensors, which stay, with reasons as :func:`as_typed` gives them."""
-    return {name: as_typed(reason) for name, reason in reasons.items()}
+def spell_reasons(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Names of tensors, which stay, with reasons as :func:`spell_flags` gives them."""
+    return {name: spell_flags(reason) for name, reason in reasons.items()}
 
 
 def _type_option(found: re.Match[str]) -> str:

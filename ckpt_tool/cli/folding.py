@@ -42,7 +42,7 @@ def fold(names: Mapping[str, Hashable]) -> list[Fold]:
     return folds
 
 
-def without_numbers(name: str) -> str:
+def mask_numbers(name: str) -> str:
     """What names that could be folded have in common."""
     return _NUMBER.sub("#", name)
 

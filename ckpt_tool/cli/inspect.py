@@ -10,7 +10,7 @@ import typer
 
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.options import AsJson
-from ckpt_tool.common.wording import human_bytes, human_count
+from ckpt_tool.common.wording import format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-@ui.guarded
+@ui.guard
 def inspect(
     paths: Annotated[
         list[Path],
@@ -52,17 +52,17 @@ def inspect(
     from ckpt_tool.operations import inspect as operation
 
     found = operation.inspect_checkpoint(paths, patterns or [])
-    with ui.output():
+    with ui.guard_output():
         if as_json:
             ui.print_json(_as_object(found, shards=shards))
         else:
-            out = ui.console()
+            out = ui.make_console()
             _show_summary(out, found)
             if shards and not problems:
-                for line in tables.shard_lines(found.entries, found.checkpoint.files):
+                for line in tables.list_shards(found.entries, found.checkpoint.files):
                     out.print(line, soft_wrap=True)
             elif not problems:
-                out.print(tables.tensor_table(found.entries, out.width, folded=not everything))
+                out.print(tables.make_tensor_table(found.entries, out.width, folded=not everything))
             _show_problems(out, found, everything=problems or everything)
     if not found.ok:
         raise typer.Exit(ui.EXIT_FAILED)
@@ -132,7 +132,7 @@ def _show_summary(out: Console, found: Inspection) -> None:
     if checkpoint.mesh is not None:
         rows.append(("mesh", str(checkpoint.mesh)))
     size = sum(file.bytes for file in checkpoint.files)
-    rows.append(("files", f"{len(checkpoint.files):,}, {human_bytes(size)}"))
+    rows.append(("files", f"{len(checkpoint.files):,}, {format_bytes(size)}"))
     rows.append(("tensors", _tensors_text(found)))
     rows.append(("dtypes", ", ".join(f"{name} x {n:,}" for name, n in found.dtypes.items())))
     if checkpoint.side_files is not None:
@@ -152,7 +152,7 @@ def _show_files(out: Console, checkpoint: Checkpoint) -> None:
 
     numbered = [file for file in checkpoint.files if file.parallel is not None]
     if numbered:
-        out.print(tables.file_table(numbered[:_SHOWN], checkpoint.path))
+        out.print(tables.make_file_table(numbered[:_SHOWN], checkpoint.path))
     if len(numbered) > _SHOWN:
         out.print(f"  and {len(numbered) - _SHOWN} more: --json lists them")
 
@@ -161,8 +161,8 @@ def _tensors_text(found: Inspection) -> str:
     shown, total = len(found.entries), len(found.checkpoint.entries)
     count = f"{shown:,}" if shown == total else f"{shown:,} of {total:,}"
     parameters = found.num_parameters
-    size = human_bytes(found.total_bytes)
-    rounded = f" ({human_count(parameters)})" if parameters >= 10**6 else ""
+    size = format_bytes(found.total_bytes)
+    rounded = f" ({format_count(parameters)})" if parameters >= 10**6 else ""
     return f"{count}; {parameters:,} parameters{rounded}, {size}"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_tool.cli import results, ui
-from ckpt_tool.cli.options import Prefix, RenameParts, Request, Select, merges
+from ckpt_tool.cli.options import Prefix, RenameParts, Request, Select, add_merge_options
 from ckpt_tool.common.parallel import is_first
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Out = Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to wr
 
 
 @app.command("fsdp")
-@merges
+@add_merge_options
 def fsdp(
     ckpt: Annotated[
         list[Path],
@@ -54,7 +54,7 @@ def fsdp(
 
 
 @app.command("megatron")
-@merges
+@add_merge_options
 def megatron(
     ckpt: Annotated[
         Path,
@@ -79,7 +79,7 @@ def megatron(
 
 
 @app.command("dcp")
-@merges
+@add_merge_options
 def dcp(
     ckpt: Annotated[
         Path, typer.Argument(metavar="CKPT", help="Folder with .metadata and *.distcp files.")
@@ -114,13 +114,13 @@ def _run(job: Job, options: MergeOptions, request: Request) -> None:
 def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:
     from ckpt_tool.operations.merge import preview_merge
 
-    with ui.progress_bar(quiet=as_json or not is_first()) as progress:
+    with ui.show_progress(quiet=as_json or not is_first()) as progress:
         found = preview_merge(job, options, progress, upload)
     if not is_first():
         return
-    with ui.output():
+    with ui.guard_output():
         if as_json:
-            sent = {"upload": results.target_json(found.target)}
+            sent = {"upload": results.make_target_json(found.target)}
             ui.print_json(results.plan_json(found.plan, Path(job.out)) | sent)
         else:
             notes = _notes(found.plan, found.target)
@@ -128,12 +128,12 @@ def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json:
 
 
 def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:
-    from ckpt_tool.common.parallel import Team, jobs_of, joined
+    from ckpt_tool.common.parallel import Team, choose_jobs, join_world
     from ckpt_tool.operations.merge import merge_as_team
 
-    with joined() as world:
-        with ui.progress_bar(quiet=as_json or not is_first()) as progress:
-            team = Team(world, jobs_of(options.jobs), progress)
+    with join_world() as world:
+        with ui.show_progress(quiet=as_json or not is_first()) as progress:
+            team = Team(world, choose_jobs(options.jobs), progress)
             result = merge_as_team(job, options, team, upload)
         # The others wait, lest torchrun stop the one that speaks and sends.
         world.first(lambda: _report(result, upload, as_json=as_json))
@@ -144,14 +144,14 @@ def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: b
 def _report(result: WriteResult, upload: Upload | None, *, as_json: bool) -> None:
     """Say what was written, and send it: the first process of several, by itself."""
     if not as_json:
-        with ui.output():
+        with ui.guard_output():
             results.show_result(result)
     sent = None
     if upload is not None and not result.differences:
         from ckpt_tool.operations.merge import send
 
         sent = send(result, upload, show=not as_json and sys.stderr.isatty())
-    with ui.output():
+    with ui.guard_output():
         if as_json:
             results.report(result, as_json=True, upload=results.upload_json(sent))
         elif sent is not None:
@@ -180,5 +180,5 @@ def _notes(plan: HubPlan, target: Target | None) -> list[str]:
     if plan.config is not None:
         notes.append(f"beside   {', '.join(['config.json', *plan.config.side_files()])}")
     if target is not None:
-        notes.append(results.target_text(target))
+        notes.append(results.describe_target(target))
     return notes

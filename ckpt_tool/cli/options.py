@@ -202,13 +202,13 @@ def _every_merge(
     """The options; typer reads them from this signature."""
 
 
-def merges(command: Callable[..., None]) -> Callable[..., None]:
+def add_merge_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command`` these options after its own; it gets them as its argument ``request``."""
     shared = list(inspect.signature(_every_merge, eval_str=True).parameters.values())
     own = list(inspect.signature(command, eval_str=True).parameters.values())
     own = [parameter for parameter in own if parameter.name != "request"]
 
-    @ui.guarded
+    @ui.guard
     @functools.wraps(command)
     def run(**values: Any) -> None:
         mine = {parameter.name: values.pop(parameter.name) for parameter in own}

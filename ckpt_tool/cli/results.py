@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
-from ckpt_tool.cli.flags import as_typed, reasons_as_typed
-from ckpt_tool.common.wording import human_bytes, join_words, plural
+from ckpt_tool.cli.flags import spell_flags, spell_reasons
+from ckpt_tool.common.wording import count_noun, format_bytes, join_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 def report(result: WriteResult, *, as_json: bool, **more: Any) -> None:
     """The result, as JSON (with ``more`` keys) or for people."""
     if as_json:
-        ui.print_json(result_json(result) | more)
+        ui.print_json(make_result_json(result) | more)
     else:
         show_result(result)
 
 
 def show_result(result: WriteResult) -> None:
     """The result for people."""
-    console = ui.console()
+    console = ui.make_console()
     for warning in result.warnings:
         ui.warn(warning)
     if result.differences:
-        count = plural(len(result.differences), "tensor")
+        count = count_noun(len(result.differences), "tensor")
         kept = f"{result.output} was left" if result.already_complete else "nothing was kept"
         console.print(f"[red]{count} did not read back as written; {kept}[/red]", soft_wrap=True)
         for name in result.differences:
@@ -70,25 +70,25 @@ def load_text(check: LoadCheck) -> str:
 
 def _first_line(result: WriteResult) -> str:
     held = (
-        f"{plural(result.num_tensors, 'tensor')}, {human_bytes(result.total_bytes)}"
-        f" in {plural(len(result.files), 'file')}"
+        f"{count_noun(result.num_tensors, 'tensor')}, {format_bytes(result.total_bytes)}"
+        f" in {count_noun(len(result.files), 'file')}"
     )
     if result.already_complete:
         return f"Already complete: {held} in {result.output}, checked ({result.seconds:.1f} s)"
-    speed = f"writing at {human_bytes(result.bytes_per_second)}/s"
+    speed = f"writing at {format_bytes(result.bytes_per_second)}/s"
     return f"Wrote {held} to {result.output} ({result.seconds:.1f} s, {speed})"
 
 
 def show_plan(plan: Plan, out: Path, table: Table, notes: Sequence[str] = ()) -> None:
     """A plan for people: ``table`` of what is written, ``notes`` on that, and what it changes."""
-    console = ui.console()
+    console = ui.make_console()
     console.print(f"Would write to {out}", soft_wrap=True)
     console.print(table)
     for note in notes:
         console.print(f"  {note}", soft_wrap=True)
     _show_lora(console, plan.lora)
     for (source, target), count in plan.casts.items():
-        console.print(f"  cast     {plural(count, 'tensor')} from {source} to {target}")
+        console.print(f"  cast     {count_noun(count, 'tensor')} from {source} to {target}")
     _show_dropped(console, plan.dropped)
     for warning in plan.warnings:
         ui.warn(warning)
@@ -97,19 +97,19 @@ def show_plan(plan: Plan, out: Path, table: Table, notes: Sequence[str] = ()) ->
 def show_upload(sent: UploadResult) -> None:
     """What was uploaded, for people."""
     private = " (private)" if sent.private else ""
-    ui.console().print(
-        f"  upload   {sent.url}{private}  {plural(sent.num_files, 'file')}", soft_wrap=True
+    ui.make_console().print(
+        f"  upload   {sent.url}{private}  {count_noun(sent.num_files, 'file')}", soft_wrap=True
     )
 
 
-def target_text(target: Target) -> str:
+def describe_target(target: Target) -> str:
     """Where an upload would go, for people."""
     kind = "private" if target.private else "public"
     there = "is there" if target.exists else "new"
     return f"upload   would go to {target.url} ({kind}, {there})"
 
 
-def target_json(target: Target | None) -> dict[str, Any] | None:
+def make_target_json(target: Target | None) -> dict[str, Any] | None:
     """Where an upload would go, as JSON: the keys of what is sent."""
     return None if target is None else _place_json(target) | {"commit": None}
 
@@ -136,11 +136,11 @@ def plan_json(plan: Plan, out: Path) -> dict[str, Any]:
             {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
             for (source, target), count in plan.casts.items()
         ],
-        "dropped": reasons_as_typed(plan.dropped),
+        "dropped": spell_reasons(plan.dropped),
         "seconds": None,
         "bytes_per_second": None,
         "verified": None,
-        "warnings": list(map(as_typed, plan.warnings)),
+        "warnings": list(map(spell_flags, plan.warnings)),
         "lora": _lora_json(plan.lora),
     }
 
@@ -149,10 +149,10 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
     if lora is None:
         return
     done = {"fuse": "fused into", "split": "split off", "both": "fused into, and split off,"}
-    what = f"{done[lora.mode]} {plural(lora.num_modules, 'module')}"
+    what = f"{done[lora.mode]} {count_noun(lora.num_modules, 'module')}"
     if lora.adapter == ".":
-        what = f"an adapter of {plural(lora.num_modules, 'module')} for peft"
-    numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({as_typed(lora.source)})"
+        what = f"an adapter of {count_noun(lora.num_modules, 'module')} for peft"
+    numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({spell_flags(lora.source)})"
     console.print(f"  lora     {what}: {numbers}", soft_wrap=True)
     if lora.trained_whole:
         names = ", ".join(lora.trained_whole)
@@ -162,20 +162,22 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
 
 
 def _lora_json(lora: LoraNote | None) -> dict[str, Any] | None:
-    return None if lora is None else asdict(lora) | {"source": as_typed(lora.source)}
+    return None if lora is None else asdict(lora) | {"source": spell_flags(lora.source)}
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
-    for name, reason in reasons_as_typed(dropped).items():
+    for name, reason in spell_reasons(dropped).items():
         console.print(f"  drop     {name} ({reason})", soft_wrap=True)
 
 
 def _cast_line(cast: Cast) -> str:
-    text = f"  cast     {plural(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
+    text = (
+        f"  cast     {count_noun(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
+    )
     return f"{text}, largest absolute error {cast.max_abs_error:.3g}"
 
 
-def result_json(result: WriteResult) -> dict[str, Any]:
+def make_result_json(result: WriteResult) -> dict[str, Any]:
     """The result as JSON."""
     from ckpt_tool.plans.manifest import cast_json
 
@@ -188,13 +190,13 @@ def result_json(result: WriteResult) -> dict[str, Any]:
             {"path": file.name, "bytes": file.size, "digest": file.digest} for file in result.files
         ],
         "casts": [cast_json(cast) for cast in result.casts],
-        "dropped": reasons_as_typed(result.dropped),
+        "dropped": spell_reasons(result.dropped),
         "seconds": result.seconds,
         "bytes_per_second": result.bytes_per_second,
         "already_complete": result.already_complete,
         "verified": result.verified,
         "differences": result.differences,
         "load_check": asdict(result.load_check) if result.load_check is not None else None,
-        "warnings": list(map(as_typed, result.warnings)),
+        "warnings": list(map(spell_flags, result.warnings)),
         "lora": _lora_json(result.lora),
     }

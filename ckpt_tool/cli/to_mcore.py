@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import results, ui
-from ckpt_tool.cli.folding import fold, without_numbers
+from ckpt_tool.cli.folding import fold, mask_numbers
 from ckpt_tool.cli.options import (
     AsJson,
     DirectIo,
@@ -21,9 +21,9 @@ from ckpt_tool.cli.options import (
     Resume,
     Verify,
 )
-from ckpt_tool.cli.tables import shape_text
+from ckpt_tool.cli.tables import format_shape
 from ckpt_tool.common.parallel import is_first
-from ckpt_tool.common.wording import human_bytes, plural
+from ckpt_tool.common.wording import count_noun, format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ckpt_tool.tensors.tiled import TiledTensor
 
 
-@ui.guarded
+@ui.guard
 def to_mcore(
     model: Annotated[
         Path,
@@ -104,19 +104,19 @@ def to_mcore(
 
 
 def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
-    from ckpt_tool.common.parallel import jobs_of
+    from ckpt_tool.common.parallel import choose_jobs
     from ckpt_tool.operations.to_mcore import plan_to_mcore
 
     plan = plan_to_mcore(model, options)
     plan.check(out, options.write)
     if not is_first():
         return
-    with ui.output():
+    with ui.guard_output():
         if as_json:
             ui.print_json(_plan_json(plan, out))
         else:
-            memory = _memory_text(plan, jobs_of(options.jobs), direct=options.write.is_direct)
-            written = f"{human_bytes(plan.total_bytes)} in {plural(len(plan.files), 'file')}"
+            memory = _memory_text(plan, choose_jobs(options.jobs), direct=options.write.is_direct)
+            written = f"{format_bytes(plan.total_bytes)} in {count_noun(len(plan.files), 'file')}"
             notes = [f"write    {written}", f"memory   {memory}"]
             results.show_plan(plan, out, _tensor_table(plan), notes)
 
@@ -124,9 +124,9 @@ def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) 
 def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
     from ckpt_tool.operations.to_mcore import convert_to_mcore
 
-    with ui.progress_bar(quiet=as_json or not is_first()) as progress:
+    with ui.show_progress(quiet=as_json or not is_first()) as progress:
         result = convert_to_mcore(model, out, options, progress)
-    with ui.output():
+    with ui.guard_output():
         if is_first():
             results.report(result, as_json=as_json, layout=options.layout)
     if result.differences:
@@ -144,7 +144,7 @@ def _tensor_table(plan: McorePlan) -> Table:
         first = group[0][1]
         size = sum(tensor.nbytes for _, tensor in group)
         for number, row in enumerate(fold(dict.fromkeys(name for name, _ in group))):
-            cells = (shape_text(first.shape), first.dtype.name, f"{size:,}")
+            cells = (format_shape(first.shape), first.dtype.name, f"{size:,}")
             table.add_row(row.pattern, *(cells if not number else ()))
         sources = dict.fromkeys(name for _, tensor in group for name in tensor.sources)
         for row in fold(sources):
@@ -153,17 +153,17 @@ def _tensor_table(plan: McorePlan) -> Table:
 
 
 def _memory_text(plan: McorePlan, jobs: int, *, direct: bool) -> str:
-    from ckpt_tool.writers.stream import buffer_bytes
+    from ckpt_tool.writers.stream import estimate_buffers
 
-    memory = human_bytes(buffer_bytes(jobs, direct=direct, casting=bool(plan.casts)))
-    return f"{memory} of buffers for {plural(jobs, 'thread')}, whatever the size"
+    memory = format_bytes(estimate_buffers(jobs, direct=direct, casting=bool(plan.casts)))
+    return f"{memory} of buffers for {count_noun(jobs, 'thread')}, whatever the size"
 
 
 def _groups(tensors: Mapping[str, TiledTensor]) -> list[list[tuple[str, TiledTensor]]]:
     """Tensors of one shape and dtype whose names differ only in numbers."""
     found: dict[tuple[object, ...], list[tuple[str, TiledTensor]]] = {}
     for name, tensor in tensors.items():
-        key = (without_numbers(name), tensor.shape, tensor.dtype)
+        key = (mask_numbers(name), tensor.shape, tensor.dtype)
         found.setdefault(key, []).append((name, tensor))
     return list(found.values())
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from ckpt_tool.cli.flags import as_typed
+from ckpt_tool.cli.flags import spell_flags
 from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError
 from ckpt_tool.common.parallel import is_first, is_parallel
 from ckpt_tool.common.progress import NoProgress, Progress
@@ -34,7 +34,7 @@ _LISTED = 20
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def guarded(command: Command) -> Command:
+def guard(command: Command) -> Command:
     """The one place where errors become messages and exit codes."""
 
     @functools.wraps(command)
@@ -63,7 +63,7 @@ def guarded(command: Command) -> Command:
 
 
 @contextmanager
-def output() -> Iterator[None]:
+def guard_output() -> Iterator[None]:
     """Print the result: a reader who has seen enough (``| head``) does not change the exit code."""
     try:
         yield
@@ -76,7 +76,7 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """Text from a file with its control characters shown, not sent to the terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
@@ -87,7 +87,7 @@ def _interrupt(signum: int, frame: object) -> None:
 
 def _make_line(text: str) -> str:
     """What the library says, as it is shown."""
-    return printable(as_typed(text))
+    return make_printable(spell_flags(text))
 
 
 def _say(text: str) -> None:
@@ -129,7 +129,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def console() -> Console:
+def make_console() -> Console:
     """The console for results (stdout); plain and 100 wide where it is no terminal."""
     from rich.console import Console
 
@@ -143,7 +143,7 @@ def console() -> Console:
 
 
 @contextmanager
-def progress_bar(*, quiet: bool) -> Iterator[Progress]:
+def show_progress(*, quiet: bool) -> Iterator[Progress]:
     """A progress bar on stderr where that is a terminal; otherwise nothing."""
     if quiet or not sys.stderr.isatty():
         yield NoProgress()

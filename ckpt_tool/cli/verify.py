@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ckpt_tool.operations.verify import VerifyResult
 
 
-@ui.guarded
+@ui.guard
 def verify(
     ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="The checkpoint to judge.")],
     reference: Annotated[
@@ -84,7 +84,7 @@ def verify(
     Exits with 0 where they are equal, with 1 where they differ, with 2 where they cannot be
     compared (damaged, incomplete, unknown).
     """
-    from ckpt_tool.common.parallel import Team, jobs_of, joined
+    from ckpt_tool.common.parallel import Team, choose_jobs, join_world
     from ckpt_tool.compare.stats import Tolerance
     from ckpt_tool.mapping.lora.options import LoraOptions
     from ckpt_tool.operations.options import NameOptions, VerifyOptions
@@ -102,9 +102,9 @@ def verify(
     )
     if report is not None and not report.parent.is_dir():  # before the work, not after it
         raise UsageError(f"{report}: {report.parent} is no folder")
-    with joined() as world:
-        with ui.progress_bar(quiet=as_json or not is_first()) as progress:
-            team = Team(world, jobs_of(jobs), progress)
+    with join_world() as world:
+        with ui.show_progress(quiet=as_json or not is_first()) as progress:
+            team = Team(world, choose_jobs(jobs), progress)
             result = verify_as_team(ckpt, reference, options, team)
         world.first(lambda: _show(result, shown))  # the others wait, lest torchrun stop it
     if not result.equal:
@@ -127,13 +127,13 @@ class _Shown:
 
 
 def _show(result: VerifyResult, shown: _Shown) -> None:
-    from ckpt_tool.cli.report.as_json import as_object
+    from ckpt_tool.cli.report.as_json import make_object
 
     if shown.report is not None:
         _write_report(result, shown.report)
-    with ui.output():
+    with ui.guard_output():
         if shown.as_json:
-            ui.print_json(as_object(result))
+            ui.print_json(make_object(result))
         else:
             _show_text(result, shown)
 
@@ -150,16 +150,16 @@ def _write_report(result: VerifyResult, path: Path) -> None:
 def _show_text(result: VerifyResult, shown: _Shown) -> None:
     from ckpt_tool.cli.report.summary import show_summary
 
-    console = ui.console()
+    console = ui.make_console()
     for warning in (*result.left.warnings, *result.right.warnings):
         ui.warn(warning)
     show_summary(console, result, shown.top)
     if shown.heatmap and result.num_compared:
         from ckpt_tool.cli.report.terminal import draw_heatmap
         from ckpt_tool.compare.grid import make_grid
-        from ckpt_tool.operations.verify import shown_distances
+        from ckpt_tool.operations.verify import collect_distances
 
-        distances = {ui.printable(name): d for name, d in shown_distances(result).items()}
+        distances = {ui.make_printable(name): d for name, d in collect_distances(result).items()}
         console.print("", draw_heatmap(make_grid(distances), console.width), sep="\n")
     if shown.report is not None:
         console.print(f"Report: {shown.report}", soft_wrap=True, markup=False, emoji=False)

@@ -116,7 +116,7 @@ class Team:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def join_world() -> Iterator[World]:
     """The world that the environment describes; :data:`ALONE` outside of torchrun.
 
     UsageError where the variables make no sense or the other processes do not come.
@@ -152,7 +152,7 @@ def is_first() -> bool:
     return not is_parallel() or os.environ["RANK"] == "0"
 
 
-def jobs_of(wanted: int) -> int:
+def choose_jobs(wanted: int) -> int:
     """``wanted`` threads, or for 0 the default; UsageError for less.
 
     The default is one per core, at least two: they keep a disk busy; more than four gain nothing.
@@ -160,10 +160,10 @@ def jobs_of(wanted: int) -> int:
     """
     if wanted < 0:
         raise UsageError(f"jobs {wanted}: expected 1 or more, or 0 for one per core")
-    return wanted or min(4, max(2, len(os.sched_getaffinity(0)) // local_size()))
+    return wanted or min(4, max(2, len(os.sched_getaffinity(0)) // count_local()))
 
 
-def local_size() -> int:
+def count_local() -> int:
     """How many processes of this run share the machine."""
     found = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return int(found) if is_parallel() and found.isdigit() and int(found) else 1

@@ -53,7 +53,7 @@ class Differing(Protocol):
 AnyDiffering = TypeVar("AnyDiffering", bound=Differing)
 
 
-def worst_first(found: Iterable[AnyDiffering]) -> list[AnyDiffering]:
+def sort_worst_first(found: Iterable[AnyDiffering]) -> list[AnyDiffering]:
     """Other shapes first, then other dtypes, then values by their relative distance."""
 
     def rank_badness(each: Differing) -> tuple[int, float]:
@@ -77,7 +77,7 @@ def explain(
     of all. ``rank_of`` says which rank wrote a file of the checkpoint, None where no rank did.
     OSError and FormatError where a file cannot be read.
     """
-    hints = _find_causes(suspects, worst_first(suspects)[:most], heads, rank_of, team)
+    hints = _find_causes(suspects, sort_worst_first(suspects)[:most], heads, rank_of, team)
     return [_describe(suspect, rank_of, hints.get(suspect.name, "")) for suspect in suspects]
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ckpt_tool.common.parallel import Team
-from ckpt_tool.compare.hints import Suspect, coarser
+from ckpt_tool.compare.hints import Suspect, round_to_coarser
 from ckpt_tool.compare.measure import measure
 from ckpt_tool.compare.stats import Stats, Tolerance
-from ckpt_tool.tensors.equality import Pair, first_differences
+from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.lazy import LazyTensor
 
 Result = TypeVar("Result")
@@ -74,7 +74,7 @@ def find_differences(pairs: Sequence[Pair[str]], what: str, team: Team) -> dict[
     if not pairs:
         return {}
     share = _take_share(pairs, what, team)
-    parts = team.world.everyone(lambda: first_differences(share, team.jobs, team.progress.advance))
+    parts = team.world.everyone(lambda: locate_differences(share, team.jobs, team.progress.advance))
     return _joined(pairs, parts)
 
 
@@ -100,7 +100,7 @@ def _joined(pairs: Sequence[Pair[str]], parts: Iterable[dict[str, Result]]) -> d
 
 
 def _make_pair(name: str, left: LazyTensor, right: LazyTensor, *, rounded: bool) -> Pair[str]:
-    both = coarser(left, right) if rounded and left.shape == right.shape else None
+    both = round_to_coarser(left, right) if rounded and left.shape == right.shape else None
     return Pair(name, *(both or (left, right)))
 
 

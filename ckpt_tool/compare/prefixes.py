@@ -21,7 +21,7 @@ class _Side:
     tensors: Mapping[str, LazyTensor]
 
 
-def prefix_hint(
+def explain_prefix(
     missing: Sequence[str],
     unexpected: Sequence[str],
     left: Mapping[str, LazyTensor],

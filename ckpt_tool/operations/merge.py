@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt_tool.common.parallel import ALONE, Team, is_first, jobs_of, joined
+from ckpt_tool.common.parallel import ALONE, Team, choose_jobs, is_first, join_world
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.operations.merge_plan import Folders, make_plan
 from ckpt_tool.operations.options import MergeOptions
@@ -19,8 +19,8 @@ from ckpt_tool.operations.upload import (
     Upload,
     UploadResult,
     check_upload,
+    list_weight_names,
     upload_folder,
-    weight_names,
 )
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.plans.options import WriteResult
@@ -120,8 +120,8 @@ def merge(
     whether it will take the model; :func:`send` sends it when it is there.
     """
     options = options or MergeOptions()
-    with joined() as world:
-        team = Team(world, jobs_of(options.jobs), progress or NoProgress())
+    with join_world() as world:
+        team = Team(world, choose_jobs(options.jobs), progress or NoProgress())
         return merge_as_team(job, options, team, upload)
 
 
@@ -151,7 +151,7 @@ def preview_merge(
 ) -> Preview:
     """What :func:`merge` would write, with all that it would refuse refused; writes nothing."""
     options = options or MergeOptions()
-    team = Team(ALONE, jobs_of(options.jobs), progress or NoProgress())
+    team = Team(ALONE, choose_jobs(options.jobs), progress or NoProgress())
     target = check_upload(upload) if upload is not None and is_first() else None
     plan = make_plan(job.paths, job.kind, options, team)
     _require_replaced(target, plan)
@@ -166,4 +166,4 @@ def send(result: WriteResult, upload: Upload, *, show: bool = False) -> UploadRe
 
 def _require_replaced(target: Target | None, plan: HubPlan) -> None:
     if target is not None:
-        target.require_replaced(weight_names(plan))
+        target.require_replaced(list_weight_names(plan))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.parallel import ALONE, Team, jobs_of
+from ckpt_tool.common.parallel import ALONE, Team, choose_jobs
 from ckpt_tool.common.progress import NoProgress
 from ckpt_tool.mapping.casting import cast_all, choose_dtype, find_main_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig
@@ -32,7 +32,7 @@ def make_plan(
 ) -> HubPlan:
     """What a merge would write; writes nothing. Raises what merging does before it writes."""
     options = options or MergeOptions()
-    team = team or Team(ALONE, jobs_of(options.jobs), NoProgress())
+    team = team or Team(ALONE, choose_jobs(options.jobs), NoProgress())
     places = _list_paths(paths)
     source = team.world.each(lambda: _open(places, kind, options))
     prove_replicas(source.checkpoint, options.check_replicas, team)

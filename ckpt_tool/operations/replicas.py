@@ -8,7 +8,7 @@ from ckpt_tool.common.errors import CheckpointError, Problem
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding
 from ckpt_tool.tensors.chunks import Chunk
-from ckpt_tool.tensors.equality import Pair, first_differences
+from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -36,7 +36,7 @@ def prove_replicas(checkpoint: Checkpoint, recorded_too: bool, team: Team) -> No
     team.progress.start("replicas", sum(pair.left.nbytes for pair in share))
 
     def compare() -> list[Problem]:
-        found = first_differences(share, team.jobs, team.progress.advance)
+        found = locate_differences(share, team.jobs, team.progress.advance)
         return [
             Problem("replica", name, _replica_message(index, owner, other))
             for (name, owner, other), index in found.items()

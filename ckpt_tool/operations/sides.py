@@ -16,7 +16,7 @@ from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
 from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.mapping.lora.resolve import refuse_base, refuse_options
-from ckpt_tool.mapping.quantised import dequantised, has_scales
+from ckpt_tool.mapping.quantised import dequantise_weights, has_scales
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.operations.replicas import prove_replicas
@@ -220,6 +220,6 @@ def _dequantise(model: HubModel, other: Side, path: Path) -> HubModel:
     said = f"{path}: fp8 weights are compared as {dtype}, with their scales applied"
     return replace(
         model,
-        tensors=dequantised(model.tensors, model.config, dtype),
+        tensors=dequantise_weights(model.tensors, model.config, dtype),
         warnings=(*model.warnings, said),
     )

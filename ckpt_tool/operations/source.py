@@ -14,7 +14,7 @@ from ckpt_tool.common.errors import (
     UnsafeContentError,
     UsageError,
 )
-from ckpt_tool.common.wording import human_bytes, plural
+from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.frameworks.training import find_training_kind, is_training_state
 from ckpt_tool.mapping.lora.megatron import drop_adapters, has_megatron_adapters
@@ -106,7 +106,7 @@ def find_config(source: Source, options: ModelOptions) -> ModelConfig | None:
     return load_config(near) if near is not None else None
 
 
-def adapter_folders(checkpoint: Checkpoint) -> list[Path]:
+def list_adapter_folders(checkpoint: Checkpoint) -> list[Path]:
     """Where what describes adapters may lie: with the shards, or with the config.
 
     verl 0.8 with Megatron has it in ``huggingface/adapter/``.
@@ -128,7 +128,7 @@ def describe_left_out(checkpoint: Checkpoint) -> dict[str, str]:
             kind = (name.split(".", maxsplit=1)[0], "not selected")
         kinds.setdefault(kind, []).append(entry.nbytes)
     return {
-        f"{start}.*": f"{why}: {plural(len(sizes), 'tensor')}, {human_bytes(sum(sizes))}"
+        f"{start}.*": f"{why}: {count_noun(len(sizes), 'tensor')}, {format_bytes(sum(sizes))}"
         for (start, why), sizes in kinds.items()
     }
 

@@ -9,7 +9,7 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.tensors.equality import Pair, first_differences
+from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: What families call the table of token embeddings.
@@ -95,7 +95,7 @@ def are_equal_together(one: LazyTensor, other: LazyTensor, team: Team) -> bool:
     team.progress.start("tied head", left.nbytes)
 
     def compare() -> bool:
-        return not first_differences([Pair("", left, right)], team.jobs, team.progress.advance)
+        return not locate_differences([Pair("", left, right)], team.jobs, team.progress.advance)
 
     return all(team.world.everyone(compare))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.common.parallel import ALONE, Team, jobs_of, joined
+from ckpt_tool.common.parallel import ALONE, Team, choose_jobs, join_world
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.mapping.casting import cast_all, choose_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
@@ -23,7 +23,7 @@ from ckpt_tool.mapping.megatron.convert import to_megatron
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
-from ckpt_tool.mapping.quantised import dequantised, is_quantised
+from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
 from ckpt_tool.operations.request import Heads
@@ -76,8 +76,8 @@ def convert_to_mcore(
     8 ['__0_0.distcp']
     """
     options = options or ToMcoreOptions()
-    with joined() as world:
-        team = Team(world, jobs_of(options.jobs), progress or NoProgress())
+    with join_world() as world:
+        team = Team(world, choose_jobs(options.jobs), progress or NoProgress())
         return write(plan_to_mcore(model, options, team), Path(out), options.write, team)
 
 
@@ -87,7 +87,7 @@ def plan_to_mcore(
     """What :func:`convert_to_mcore` would write; writes nothing. Raises what it raises."""
     options = options or ToMcoreOptions()
     _require_choices(options)
-    team = team or Team(ALONE, jobs_of(options.jobs), NoProgress())
+    team = team or Team(ALONE, choose_jobs(options.jobs), NoProgress())
     checkpoint = team.world.each(lambda: _open(model))
     config = team.world.each(lambda: _find_config(checkpoint, options))
     found = _name(checkpoint, config, team)
@@ -184,7 +184,7 @@ def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -
     """The model in the dtype that is written, fp8 scales applied, without what is computed."""
     tensors, target = model.tensors, choose_dtype(options.dtype, config)
     if is_quantised(tensors):
-        tensors = dequantised(tensors, config, _choose_wide_dtype(options.dtype, target))
+        tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
     computed = dict.fromkeys(filter(_COMPUTED.search, tensors), "computed from the config")
     kept = {name: tensor for name, tensor in tensors.items() if name not in computed}
     return replace(model, tensors=cast_all(kept, target, config), dropped=model.dropped | computed)

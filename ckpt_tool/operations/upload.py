@@ -22,7 +22,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import CkptError, UploadError, UsageError
 from ckpt_tool.common.version import __version__
-from ckpt_tool.operations.hub_client import answer, bars, hub_api, hub_token, not_allowed
+from ckpt_tool.operations.hub_client import answer, find_token, make_api, make_refusal, show_bars
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.writers.safetensors import INDEX_NAME
 from ckpt_tool.writers.target import list_files
@@ -84,7 +84,7 @@ def check_upload(upload: Upload) -> Target:
     token, or where what is there may not be written to, or is public and must not be.
     """
     _require_name(upload.repo)
-    api, token = hub_api(), hub_token()
+    api, token = make_api(), find_token()
     who = answer(api, "whoami", lambda: api.whoami(token))
     repo = upload.repo if "/" in upload.repo else f"{who['name']}/{upload.repo}"
     _require_name(repo)
@@ -107,7 +107,7 @@ def _target(api: Any, repo: str, info: Any | None, *, private: bool) -> Target:
     return Target(repo, url, bool(info.private), exists=True, files=files)
 
 
-def weight_names(plan: HubPlan) -> list[str]:
+def list_weight_names(plan: HubPlan) -> list[str]:
     """The files of a plan that hold tensors, and the index of the model's."""
     names = [file.name for file in plan.files]
     return [*names, INDEX_NAME] if len(plan.weight_files) > 1 else names
@@ -126,7 +126,7 @@ def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> 
         f" `write.resume=True`, which writes nothing again, or run: {shlex.join(words)}"
     )
     try:
-        with bars(show):
+        with show_bars(show):
             return _upload(folder, upload)
     except CkptError as error:
         error.hint = f"{error.hint} {go_on}".strip()
@@ -136,7 +136,7 @@ def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> 
 
 
 def _upload(folder: Path, upload: Upload) -> UploadResult:
-    api, target = hub_api(), check_upload(upload)
+    api, target = make_api(), check_upload(upload)
     repo = target.repo
     if not target.exists:
         private = upload.private or None  # None: as the organization has it by default
@@ -193,7 +193,7 @@ def _require_permission(api: Any, repo: str, who: dict[str, Any], *, exists: boo
     """UploadError if it is known that the token may not write to, or make, ``repo``."""
     token = (who.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
-        raise not_allowed(api.endpoint, repo, f"the token of {who['name']} is for reading only")
+        raise make_refusal(api.endpoint, repo, f"the token of {who['name']} is for reading only")
     if exists and _may_write(api, repo):
         return
     spaces = [who["name"], *(org.get("name") for org in who.get("orgs") or ())]
@@ -204,7 +204,7 @@ def _require_permission(api: Any, repo: str, who: dict[str, Any], *, exists: boo
     namespace = repo.split("/", maxsplit=1)[0]
     if not {str(name).lower() for name in spaces} & {namespace.lower(), repo.lower()}:
         held = ", ".join(map(str, spaces)) or "nothing"
-        raise not_allowed(
+        raise make_refusal(
             api.endpoint, repo, f"the token of {who['name']} may write to {held} only"
         )
 

@@ -14,12 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.parallel import Team, jobs_of, joined
+from ckpt_tool.common.parallel import Team, choose_jobs, join_world
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.compare.grid import IMMEASURABLE
 from ckpt_tool.compare.mismatch import Mismatch, explain
 from ckpt_tool.compare.pairs import compare_tensors
-from ckpt_tool.compare.prefixes import prefix_hint
+from ckpt_tool.compare.prefixes import explain_prefix
 from ckpt_tool.compare.rows import Heads
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
@@ -112,8 +112,8 @@ def verify_checkpoint(
     >>> folder.cleanup()
     """
     options = options or VerifyOptions()
-    with joined() as world:
-        team = Team(world, jobs_of(options.jobs), progress or NoProgress())
+    with join_world() as world:
+        team = Team(world, choose_jobs(options.jobs), progress or NoProgress())
         return verify_as_team(checkpoint, reference, options, team)
 
 
@@ -152,13 +152,13 @@ def verify_as_team(
         tied=tied,
         ignored=sorted({*ignored, *also}),
         distances=found.distances,
-        names_hint=prefix_hint(missing, unexpected, mine, theirs, team),
+        names_hint=explain_prefix(missing, unexpected, mine, theirs, team),
         compared_bytes=sum(mine[name].nbytes for name in common),
         seconds=time.monotonic() - started,
     )
 
 
-def shown_distances(result: VerifyResult) -> dict[str, float]:
+def collect_distances(result: VerifyResult) -> dict[str, float]:
     """The distances of a verification, with those of differences that no norm can express.
 
     Infinite where shapes differ, :data:`IMMEASURABLE` where only dtypes or the signs of zeros do: a

@@ -13,7 +13,7 @@ from ckpt_tool.common.parallel import Team
 from ckpt_tool.plans.manifest import Comparison
 from ckpt_tool.plans.options import LoadCheck, WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
-from ckpt_tool.tensors.equality import Pair, first_differences
+from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.files import write_files
 from ckpt_tool.writers.staging import Staging, explain
@@ -194,6 +194,6 @@ def find_differences(
     share = [pairs[index] for index in team.world.share([pair.left.nbytes for pair in pairs])]
     team.progress.start("verifying", sum(pair.left.nbytes for pair in share))
     different = team.world.everyone(
-        lambda: list(first_differences(share, team.jobs, team.progress.advance))
+        lambda: list(locate_differences(share, team.jobs, team.progress.advance))
     )
     return sorted(names.union(*different))

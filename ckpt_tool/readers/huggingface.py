@@ -20,7 +20,7 @@ from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collec
 from ckpt_tool.readers.torch_file import open_torch_file
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import BY_SAFETENSORS
-from ckpt_tool.tensors.geometry import Box, contiguous_strides
+from ckpt_tool.tensors.geometry import Box, make_strides
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
@@ -171,7 +171,7 @@ def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list
                 path=path,
             )
         spans.append((begin, end))
-        region = Region(str(path), start + begin, contiguous_strides(shape))
+        region = Region(str(path), start + begin, make_strides(shape))
         holding = Holding(None, Box((0,) * len(shape), shape), region)
         entries.append(Entry(name, shape, dtype, "whole", (holding,)))
     _check_spans(path, sorted(spans), path.stat().st_size - start)

@@ -24,10 +24,10 @@ from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import (
     Box,
     Shape,
-    bounding_box,
-    contiguous_strides,
+    cut_linear,
     dot,
-    linear_boxes,
+    find_bounds,
+    make_strides,
 )
 from ckpt_tool.tensors.rounding import CastErrors
 
@@ -170,11 +170,11 @@ class BlockReader:
         """The boxes of a computed piece, each with the memory to fill before the next is taken."""
         first, at = piece.region.offset // computed.dtype.itemsize, piece.at
         if piece.is_run:
-            for box in linear_boxes(computed.shape, first, first + piece.volume):
+            for box in cut_linear(computed.shape, first, first + piece.volume):
                 yield box, out[at * itemsize : (at + box.volume) * itemsize]
                 at += box.volume
             return
-        box, strides = bounding_box(computed.shape, first, piece.sizes, piece.region.strides)
+        box, strides = find_bounds(computed.shape, first, piece.sizes, piece.region.strides)
         raw = self._strided_raw(box.volume * itemsize)
         yield box, raw
         target = _strided(out[at * itemsize :], piece.sizes, piece.strides, itemsize)
@@ -192,7 +192,7 @@ class BlockReader:
         steps = tuple(region.strides[dim] for dim in order)
         raw = self._strided_raw(volume * itemsize)
         self._read_runs(region._replace(strides=steps), in_file, raw, itemsize)
-        array = _strided(raw, in_file, contiguous_strides(in_file), itemsize)
+        array = _strided(raw, in_file, make_strides(in_file), itemsize)
         return array.transpose([order.index(dim) for dim in range(len(sizes))])
 
     def _read_runs(self, region: Region, sizes: Shape, raw: memoryview, itemsize: int) -> None:

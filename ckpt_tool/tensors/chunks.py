@@ -15,11 +15,11 @@ from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import (
     Box,
     Shape,
-    contiguous_strides,
+    cut_linear,
     dot,
     intersect,
     is_run,
-    linear_boxes,
+    make_strides,
 )
 from ckpt_tool.tensors.rounding import CastErrors
 
@@ -48,7 +48,7 @@ class Chunk:
     region: Region
 
 
-def subregion(chunk: Chunk, common: Box, itemsize: int) -> Region:
+def narrow_region(chunk: Chunk, common: Box, itemsize: int) -> Region:
     """The region of ``common``, a block inside the chunk's box; ``itemsize`` in bytes on disk."""
     region = chunk.region
     skipped = dot(common.offsets, region.strides) - dot(chunk.box.offsets, region.strides)
@@ -134,11 +134,11 @@ class Chunked:
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """The pieces of elements ``[start, stop)`` of the row-major order."""
-        strides = contiguous_strides(self.shape)
-        for box in linear_boxes(self.shape, start, stop):
+        strides = make_strides(self.shape)
+        for box in cut_linear(self.shape, start, stop):
             for chunk, common in self.chunks_in(box):
                 at = dot(common.offsets, strides) - start
-                region = subregion(chunk, common, self.source_dtype.itemsize)
+                region = narrow_region(chunk, common, self.source_dtype.itemsize)
                 runs = is_run(common.sizes, strides) and is_run(common.sizes, region.strides)
                 yield Piece(at, common.sizes, strides, region, runs)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, FLOAT32, DType
-from ckpt_tool.tensors.geometry import Box, Shape, contiguous_strides
+from ckpt_tool.tensors.geometry import Box, Shape, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: What scales turn into weights: one byte, sign and 4 bits of exponent and 3 of mantissa.
@@ -58,7 +58,7 @@ class Scaled:
         return ProductFiller(self.weight, self.scales, self.block, reader)
 
 
-def scaled(
+def scale_weight(
     weight: LazyTensor, scales: LazyTensor, block: tuple[int, int], dtype: DType
 ) -> LazyTensor:
     """``weight``, float8_e4m3fn ``[R, C]``, times its ``scales``, as a tensor of ``dtype``.
@@ -72,7 +72,7 @@ def scaled(
         return LazyTensor(weight.shape, dtype, FLOAT32, ())
     computed = Scaled(weight, scales, block)
     path = weight.chunks[0].region.path
-    region = Region(path, 0, contiguous_strides(weight.shape), computed)
+    region = Region(path, 0, make_strides(weight.shape), computed)
     return LazyTensor(weight.shape, dtype, FLOAT32, (Chunk(Box((0, 0), weight.shape), region),))
 
 

@@ -46,7 +46,7 @@ def dot(a: Shape, b: Shape) -> int:
     return sum(map(mul, a, b))
 
 
-def contiguous_strides(shape: Sequence[int]) -> Shape:
+def make_strides(shape: Sequence[int]) -> Shape:
     """Row-major strides of ``shape``, in elements."""
     strides = [1] * len(shape)
     for dim in range(len(shape) - 2, -1, -1):
@@ -76,13 +76,13 @@ def unravel(index: int, shape: Sequence[int]) -> Shape:
     return tuple(reversed(place))
 
 
-def bounding_box(shape: Shape, start: int, sizes: Shape, strides: Shape) -> tuple[Box, Shape]:
+def find_bounds(shape: Shape, start: int, sizes: Shape, strides: Shape) -> tuple[Box, Shape]:
     """The smallest box with all of a strided block of a row-major array, and its strides therein.
 
     The block begins at element ``start`` of the array of ``shape``; each of its dimensions runs
     along one of the array's.
     """
-    steps, extent, along = contiguous_strides(shape), [1] * len(shape), []
+    steps, extent, along = make_strides(shape), [1] * len(shape), []
     for size, stride in zip(sizes, strides, strict=True):
         dims = (d for d, step in enumerate(steps) if shape[d] > 1 and stride % step == 0)
         dim = next(dims, None) if size > 1 else None
@@ -90,7 +90,7 @@ def bounding_box(shape: Shape, start: int, sizes: Shape, strides: Shape) -> tupl
         along.append((dim, by))
         if dim is not None:
             extent[dim] += (size - 1) * by
-    inner = contiguous_strides(extent)
+    inner = make_strides(extent)
     found = tuple(0 if dim is None else by * inner[dim] for dim, by in along)
     return Box(unravel(start, shape), tuple(extent)), found
 
@@ -110,7 +110,7 @@ def intersect(a: Box, b: Box) -> Box | None:
     return Box(tuple(offsets), tuple(sizes))
 
 
-def in_bounds(shape: Shape, box: Box) -> bool:
+def is_in_bounds(shape: Shape, box: Box) -> bool:
     """Whether ``box`` has the rank of ``shape`` and lies inside it."""
     return len(box.offsets) == len(box.sizes) == len(shape) and all(
         o >= 0 and s >= 0 and o + s <= n
@@ -118,13 +118,13 @@ def in_bounds(shape: Shape, box: Box) -> bool:
     )
 
 
-def linear_boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
+def cut_linear(shape: Shape, start: int, stop: int) -> Iterator[Box]:
     """Boxes that make up elements ``[start, stop)`` of the row-major order, in that order.
 
     Each box is itself consecutive in row-major order, and as large as possible: a range in the
     middle of a matrix gives the end of a row, whole rows, and the beginning of a row.
     """
-    inner = contiguous_strides(shape)
+    inner = make_strides(shape)
     while start < stop:
         left = stop - start
         dim = next(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
-from ckpt_tool.tensors.chunks import Chunk, Chunked, subregion
+from ckpt_tool.tensors.chunks import Chunk, Chunked, narrow_region
 from ckpt_tool.tensors.dtypes import CASTABLE, DType
 from ckpt_tool.tensors.geometry import Box, Shape
 
@@ -51,7 +51,7 @@ class LazyTensor(Chunked):
         chunks = []
         for chunk, common in self.chunks_in(window):
             offsets = _put(common.offsets, dim, common.offsets[dim] - start)
-            region = subregion(chunk, common, self.source_dtype.itemsize)
+            region = narrow_region(chunk, common, self.source_dtype.itemsize)
             chunks.append(Chunk(Box(offsets, common.sizes), region))
         return replace(self, shape=sizes, chunks=tuple(chunks))
 

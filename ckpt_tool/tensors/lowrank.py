@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
 from ckpt_tool.tensors.dtypes import CASTABLE, FLOAT32, FLOAT64, DType
-from ckpt_tool.tensors.geometry import Box, Shape, contiguous_strides
+from ckpt_tool.tensors.geometry import Box, Shape, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _lengthening(rows: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
-def updated(
+def update_matrix(
     base: LazyTensor,
     left: LazyTensor,
     right: LazyTensor,
@@ -148,7 +148,7 @@ def updated(
         return base
     computed = LowRank(base, left, right, scale, magnitude)
     path = base.chunks[0].region.path
-    region = Region(path, 0, contiguous_strides(base.shape), computed=computed)
+    region = Region(path, 0, make_strides(base.shape), computed=computed)
     chunk = Chunk(Box((0, 0), base.shape), region)
     return LazyTensor(base.shape, base.dtype, computed.dtype, (chunk,))
 

@@ -28,7 +28,7 @@ _NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 _CACHED_BYTES = 1 << 20
 
 
-def aligned_buffer(size: int) -> memoryview:
+def allocate_aligned(size: int) -> memoryview:
     """Memory that direct writes accept; ``size`` in bytes, rounded up to whole pages."""
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 

@@ -21,7 +21,12 @@ from ckpt_tool.common.errors import CkptError, OutputError
 from ckpt_tool.writers.journal import Journal
 from ckpt_tool.writers.renames import exchange, move_all
 from ckpt_tool.writers.stream import WrittenFile, digest_file
-from ckpt_tool.writers.target import check_target, journal_path, list_entries, partial_path
+from ckpt_tool.writers.target import (
+    check_target,
+    list_entries,
+    make_journal_path,
+    make_partial_path,
+)
 
 
 class Staging:
@@ -34,12 +39,12 @@ class Staging:
 
     def __init__(self, out: Path, *, fsync: bool, direct: bool) -> None:
         self.out = out.absolute()
-        self.path = partial_path(self.out)
+        self.path = make_partial_path(self.out)
         self.direct = direct
         self.finished: dict[str, WrittenFile] = {}
         self._fsync = fsync
         self._small: list[str] = []
-        self._journal = Journal(journal_path(self.out), self.sync)
+        self._journal = Journal(make_journal_path(self.out), self.sync)
 
     def open(self, plan: str, *, resume: bool, replace: bool) -> tuple[Path, list[WrittenFile]]:
         """Make the folder; with ``resume`` keep what an earlier run has finished there.

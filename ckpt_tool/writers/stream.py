@@ -21,7 +21,7 @@ import xxhash
 from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.tensors.rounding import CastError, CastErrors
 from ckpt_tool.writers.crc import PieceSums
-from ckpt_tool.writers.outfile import OutputFile, aligned_buffer
+from ckpt_tool.writers.outfile import OutputFile, allocate_aligned
 from ckpt_tool.writers.planned import PlannedFile, Seal
 
 #: Blocks are filled in pairs: a strided tensor has as many pieces in two blocks as in one.
@@ -57,7 +57,7 @@ def digest_file(path: Path) -> str:
     return whole.hexdigest()
 
 
-def buffer_bytes(jobs: int, *, direct: bool, casting: bool) -> int:
+def estimate_buffers(jobs: int, *, direct: bool, casting: bool) -> int:
     """Memory that writing takes, whatever is written: a task per thread, and room to cast it."""
     scratch = (2 * BLOCK_BYTES + 3 * BLOCK_BYTES // 2) if casting else 0
     return (jobs + (_WAITING if direct else 0)) * _TASK_BYTES + jobs * scratch
@@ -116,7 +116,7 @@ class StreamWriter:
 
     def _write_blocks(self, work: _Work) -> None:
         if not hasattr(self._local, "buffer"):
-            self._local.buffer = aligned_buffer(_TASK_BYTES)
+            self._local.buffer = allocate_aligned(_TASK_BYTES)
         buffer = self._local.buffer
         try:
             while not self._stop.is_set():

@@ -42,13 +42,13 @@ def _mount_id(folder: Path) -> str:
     return next((row for row in rows if row.startswith("mnt_id:")), "")
 
 
-def partial_path(out: Path) -> Path:
+def make_partial_path(out: Path) -> Path:
     """The folder in which ``out`` is prepared: beside it, or in it where it is a mount point."""
     return out / _PARTIAL if is_mount(out) else out.parent / f".{out.name}.ckpt-partial"
 
 
-def journal_path(out: Path) -> Path:
-    """The journal of :func:`partial_path`'s folder, beside that."""
+def make_journal_path(out: Path) -> Path:
+    """The journal of :func:`make_partial_path`'s folder, beside that."""
     return out / _JOURNAL if is_mount(out) else out.parent / f".{out.name}.ckpt-journal"
 
 
@@ -113,7 +113,7 @@ def check_space(out: Path, needed: int) -> None:
 
     What an earlier run left there counts as room: it is kept, written again or cleared.
     """
-    partial = partial_path(out)
+    partial = make_partial_path(out)
     place = partial.parent.absolute()
     while not place.exists():
         place = place.parent

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ckpt_tool.cli import app as program
-from ckpt_tool.cli.report.as_json import as_object
+from ckpt_tool.cli.report.as_json import make_object
 from tests.real.megatron_models import write_model
 from tests.support.commands import COMMANDS
 from tests.support.merging import TINY, values, write_rank
@@ -108,7 +108,7 @@ def test_keys_of_to_mcore(tmp_path: Path) -> None:
 
 
 def test_keys_of_verify() -> None:
-    found = as_object(result({}, [mismatch("a"), mismatch("b", kind="shape")]))
+    found = make_object(result({}, [mismatch("a"), mismatch("b", kind="shape")]))
     assert found.keys() == keys("`ckpt verify --json`")
     for row in found["mismatched"]:
         assert row.keys() == keys("`ckpt verify --json`", 1)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_tool.compare.grid import LEVELS, OTHER, find_level, list_sections, make_grid
-from ckpt_tool.operations.verify import shown_distances
+from ckpt_tool.operations.verify import collect_distances
 from tests.support.verifications import llama, mismatch, result
 
 
@@ -123,7 +123,7 @@ def test_no_tensor_that_differs_is_shown_as_equal() -> None:
             mismatch("far"),
         ],
     )
-    shown = shown_distances(found)
+    shown = collect_distances(found)
     assert {name: find_level(distance) for name, distance in shown.items()} == {
         "same": 0, "zeros": 1, "dtype": 1, "far": 7, "shape": 8,
     }  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ckpt_tool.common.parallel import Team
-from ckpt_tool.compare.mismatch import Mismatch, explain, worst_first
+from ckpt_tool.compare.mismatch import Mismatch, explain, sort_worst_first
 from ckpt_tool.compare.pairs import Comparison, compare_tensors
 from ckpt_tool.compare.stats import Tolerance
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -71,7 +71,7 @@ def test_a_team_shares_the_work_and_all_know_all(rows, size):
 
 
 def test_causes_are_sought_for_the_worst_only(rows):
-    order = [each.name for each in worst_first(compare_alone(rows, None))]
+    order = [each.name for each in sort_worst_first(compare_alone(rows, None))]
     assert order[:3] == ["e", "d", "f"]  # shape, dtype, then by distance
     for most in (0, 1, 3, 9):
         found = compare_alone(rows, most)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
-from ckpt_tool.compare.prefixes import prefix_hint
+from ckpt_tool.compare.prefixes import explain_prefix
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
 from tests.support.measuring import normal, of_bytes, stored
@@ -25,7 +25,7 @@ def hint(folder, left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
     missing = [name for name in right if name not in left]
     unexpected = [name for name in left if name not in right]
     sides = written(folder, "left", left), written(folder, "right", right)
-    return prefix_hint(missing, unexpected, *sides, ALONE_WITH_TWO)
+    return explain_prefix(missing, unexpected, *sides, ALONE_WITH_TWO)
 
 
 def prefixed(prefix: str, tensors: dict[str, torch.Tensor] = VALUES) -> dict[str, torch.Tensor]:
@@ -103,7 +103,7 @@ def test_no_prefix_turns_more_names_into_others(tmp_path_factory, here, there):
         }
         counts = [sum(prefix + name in longer for name in names) for prefix in prefixes]
         best[side] = max(counts, default=0)
-    text = prefix_hint(missing, unexpected, left, right, ALONE_WITH_TWO)
+    text = explain_prefix(missing, unexpected, left, right, ALONE_WITH_TWO)
     side = next((side for side, count in best.items() if count), "")
     assert bool(text) == bool(side)
     assert text.startswith(f"{best[side]} names differ by the prefix" if side else "")
@@ -115,5 +115,5 @@ def test_very_many_names_are_looked_through_at_once(tmp_path):
     tensor = stored(tmp_path / "equal", torch.ones(1))
     right = dict.fromkeys(["weight", *(f"layers.{n}.bias" for n in range(30_000))], tensor)
     left = dict.fromkeys([f"layers.{n}.weight" for n in range(30_000)], tensor)
-    text = prefix_hint(list(right), list(left), left, right, ALONE_WITH_TWO)
+    text = explain_prefix(list(right), list(left), left, right, ALONE_WITH_TWO)
     assert text.startswith("1 names differ by the prefix 'layers.0.', which the checkpoint has")

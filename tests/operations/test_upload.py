@@ -16,7 +16,7 @@ from huggingface_hub.utils import (
 from ckpt_tool import Upload, check_upload, upload_folder
 from ckpt_tool.common.errors import UploadError, UsageError
 from ckpt_tool.operations.merge import make_plan
-from ckpt_tool.operations.upload import Target, weight_names
+from ckpt_tool.operations.upload import Target, list_weight_names
 from ckpt_tool.writers.safetensors import plan_file
 from ckpt_tool.writers.stream import WrittenFile
 from tests.support import hub_server
@@ -110,7 +110,7 @@ def test_the_index_is_of_the_models_files_alone(tmp_path: Path, files, more) -> 
         plan_file(name, {name: plan.model["a.weight"]}, role) for name, role in files.items()
     ]
     plan = replace(plan, files=planned)
-    assert weight_names(plan) == [*files, *more]
+    assert list_weight_names(plan) == [*files, *more]
     small = dict(plan.small_files([WrittenFile(file.name, file.size, "") for file in plan.files]))
     assert (INDEX in small) == bool(more)
 

@@ -21,7 +21,7 @@ from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.lowrank import updated
+from ckpt_tool.tensors.lowrank import update_matrix
 from ckpt_tool.writers.safetensors import plan_files
 from tests.support.merging import TINY, values, write_rank
 
@@ -160,7 +160,7 @@ def test_every_chunk_of_what_is_computed_counts(source: Path) -> None:
 
     def mark(second: int, scale: float) -> str:
         right = in_two_chunks(path, second).narrow(0, 7, 2)
-        fused = updated(in_two_chunks(path, 4096), left, right, scale)
+        fused = update_matrix(in_two_chunks(path, 4096), left, right, scale)
         return with_tensor(plan, fused).fingerprint
 
     assert mark(4096, 2.0) == mark(4096, 2.0)

@@ -14,7 +14,7 @@ from ckpt_tool.readers import FORMATS, find_format, open_checkpoint
 from ckpt_tool.readers.base import Checkpoint, Entry, Format, Holding, ShardFile
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import BY_NAME
-from ckpt_tool.tensors.geometry import Box, contiguous_strides
+from ckpt_tool.tensors.geometry import Box, make_strides
 from tests.support.backed import distinct, same
 
 TENSORS = {"first": distinct((3, 4)), "second": distinct((5,))}
@@ -29,7 +29,7 @@ def open_tape(folder: Path, wanted=None) -> Checkpoint:
     raw = ShardFile.stat(folder / "tape.raw")
     entries, left_out = {}, {}
     for name, (offset, shape) in json.loads((folder / "tape.json").read_text()).items():
-        region = Region(raw.path, offset, contiguous_strides(shape))
+        region = Region(raw.path, offset, make_strides(shape))
         box = Box((0,) * len(shape), tuple(shape))
         held = (Holding(None, box, region),)
         chosen = entries if wanted is None or wanted(name) else left_out

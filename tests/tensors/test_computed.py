@@ -13,7 +13,7 @@ import torch
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32, FLOAT64, DType
-from ckpt_tool.tensors.geometry import Box, Shape, contiguous_strides
+from ckpt_tool.tensors.geometry import Box, Shape, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 from ckpt_tool.tensors.rounding import CastErrors
 from ckpt_tool.writers.planned import PlannedFile
@@ -68,7 +68,7 @@ def ramp(
 ) -> tuple[LazyTensor, torch.Tensor]:
     """A ramp, and what it should be."""
     computed = kind(backed(path, torch.tensor([begin])), shape)
-    region = Region(str(path), 0, contiguous_strides(shape), computed)
+    region = Region(str(path), 0, make_strides(shape), computed)
     whole = Chunk(Box((0,) * len(shape), shape), region)
     count = int(np.prod(shape))
     expected = (torch.arange(count, dtype=torch.float64) * 1.01 + begin).float().reshape(shape)

@@ -21,7 +21,7 @@ from ckpt_tool.tensors import products
 from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32, FLOAT64
-from ckpt_tool.tensors.fp8 import FLOAT8, scaled
+from ckpt_tool.tensors.fp8 import FLOAT8, scale_weight
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 from tests.support.backed import backed, raw, same, tilings
@@ -68,7 +68,7 @@ def pair(path, shape, block=(128, 128), *, target=BFLOAT16, seed=0, dtype=torch.
     """A scaled tensor over files, and what it should be."""
     weight, scales = weights(shape, seed), factors(shape, block, seed, dtype)
     where = path.with_name(path.name + ".scales")
-    lazy = scaled(backed(path, weight), backed(where, scales), block, target)
+    lazy = scale_weight(backed(path, weight), backed(where, scales), block, target)
     return lazy, dequantised(weight, scales, block, target)
 
 
@@ -98,7 +98,9 @@ def test_every_bit_pattern(tmp_path, target, scale):
     """With scales that make products subnormal, infinite or NaN too."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).reshape(16, 16)
     scales = torch.tensor([[scale]])
-    lazy = scaled(backed(tmp_path / "w", codes), backed(tmp_path / "s", scales), (128, 128), target)
+    lazy = scale_weight(
+        backed(tmp_path / "w", codes), backed(tmp_path / "s", scales), (128, 128), target
+    )
     assert agree(lazy, dequantised(codes, scales, (128, 128), target))
 
 
@@ -115,7 +117,9 @@ def test_ties_are_rounded_to_even(tmp_path):
     """Scales of few digits give products that are halfway between two of the target."""
     weight = weights((64, 64))
     scales = 1 + torch.arange(256, dtype=torch.float32).reshape(16, 16) / 256
-    lazy = scaled(backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (4, 4), BFLOAT16)
+    lazy = scale_weight(
+        backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (4, 4), BFLOAT16
+    )
     assert agree(lazy, dequantised(weight, scales, (4, 4)))
 
 
@@ -244,7 +248,7 @@ def test_cat_of_different_targets_is_refused(tmp_path):
 
 def refused(weight, scales, block=(128, 128), dtype=BFLOAT16) -> str:
     with pytest.raises(ValueError, match=r"\w") as found:
-        scaled(weight, scales, block, dtype)
+        scale_weight(weight, scales, block, dtype)
     return str(found.value)
 
 
@@ -270,7 +274,7 @@ def test_other_dtypes_are_refused(tmp_path):
     for dtype in (torch.float8_e5m2, torch.int8, torch.bfloat16):
         other = backed(tmp_path / "other", torch.ones(4, 4).to(dtype))
         assert refused(other, scales).endswith(expected)
-    assert refused(scaled(weight, scales, (4, 4), BFLOAT16), scales).endswith(expected)
+    assert refused(scale_weight(weight, scales, (4, 4), BFLOAT16), scales).endswith(expected)
     for dtype in (torch.float16, torch.float64, torch.uint8):
         other = backed(tmp_path / "other", torch.ones(1, 1).to(dtype))
         assert refused(weight, other).endswith("expected float32 or bfloat16 on disk")
@@ -290,7 +294,7 @@ def test_operands_may_lie_in_any_way(folder, data):
     else:
         lazy = backed(folder / "w", weight, data.draw(tilings(shape)), order)
     factor = backed(folder / "s", scales, data.draw(tilings(tuple(scales.shape))), order)
-    assert agree(scaled(lazy, factor, (2, 3), BFLOAT16), dequantised(weight, scales, (2, 3)))
+    assert agree(scale_weight(lazy, factor, (2, 3), BFLOAT16), dequantised(weight, scales, (2, 3)))
 
 
 class CountingTable(FileTable):
@@ -349,7 +353,9 @@ def test_reading_learns_the_largest_error_of_what_was_read(tmp_path, target, see
     weight = weights((40, 30), seed, nan=False)
     weight[:, 3:] = 0  # only a few values of each block are there
     scales = factors((40, 30), (8, 8), seed)
-    lazy = scaled(backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (8, 8), target)
+    lazy = scale_weight(
+        backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (8, 8), target
+    )
     exact = dequantised(weight, scales, (8, 8), FLOAT32).double()
     errors = (exact - dequantised(weight, scales, (8, 8), target).double()).abs().flatten()
     with FileTable() as files:
@@ -368,7 +374,9 @@ def test_errors_are_those_of_the_elements_that_are_read(tmp_path):
     """Not of those that lie between them, which may be computed along."""
     weight = torch.tensor([[1.0, 1.5]] * 4).to(torch.float8_e4m3fn)
     scales = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 2**-9], [1.0, 1.0], [1.0, 1.0]])
-    lazy = scaled(backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (1, 1), BFLOAT16)
+    lazy = scale_weight(
+        backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (1, 1), BFLOAT16
+    )
     region = lazy.chunks[0].region._replace(strides=(4, 1))
     every_second = replace(lazy, shape=(2, 2), chunks=(Chunk(Box((0, 0), (2, 2)), region),))
     for tensor, error in (
@@ -398,7 +406,7 @@ def test_errors_are_those_of_the_elements_that_are_read(tmp_path):
 def test_only_what_the_target_cannot_hold_is_an_infinite_error(tmp_path, scale, target, error):
     weight = torch.tensor([[448.0, 1.0]]).to(torch.float8_e4m3fn)
     scales = backed(tmp_path / "s", torch.tensor([[scale]]))
-    lazy = scaled(backed(tmp_path / "w", weight), scales, (1, 2), target)
+    lazy = scale_weight(backed(tmp_path / "w", weight), scales, (1, 2), target)
     with FileTable() as files:
         reader, out = BlockReader(files), memoryview(bytearray(lazy.nbytes))
         reader.read(lazy, 0, 2, out)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.writers.outfile import OutputFile, aligned_buffer
+from ckpt_tool.writers.outfile import OutputFile, allocate_aligned
 
 STEP = 1 << 16
 
@@ -25,7 +25,7 @@ def write(path: Path, content: bytes, *, direct: bool, jobs: int = 1) -> None:
     file = OutputFile(path, len(content), direct=direct)
 
     def put(start: int) -> None:
-        buffer = aligned_buffer(STEP)
+        buffer = allocate_aligned(STEP)
         buffer[:] = b"\xff" * STEP  # what lies behind the last block must not stay in the file
         part = content[start : start + STEP]
         buffer[: len(part)] = part

@@ -15,7 +15,7 @@ from ckpt_tool.writers import staging as staging_module
 from ckpt_tool.writers.renames import exchange, move_all
 from ckpt_tool.writers.staging import Staging, explain
 from ckpt_tool.writers.stream import WrittenFile, digest_file
-from ckpt_tool.writers.target import check_space, check_target, journal_path, partial_path
+from ckpt_tool.writers.target import check_space, check_target, make_journal_path, make_partial_path
 
 
 def opened(out: Path, *, resume: bool = False, replace: bool = False) -> Staging:
@@ -102,7 +102,7 @@ def test_between_the_two_the_old_output_comes_back(out: Path, monkeypatch, inter
     plain = Path.rename
 
     def stop(self: Path, target: Path) -> Path:
-        if target == out and self == partial_path(out):
+        if target == out and self == make_partial_path(out):
             raise interrupt
         return plain(self, target)
 
@@ -110,8 +110,8 @@ def test_between_the_two_the_old_output_comes_back(out: Path, monkeypatch, inter
     with pytest.raises((KeyboardInterrupt, OutputError)):
         replaced(out)
     assert contents(out) == {"old": "before"}
-    assert contents(partial_path(out)) == NEW
-    assert journal_path(out).exists()
+    assert contents(make_partial_path(out)) == NEW
+    assert make_journal_path(out).exists()
 
 
 def test_where_it_cannot_come_back_the_error_says_where_it_is(tmp_path: Path, monkeypatch) -> None:
@@ -188,7 +188,7 @@ def test_what_an_unfinished_run_left_counts_as_room(tmp_path: Path, monkeypatch)
     check_space(out, 4 << 20)
     with pytest.raises(OutputError, match=r"1,048,576 are free .* 3,1\d\d,\d{3} are in") as error:
         check_space(out, 5 << 20)
-    assert str(partial_path(out)) in error.value.message
+    assert str(make_partial_path(out)) in error.value.message
 
 
 def test_what_is_to_be_read_is_not_replaced(out: Path) -> None:
@@ -231,7 +231,7 @@ def test_nobody_comes_between_clearing_and_writing(tmp_path: Path, monkeypatch) 
 
     monkeypatch.setattr(shutil, "rmtree", clear)
     staging = opened(out)
-    assert refused == [partial_path(out)]
+    assert refused == [make_partial_path(out)]
     staging.discard()
 
 

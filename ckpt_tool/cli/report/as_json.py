@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.cli.flags import as_typed
+from ckpt_tool.cli.flags import spell_flags
 
 if TYPE_CHECKING:
     from ckpt_tool.compare.mismatch import Mismatch
     from ckpt_tool.operations.verify import VerifyResult
 
 
-def as_object(result: VerifyResult) -> dict[str, Any]:
+def make_object(result: VerifyResult) -> dict[str, Any]:
     """The result as the contract has it; more keys may come."""
     tolerance = result.options.tolerance
     return {
@@ -28,8 +28,8 @@ def as_object(result: VerifyResult) -> dict[str, Any]:
         "close": result.close,
         "tied": result.tied,
         "ignored": result.ignored,
-        "hint": as_typed(result.names_hint),
-        "warnings": list(map(as_typed, (*result.left.warnings, *result.right.warnings))),
+        "hint": spell_flags(result.names_hint),
+        "warnings": list(map(spell_flags, (*result.left.warnings, *result.right.warnings))),
         "compared_bytes": result.compared_bytes,
         "seconds": result.seconds,
     }
@@ -44,7 +44,7 @@ def _mismatch_json(mismatch: Mismatch) -> dict[str, Any]:
         "first_index": None if mismatch.first_index is None else list(mismatch.first_index),
         "rank": mismatch.rank,
         "file": mismatch.source,
-        "hint": as_typed(mismatch.hint),
+        "hint": spell_flags(mismatch.hint),
     }
     stats = mismatch.stats
     numbers = (

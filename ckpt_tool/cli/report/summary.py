@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckpt_tool.cli import ui
-from ckpt_tool.cli.flags import as_typed
+from ckpt_tool.cli.flags import spell_flags
 from ckpt_tool.cli.folding import fold
-from ckpt_tool.common.wording import human_bytes, plural
+from ckpt_tool.common.wording import count_noun, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,43 +28,43 @@ _LEAST_ROOM = 20  # for names
 
 def show_summary(console: Console, result: VerifyResult, top: int) -> None:
     """Print what was found: of the tensors that differ the worst ``top``."""
-    from ckpt_tool.compare.mismatch import worst_first
+    from ckpt_tool.compare.mismatch import sort_worst_first
 
     colour = "green" if result.equal else "red"
-    console.print(f"[bold {colour}]{verdict_text(result)}[/bold {colour}]", soft_wrap=True)
+    console.print(f"[bold {colour}]{say_verdict(result)}[/bold {colour}]", soft_wrap=True)
     for line in _list_notes(result):
         _print_plain(console, f"  {line}")
     _show_names(console, "missing", "in the reference only", result.missing)
     _show_names(console, "unexpected", "in the checkpoint only", result.unexpected)
     if result.mismatched:
-        _show_mismatches(console, worst_first(result.mismatched)[:top])
+        _show_mismatches(console, sort_worst_first(result.mismatched)[:top])
     if len(result.mismatched) > top:
         rest = len(result.mismatched) - top
         console.print(f"and {rest:,} more that differ (--top N shows more)")
 
 
-def verdict_text(result: VerifyResult) -> str:
+def say_verdict(result: VerifyResult) -> str:
     """One line: what was found."""
     if result.equal:
         how = "bit for bit" if result.exact else _leniency_text(result)
         if result.close:
-            how += f"; {plural(len(result.close), 'tensor')} only within the tolerance"
-        size = human_bytes(result.compared_bytes)
-        return f"Equal: {plural(result.num_compared, 'tensor')}, {size}, {how}"
+            how += f"; {count_noun(len(result.close), 'tensor')} only within the tolerance"
+        size = format_bytes(result.compared_bytes)
+        return f"Equal: {count_noun(result.num_compared, 'tensor')}, {size}, {how}"
     counts = (
         (len(result.mismatched), "differ"),
         (len(result.missing), "missing"),
         (len(result.unexpected), "unexpected"),
     )
-    parts = [f"{result.num_equal:,} of {plural(result.num_compared, 'tensor')} equal"]
+    parts = [f"{result.num_equal:,} of {count_noun(result.num_compared, 'tensor')} equal"]
     parts += [f"{count:,} {what}" for count, what in counts if count]
     how = "" if result.exact else f" ({_leniency_text(result)})"
     return f"Different: {', '.join(parts)}{how}"
 
 
-def hint_text(mismatch: Mismatch) -> str:
+def say_hint(mismatch: Mismatch) -> str:
     """The hint, and what to type where an option would make the two equal."""
-    hint = as_typed(mismatch.hint)
+    hint = spell_flags(mismatch.hint)
     return f"{hint} (--cast-reference compares so)" if mismatch.kind == "dtype" and hint else hint
 
 
@@ -80,9 +80,9 @@ def _leniency_text(result: VerifyResult) -> str:
 def _list_notes(result: VerifyResult) -> list[str]:
     notes = [f"tied     {name}: {reason}" for name, reason in result.tied.items()]
     if result.ignored:
-        notes.append(f"ignored  {plural(len(result.ignored), 'tensor')}")
+        notes.append(f"ignored  {count_noun(len(result.ignored), 'tensor')}")
     if result.names_hint:
-        notes.append(f"hint     {as_typed(result.names_hint)}")
+        notes.append(f"hint     {spell_flags(result.names_hint)}")
     return notes
 
 
@@ -101,7 +101,7 @@ def _show_names(console: Console, kind: str, where: str, names: Sequence[str]) -
 
 def _print_plain(console: Console, line: str) -> None:
     """A line with names in it, which are text of somebody else: shown, never obeyed."""
-    console.print(ui.printable(line), soft_wrap=True, markup=False, emoji=False)
+    console.print(ui.make_printable(line), soft_wrap=True, markup=False, emoji=False)
 
 
 def _show_mismatches(console: Console, shown: Sequence[Mismatch]) -> None:
@@ -109,7 +109,7 @@ def _show_mismatches(console: Console, shown: Sequence[Mismatch]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    names = [ui.printable(mismatch.name) for mismatch in shown]
+    names = [ui.make_printable(mismatch.name) for mismatch in shown]
     cells = [_format_numbers(mismatch.stats) for mismatch in shown]
     widths = [max(map(len, column)) for column in zip(_TITLES, *cells, strict=True)]
     room = console.width - sum(len(_GAP) + width for width in widths)
@@ -153,7 +153,7 @@ def _list_details(mismatch: Mismatch) -> Iterator[Text]:
     from rich.text import Text
 
     if mismatch.hint:
-        yield Text(ui.printable(f"hint: {hint_text(mismatch)}"), style="cyan")
+        yield Text(ui.make_printable(f"hint: {say_hint(mismatch)}"), style="cyan")
     if mismatch.kind != "values":
         yield Text(f"{mismatch.kind}: {mismatch.left}, the reference has {mismatch.right}")
     stats = mismatch.stats
@@ -162,7 +162,7 @@ def _list_details(mismatch: Mismatch) -> Iterator[Text]:
     if any(stats.num_nan + stats.num_inf):
         yield Text(_infinities_text(stats), style="yellow")
     if stats.first_values is not None and mismatch.first_index is not None:
-        yield Text(ui.printable(_first_text(mismatch, stats)), style="dim")
+        yield Text(ui.make_printable(_first_text(mismatch, stats)), style="dim")
 
 
 def _infinities_text(stats: Stats) -> str:

@@ -37,7 +37,7 @@ def draw_heatmap(grid: Grid, width: int) -> Group:
     return Group(*parts, _scale(width))
 
 
-def abbreviations(columns: Sequence[str]) -> dict[str, str]:
+def abbreviate(columns: Sequence[str]) -> dict[str, str]:
     """A short name for each module, no two alike: ``self_attn.q_proj`` is ``q``.
 
     Modules of one name carry their parents' initials: ``e.up`` and ``se.up`` for an expert's and
@@ -74,7 +74,7 @@ def _layers(grid: Grid, section: Section, width: int) -> Iterator[RenderableType
     """The title, the blocks and the meaning of the abbreviations."""
     from rich.text import Text
 
-    short = abbreviations(section.columns)
+    short = abbreviate(section.columns)
     label = max(len(_LABEL), *map(len, section.numbers))
     yield Text(section.title, style="bold", overflow="fold")
     for number_of, columns in enumerate(_blocks(short, width - label)):

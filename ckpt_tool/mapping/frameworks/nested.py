@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.common.wording import plural
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.hub.value_head import BASE, HEAD
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def strip_prefix(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     others = [name for name in tensors if not name.startswith(prefix)]
     if others:
         raise MappingError(
-            f"{plural(len(others), 'tensor')} beside the model, which is under {prefix!r}",
+            f"{count_noun(len(others), 'tensor')} beside the model, which is under {prefix!r}",
             others,
             hint=f"Leave them out with `names.prefix={prefix!r}` or `names.select=['{prefix}*']`.",
         )

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import plural
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.families.table import find_family
 from ckpt_tool.mapping.lora.names import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.lowrank import updated
+from ckpt_tool.tensors.lowrank import update_matrix
 
 Tensors = dict[str, LazyTensor]
 
@@ -45,7 +45,9 @@ def fuse_adapters(
             faults.append(f"{name}: trained whole with shape {expected}")
         result[name] = tensor
     if faults:
-        raise MappingError(f"{plural(len(faults), 'problem')} in fusing the LoRA adapters", faults)
+        raise MappingError(
+            f"{count_noun(len(faults), 'problem')} in fusing the LoRA adapters", faults
+        )
     return result
 
 
@@ -107,11 +109,11 @@ def make_peft_config(
 def _update(weight: LazyTensor, module: Module, settings: Settings, transposed: bool) -> LazyTensor:
     scale = settings.scale(module.name, module.rank)
     if not (module.is_embedding or transposed):
-        return updated(weight, module.b, module.a, scale, module.magnitude)
+        return update_matrix(weight, module.b, module.a, scale, module.magnitude)
     if module.magnitude is not None:
         kind = "an embedding" if module.is_embedding else "a weight that is [in, out]"
         raise ValueError(f"DoRA of {kind} is not supported; let peft merge it")
-    return updated(weight, module.a.transpose(0, 1), module.b.transpose(0, 1), scale)
+    return update_matrix(weight, module.a.transpose(0, 1), module.b.transpose(0, 1), scale)
 
 
 def _find_transposed(

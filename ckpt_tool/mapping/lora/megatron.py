@@ -15,13 +15,13 @@ from math import prod
 from typing import TypeVar
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import plural
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.lora.names import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
 from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
-from ckpt_tool.tensors.lowrank import LowRank, updated
+from ckpt_tool.tensors.lowrank import LowRank, update_matrix
 
 _PART = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.weight")
 
@@ -65,7 +65,7 @@ def fuse_megatron(
         except ValueError as error:
             faults.append(f"{module}: {error}")
     if faults:
-        message = f"{plural(len(faults), 'problem')} in fusing the LoRA adapters"
+        message = f"{count_noun(len(faults), 'problem')} in fusing the LoRA adapters"
         raise MappingError(message, sorted(faults))
     return plain, ranks
 
@@ -93,7 +93,7 @@ def _update_each(
 ) -> LazyTensor:
     """The update of each matrix in a stack of any depth."""
     if len(weight.shape) <= 2:
-        return updated(weight, left, right, scale)
+        return update_matrix(weight, left, right, scale)
     return stack(
         [
             _update_each(weight.select(0, n), left.select(0, n), right.select(0, n), scale)
@@ -124,7 +124,7 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
         modules[module] = Module(module, matrix.right, cat(rows, 0))
     if faults:
         raise MappingError(
-            f"{plural(len(faults), 'weight')} whose adapters peft has no module for",
+            f"{count_noun(len(faults), 'weight')} whose adapters peft has no module for",
             faults,
             hint="Fuse them: `lora.mode='fuse'`.",
         )

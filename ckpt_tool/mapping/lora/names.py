@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import plural
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.hub.names import unwrap_name
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -168,10 +168,10 @@ class _Sorter:
 
     def sorted(self) -> Adapters:
         if self.twice:
-            raise MappingError(f"{plural(len(self.twice), 'name')} twice", self.twice)
+            raise MappingError(f"{count_noun(len(self.twice), 'name')} twice", self.twice)
         if self.foreign:
             raise MappingError(
-                f"{plural(len(self.foreign), 'tensor')} of adapters that are not supported",
+                f"{count_noun(len(self.foreign), 'tensor')} of adapters that are not supported",
                 self.foreign,
                 hint="Supported is LoRA (rsLoRA, DoRA) of linear layers and embeddings, with"
                 " modules_to_save. Let peft merge the others: merge_and_unload.",
@@ -190,7 +190,7 @@ class _Sorter:
             if module not in self.factors and module not in self.saved
         ]
         if faults:
-            raise MappingError(f"{plural(len(faults), 'problem')} in the LoRA adapters", faults)
+            raise MappingError(f"{count_noun(len(faults), 'problem')} in the LoRA adapters", faults)
         return Adapters(self.base, {name: self._module(name) for name in self.factors}, self.saved)
 
     def _module(self, name: str) -> Module:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.common.wording import plural
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.names import rename_for_hub
@@ -171,7 +171,7 @@ def _rename(adapters: Adapters, config: ModelConfig) -> Adapters:
 def _require_ranks(adapters: Adapters, settings: Settings) -> None:
     faults = list(find_rank_faults(adapters, settings))
     if faults:
-        raise MappingError(f"{plural(len(faults), 'problem')} in the LoRA adapters", faults)
+        raise MappingError(f"{count_noun(len(faults), 'problem')} in the LoRA adapters", faults)
 
 
 def _refuse_tied(adapters: Adapters, config: ModelConfig | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import plural
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.megatron.bindings import Binding
@@ -104,7 +104,7 @@ def _find_padding(tensors: Tensors, rules: Rules) -> dict[str, str]:
         rows = tensors[binding.name].shape[0] - vocab
         if rows:
             found[f"{binding.name}[{vocab}:{vocab + rows}]"] = (
-                f"{plural(rows, 'row')} of padding: the vocabulary has {vocab} by config.json"
+                f"{count_noun(rows, 'row')} of padding: the vocabulary has {vocab} by config.json"
             )
     return found
 

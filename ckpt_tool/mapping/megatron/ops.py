@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Box, Shape, contiguous_strides
+from ckpt_tool.tensors.geometry import Box, Shape, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor, cat
 
 #: Vocabularies are padded to a multiple of, at most, some hundred rows for each tensor rank.
@@ -194,5 +194,5 @@ class SwapHalves:
 
 def _make_zeros(shape: Shape, dtype: DType) -> LazyTensor:
     """A tensor of zeros: the system has a file of them."""
-    region = Region("/dev/zero", 0, contiguous_strides(shape))
+    region = Region("/dev/zero", 0, make_strides(shape))
     return LazyTensor(shape, dtype, dtype, (Chunk(Box((0,) * len(shape), shape), region),))

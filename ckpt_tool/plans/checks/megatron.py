@@ -56,7 +56,7 @@ def check_mcore_load(rules: Rules, folder: Path) -> LoadCheck:
     installed or cannot build the model.
     """
     require_megatron()
-    answer = _ask(request_json(rules, folder))
+    answer = _ask(make_request(rules, folder))
     model, library = _model(rules), answer["library"]
     if "unusable" in answer:
         raise UsageError(
@@ -70,7 +70,7 @@ def check_mcore_load(rules: Rules, folder: Path) -> LoadCheck:
     return LoadCheck(model, answer["num_tensors"], library)
 
 
-def request_json(rules: Rules, folder: Path) -> dict[str, Any]:
+def make_request(rules: Rules, folder: Path) -> dict[str, Any]:
     """What the child is asked, in JSON's types."""
     numbers = asdict(rules.numbers)
     sets = {name: sorted(numbers[name]) for name in ("moe", "flags")}

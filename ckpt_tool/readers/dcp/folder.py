@@ -20,7 +20,7 @@ from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.chunks import Region
-from ckpt_tool.tensors.geometry import Box, check_coverage, in_bounds
+from ckpt_tool.tensors.geometry import Box, check_coverage, is_in_bounds
 
 _RANK = re.compile(r"__(\d+)_\d+\.distcp")
 #: A tensor's pickle has a few hundred bytes; longer ones are not kept.
@@ -124,7 +124,7 @@ class _Reader:
         holdings = []
         boxes = []
         for box, place in found.blocks:
-            if not in_bounds(found.shape, box):
+            if not is_in_bounds(found.shape, box):
                 where = f"block {list(box.offsets)} + {list(box.sizes)}"
                 self._note("coverage", name, f"{where} is outside of {list(found.shape)}")
                 continue

@@ -19,7 +19,7 @@ from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef, read_sizes
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Box, Shape, in_bounds, unravel
+from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds, unravel
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class RankDecoder:
                 raise FormatError(
                     f"a shard that is not the {dtype} tensor of {list(box.sizes)} it says"
                 )
-            if not in_bounds(shape, box):
+            if not is_in_bounds(shape, box):
                 raise FormatError(f"a shard at {box}, outside of {list(shape)}")
             region = self._archive.locate_tensor(ref, name).region
             holdings.append(Holding(self.rank, box, region))

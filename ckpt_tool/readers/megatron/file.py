@@ -22,7 +22,7 @@ from ckpt_tool.readers.torch_save.names import TensorRef, resolve_run
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Shape, contiguous_strides
+from ckpt_tool.tensors.geometry import Shape, make_strides
 
 #: verl 0.7 saves LoRA adapters of a rank below this.
 _ADAPTERS = "adapter_state_dict"
@@ -148,7 +148,7 @@ def ungroup(part: Part, hidden: int, count: int) -> list[Part]:
     matched = _GROUPED.fullmatch(part.name)
     assert matched
     other, rest = divmod(prod(part.shape), max(count * hidden, 1))
-    if not count * hidden * other or rest or part.region.strides != contiguous_strides(part.shape):
+    if not count * hidden * other or rest or part.region.strides != make_strides(part.shape):
         raise FormatError(
             f"{part.name}: {list(part.shape)}, expected {count} experts of hidden size {hidden}"
         )

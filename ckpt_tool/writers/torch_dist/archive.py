@@ -15,7 +15,7 @@ from typing import Any
 from zlib import crc32
 
 from ckpt_tool.tensors.dtypes import BY_STORAGE, DType
-from ckpt_tool.tensors.geometry import Shape, contiguous_strides
+from ckpt_tool.tensors.geometry import Shape, make_strides
 from ckpt_tool.writers.planned import Seal
 from ckpt_tool.writers.torch_dist.pickling import Call, Name, Persistent, make_pickle
 
@@ -81,7 +81,7 @@ def _pad_to_alignment(position: int) -> bytes:
 
 def _call_rebuild(shape: Shape, dtype: DType, numel: int) -> Call:
     """The call that makes a tensor of the storage, which newer dtypes have no type of."""
-    strides = contiguous_strides(shape)
+    strides = make_strides(shape)
     if dtype in _STORAGES:
         kind, count = Name("torch", _STORAGES[dtype]), numel
     else:

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from ckpt_tool.cli.report.as_json import as_object
+from ckpt_tool.cli.report.as_json import make_object
 from ckpt_tool.cli.report.html import render
 from ckpt_tool.cli.report.summary import show_summary
 from ckpt_tool.operations.verify import VerifyResult
@@ -73,7 +73,7 @@ def test_options_are_shown_as_flags() -> None:
         names_hint="cut by `names.prefix='model'`",
     )
     typed = {"--lora-alpha", "--prefix model", "--config none"}
-    shown = json.dumps(as_object(found))
+    shown = json.dumps(make_object(found))
     page = html.unescape(render(found, "now")).replace("<wbr>", "")
     text = " ".join(printed(found))
     assert all(flag in shown and flag in page for flag in typed)

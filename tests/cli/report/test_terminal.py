@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from ckpt_tool.cli.report.terminal import abbreviations, draw_heatmap
+from ckpt_tool.cli.report.terminal import abbreviate, draw_heatmap
 from ckpt_tool.compare.grid import make_grid
 from tests.support.verifications import llama
 
@@ -99,7 +99,7 @@ def test_a_module_that_a_layer_lacks_is_blank() -> None:
 
 def test_every_abbreviation_is_explained_and_unlike_the_others() -> None:
     found = make_grid(moe(1))
-    short = abbreviations(found.columns)
+    short = abbreviate(found.columns)
     assert len(set(short.values())) == len(MOE)
     assert short["self_attn.q_proj"] == "q"
     assert short["post_attention_layernorm"] == "paln"

@@ -20,7 +20,7 @@ from ckpt_tool.operations.merge import merge_fsdp
 from ckpt_tool.operations.options import ToMcoreOptions
 from ckpt_tool.operations.to_mcore import convert_to_mcore, plan_to_mcore
 from ckpt_tool.plans.checks import megatron as mcore_check
-from ckpt_tool.plans.checks.megatron import check_mcore_load, request_json
+from ckpt_tool.plans.checks.megatron import check_mcore_load, make_request
 from ckpt_tool.plans.mcore import McorePlan
 from ckpt_tool.plans.options import LoadCheck, WriteOptions
 from ckpt_tool.plans.write import write as write_plan
@@ -104,7 +104,7 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
         for layers in ("per-layer",) if name.startswith(DIFFERING) else ("stacked", "per-layer"):
             case, out = f"{name}/{layers}", tmp_path / name / layers
             plan = write(plan_to_mcore(model, ToMcoreOptions(layers=layers)), out)
-            requests[case] = request_json(plan.rules, out)
+            requests[case] = make_request(plan.rules, out)
             sizes[case] = len(plan.folder.tensors) - (name == "qwen2_5_vl")  # without patch_embed
     asked, answered = tmp_path / "requests.json", tmp_path / "answers.json"
     asked.write_text(json.dumps(requests))

@@ -12,7 +12,7 @@ from torch.distributed.tensor import _utils as torch_utils
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from ckpt_tool.readers.fsdp.placements import Placement, cut, find_local_box
-from ckpt_tool.tensors.geometry import Box, check_coverage, in_bounds
+from ckpt_tool.tensors.geometry import Box, check_coverage, is_in_bounds
 
 REPLICATE = Placement("Replicate")
 
@@ -138,7 +138,7 @@ def assert_as_torch(shape, mesh, ours, theirs) -> None:
         )
         box = find_local_box(shape, mesh, at, ours)
         assert box.sizes == sizes
-        assert in_bounds(shape, box)
+        assert is_in_bounds(shape, box)
         if box.volume:  # torch puts empty blocks at the end of the tensor
             assert box.offsets == offsets
 

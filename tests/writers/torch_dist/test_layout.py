@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.chunks import Chunk, Region
-from ckpt_tool.tensors.geometry import Box, contiguous_strides
+from ckpt_tool.tensors.geometry import Box, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.tiled import Block, TiledTensor
 from ckpt_tool.writers.planned import Seal
@@ -34,7 +34,7 @@ TASK = 4 << 20  # StreamWriter fills so many bytes at a time
 def lazily(folder: Path, tensor: torch.Tensor) -> LazyTensor:
     path, shape, dtype = folder / f"source{next(_NUMBERS)}", tuple(tensor.shape), dtype_of(tensor)
     path.write_bytes(raw(tensor))
-    region = Region(str(path), 0, contiguous_strides(shape))
+    region = Region(str(path), 0, make_strides(shape))
     chunks = (Chunk(Box((0,) * len(shape), shape), region),) * bool(tensor.numel())
     return LazyTensor(shape, dtype, dtype, chunks)
 

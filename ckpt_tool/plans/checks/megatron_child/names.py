@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedObject
 
 from ckpt_tool.mapping.megatron.keys import name_engine_keys
-from ckpt_tool.plans.checks.megatron_child.cpu import release
+from ckpt_tool.plans.checks.megatron_child.cpu import read_release
 
 #: Up to this release attention itself had a state, although it has no parameters.
 _LAST_WITH_ATTENTION = (0, 14)
@@ -27,13 +27,13 @@ def rename_to_engine(entries: Iterable[ShardedBase]) -> None:
         entry.key = names[entry.key]
 
 
-def engine_states(tensors: Iterable[ShardedTensor]) -> list[ShardedObject]:
+def list_engine_states(tensors: Iterable[ShardedTensor]) -> list[ShardedObject]:
     """The ``_extra_state`` entries that only Transformer Engine's layers ask for.
 
     ``tensors`` have its keys already. Norms that are modules of their own have one; so has the
     attention of older releases.
     """
-    old = release() <= _LAST_WITH_ATTENTION
+    old = read_release() <= _LAST_WITH_ATTENTION
     found = []
     for tensor in tensors:
         module, _, kind = tensor.key.rpartition(".")
