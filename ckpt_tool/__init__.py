@@ -1,6 +1,21 @@
 """Turn sharded training checkpoints into Hugging Face models: exact, safe, streamed.
 
-The public API is imported when it is first used: ``ckpt --help`` pays for none of it.
+A checkpoint is a mapping from a tensor's name to a lazy tensor; a conversion is another one, made
+of it by geometry; bytes move once, when a writer asks for them. The rooms, from the top floor down
+(each imports from the floors below, never from one of its own floor)::
+
+    cli/          parse -> one call -> render: tables, JSON, HTML
+    operations/   inspect, merge, to_mcore, verify, upload: data in, data out
+    plans/        what will be written, before anything is; then how it appears whole or not at all
+    readers/      a folder -> Checkpoint: {name: LazyTensor}, and what is wrong with it
+    mapping/      names and layouts: pure geometry, reads no byte, opens no checkpoint
+    writers/      planned files -> bytes on disk
+    compare/      two lazy tensors: how far apart, and why
+    tensors/      lazy tensors, blocks, casts, geometry
+    common/       errors, processes and threads, progress, wording
+
+The public API is what stands in ``__all__``; it is imported when it is first used, so that
+``ckpt --help`` pays for none of it.
 """
 
 from __future__ import annotations
@@ -8,61 +23,73 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.common.version import __version__
+from ckpt_tool.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ckpt_tool.mapping.lora.options import LoraOptions
-    from ckpt_tool.operations.from_dcp import NameOptions, merge_dcp
-    from ckpt_tool.operations.from_megatron import merge_megatron
-    from ckpt_tool.operations.inspect import inspect_checkpoint
-    from ckpt_tool.operations.merge import MergeOptions, merge_fsdp
-    from ckpt_tool.operations.to_mcore import ToMcoreOptions, convert_to_mcore
-    from ckpt_tool.operations.upload import Upload, check_upload, upload_folder
-    from ckpt_tool.operations.verify import VerifyOptions, verify_checkpoint
-    from ckpt_tool.plans.output import WriteOptions
-    from ckpt_tool.readers import open_checkpoint
+    from ckpt_tool.common.errors import CheckpointError as CheckpointError
+    from ckpt_tool.common.errors import CkptError as CkptError
+    from ckpt_tool.common.errors import FormatError as FormatError
+    from ckpt_tool.common.errors import MappingError as MappingError
+    from ckpt_tool.common.errors import OutputError as OutputError
+    from ckpt_tool.common.errors import Problem as Problem
+    from ckpt_tool.common.errors import UnsafeContentError as UnsafeContentError
+    from ckpt_tool.common.errors import UploadError as UploadError
+    from ckpt_tool.common.errors import UsageError as UsageError
+    from ckpt_tool.common.parallel import PeerError as PeerError
+    from ckpt_tool.compare.mismatch import Mismatch as Mismatch
+    from ckpt_tool.compare.stats import Stats as Stats
+    from ckpt_tool.compare.stats import Tolerance as Tolerance
+    from ckpt_tool.mapping.lora.options import LoraOptions as LoraOptions
+    from ckpt_tool.operations.inspect import Inspection as Inspection
+    from ckpt_tool.operations.inspect import inspect_checkpoint as inspect_checkpoint
+    from ckpt_tool.operations.merge import merge_dcp as merge_dcp
+    from ckpt_tool.operations.merge import merge_fsdp as merge_fsdp
+    from ckpt_tool.operations.merge import merge_megatron as merge_megatron
+    from ckpt_tool.operations.options import MergeOptions as MergeOptions
+    from ckpt_tool.operations.options import NameOptions as NameOptions
+    from ckpt_tool.operations.options import ToMcoreOptions as ToMcoreOptions
+    from ckpt_tool.operations.options import VerifyOptions as VerifyOptions
+    from ckpt_tool.operations.to_mcore import convert_to_mcore as convert_to_mcore
+    from ckpt_tool.operations.upload import Upload as Upload
+    from ckpt_tool.operations.upload import UploadResult as UploadResult
+    from ckpt_tool.operations.upload import check_upload as check_upload
+    from ckpt_tool.operations.upload import upload_folder as upload_folder
+    from ckpt_tool.operations.verify import VerifyResult as VerifyResult
+    from ckpt_tool.operations.verify import verify_checkpoint as verify_checkpoint
+    from ckpt_tool.plans.options import WriteOptions as WriteOptions
+    from ckpt_tool.plans.options import WriteResult as WriteResult
+    from ckpt_tool.readers import Checkpoint as Checkpoint
+    from ckpt_tool.readers import open_checkpoint as open_checkpoint
+    from ckpt_tool.tensors.lazy import LazyTensor as LazyTensor
 
-__all__ = [
-    "LoraOptions",
-    "MergeOptions",
-    "NameOptions",
-    "ToMcoreOptions",
-    "Upload",
-    "VerifyOptions",
-    "WriteOptions",
-    "__version__",
-    "check_upload",
-    "convert_to_mcore",
-    "inspect_checkpoint",
-    "merge_dcp",
-    "merge_fsdp",
-    "merge_megatron",
-    "open_checkpoint",
-    "upload_folder",
-    "verify_checkpoint",
-]
-
+#: Public names by the module that they live in.
 _HOMES = {
-    "LoraOptions": "ckpt_tool.mapping.lora.options",
-    "MergeOptions": "ckpt_tool.operations.merge",
-    "ToMcoreOptions": "ckpt_tool.operations.to_mcore",
-    "Upload": "ckpt_tool.operations.upload",
-    "VerifyOptions": "ckpt_tool.operations.verify",
-    "WriteOptions": "ckpt_tool.plans.output",
-    "check_upload": "ckpt_tool.operations.upload",
-    "inspect_checkpoint": "ckpt_tool.operations.inspect",
-    "NameOptions": "ckpt_tool.operations.from_dcp",
-    "merge_dcp": "ckpt_tool.operations.from_dcp",
-    "merge_fsdp": "ckpt_tool.operations.merge",
-    "merge_megatron": "ckpt_tool.operations.from_megatron",
-    "open_checkpoint": "ckpt_tool.readers",
-    "upload_folder": "ckpt_tool.operations.upload",
-    "convert_to_mcore": "ckpt_tool.operations.to_mcore",
-    "verify_checkpoint": "ckpt_tool.operations.verify",
+    "common.errors": "CheckpointError CkptError FormatError MappingError OutputError Problem"
+    " UnsafeContentError UploadError UsageError",
+    "common.parallel": "PeerError",
+    "compare.mismatch": "Mismatch",
+    "compare.stats": "Stats Tolerance",
+    "mapping.lora.options": "LoraOptions",
+    "operations.inspect": "Inspection inspect_checkpoint",
+    "operations.merge": "merge_dcp merge_fsdp merge_megatron",
+    "operations.options": "MergeOptions NameOptions ToMcoreOptions VerifyOptions",
+    "operations.to_mcore": "convert_to_mcore",
+    "operations.upload": "Upload UploadResult check_upload upload_folder",
+    "operations.verify": "VerifyResult verify_checkpoint",
+    "plans.options": "WriteOptions WriteResult",
+    "readers": "Checkpoint open_checkpoint",
+    "tensors.lazy": "LazyTensor",
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -42,7 +42,7 @@ def fold(names: Mapping[str, Hashable]) -> list[Fold]:
     return folds
 
 
-def without_numbers(name: str) -> str:
+def mask_numbers(name: str) -> str:
     """What names that could be folded have in common."""
     return _NUMBER.sub("#", name)
 
@@ -51,11 +51,13 @@ def _products(numbers: Iterable[tuple[int, ...]]) -> list[_Slots]:
     """Cover a set of tuples with disjoint products, widening one slot after another."""
     rows: list[_Slots] = [tuple(frozenset([n]) for n in row) for row in numbers]
     for slot in reversed(range(len(rows[0]))):
-        merged: dict[_Slots, frozenset[int]] = {}
+        merged: dict[_Slots, set[int]] = {}
         for row in rows:
             others = row[:slot] + row[slot + 1 :]
-            merged[others] = merged.get(others, frozenset()) | row[slot]
-        rows = [(*others[:slot], values, *others[slot:]) for others, values in merged.items()]
+            merged.setdefault(others, set()).update(row[slot])
+        rows = [
+            (*others[:slot], frozenset(values), *others[slot:]) for others, values in merged.items()
+        ]
     return rows
 
 

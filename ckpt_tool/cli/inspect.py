@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.options import AsJson
-from ckpt_tool.common.wording import human_bytes, human_count
+from ckpt_tool.common.wording import format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ckpt_tool.operations.inspect import Inspection
-    from ckpt_tool.readers.base import Checkpoint
-
-_FORMATS = {
-    "fsdp": "FSDP checkpoint",
-    "fsdp-rank": "FSDP rank file (local tensors)",
-    "megatron-ranks": "Megatron rank files",
-    "huggingface": "Hugging Face model",
-    "torch": "torch.save file",
-    "torch_dist": "megatron-core torch_dist checkpoint",
-    "dcp": "torch.distributed.checkpoint folder",
-}
-
+    from ckpt_tool.readers.base import Checkpoint, Entry
 
 _SHOWN = 20
 
 
-@ui.guarded
+@ui.guard
 def inspect(
     paths: Annotated[
         list[Path],
@@ -62,28 +52,76 @@ def inspect(
     from ckpt_tool.operations import inspect as operation
 
     found = operation.inspect_checkpoint(paths, patterns or [])
-    with ui.output():
+    with ui.guard_output():
         if as_json:
-            ui.print_json(operation.as_json(found, shards=shards))
+            ui.print_json(_as_object(found, shards=shards))
         else:
-            out = ui.console()
-            _summary(out, found)
+            out = ui.make_console()
+            _show_summary(out, found)
             if shards and not problems:
-                for line in tables.shard_lines(found.entries, found.checkpoint.files):
+                for line in tables.list_shards(found.entries, found.checkpoint.files):
                     out.print(line, soft_wrap=True)
             elif not problems:
-                out.print(tables.tensor_table(found.entries, out.width, folded=not everything))
-            _problems(out, found, everything=problems or everything)
+                out.print(tables.make_tensor_table(found.entries, out.width, folded=not everything))
+            _show_problems(out, found, everything=problems or everything)
     if not found.ok:
         raise typer.Exit(ui.EXIT_FAILED)
 
 
-def _summary(out: Console, found: Inspection) -> None:
+def _as_object(found: Inspection, *, shards: bool) -> dict[str, Any]:
+    """The object of ``--json``, as the contract has it; more keys may come."""
+    checkpoint = found.checkpoint
+    mesh = checkpoint.mesh
+    result: dict[str, Any] = {
+        "format": checkpoint.format,
+        "path": str(checkpoint.path),
+        "world_size": checkpoint.world_size,
+        "mesh": {"shape": mesh.shape, "dim_names": mesh.dim_names} if mesh else None,
+        "files": [asdict(file) for file in checkpoint.files],
+        "num_tensors": len(found.entries),
+        "num_parameters": found.num_parameters,
+        "total_bytes": found.total_bytes,
+        "dtypes": found.dtypes,
+        "tensors": [_tensor_json(entry) for entry in found.entries],
+        "problems": [asdict(problem) for problem in checkpoint.problems],
+        "ok": found.ok,
+    }
+    if shards:
+        result["shards"] = [row for entry in found.entries for row in _shards_json(entry)]
+    return result
+
+
+def _tensor_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "shape": entry.shape,
+        "dtype": entry.dtype.name,
+        "placements": entry.placements,
+        "num_chunks": len(entry.owners()),
+    }
+
+
+def _shards_json(entry: Entry) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": entry.name,
+            "rank": held.rank,
+            "file": held.region.path,
+            "offsets": held.box.offsets,
+            "shape": held.box.sizes,
+        }
+        for held in entry.holdings
+    ]
+
+
+def _show_summary(out: Console, found: Inspection) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ckpt_tool.readers import find_format
+
     checkpoint = found.checkpoint
-    title = _FORMATS.get(checkpoint.format, checkpoint.format)
+    title = find_format(checkpoint.format).title
     out.print(Text.assemble((title, "bold"), "  ", str(checkpoint.path)), soft_wrap=True)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
@@ -94,8 +132,8 @@ def _summary(out: Console, found: Inspection) -> None:
     if checkpoint.mesh is not None:
         rows.append(("mesh", str(checkpoint.mesh)))
     size = sum(file.bytes for file in checkpoint.files)
-    rows.append(("files", f"{len(checkpoint.files):,}, {human_bytes(size)}"))
-    rows.append(("tensors", _tensors(found)))
+    rows.append(("files", f"{len(checkpoint.files):,}, {format_bytes(size)}"))
+    rows.append(("tensors", _tensors_text(found)))
     rows.append(("dtypes", ", ".join(f"{name} x {n:,}" for name, n in found.dtypes.items())))
     if checkpoint.side_files is not None:
         rows.append(("config", str(checkpoint.side_files)))
@@ -105,30 +143,30 @@ def _summary(out: Console, found: Inspection) -> None:
         value = Text(text, style="") if label != "problems" else Text.from_markup(text)
         grid.add_row(Text(f"  {label}", style="dim"), value)
     out.print(grid)
-    _files(out, checkpoint)
+    _show_files(out, checkpoint)
 
 
-def _files(out: Console, checkpoint: Checkpoint) -> None:
+def _show_files(out: Console, checkpoint: Checkpoint) -> None:
     """Which rank each file is of, where one number does not say it."""
     from ckpt_tool.cli import tables
 
     numbered = [file for file in checkpoint.files if file.parallel is not None]
     if numbered:
-        out.print(tables.file_table(numbered[:_SHOWN], checkpoint.path))
+        out.print(tables.make_file_table(numbered[:_SHOWN], checkpoint.path))
     if len(numbered) > _SHOWN:
         out.print(f"  and {len(numbered) - _SHOWN} more: --json lists them")
 
 
-def _tensors(found: Inspection) -> str:
+def _tensors_text(found: Inspection) -> str:
     shown, total = len(found.entries), len(found.checkpoint.entries)
     count = f"{shown:,}" if shown == total else f"{shown:,} of {total:,}"
     parameters = found.num_parameters
-    size = human_bytes(found.total_bytes)
-    rounded = f" ({human_count(parameters)})" if parameters >= 10**6 else ""
+    size = format_bytes(found.total_bytes)
+    rounded = f" ({format_count(parameters)})" if parameters >= 10**6 else ""
     return f"{count}; {parameters:,} parameters{rounded}, {size}"
 
 
-def _problems(out: Console, found: Inspection, *, everything: bool) -> None:
+def _show_problems(out: Console, found: Inspection, *, everything: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckpt_tool.cli import results, ui
-from ckpt_tool.cli.merge_options import Request, merges
+from ckpt_tool.cli.options import Prefix, RenameParts, Request, Select, add_merge_options
 from ckpt_tool.common.parallel import is_first
 
 if TYPE_CHECKING:
-    from ckpt_tool.common.parallel import Team
-    from ckpt_tool.operations.merge import MergeOptions
-    from ckpt_tool.operations.upload import Target, Upload, UploadResult
-    from ckpt_tool.plans.output import WriteResult
-    from ckpt_tool.plans.plan import ModelPlan
+    from rich.table import Table
+
+    from ckpt_tool.operations.merge import Job
+    from ckpt_tool.operations.options import MergeOptions
+    from ckpt_tool.operations.upload import Target, Upload
+    from ckpt_tool.plans.huggingface import HubPlan
+    from ckpt_tool.plans.options import WriteResult
 
 app = typer.Typer(
     help="Merge a sharded checkpoint into a Hugging Face model folder.",
@@ -30,7 +31,7 @@ Out = Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to wr
 
 
 @app.command("fsdp")
-@merges
+@add_merge_options
 def fsdp(
     ckpt: Annotated[
         list[Path],
@@ -47,14 +48,13 @@ def fsdp(
     OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
     where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.operations.merge import plan_fsdp
+    from ckpt_tool.operations.merge import Job
 
-    options = request.options(check_replicas=check_replicas)
-    _run(lambda team: plan_fsdp(ckpt, options, team), out, options, request)
+    _run(Job(ckpt, out, "fsdp"), request.options(check_replicas=check_replicas), request)
 
 
 @app.command("megatron")
-@merges
+@add_merge_options
 def megatron(
     ckpt: Annotated[
         Path,
@@ -73,41 +73,22 @@ def megatron(
     and optimizer state beside the model left out. OUT appears complete or not at all. Exits with 1
     where --verify finds a difference, with 2 where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.operations.from_megatron import plan_megatron
+    from ckpt_tool.operations.merge import Job
 
-    options = request.options()
-    _run(lambda team: plan_megatron(ckpt, options, team), out, options, request)
+    _run(Job(ckpt, out, "megatron"), request.options(), request)
 
 
 @app.command("dcp")
-@merges
+@add_merge_options
 def dcp(
     ckpt: Annotated[
         Path, typer.Argument(metavar="CKPT", help="Folder with .metadata and *.distcp files.")
     ],
     out: Out,
     request: Request,
-    prefix: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="Take the tensors below this, like app.model, and cut it off. [default: found]",
-        ),
-    ] = "",
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB", help="Only tensors whose name in CKPT matches; may be repeated."
-        ),
-    ] = None,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OLD=NEW",
-            help="Replace OLD, whole parts of a name between dots (^OLD: at its beginning), by NEW;"
-            " a * is anything but a dot, and the same in NEW. May be repeated, in order.",
-        ),
-    ] = None,
+    prefix: Prefix = "",
+    select: Select = None,
+    rename: RenameParts = None,
 ) -> None:
     """Merge a folder of torch.distributed.checkpoint (accelerate, Lightning, torchtitan).
 
@@ -115,92 +96,72 @@ def dcp(
     appears complete or not at all. Exits with 1 where --verify finds a difference, with 2 where
     the checkpoint or the request is not sound.
     """
-    from ckpt_tool.operations.from_dcp import NameOptions, plan_dcp
+    from ckpt_tool.operations.merge import Job
+    from ckpt_tool.operations.options import NameOptions
 
-    options = request.options()
     names = NameOptions(prefix, tuple(select or ()), tuple(rename or ()))
-    _run(lambda team: plan_dcp(ckpt, options, names, team), out, options, request)
+    _run(Job(ckpt, out, "dcp"), request.options(names=names), request)
 
 
-def _run(
-    make: Callable[[Team], ModelPlan], out: Path, options: MergeOptions, request: Request
-) -> None:
+def _run(job: Job, options: MergeOptions, request: Request) -> None:
     upload = request.upload()
     if request.dry_run:
-        _dry_run(make, out, options, upload, as_json=request.as_json)
+        _dry_run(job, options, upload, as_json=request.as_json)
     else:
-        _write(make, out, options, upload, as_json=request.as_json)
+        _write(job, options, upload, as_json=request.as_json)
 
 
-def _dry_run(
-    make: Callable[[Team], ModelPlan],
-    out: Path,
-    options: MergeOptions,
-    upload: Upload | None,
-    *,
-    as_json: bool,
-) -> None:
-    from ckpt_tool.operations.merge import team_of
-    from ckpt_tool.operations.upload import check_upload, weight_names
-    from ckpt_tool.plans.huggingface import check_plan
+def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:
+    from ckpt_tool.operations.merge import preview_merge
 
-    target = check_upload(upload) if upload is not None and is_first() else None
-    with ui.progress_bar(quiet=as_json or not is_first()) as progress:
-        plan = make(team_of(options, progress))
-        if target is not None:
-            target.require_replaced(weight_names(plan))
-        check_plan(plan, out, options.write)
+    with ui.show_progress(quiet=as_json or not is_first()) as progress:
+        found = preview_merge(job, options, progress, upload)
     if not is_first():
         return
-    with ui.output():
+    with ui.guard_output():
         if as_json:
-            ui.print_json(results.plan_json(plan, out) | {"upload": results.upload_json(target)})
+            sent = {"upload": results.make_target_json(found.target)}
+            ui.print_json(results.plan_json(found.plan, Path(job.out)) | sent)
         else:
-            _show_plan(plan, out, target)
+            notes = _notes(found.plan, found.target)
+            results.show_plan(found.plan, Path(job.out), _file_table(found.plan), notes)
 
 
-def _write(
-    make: Callable[[Team], ModelPlan],
-    out: Path,
-    options: MergeOptions,
-    upload: Upload | None,
-    *,
-    as_json: bool,
-) -> None:
-    from ckpt_tool.operations.merge import write_planned
-    from ckpt_tool.operations.upload import checked
+def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:
+    from ckpt_tool.common.parallel import Team, choose_jobs, join_world
+    from ckpt_tool.operations.merge import merge_as_team
 
-    with ui.progress_bar(quiet=as_json or not is_first()) as progress:
-        result = write_planned(checked(make, upload), out, options, progress)
-    if not as_json and is_first():
-        with ui.output():
-            results.show_result(result)
-    sent = None if result.differences else _send(result, upload, as_json=as_json)
-    if is_first():
-        with ui.output():
-            if as_json:
-                results.report(result, as_json=True, upload=results.upload_json(sent))
-            elif sent is not None:
-                results.show_upload(sent)
+    with join_world() as world:
+        with ui.show_progress(quiet=as_json or not is_first()) as progress:
+            team = Team(world, choose_jobs(options.jobs), progress)
+            result = merge_as_team(job, options, team, upload)
+        # The others wait, lest torchrun stop the one that speaks and sends.
+        world.first(lambda: _report(result, upload, as_json=as_json))
     if result.differences:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 
 
-def _send(result: WriteResult, upload: Upload | None, *, as_json: bool) -> UploadResult | None:
-    """Upload the folder that is complete: the first process of several, by itself."""
-    from ckpt_tool.operations.upload import upload_folder
+def _report(result: WriteResult, upload: Upload | None, *, as_json: bool) -> None:
+    """Say what was written, and send it: the first process of several, by itself."""
+    if not as_json:
+        with ui.guard_output():
+            results.show_result(result)
+    sent = None
+    if upload is not None and not result.differences:
+        from ckpt_tool.operations.merge import send
 
-    if upload is None or not is_first():
-        return None
-    return upload_folder(result.output, upload, show=not as_json and sys.stderr.isatty())
+        sent = send(result, upload, show=not as_json and sys.stderr.isatty())
+    with ui.guard_output():
+        if as_json:
+            results.report(result, as_json=True, upload=results.upload_json(sent))
+        elif sent is not None:
+            results.show_upload(sent)
 
 
-def _show_plan(plan: ModelPlan, out: Path, target: Target | None) -> None:
+def _file_table(plan: HubPlan) -> Table:
     from rich import box
     from rich.table import Table
 
-    console = ui.console()
-    console.print(f"Would write to {out}", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("file")
     table.add_column("tensors", justify="right")
@@ -209,14 +170,15 @@ def _show_plan(plan: ModelPlan, out: Path, target: Target | None) -> None:
         table.add_row(file.name, f"{len(file.tensors):,}", f"{file.size:,}")
     if len(plan.files) > 1:
         table.add_section()
-        table.add_row("", f"{len(plan.tensors):,}", f"{plan.total_bytes:,}")
-    console.print(table)
-    results.show_plan_notes(plan)
-    results.show_changes(plan.casts(), plan.dropped)
+        table.add_row("", f"{plan.num_tensors:,}", f"{plan.total_bytes:,}")
+    return table
+
+
+def _notes(plan: HubPlan, target: Target | None) -> list[str]:
+    """What else is written beside the weights, and where all of it would go."""
+    notes = []
     if plan.config is not None:
-        names = ", ".join(["config.json", *plan.config.side_files()])
-        console.print(f"  beside   {names}", soft_wrap=True)
+        notes.append(f"beside   {', '.join(['config.json', *plan.config.side_files()])}")
     if target is not None:
-        results.show_target(target)
-    for warning in plan.warnings:
-        ui.warn(warning)
+        notes.append(results.describe_target(target))
+    return notes

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
-from ckpt_tool.common.wording import human_bytes, plural
+from ckpt_tool.cli.flags import spell_flags, spell_reasons
+from ckpt_tool.common.wording import count_noun, format_bytes, join_words
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from ckpt_tool.mapping.lora.options import LoraNote
     from ckpt_tool.operations.upload import Target, UploadResult
-    from ckpt_tool.plans.mcore import McorePlan
-    from ckpt_tool.plans.output import WriteResult
-    from ckpt_tool.plans.plan import Cast, Casts, ModelPlan
+    from ckpt_tool.plans.options import Cast, LoadCheck, WriteResult
+    from ckpt_tool.plans.plan import Plan
 
 
 def report(result: WriteResult, *, as_json: bool, **more: Any) -> None:
     """The result, as JSON (with ``more`` keys) or for people."""
     if as_json:
-        ui.print_json(result_json(result) | more)
+        ui.print_json(make_result_json(result) | more)
     else:
         show_result(result)
 
 
 def show_result(result: WriteResult) -> None:
     """The result for people."""
-    console = ui.console()
+    console = ui.make_console()
     for warning in result.warnings:
         ui.warn(warning)
     if result.differences:
-        count = plural(len(result.differences), "tensor")
+        count = count_noun(len(result.differences), "tensor")
         kept = f"{result.output} was left" if result.already_complete else "nothing was kept"
         console.print(f"[red]{count} did not read back as written; {kept}[/red]", soft_wrap=True)
         for name in result.differences:
@@ -47,91 +49,99 @@ def show_result(result: WriteResult) -> None:
     if result.verified:
         console.print("  verify   read back from disk: every bit as planned")
     if result.load_check is not None:
-        check = result.load_check
-        others = "no other"
-        if check.num_ignored:
-            others = f"ignores the {check.num_ignored:,} of multi-token prediction"
-        if check.num_other_heads:
-            others += f" but the {check.num_other_heads} of other heads"
-        if check.also:
-            others += f"; so does {', '.join(check.also)}"
-        console.print(
-            f"  load     {check.architecture} of {check.library}"
-            f" finds all {check.num_tensors:,} tensors it wants, and {others}",
-            soft_wrap=True,
-        )
+        console.print(f"  load     {load_text(result.load_check)}", soft_wrap=True)
+
+
+def load_text(check: LoadCheck) -> str:
+    """What opened the result, and what it did not look at."""
+    counts = (
+        (check.num_ignored, "of multi-token prediction"),
+        (check.num_other_heads, "of other heads"),
+    )
+    ignored = [f"the {count:,} {what}" for count, what in counts if count]
+    text = (
+        f"{check.architecture} of {check.library} finds all {check.num_tensors:,} tensors"
+        f" it wants, and {'ignores ' + join_words(ignored) if ignored else 'no other'}"
+    )
+    if check.also:
+        text += f"; {join_words(check.also)} can open it, too"
+    return text
 
 
 def _first_line(result: WriteResult) -> str:
     held = (
-        f"{plural(result.num_tensors, 'tensor')}, {human_bytes(result.total_bytes)}"
-        f" in {plural(len(result.files), 'file')}"
+        f"{count_noun(result.num_tensors, 'tensor')}, {format_bytes(result.total_bytes)}"
+        f" in {count_noun(len(result.files), 'file')}"
     )
     if result.already_complete:
         return f"Already complete: {held} in {result.output}, checked ({result.seconds:.1f} s)"
-    speed = f"writing at {human_bytes(result.bytes_per_second)}/s"
+    speed = f"writing at {format_bytes(result.bytes_per_second)}/s"
     return f"Wrote {held} to {result.output} ({result.seconds:.1f} s, {speed})"
 
 
-def show_changes(casts: Casts, dropped: dict[str, str]) -> None:
-    """What a plan changes of the tensors: dtypes, and what it leaves out."""
-    console = ui.console()
-    for (source, target), count in casts.items():
-        console.print(f"  cast     {plural(count, 'tensor')} from {source} to {target}")
-    _show_dropped(console, dropped)
-
-
-def show_plan_notes(plan: ModelPlan) -> None:
-    """What a plan does beside moving weights."""
-    _show_lora(ui.console(), plan.lora)
+def show_plan(plan: Plan, out: Path, table: Table, notes: Sequence[str] = ()) -> None:
+    """A plan for people: ``table`` of what is written, ``notes`` on that, and what it changes."""
+    console = ui.make_console()
+    console.print(f"Would write to {out}", soft_wrap=True)
+    console.print(table)
+    for note in notes:
+        console.print(f"  {note}", soft_wrap=True)
+    _show_lora(console, plan.lora)
+    for (source, target), count in plan.casts.items():
+        console.print(f"  cast     {count_noun(count, 'tensor')} from {source} to {target}")
+    _show_dropped(console, plan.dropped)
+    for warning in plan.warnings:
+        ui.warn(warning)
 
 
 def show_upload(sent: UploadResult) -> None:
     """What was uploaded, for people."""
     private = " (private)" if sent.private else ""
-    ui.console().print(
-        f"  upload   {sent.url}{private}  {plural(sent.num_files, 'file')}", soft_wrap=True
+    ui.make_console().print(
+        f"  upload   {sent.url}{private}  {count_noun(sent.num_files, 'file')}", soft_wrap=True
     )
 
 
-def show_target(target: Target) -> None:
+def describe_target(target: Target) -> str:
     """Where an upload would go, for people."""
     kind = "private" if target.private else "public"
     there = "is there" if target.exists else "new"
-    ui.console().print(f"  upload   would go to {target.url} ({kind}, {there})", soft_wrap=True)
+    return f"upload   would go to {target.url} ({kind}, {there})"
 
 
-def upload_json(found: UploadResult | Target | None) -> dict[str, Any] | None:
-    """An upload as JSON; ``commit`` is null where nothing was sent."""
-    if found is None:
-        return None
-    return {
-        "repo": found.repo,
-        "url": found.url,
-        "private": found.private,
-        "commit": getattr(found, "commit", None),
-    }
+def make_target_json(target: Target | None) -> dict[str, Any] | None:
+    """Where an upload would go, as JSON: the keys of what is sent."""
+    return None if target is None else _place_json(target) | {"commit": None}
 
 
-def plan_json(plan: ModelPlan | McorePlan, out: Path) -> dict[str, Any]:
+def upload_json(sent: UploadResult | None) -> dict[str, Any] | None:
+    """An upload as JSON."""
+    return None if sent is None else _place_json(sent) | {"commit": sent.commit}
+
+
+def _place_json(place: UploadResult | Target) -> dict[str, Any]:
+    return {"repo": place.repo, "url": place.url, "private": place.private}
+
+
+def plan_json(plan: Plan, out: Path) -> dict[str, Any]:
     """A plan as JSON: the keys of the result, without what only writing tells."""
     return {
         "format": plan.checkpoint.format,
         "output": str(out),
         "dry_run": True,
-        "num_tensors": len(plan.tensors),
+        "num_tensors": plan.num_tensors,
         "total_bytes": plan.total_bytes,
         "files": [{"path": file.name, "bytes": file.size} for file in plan.files],
         "casts": [
             {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
-            for (source, target), count in plan.casts().items()
+            for (source, target), count in plan.casts.items()
         ],
-        "dropped": plan.dropped,
+        "dropped": spell_reasons(plan.dropped),
         "seconds": None,
         "bytes_per_second": None,
         "verified": None,
-        "warnings": plan.warnings,
-        "lora": _lora_json(getattr(plan, "lora", None)),
+        "warnings": list(map(spell_flags, plan.warnings)),
+        "lora": _lora_json(plan.lora),
     }
 
 
@@ -139,10 +149,10 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
     if lora is None:
         return
     done = {"fuse": "fused into", "split": "split off", "both": "fused into, and split off,"}
-    what = f"{done[lora.mode]} {plural(lora.num_modules, 'module')}"
+    what = f"{done[lora.mode]} {count_noun(lora.num_modules, 'module')}"
     if lora.adapter == ".":
-        what = f"an adapter of {plural(lora.num_modules, 'module')} for peft"
-    numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({lora.source})"
+        what = f"an adapter of {count_noun(lora.num_modules, 'module')} for peft"
+    numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({spell_flags(lora.source)})"
     console.print(f"  lora     {what}: {numbers}", soft_wrap=True)
     if lora.trained_whole:
         names = ", ".join(lora.trained_whole)
@@ -152,22 +162,24 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
 
 
 def _lora_json(lora: LoraNote | None) -> dict[str, Any] | None:
-    return None if lora is None else asdict(lora)
+    return None if lora is None else asdict(lora) | {"source": spell_flags(lora.source)}
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
-    for name, reason in dropped.items():
+    for name, reason in spell_reasons(dropped).items():
         console.print(f"  drop     {name} ({reason})", soft_wrap=True)
 
 
 def _cast_line(cast: Cast) -> str:
-    text = f"  cast     {plural(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
+    text = (
+        f"  cast     {count_noun(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
+    )
     return f"{text}, largest absolute error {cast.max_abs_error:.3g}"
 
 
-def result_json(result: WriteResult) -> dict[str, Any]:
+def make_result_json(result: WriteResult) -> dict[str, Any]:
     """The result as JSON."""
-    from ckpt_tool.plans.plan import cast_json
+    from ckpt_tool.plans.manifest import cast_json
 
     return {
         "format": result.format,
@@ -178,13 +190,13 @@ def result_json(result: WriteResult) -> dict[str, Any]:
             {"path": file.name, "bytes": file.size, "digest": file.digest} for file in result.files
         ],
         "casts": [cast_json(cast) for cast in result.casts],
-        "dropped": result.dropped,
+        "dropped": spell_reasons(result.dropped),
         "seconds": result.seconds,
         "bytes_per_second": result.bytes_per_second,
         "already_complete": result.already_complete,
         "verified": result.verified,
         "differences": result.differences,
         "load_check": asdict(result.load_check) if result.load_check is not None else None,
-        "warnings": result.warnings,
+        "warnings": list(map(spell_flags, result.warnings)),
         "lora": _lora_json(result.lora),
     }

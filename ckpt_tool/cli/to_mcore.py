@@ -9,19 +9,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import results, ui
-from ckpt_tool.cli.folding import fold, without_numbers
-from ckpt_tool.cli.options import AsJson, DirectIo, Fsync, Jobs, Overwrite, Resume
-from ckpt_tool.cli.tables import shape_text
+from ckpt_tool.cli.folding import fold, mask_numbers
+from ckpt_tool.cli.options import (
+    AsJson,
+    DirectIo,
+    DryRun,
+    DType,
+    Fsync,
+    Jobs,
+    Overwrite,
+    Resume,
+    Verify,
+)
+from ckpt_tool.cli.tables import format_shape
 from ckpt_tool.common.parallel import is_first
-from ckpt_tool.common.wording import human_bytes, plural
+from ckpt_tool.common.wording import count_noun, format_bytes
 
 if TYPE_CHECKING:
-    from ckpt_tool.operations.to_mcore import ToMcoreOptions
+    from rich.table import Table
+
+    from ckpt_tool.operations.options import ToMcoreOptions
     from ckpt_tool.plans.mcore import McorePlan
-    from ckpt_tool.tensors.tiled import ShardedTensor
+    from ckpt_tool.tensors.tiled import TiledTensor
 
 
-@ui.guarded
+@ui.guard
 def to_mcore(
     model: Annotated[
         Path,
@@ -32,13 +44,7 @@ def to_mcore(
         Path | None,
         typer.Option(metavar="DIR", help="Take config.json from DIR. [default: HF_MODEL's]"),
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|keep|bfloat16|float16|float32",
-            help="auto: what config.json says. What must stay float32 stays.",
-        ),
-    ] = "auto",
+    dtype: DType = "auto",
     layout: Annotated[
         str,
         typer.Option(
@@ -59,16 +65,12 @@ def to_mcore(
     crc: Annotated[
         bool, typer.Option("--crc/--no-crc", help="Write the checksums that zip tools want.")
     ] = True,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read back what was written, bit for bit.")
-    ] = False,
+    verify: Verify = False,
     check_load: Annotated[
         bool,
         typer.Option("--check-load", help="Load the result with megatron-core's own GPTModel."),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
     fsync: Fsync = True,
@@ -82,8 +84,8 @@ def to_mcore(
     not at all. Exits with 1 where --verify finds a difference, with 2 where the model or the
     request is not sound.
     """
-    from ckpt_tool.operations.to_mcore import ToMcoreOptions
-    from ckpt_tool.plans.output import WriteOptions
+    from ckpt_tool.operations.options import ToMcoreOptions
+    from ckpt_tool.plans.options import WriteOptions
 
     options = ToMcoreOptions(
         config=config,
@@ -102,40 +104,39 @@ def to_mcore(
 
 
 def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
-    from ckpt_tool.common.jobs import jobs_of
+    from ckpt_tool.common.parallel import choose_jobs
     from ckpt_tool.operations.to_mcore import plan_to_mcore
-    from ckpt_tool.plans.mcore import check_mcore_plan
 
     plan = plan_to_mcore(model, options)
-    check_mcore_plan(plan, out, options.write)
+    plan.check(out, options.write)
     if not is_first():
         return
-    with ui.output():
+    with ui.guard_output():
         if as_json:
             ui.print_json(_plan_json(plan, out))
         else:
-            _show_plan(plan, out)
-            _show_notes(plan, jobs_of(options.jobs), direct=options.write.is_direct)
+            memory = _memory_text(plan, choose_jobs(options.jobs), direct=options.write.is_direct)
+            written = f"{format_bytes(plan.total_bytes)} in {count_noun(len(plan.files), 'file')}"
+            notes = [f"write    {written}", f"memory   {memory}"]
+            results.show_plan(plan, out, _tensor_table(plan), notes)
 
 
 def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
     from ckpt_tool.operations.to_mcore import convert_to_mcore
 
-    with ui.progress_bar(quiet=as_json or not is_first()) as progress:
+    with ui.show_progress(quiet=as_json or not is_first()) as progress:
         result = convert_to_mcore(model, out, options, progress)
-    with ui.output():
+    with ui.guard_output():
         if is_first():
             results.report(result, as_json=as_json, layout=options.layout)
     if result.differences:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 
 
-def _show_plan(plan: McorePlan, out: Path) -> None:
+def _tensor_table(plan: McorePlan) -> Table:
     """Megatron's tensors with what each is made of; layers and experts folded."""
     from rich.table import Table
 
-    console = ui.console()
-    console.print(f"Would write to {out}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for title in ("megatron-core  < Hugging Face", "shape", "dtype", "bytes"):
         table.add_column(title, overflow="fold", justify="right" if title == "bytes" else "left")
@@ -143,32 +144,26 @@ def _show_plan(plan: McorePlan, out: Path) -> None:
         first = group[0][1]
         size = sum(tensor.nbytes for _, tensor in group)
         for number, row in enumerate(fold(dict.fromkeys(name for name, _ in group))):
-            cells = (shape_text(first.shape), first.dtype.name, f"{size:,}")
+            cells = (format_shape(first.shape), first.dtype.name, f"{size:,}")
             table.add_row(row.pattern, *(cells if not number else ()))
         sources = dict.fromkeys(name for _, tensor in group for name in tensor.sources)
         for row in fold(sources):
             table.add_row(f"  < {row.pattern}", style="dim")
-    console.print(table)
-    count = plural(len(plan.folder.files), "file")
-    console.print(f"  write    {human_bytes(plan.total_bytes)} in {count}")
+    return table
 
 
-def _show_notes(plan: McorePlan, jobs: int, *, direct: bool) -> None:
-    from ckpt_tool.writers.stream import buffer_bytes
+def _memory_text(plan: McorePlan, jobs: int, *, direct: bool) -> str:
+    from ckpt_tool.writers.stream import estimate_buffers
 
-    console = ui.console()
-    memory = human_bytes(buffer_bytes(jobs, direct=direct, casting=bool(plan.casts())))
-    console.print(f"  memory   {memory} of buffers for {plural(jobs, 'thread')}, whatever the size")
-    results.show_changes(plan.casts(), plan.dropped)
-    for warning in plan.warnings:
-        ui.warn(warning)
+    memory = format_bytes(estimate_buffers(jobs, direct=direct, casting=bool(plan.casts)))
+    return f"{memory} of buffers for {count_noun(jobs, 'thread')}, whatever the size"
 
 
-def _groups(tensors: Mapping[str, ShardedTensor]) -> list[list[tuple[str, ShardedTensor]]]:
+def _groups(tensors: Mapping[str, TiledTensor]) -> list[list[tuple[str, TiledTensor]]]:
     """Tensors of one shape and dtype whose names differ only in numbers."""
-    found: dict[tuple[object, ...], list[tuple[str, ShardedTensor]]] = {}
+    found: dict[tuple[object, ...], list[tuple[str, TiledTensor]]] = {}
     for name, tensor in tensors.items():
-        key = (without_numbers(name), tensor.shape, tensor.dtype)
+        key = (mask_numbers(name), tensor.shape, tensor.dtype)
         found.setdefault(key, []).append((name, tensor))
     return list(found.values())
 
@@ -184,5 +179,4 @@ def _plan_json(plan: McorePlan, out: Path) -> dict[str, Any]:
         for name, tensor in plan.folder.tensors.items()
     ]
     more = {"layout": plan.layout, "layers": plan.rules.layout, "tensors": tensors}
-    # The tensors that are written are Megatron's, not those that go in.
-    return results.plan_json(plan, out) | more | {"num_tensors": len(tensors)}
+    return results.plan_json(plan, out) | more

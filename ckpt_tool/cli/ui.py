@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from ckpt_tool.cli.flags import spell_flags
 from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError
-from ckpt_tool.common.parallel import is_first
+from ckpt_tool.common.parallel import is_first, is_parallel
 from ckpt_tool.common.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _LISTED = 20
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def guarded(command: Command) -> Command:
+def guard(command: Command) -> Command:
     """The one place where errors become messages and exit codes."""
 
     @functools.wraps(command)
@@ -42,7 +43,8 @@ def guarded(command: Command) -> Command:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
-            _say(f"interrupted. {interrupt}".rstrip())
+            if is_first():
+                _say(f"interrupted. {interrupt}".rstrip())
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except (CkptError, OSError) as error:
             _explain(error)
@@ -53,12 +55,15 @@ def guarded(command: Command) -> Command:
             traceback.print_exception(error)
             _say("error: this is a bug in ckpt; please report it with the lines above")
             raise typer.Exit(EXIT_FAILED) from None
+        finally:
+            if is_parallel():  # torchrun stops the others when one is done with another code than 0
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     return run  # type: ignore[return-value]
 
 
 @contextmanager
-def output() -> Iterator[None]:
+def guard_output() -> Iterator[None]:
     """Print the result: a reader who has seen enough (``| head``) does not change the exit code."""
     try:
         yield
@@ -71,7 +76,7 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """Text from a file with its control characters shown, not sent to the terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
@@ -80,8 +85,13 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _make_line(text: str) -> str:
+    """What the library says, as it is shown."""
+    return make_printable(spell_flags(text))
+
+
 def _say(text: str) -> None:
-    print(f"ckpt: {printable(text)}", file=sys.stderr)  # noqa: T201
+    print(f"ckpt: {_make_line(text)}", file=sys.stderr)  # noqa: T201
 
 
 def _explain(error: CkptError | OSError) -> None:
@@ -100,12 +110,12 @@ def _explain(error: CkptError | OSError) -> None:
     elif isinstance(error, MappingError):
         details = list(error.names)
     for line in details if verbose else details[:_LISTED]:
-        print(f"  - {printable(line)}", file=sys.stderr)  # noqa: T201
+        print(f"  - {_make_line(line)}", file=sys.stderr)  # noqa: T201
     if len(details) > _LISTED and not verbose:
         rest = len(details) - _LISTED
         print(f"  - and {rest} more (--verbose lists them)", file=sys.stderr)  # noqa: T201
     if error.hint:
-        print(f"  {error.hint}", file=sys.stderr)  # noqa: T201
+        print(f"  {_make_line(error.hint)}", file=sys.stderr)  # noqa: T201
 
 
 def warn(text: str) -> None:
@@ -119,7 +129,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def console() -> Console:
+def make_console() -> Console:
     """The console for results (stdout); plain and 100 wide where it is no terminal."""
     from rich.console import Console
 
@@ -133,7 +143,7 @@ def console() -> Console:
 
 
 @contextmanager
-def progress_bar(*, quiet: bool) -> Iterator[Progress]:
+def show_progress(*, quiet: bool) -> Iterator[Progress]:
     """A progress bar on stderr where that is a terminal; otherwise nothing."""
     if quiet or not sys.stderr.isatty():
         yield NoProgress()
@@ -149,7 +159,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description:9}"),
+        TextColumn("{task.description:10}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

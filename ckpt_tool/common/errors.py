@@ -11,13 +11,15 @@
     ├── OutputError           the output cannot be written (exists, no space, changed plan)
     └── UploadError           the Hub is not reached or refuses: token, repository, connection
 
-A message says what, where and what was expected; ``hint`` says what to do next.
+``message``, which ``str`` gives, says what, where and what was expected; ``hint`` says what to do
+next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,13 @@ class CkptError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
+        self.reason = message
         self.hint = hint
+
+    @property
+    def message(self) -> str:
+        """The sentence for people."""
+        return self.reason
 
     def __str__(self) -> str:
         return self.message
@@ -53,7 +60,19 @@ class UsageError(CkptError):
 
 
 class FormatError(CkptError):
-    """A file does not follow its format."""
+    """The file ``path`` does not follow its format.
+
+    ``reason`` says what is wrong with it; ``message`` begins with the path, where it is known.
+    """
+
+    def __init__(self, message: str, *, path: str | PathLike[str] = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.path = fspath(path)
+
+    @property
+    def message(self) -> str:
+        """``path: reason``."""
+        return f"{self.path}: {self.reason}" if self.path else self.reason
 
 
 class UnsafeContentError(FormatError):

@@ -1,8 +1,9 @@
-"""Several processes that do one job: who does which part, and how they fail together.
+"""Several processes that do one job, with several threads each: who does which part.
 
 ``torchrun`` (or ``srun`` with the same variables) says who is who: ``RANK``, ``WORLD_SIZE``,
 ``MASTER_ADDR``, ``MASTER_PORT``. Processes exchange small Python values over gloo; tensors are
-written by whoever has their files, straight to the shared file system.
+written by whoever has their files, straight to the shared file system. What fails in one process
+fails in all.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Team:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def join_world() -> Iterator[World]:
     """The world that the environment describes; :data:`ALONE` outside of torchrun.
 
     UsageError where the variables make no sense or the other processes do not come.
@@ -151,7 +152,18 @@ def is_first() -> bool:
     return not is_parallel() or os.environ["RANK"] == "0"
 
 
-def local_size() -> int:
+def choose_jobs(wanted: int) -> int:
+    """``wanted`` threads, or for 0 the default; UsageError for less.
+
+    The default is one per core, at least two: they keep a disk busy; more than four gain nothing.
+    Processes of one run that share a machine share its cores.
+    """
+    if wanted < 0:
+        raise UsageError(f"jobs {wanted}: expected 1 or more, or 0 for one per core")
+    return wanted or min(4, max(2, len(os.sched_getaffinity(0)) // count_local()))
+
+
+def count_local() -> int:
     """How many processes of this run share the machine."""
     found = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return int(found) if is_parallel() and found.isdigit() and int(found) else 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def human_bytes(count: float) -> str:
+
+def format_bytes(count: float) -> str:
     """``1.98 GB``: decimal units, three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
@@ -12,7 +14,7 @@ def human_bytes(count: float) -> str:
     return f"{count:.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
 
 
-def human_count(count: int) -> str:
+def format_count(count: int) -> str:
     """``494 M``: parameters as people say them."""
     value = float(count)
     for unit in ("", " K", " M", " B"):
@@ -22,6 +24,12 @@ def human_count(count: int) -> str:
     return f"{value:.3g} T"
 
 
-def plural(count: int, noun: str) -> str:
+def count_noun(count: int, noun: str) -> str:
     """``1 tensor``, ``3 tensors``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``: one word at least."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ckpt_tool.compare.values import bits_of, values_of
+from ckpt_tool.compare.values import decode_values, view_bits
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.casts import Caster
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
@@ -33,12 +33,12 @@ def rounds_to(source: LazyTensor, rounded: LazyTensor, via: DType) -> bool:
         small, wide = narrow[: count * via.itemsize], again[: len(one)]
         caster.cast_bytes(one, dtype, small, via, float("inf"))
         caster.cast_bytes(small, via, wide, dtype, float("inf"))
-        return np.array_equal(bits_of(wide, dtype), bits_of(other, dtype))
+        return np.array_equal(view_bits(wide, dtype), view_bits(other, dtype))
 
     return _holds_everywhere(source, rounded, holds)
 
 
-def scale_of(left: LazyTensor, right: LazyTensor) -> float | None:
+def find_scale(left: LazyTensor, right: LazyTensor) -> float | None:
     """The factor that, after rounding, takes ``right`` to ``left``; None if there is none.
 
     Each element allows the factors that take ``b`` to within half a step of ``a``: what all of
@@ -69,18 +69,18 @@ def _rounds_so(left: LazyTensor, right: LazyTensor, factor: float) -> bool:
     caster, dtype = Caster(), left.dtype
 
     def holds(one: memoryview, other: memoryview) -> bool:
-        product = (values_of(other, dtype) * factor).data.cast("B")
+        product = (decode_values(other, dtype) * factor).data.cast("B")
         rounded = memoryview(bytearray(len(one)))
         caster.cast_bytes(product, FLOAT64, rounded, dtype, math.inf)
-        return np.array_equal(bits_of(rounded, dtype), bits_of(one, dtype))
+        return np.array_equal(view_bits(rounded, dtype), view_bits(one, dtype))
 
     return _holds_everywhere(left, right, holds)
 
 
 def _factors(one: memoryview, other: memoryview, dtype: DType) -> tuple[float, float] | None:
     """The least and the largest factor that a block allows; None where zeros contradict any."""
-    a, b = values_of(one, dtype), values_of(other, dtype)
-    bits = bits_of(one, dtype)
+    a, b = decode_values(one, dtype), decode_values(other, dtype)
+    bits = view_bits(one, dtype)
     sign = np.signbit(a)
     magnitude = bits & bits.dtype.type((1 << (8 * dtype.itemsize - 1)) - 1)
     zero = b == 0
@@ -90,10 +90,10 @@ def _factors(one: memoryview, other: memoryview, dtype: DType) -> tuple[float, f
     if flipped.any() and not flipped.all():  # zeros have signs too
         return None
     size = np.abs(a)
-    above = values_of(memoryview(magnitude + bits.dtype.type(1)).cast("B"), dtype)
+    above = decode_values(memoryview(magnitude + bits.dtype.type(1)).cast("B"), dtype)
     below = np.where(
         magnitude > 0,
-        values_of(memoryview(np.maximum(magnitude, 1) - bits.dtype.type(1)).cast("B"), dtype),
+        decode_values(memoryview(np.maximum(magnitude, 1) - bits.dtype.type(1)).cast("B"), dtype),
         -size,
     )
     base = np.abs(b[~zero])

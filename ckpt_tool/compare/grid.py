@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 #: The row of tensors that belong to no numbered layer.
@@ -13,7 +13,7 @@ OTHER = "(other)"
 
 _BOUNDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
-#: What each level of :func:`level` means: ``|a - b| / |b|`` in the Euclidean norm.
+#: What each level of :func:`find_level` means: ``|a - b| / |b|`` in the Euclidean norm.
 LEVELS = ("equal", *(f"up to {bound:.0e}".replace("e-0", "e-") for bound in _BOUNDS),
           "below 1", "1 or more")  # fmt: skip
 
@@ -74,7 +74,7 @@ class Section:
         return tuple(row.removeprefix(f"{self.title}.") for row in self.rows)
 
 
-def level(distance: float) -> int:
+def find_level(distance: float) -> int:
     """The place of a relative distance on a logarithmic scale, an index into :data:`LEVELS`.
 
     0 is equal, 8 is 1 or more; infinity and NaN are 8 too.
@@ -84,11 +84,11 @@ def level(distance: float) -> int:
     return 1 + bisect_left(_BOUNDS, distance) if distance < 1 else len(LEVELS) - 1
 
 
-def grid(distances: Mapping[str, float]) -> Grid:
+def make_grid(distances: Mapping[str, float]) -> Grid:
     """The grid of ``distances``: relative distance by tensor name, as a verification has them."""
     cells: dict[tuple[str, str], float] = {}
     for name, distance in distances.items():
-        place = _place(name)
+        place = _find_place(name)
         known = cells.get(place, 0.0)
         cells[place] = distance if math.isnan(distance) else max(known, distance)
     rows = sorted({row for row, _ in cells}, key=lambda row: (row == OTHER, _natural(row)))
@@ -98,17 +98,27 @@ def grid(distances: Mapping[str, float]) -> Grid:
     return Grid(tuple(rows), columns, cells)
 
 
-def sections(found: Grid) -> tuple[Section, ...]:
+def list_sections(found: Grid) -> tuple[Section, ...]:
     """The grid's rows by the list of layers they number, in order; other tensors come last."""
-    groups: dict[str, list[str]] = {}
+    rows: dict[str, list[str]] = {}
     for row in found.rows:
-        groups.setdefault(row if row == OTHER else row.rpartition(".")[0], []).append(row)
+        rows.setdefault(_title_of(row), []).append(row)
+    columns: dict[str, set[str]] = {title: set() for title in rows}
+    for row, column in found.cells:
+        columns[_title_of(row)].add(column)
+    places = {column: at for at, column in enumerate(found.columns)}
     return tuple(
-        Section(title, tuple(rows), _columns(found, rows)) for title, rows in groups.items()
+        Section(title, tuple(rows[title]), tuple(sorted(columns[title], key=places.__getitem__)))
+        for title in rows
     )
 
 
-def _place(name: str) -> tuple[str, str]:
+def _title_of(row: str) -> str:
+    """The list of layers that a row is of."""
+    return row if row == OTHER else row.rpartition(".")[0]
+
+
+def _find_place(name: str) -> tuple[str, str]:
     """Row and column of a tensor.
 
     The first number is a layer's if a module follows it: a number before the parameter itself
@@ -122,11 +132,6 @@ def _place(name: str) -> tuple[str, str]:
             module = ".".join(parts[at + 1 :])
             return ".".join(parts[: at + 1]), _EXPERT.sub("*", module)
     return OTHER, _EXPERT.sub("*", ".".join(parts).removeprefix("model."))
-
-
-def _columns(found: Grid, rows: Iterable[str]) -> tuple[str, ...]:
-    present = {column for row, column in found.cells if row in set(rows)}
-    return tuple(column for column in found.columns if column in present)
 
 
 def _natural(name: str) -> list[str | int]:

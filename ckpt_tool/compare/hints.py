@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ckpt_tool.compare.elements import rounds_to, scale_of
-from ckpt_tool.compare.rows import Heads, explain_order, find_shift, row_digests
+from ckpt_tool.compare.elements import find_scale, rounds_to
+from ckpt_tool.compare.rows import Heads, digest_rows, explain_order, find_shift
 from ckpt_tool.compare.stats import Stats
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.dtypes import BFLOAT16, CASTABLE, FLOAT16
-from ckpt_tool.tensors.equality import Pair, are_equal, first_differences
+from ckpt_tool.tensors.equality import Pair, are_equal, locate_differences
 from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor
+from ckpt_tool.tensors.lazy import LazyTensor
 
 _GATE_UP = re.compile(r"\b(gate_proj|up_proj|w1|w3)\b")
 _NUMBERED = re.compile(r"(?<![^.])(experts|layers|h|blocks)\.(\d+)(?=\.)")
@@ -65,7 +66,11 @@ class Diagnosis:
             self._zeros, self._exchanged, self._rounded, self._one_rank, self._transposed,
             self._rows, self._scaled,
         )  # fmt: skip
-        return next(filter(None, (test(suspect) for test in tests)), "")
+        for test in tests:
+            hint = test(suspect)
+            if hint:
+                return hint
+        return ""
 
     # --- values
     def _zeros(self, suspect: Suspect) -> str:
@@ -102,10 +107,10 @@ class Diagnosis:
         if len(ranks) < 2 or None in ranks:
             return ""
         pairs = [
-            Pair(chunk, narrowed(suspect.left, chunk.box), narrowed(suspect.right, chunk.box))
+            Pair(chunk, narrow_to(suspect.left, chunk.box), narrow_to(suspect.right, chunk.box))
             for chunk in chunks
         ]
-        wrong = list(first_differences(pairs, self._jobs, _nothing))
+        wrong = list(locate_differences(pairs, self._jobs, _nothing))
         found = sorted({self._rank_of(chunk.region.path) or 0 for chunk in wrong})
         if len(found) == len(ranks):
             return ""
@@ -119,11 +124,11 @@ class Diagnosis:
         return text if suspect.stats and suspect.stats.num_different > 1 else ""
 
     def _shift(self, suspect: Suspect, wrong: Sequence[Chunk]) -> str:
-        whole = row_digests(suspect.right)
+        whole = digest_rows(suspect.right)
         first = min(wrong, key=lambda chunk: chunk.box.offsets)
         if whole is None or first.box.sizes[1:] != suspect.left.shape[1:]:
             return ""
-        part = row_digests(narrowed(suspect.left, first.box))
+        part = digest_rows(narrow_to(suspect.left, first.box))
         at, size = first.box.offsets[0], first.box.sizes[0]
         by = find_shift(part, at, whole) if part else None
         if by is None:
@@ -136,7 +141,7 @@ class Diagnosis:
     def _rounding(self, chunks: Sequence[Chunk], suspect: Suspect) -> str:
         """Whether rounding explains all of these chunks."""
         found = {
-            _rounding_of(narrowed(suspect.left, c.box), narrowed(suspect.right, c.box))
+            _rounding_of(narrow_to(suspect.left, c.box), narrow_to(suspect.right, c.box))
             for c in chunks
         }
         return found.pop() if len(found) == 1 else ""
@@ -151,7 +156,7 @@ class Diagnosis:
         return "transposed" if are_equal(left, right.transpose(-1, -2), self._jobs) else ""
 
     def _rows(self, suspect: Suspect) -> str:
-        left, right = row_digests(suspect.left), row_digests(suspect.right)
+        left, right = digest_rows(suspect.left), digest_rows(suspect.right)
         if left is None or right is None:
             return ""
         stacked = len(suspect.left.shape) > 2
@@ -165,7 +170,7 @@ class Diagnosis:
         stats = suspect.stats
         if stats is None or min(stats.num_elements, 2 * stats.num_different) < 8:
             return ""
-        factor = scale_of(suspect.left, suspect.right)
+        factor = find_scale(suspect.left, suspect.right)
         return "" if factor is None else f"scaled by {factor:g}"
 
     # --- shapes and dtypes
@@ -179,7 +184,7 @@ class Diagnosis:
         if left.numel != right.numel or left.dtype != right.dtype:
             return ""
         # The comparison runs along the row-major order, whatever the shapes.
-        if first_differences([Pair("", left, right)], self._jobs, _nothing):
+        if locate_differences([Pair("", left, right)], self._jobs, _nothing):
             return ""
         return f"the same {left.numel:,} values in another shape"
 
@@ -194,14 +199,14 @@ class Diagnosis:
         return f"{what}: {more} more rows in the {side}, the first {rows} are equal"
 
     def _of_dtypes(self, left: LazyTensor, right: LazyTensor) -> str:
-        pair = coarser(left, right)
+        pair = round_to_coarser(left, right)
         if pair is None:
             return ""
         one, other = pair
         if not are_equal(one, other, self._jobs):
             return ""
-        side = "checkpoint" if one.dtype != one.source_dtype else "reference"
-        return f"equal after rounding the {side} to {one.dtype} (--cast-reference compares so)"
+        side = "checkpoint" if one.dtype != one.origin else "reference"
+        return f"equal after rounding the {side} to {one.dtype}"
 
 
 def _rounding_of(left: LazyTensor, right: LazyTensor) -> str:
@@ -215,7 +220,7 @@ def _rounding_of(left: LazyTensor, right: LazyTensor) -> str:
     return ""
 
 
-def coarser(left: LazyTensor, right: LazyTensor) -> tuple[LazyTensor, LazyTensor] | None:
+def round_to_coarser(left: LazyTensor, right: LazyTensor) -> tuple[LazyTensor, LazyTensor] | None:
     """Both in the dtype of the coarser one; None where neither is finer (float16, bfloat16)."""
     if not {left.dtype, right.dtype} <= CASTABLE or left.dtype.itemsize == right.dtype.itemsize:
         return (left, right) if left.dtype == right.dtype else None
@@ -224,7 +229,7 @@ def coarser(left: LazyTensor, right: LazyTensor) -> tuple[LazyTensor, LazyTensor
     return left, right.to(left.dtype)
 
 
-def narrowed(tensor: LazyTensor, box: Box) -> LazyTensor:
+def narrow_to(tensor: LazyTensor, box: Box) -> LazyTensor:
     """The block ``box`` of a tensor."""
     for dim, (offset, size) in enumerate(zip(box.offsets, box.sizes, strict=True)):
         tensor = tensor.narrow(dim, offset, size)

@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ckpt_tool.compare.stats import Stats, Tolerance
-from ckpt_tool.compare.values import Values, bits_of, is_ordered, ordinals, values_of
+from ckpt_tool.compare.values import Values, decode_values, is_ordered, order_bits, view_bits
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.equality import Label, Pair
@@ -88,7 +88,7 @@ def _measure_block(
         unequal = (a != b) & ~(np.isnan(a) & np.isnan(b))
         different = unequal.reshape(stop - start, -1).any(axis=1)
     else:
-        different = bits_of(left, pair.left.dtype) != bits_of(right, pair.right.dtype)
+        different = view_bits(left, pair.left.dtype) != view_bits(right, pair.right.dtype)
         if _is_cast(pair.left) or _is_cast(pair.right):  # casts are of real numbers
             different &= ~(np.isnan(a) & np.isnan(b))
     part = Stats(
@@ -126,7 +126,7 @@ def _measure_block(
 
 def _values(pair: Pair[Label], left: memoryview, right: memoryview) -> tuple[Values, Values]:
     """The elements of both sides; a real side beside a complex one as complex."""
-    a, b = values_of(left, pair.left.dtype), values_of(right, pair.right.dtype)
+    a, b = decode_values(left, pair.left.dtype), decode_values(right, pair.right.dtype)
     if len(a) < len(b):
         return np.column_stack((a, np.zeros_like(a))).ravel(), b
     if len(b) < len(a):
@@ -163,7 +163,7 @@ def _add_distances(part: Stats, distance: Values, size: Values) -> None:
 def _largest_ulp(
     left: memoryview, right: memoryview, dtype: DType, finite: NDArray[np.bool_]
 ) -> int:
-    a, b = (ordinals(bits_of(raw, dtype), dtype)[finite] for raw in (left, right))
+    a, b = (order_bits(view_bits(raw, dtype), dtype)[finite] for raw in (left, right))
     # Their distance may not fit an int64; unsigned, it is right modulo 2**64.
     above, below = np.maximum(a, b).view(np.uint64), np.minimum(a, b).view(np.uint64)
     return int((above - below).max(initial=0))
@@ -176,4 +176,4 @@ def _read(reader: BlockReader, tensor: LazyTensor, start: int, stop: int) -> mem
 
 
 def _is_cast(tensor: LazyTensor) -> bool:
-    return tensor.dtype != tensor.source_dtype
+    return tensor.dtype != tensor.origin

@@ -2,55 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from ckpt_tool.tensors.equality import Pair, first_differences
+from ckpt_tool.common.parallel import Team
+from ckpt_tool.compare.pairs import find_differences
+from ckpt_tool.tensors.equality import Pair
 from ckpt_tool.tensors.lazy import LazyTensor
 
-#: Names to look for with something in front: some may be missing for another reason.
-_TRIED = 20
+
+@dataclass(frozen=True)
+class _Side:
+    """Names that only this side has, and all its tensors."""
+
+    title: str
+    names: Sequence[str]
+    tensors: Mapping[str, LazyTensor]
 
 
-def prefix_hint(
+def explain_prefix(
     missing: Sequence[str],
     unexpected: Sequence[str],
-    left: dict[str, LazyTensor],
-    right: dict[str, LazyTensor],
-    jobs: int,
+    left: Mapping[str, LazyTensor],
+    right: Mapping[str, LazyTensor],
+    team: Team,
 ) -> str:
-    """Whether names differ by a prefix only, tested on the tensors; empty where they do not."""
-    sides = ((missing, unexpected, "checkpoint"), (unexpected, missing, "reference"))
-    for kept, extra, longer in sides:
-        found = _common_prefix(kept, extra)
-        if not found:
-            continue
-        prefix, names = found
-        theirs, mine = (right, left) if longer == "checkpoint" else (left, right)
-        pairs = [
-            Pair(name, mine[prefix + name], theirs[name])
-            for name in names
-            if _alike(mine[prefix + name], theirs[name])
-        ]
-        equal = len(pairs) - len(first_differences(pairs, jobs, lambda _: None))
-        if equal:
-            return (
-                f"{len(names)} names differ by the prefix {prefix!r}, which the {longer} has:"
-                f" without it {equal} of {len(names)} tensors are equal"
-            )
-    return ""
+    """Whether names differ by a prefix only, tested on the tensors; empty where they do not.
+
+    ``missing`` are names of ``right``, the reference, and ``unexpected`` of ``left``. Every process
+    of the team compares its share, and all learn of all. OSError and FormatError where a file
+    cannot be read.
+    """
+    checkpoint = _Side("checkpoint", unexpected, left)
+    reference = _Side("reference", missing, right)
+    return _explain(reference, checkpoint, team) or _explain(checkpoint, reference, team)
 
 
-def _common_prefix(names: Sequence[str], longer: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The prefix that turns most of ``names`` into one of ``longer``, and those names."""
-    known = set(longer)
-    prefixes: dict[str, list[str]] = {}
-    for name in names[:_TRIED]:
-        for other in longer:
-            if other.endswith(f".{name}"):
-                prefix = other.removesuffix(name)
-                prefixes[prefix] = [each for each in names if prefix + each in known]
-    return max(prefixes.items(), key=lambda item: len(item[1]), default=None)
+def _explain(shorter: _Side, longer: _Side, team: Team) -> str:
+    """What ``longer`` has in front of names, if some tensors are equal without it."""
+    prefix, names = _find_prefix(shorter.names, longer.names)
+    pairs = [Pair(name, longer.tensors[prefix + name], shorter.tensors[name]) for name in names]
+    alike = [pair for pair in pairs if _are_alike(pair.left, pair.right)]
+    equal = len(alike) - len(find_differences(alike, "names", team))
+    if not equal:
+        return ""
+    return (
+        f"{len(names)} names differ by the prefix {prefix!r}, which the {longer.title} has:"
+        f" without it {equal} of {len(names)} tensors are equal"
+    )
 
 
-def _alike(one: LazyTensor, other: LazyTensor) -> bool:
+def _find_prefix(names: Iterable[str], longer: Iterable[str]) -> tuple[str, list[str]]:
+    """The prefix that turns most of ``names`` into one of ``longer``, and those names.
+
+    Each of ``longer`` is looked up by its endings, which are as many as it has dots.
+    """
+    known = set(names)
+    found: dict[str, list[str]] = defaultdict(list)
+    for other in longer:
+        for start in _starts_of_parts(other):
+            if other[start:] in known:
+                found[other[:start]].append(other[start:])
+    return max(found.items(), key=lambda item: len(item[1]), default=("", []))
+
+
+def _starts_of_parts(name: str) -> list[int]:
+    """Where the parts of a name begin, but the first."""
+    return [at + 1 for at, letter in enumerate(name) if letter == "."]
+
+
+def _are_alike(one: LazyTensor, other: LazyTensor) -> bool:
     return (one.shape, one.dtype) == (other.shape, other.dtype)

@@ -35,7 +35,7 @@ class Heads:
     dim: int
 
 
-def row_digests(tensor: LazyTensor, most: int = _MOST_ROWS) -> Digests | None:
+def digest_rows(tensor: LazyTensor, most: int = _MOST_ROWS) -> Digests | None:
     """A digest per row, or None where that is not sensible. OSError where a file cannot be read."""
     if not tensor.shape or not 2 <= tensor.shape[0] <= most or not tensor.numel:
         return None

@@ -77,8 +77,9 @@ class Stats:
         """
         if self.num_unlike:
             return math.inf
-        norm = self.relative_norm
-        return norm if norm is not None else math.inf if self.squares[2] else 0.0
+        if self.relative_norm is not None:
+            return self.relative_norm
+        return math.inf if self.squares[2] else 0.0
 
     def add(self, other: Stats) -> None:
         """Take in the part of the tensor that follows."""

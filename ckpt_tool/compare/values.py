@@ -24,29 +24,29 @@ _NATIVE = {
 _ORDERED = frozenset({"float64", "float32", "float16", "bfloat16"})
 
 
-def bits_of(raw: memoryview, dtype: DType) -> NDArray[Any]:
+def view_bits(raw: memoryview, dtype: DType) -> NDArray[Any]:
     """The elements as unsigned integers."""
     return np.frombuffer(raw, dtype.carrier)
 
 
-def values_of(raw: memoryview, dtype: DType) -> Values:
+def decode_values(raw: memoryview, dtype: DType) -> Values:
     """The elements as float64, exactly (64-bit integers rounded); a complex one as two values."""
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
         if dtype.name == "bfloat16":
-            words = np.left_shift(bits_of(raw, dtype), 16, dtype=np.uint32)
+            words = np.left_shift(view_bits(raw, dtype), 16, dtype=np.uint32)
             return np.asarray(words.view(np.float32), np.float64)
         native = _NATIVE.get(dtype.name)
         if native is None:
-            return np.take(_small_floats(dtype.name), bits_of(raw, dtype))
+            return np.take(_small_floats(dtype.name), view_bits(raw, dtype))
         return np.asarray(np.frombuffer(raw, native), np.float64)
 
 
 def is_ordered(dtype: DType) -> bool:
-    """Whether :func:`ordinals` is defined."""
+    """Whether :func:`order_bits` is defined."""
     return dtype.name in _ORDERED
 
 
-def ordinals(bits: NDArray[Any], dtype: DType) -> NDArray[np.int64]:
+def order_bits(bits: NDArray[Any], dtype: DType) -> NDArray[np.int64]:
     """Integers in the order of the numbers, neighbours one apart: their difference is in ULP."""
     sign = 1 << (8 * dtype.itemsize - 1)
     magnitude = (bits & bits.dtype.type(sign - 1)).astype(np.int64)

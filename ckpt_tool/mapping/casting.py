@@ -1,4 +1,4 @@
-"""``--dtype``: which dtype the weights are written in, and which of them keep their own."""
+"""Which dtype the weights are written in, and which of them keep their own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ DTYPES = ("auto", "keep", "bfloat16", "float16", "float32")
 
 
 def require_dtype(name: str) -> None:
-    """UsageError unless ``name`` is a choice of ``--dtype``."""
+    """UsageError unless ``name`` is a choice of ``dtype``."""
     if name not in DTYPES:
-        raise UsageError(f"--dtype {name}: expected one of {', '.join(DTYPES)}")
+        raise UsageError(f"`dtype={name!r}`: expected one of {', '.join(DTYPES)}")
 
 
-def target_dtype(name: str, config: ModelConfig | None) -> DType | None:
+def choose_dtype(name: str, config: ModelConfig | None) -> DType | None:
     """The dtype that weights are cast to; None: each keeps its own."""
     if name == "auto":
         return config.dtype if config is not None else None
@@ -32,16 +32,18 @@ def cast_all(
     if target is None:
         return dict(tensors)
 
-    def stays(name: str) -> bool:
-        return target != FLOAT32 and config is not None and config.keeps_float32(name)
+    def is_cast(name: str, tensor: LazyTensor) -> bool:
+        if tensor.dtype not in CASTABLE:
+            return False
+        return target == FLOAT32 or config is None or not config.keeps_float32(name)
 
     return {
-        name: tensor if tensor.dtype not in CASTABLE or stays(name) else tensor.to(target)
+        name: tensor.to(target) if is_cast(name, tensor) else tensor
         for name, tensor in tensors.items()
     }
 
 
-def main_dtype(tensors: Iterable[LazyTensor]) -> DType | None:
+def find_main_dtype(tensors: Iterable[LazyTensor]) -> DType | None:
     """The floating-point dtype of most bytes; None where there is none that can be cast."""
     sizes: dict[DType, int] = {}
     for tensor in tensors:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, UsageError
-from ckpt_tool.mapping.legacy_config import with_legacy_keys
+from ckpt_tool.mapping.families.table import Family, find_family
+from ckpt_tool.mapping.legacy_config import add_legacy_keys
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
 
 #: Files that hold weights, optimizer state, or describe a folder of them.
@@ -23,13 +24,6 @@ _SIDE_FOLDERS = ("additional_chat_templates",)
 
 #: Tensors that lose their meaning in 16 bits: router biases that decide by tiny differences.
 _FLOAT32_NAMES = re.compile(r"\.(e_score_correction_bias|expert_bias)$|\.moe_statics\.")
-_FLOAT32_BY_TYPE = {
-    "ernie4_5_moe": re.compile(r"\.mlp\.gate\.weight$"),
-}
-#: Families whose config ties the head when it does not say.
-_TIED_BY_DEFAULT = frozenset(
-    "gemma gemma2 gemma3 gemma3_text gpt2 cohere cohere2 falcon smollm3 starcoder2".split()
-)
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,11 @@ class ModelConfig:
     def model_type(self) -> str:
         """The family, as transformers names it."""
         return str(self.raw.get("model_type", ""))
+
+    @property
+    def family(self) -> Family:
+        """What is known of its family; of an unknown one, that nothing is special."""
+        return find_family(self.model_type)
 
     @property
     def text(self) -> dict[str, Any]:
@@ -76,13 +75,13 @@ class ModelConfig:
         for part in (self.raw, self.text):
             if isinstance(part.get("tie_word_embeddings"), bool):
                 return bool(part["tie_word_embeddings"])
-        return True if self.model_type in _TIED_BY_DEFAULT else None
+        return True if self.family.tied else None
 
     def keeps_float32(self, name: str) -> bool:
         """Whether the tensor ``name`` is never cast to fewer bits."""
-        by_type = _FLOAT32_BY_TYPE.get(self.model_type)
-        matched = _FLOAT32_NAMES.search(name) or (by_type and by_type.search(name))
-        return bool(matched) or name in self.float32_names
+        if name in self.float32_names or self.family.keeps_float32(name):
+            return True
+        return _FLOAT32_NAMES.search(name) is not None
 
     def with_changes(self, **changes: Any) -> ModelConfig:
         """The config with these top-level keys set when written."""
@@ -106,7 +105,7 @@ class ModelConfig:
         """The config that names the dtype of the weights as written."""
         if dtype is None:
             return self
-        written = _with_dtype(self.raw | self.changes, dtype)
+        written = _set_dtype(self.raw | self.changes, dtype)
         if not isinstance(written.get("dtype", written.get("torch_dtype")), str):
             written["torch_dtype"] = dtype.name
         changed = {key: value for key, value in written.items() if self.raw.get(key) != value}
@@ -123,7 +122,7 @@ class ModelConfig:
 
     def to_bytes(self) -> bytes:
         """The ``config.json`` to write: the original's bytes where nothing is to be changed."""
-        config = with_legacy_keys(self.raw | self.changes)
+        config = add_legacy_keys(self.raw | self.changes)
         if config == self.raw:
             return (self.folder / "config.json").read_bytes()
         return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -137,25 +136,25 @@ def load_config(folder: Path) -> ModelConfig:
     """Read ``folder/config.json``; UsageError where there is none, FormatError if damaged."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UsageError(f"{path}: no such file", hint="--config names a folder with config.json.")
-    return ModelConfig(folder, json_object(path), {})
+        raise UsageError(f"{path}: no such file", hint="`config` names a folder with config.json.")
+    return ModelConfig(folder, read_json_object(path), {})
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; FormatError where it holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON ({error})") from error
+        raise FormatError(f"not JSON ({error})", path=path) from error
     if not isinstance(found, dict):
-        raise FormatError(f"{path}: not a JSON object")
+        raise FormatError("not a JSON object", path=path)
     return found
 
 
-def _with_dtype(part: dict[str, Any], dtype: DType) -> dict[str, Any]:
+def _set_dtype(part: dict[str, Any], dtype: DType) -> dict[str, Any]:
     """A config that names ``dtype`` wherever it names one, in nested configs too."""
     result = {
-        key: _with_dtype(value, dtype)
+        key: _set_dtype(value, dtype)
         if key.endswith("_config") and isinstance(value, dict)
         else value
         for key, value in part.items()

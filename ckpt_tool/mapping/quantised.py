@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.fp8 import scale_weight
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.scaled import scaled
 
 #: DeepSeek's name of a weight's scales: what its elements are multiplied with.
 _SUFFIX = "_scale_inv"
@@ -25,7 +25,7 @@ def has_scales(tensors: Iterable[str]) -> bool:
     return any(name.endswith(_SUFFIX) for name in tensors)
 
 
-def dequantised(
+def dequantise_weights(
     tensors: Mapping[str, LazyTensor], config: ModelConfig, dtype: DType
 ) -> dict[str, LazyTensor]:
     """Every fp8 weight times its scales, as ``dtype``; the scales are gone.
@@ -44,7 +44,7 @@ def dequantised(
             faults.append(f"{name}: {tensor.dtype} without {name + _SUFFIX}")
             continue
         try:
-            result[name] = scaled(tensor, scales, block, dtype)
+            result[name] = scale_weight(tensor, scales, block, dtype)
         except ValueError as error:
             faults.append(f"{name}: {error}")
     for name in tensors:

@@ -15,32 +15,32 @@ from ckpt_tool.common.version import __version__
 T = TypeVar("T")
 
 
-def hub_api() -> Any:
+def make_api() -> Any:
     """The client, for HF_ENDPOINT; UploadError where huggingface_hub is told to be offline."""
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         raise UploadError(
-            "--upload: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: nothing can be uploaded",
-            hint="Unset it, or merge without --upload.",
+            "`upload`: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: nothing can be uploaded",
+            hint="Unset it, or merge without `upload`.",
         )
     return HfApi(library_name="ckpt-tool", library_version=__version__)
 
 
-def hub_token() -> str:
+def find_token() -> str:
     """The token of this user; UploadError without one."""
     from huggingface_hub import get_token
 
     token: str | None = get_token()
     if token is None:
         raise UploadError(
-            "--upload: there is no token of the Hugging Face Hub",
+            "`upload`: there is no token of the Hugging Face Hub",
             hint="Log in with: hf auth login (or set HF_TOKEN).",
         )
     return token
 
 
-def not_allowed(endpoint: str, repo: str, why: str) -> UploadError:
+def make_refusal(endpoint: str, repo: str, why: str) -> UploadError:
     """The error for a repository that a token may not write to."""
     return UploadError(
         f"{endpoint}/{repo}: {why}",
@@ -70,7 +70,7 @@ def _explained(endpoint: str, what: str, error: Exception) -> UploadError:
             hint="Log in again with: hf auth login (HF_TOKEN, where it is set, counts first).",
         )
     if status == 403:
-        return not_allowed(endpoint, what, f"the token may not write there: {said}")
+        return make_refusal(endpoint, what, f"the token may not write there: {said}")
     if status is None and any(_is_of_network(part) for part in chain):
         return UploadError(
             f"{endpoint}: not reached, or gone: {what}: {said}",
@@ -94,7 +94,7 @@ def _is_of_network(error: BaseException) -> bool:
 
 
 @contextmanager
-def bars(wanted: bool) -> Iterator[None]:
+def show_bars(wanted: bool) -> Iterator[None]:
     """huggingface_hub's progress bars, only if they are wanted; its own setting counts first.
 
     transformers switches them off along with its own, so that they may have to be switched on.

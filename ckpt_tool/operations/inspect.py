@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from ckpt_tool.readers import Checkpoint, open_checkpoint, open_fsdp_folders
 from ckpt_tool.readers.base import Entry
@@ -54,49 +53,3 @@ def inspect_checkpoint(paths: Sequence[str | Path], filters: Sequence[str] = ())
         if not filters or any(fnmatchcase(name, pattern) for pattern in filters)
     )
     return Inspection(checkpoint, entries)
-
-
-def as_json(inspection: Inspection, *, shards: bool) -> dict[str, Any]:
-    """The object that ``ckpt inspect --json`` prints."""
-    checkpoint = inspection.checkpoint
-    mesh = checkpoint.mesh
-    result: dict[str, Any] = {
-        "format": checkpoint.format,
-        "path": str(checkpoint.path),
-        "world_size": checkpoint.world_size,
-        "mesh": {"shape": mesh.shape, "dim_names": mesh.dim_names} if mesh else None,
-        "files": [asdict(file) for file in checkpoint.files],
-        "num_tensors": len(inspection.entries),
-        "num_parameters": inspection.num_parameters,
-        "total_bytes": inspection.total_bytes,
-        "dtypes": inspection.dtypes,
-        "tensors": [_tensor_row(entry) for entry in inspection.entries],
-        "problems": [asdict(problem) for problem in checkpoint.problems],
-        "ok": inspection.ok,
-    }
-    if shards:
-        result["shards"] = [row for entry in inspection.entries for row in _shard_rows(entry)]
-    return result
-
-
-def _tensor_row(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "shape": entry.shape,
-        "dtype": entry.dtype.name,
-        "placements": entry.placements,
-        "num_chunks": len(entry.owners()),
-    }
-
-
-def _shard_rows(entry: Entry) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": entry.name,
-            "rank": held.rank,
-            "file": held.region.path,
-            "offsets": held.box.offsets,
-            "shape": held.box.sizes,
-        }
-        for held in entry.holdings
-    ]

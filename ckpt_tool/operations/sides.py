@@ -1,170 +1,225 @@
-"""One side of a comparison: a checkpoint that is proven complete, by its names on the Hub."""
+"""The two sides of a comparison: checkpoints proven complete, by their names on the Hub."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.common.parallel import ALONE, Team
-from ckpt_tool.common.progress import Progress
-from ckpt_tool.mapping.casting import main_dtype
-from ckpt_tool.mapping.config import ModelConfig, load_config
-from ckpt_tool.mapping.frameworks.nested import prefix_of, under
-from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtitan
-from ckpt_tool.mapping.frameworks.training import is_training_state
-from ckpt_tool.mapping.hub.names import by_family, refuse_adapters, to_hub
-from ckpt_tool.mapping.hub.value_head import heads_as_in, value_model
+from ckpt_tool.common.parallel import Team
+from ckpt_tool.mapping.casting import find_main_dtype
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.form import HubModel, Tensors
+from ckpt_tool.mapping.hub.value_head import match_heads
+from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
+from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.mapping.megatron.keys import is_megatron
-from ckpt_tool.mapping.quantised import dequantised, has_scales
-from ckpt_tool.operations.lora import adapters_of, resolve
-from ckpt_tool.operations.lora_megatron import resolve_megatron
-from ckpt_tool.operations.proofs import is_weight_of, only_embedding, prove_replicas
-from ckpt_tool.operations.resolved import Resolved
-from ckpt_tool.operations.training_state import left_out
-from ckpt_tool.readers import open_checkpoint
+from ckpt_tool.mapping.lora.resolve import refuse_base, refuse_options
+from ckpt_tool.mapping.quantised import dequantise_weights, has_scales
+from ckpt_tool.operations.hub_model import make_hub_model
+from ckpt_tool.operations.options import ModelOptions, NameOptions
+from ckpt_tool.operations.replicas import prove_replicas
+from ckpt_tool.operations.source import (
+    Source,
+    describe_left_out,
+    find_config,
+    holds_megatron,
+    is_named,
+    lacks_model,
+    open_base,
+    open_source,
+)
+from ckpt_tool.operations.tied_head import are_equal_together, find_only_embedding, is_head
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BFLOAT16
-from ckpt_tool.tensors.equality import are_equal
-from ckpt_tool.tensors.lazy import LazyTensor
 
 
 @dataclass(frozen=True)
 class Side:
-    """``tensors`` by name; ``ranks`` of its files; ``config`` where one is beside the weights."""
+    """A checkpoint, the model in it by its names on the Hub, and the ``ranks`` of its files."""
 
     checkpoint: Checkpoint
-    config: ModelConfig | None
-    tensors: dict[str, LazyTensor]
-    ranks: dict[str, int | None]
-    warnings: tuple[str, ...] = ()
+    model: HubModel
+    ranks: Mapping[str, int | None]
+
+    @property
+    def tensors(self) -> Tensors:
+        """What is compared, by name."""
+        return self.model.tensors
+
+    @property
+    def config(self) -> ModelConfig | None:
+        """What explains the names, where anything does."""
+        return self.model.config
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was done to the tensors before they are compared."""
+        return self.model.warnings
 
     def rank_of(self, path: str) -> int | None:
         """The rank that wrote a file, if one did."""
         return self.ranks.get(path)
 
 
-def open_side(path: Path, jobs: int, progress: Progress) -> Side:
-    """Open a checkpoint and prove it complete; raises what verifying does."""
-    checkpoint = open_checkpoint(path, lambda name: not is_training_state(name))
-    checkpoint.require_sound()
+def open_sides(left: Path, right: Path, options: ModelOptions, team: Team) -> tuple[Side, Side]:
+    """Both checkpoints, opened, proven complete, and by their names on the Hub.
+
+    What is said of names is for the first side that is no Hugging Face model, what is said of
+    adapters for every side that has some, and a config for every side without one, as that of the
+    other side is. Raises what opening and naming do; UsageError where something is said, and there
+    is no side that it is for.
+    """
+    _require_fused(options)
+    named = replace(options, lora=LoraOptions())
+    sources = [_open(left, named, team)]
+    if is_named(sources[0].checkpoint):
+        sources.append(_open(right, named, team))
+    else:
+        sources.append(_open(right, replace(named, names=NameOptions()), team))
+    told = _share_out(sources, options)
+    configs = [find_config(source, each) for source, each in zip(sources, told, strict=True)]
+    mine, theirs = (
+        _name(source, config or other, each, team)
+        for source, config, other, each in zip(
+            sources, configs, reversed(configs), told, strict=True
+        )
+    )
+    return _meet(mine, theirs), _meet(theirs, mine)
+
+
+def find_tied_heads(left: Side, right: Side, mine: Tensors, theirs: Tensors, team: Team) -> Tied:
+    """Heads on one side only that repeat the embedding to which a config ties them, and why."""
+    found: Tied = {}
+    if not any(side.config is not None and side.config.tied for side in (left, right)):
+        return found
+    for where, here, there in (("checkpoint", mine, theirs), ("reference", theirs, mine)):
+        for name in here:
+            if name in there or not is_head(name):
+                continue
+            head = here[name]
+            alike = (n for n, t in here.items() if (t.shape, t.dtype) == (head.shape, head.dtype))
+            embedding = find_only_embedding(alike)
+            if embedding is None or embedding not in there:  # nothing would say that it is right
+                continue
+            if are_equal_together(head, here[embedding], team):
+                found[name] = f"only in the {where}, equal to {embedding}, to which config ties it"
+    return found
+
+
+Tied = dict[str, str]
+
+
+def _open(path: Path, options: ModelOptions, team: Team) -> Source:
+    source = team.world.each(lambda: _open_whole(path, options))
+    prove_replicas(source.checkpoint, False, team)
+    return source
+
+
+def _open_whole(path: Path, options: ModelOptions) -> Source:
+    source = open_source([path], options)
+    checkpoint = source.checkpoint
     if checkpoint.format == "fsdp-rank" and checkpoint.world_size != 1:
         raise UsageError(
             f"{path}: the file of one rank of {checkpoint.world_size}, not a whole checkpoint",
             hint="Name the folder in which all ranks are.",
         )
-    prove_replicas(checkpoint, False, Team(ALONE, jobs, progress))
-    config = load_config(checkpoint.side_files) if checkpoint.side_files is not None else None
+    return source
+
+
+def _require_fused(options: ModelOptions) -> None:
+    if options.lora.mode not in (None, "fuse"):
+        asked = f"`lora.mode={options.lora.mode!r}`"
+        raise UsageError(f"{asked}: models are compared with adapters fused")
+
+
+def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOptions]:
+    """What is said for each side; UsageError for what no side takes."""
+    plain = replace(options, names=NameOptions(), lora=LoraOptions())
+    told = [plain for _ in sources]
+    unnamed = [at for at, source in enumerate(sources) if not is_named(source.checkpoint)]
+    if options.names.asked:
+        if not unnamed:
+            raise UsageError(
+                "both are Hugging Face models, whose names are what they are",
+                hint="Leave out `names.prefix`, `names.select` and `names.rename`.",
+            )
+        told[unnamed[0]] = replace(plain, names=options.names)
+    if options.lora.asked:
+        adapted = [at for at in unnamed if has_any_adapters(sources[at].checkpoint)]
+        if not adapted:
+            refuse_options(sources[0].checkpoint.path, options.lora)
+        if not any(lacks_model(sources[at].checkpoint) for at in adapted):
+            refuse_base(options.lora)
+        for at in adapted:
+            told[at] = replace(told[at], lora=_choose_lora(sources[at].checkpoint, options.lora))
+    return told
+
+
+def _choose_lora(checkpoint: Checkpoint, lora: LoraOptions) -> LoraOptions:
+    """The base is for adapters that were saved alone, not for those of the other side."""
+    return lora if lacks_model(checkpoint) else replace(lora, base=None)
+
+
+def has_any_adapters(names: Iterable[str]) -> bool:
+    """Whether some of these names are of LoRA adapters, peft's or Megatron's."""
+    listed = list(names)
+    return has_adapters(listed) or has_megatron_adapters(listed)
+
+
+def _name(source: Source, config: ModelConfig | None, options: ModelOptions, team: Team) -> Side:
+    """A side by its names on the Hub; as they are where no config explains them."""
+    checkpoint = source.checkpoint
+    source = Source(checkpoint, open_base(checkpoint, options))
+    try:
+        model = make_hub_model(source, config, options, team)
+    except MappingError as error:
+        if not is_named(checkpoint):
+            raise
+        said = f"names are compared as they are: {error}: {'; '.join(error.names)}"
+        model = HubModel(dict(checkpoint), config, warnings=(said,))
+    notes = [f"left out {name} ({why})" for name, why in describe_left_out(checkpoint).items()]
+    notes += _describe_fused(model)
+    notes += model.warnings
+    if config is None and holds_megatron(checkpoint):
+        notes.append(
+            "no config.json beside either checkpoint, so names and layouts are compared as they are"
+        )
+    said_of_side = tuple(f"{checkpoint.path}: {note}" for note in notes)
     ranks = {file.path: file.rank for file in checkpoint.files}
-    gone = [f"{path}: left out {name} ({why})" for name, why in left_out(checkpoint).items()]
-    return Side(checkpoint, config, dict(checkpoint), ranks, tuple(gone))
+    return Side(checkpoint, replace(model, warnings=said_of_side), ranks)
 
 
-def require_config(side: Side, other: Side) -> Side:
-    """The side by its names on the Hub; where it has no config, the other's says what they are.
-
-    Hugging Face files have these names already, unless somebody saved a state dict as it was in
-    memory: the tables of families change names in memory only, so they are used there too.
-    Without any config names stay as they are.
-    """
-    named = _by_hub_names(_plain(side), other)
-    return replace(named, tensors=heads_as_in(named.tensors, other.tensors))
-
-
-def _by_hub_names(side: Side, other: Side) -> Side:
-    config = side.config or other.config
-    if config is None:
-        return _as_it_is(side)
-    if side.checkpoint.format == "huggingface":
-        return _as_on_hub(side, other, config)
-    if side.checkpoint.format in ("torch_dist", "megatron-ranks"):
-        return _from_megatron(side, other, config)
-    if side.checkpoint.format == "dcp" and is_megatron(side.tensors):
-        return _from_megatron(side, other, config)
-    tensors = side.tensors
-    if side.checkpoint.format == "dcp" and is_torchtitan(tensors):
-        tensors = from_torchtitan(tensors, config)
-    fused = resolve(side.checkpoint, tensors, adapters_of(tensors), LoraOptions(), config)
-    refuse_adapters(fused.tensors)
-    model = value_model(fused.tensors, config)
-    form = to_hub(model.base, model.config)
-    said = (*side.warnings, *_fused_text(side, fused), *form.warnings)
-    return replace(side, tensors=form.tensors | model.head, warnings=said)
-
-
-def _fused_text(side: Side, fused: Resolved) -> list[str]:
-    note = fused.note
+def _describe_fused(model: HubModel) -> list[str]:
+    note = model.lora
     if note is None:
         return []
     numbers = f"rank {note.rank}, alpha {note.alpha:g}, {note.source}"
-    return [f"{side.checkpoint.path}: LoRA adapters are compared fused ({numbers})"]
+    return [f"LoRA adapters are compared fused ({numbers})"]
 
 
-def _plain(side: Side) -> Side:
-    """A side of torch.distributed.checkpoint without what is nested around its model."""
-    if side.checkpoint.format != "dcp" or is_megatron(side.tensors):
-        return side
-    return replace(side, tensors=under(side.tensors, prefix_of(side.tensors)))
+def _meet(side: Side, other: Side) -> Side:
+    """The side in the form in which it can be compared with the other.
 
-
-def _as_it_is(side: Side) -> Side:
-    """A side whose names nothing explains; of Megatron, that is worth a word."""
-    if side.checkpoint.format not in ("torch_dist", "megatron-ranks"):
-        return side
-    said = "no config.json beside either checkpoint, so names and layouts are compared as they are"
-    return replace(side, warnings=(*side.warnings, f"{side.checkpoint.path}: {said}"))
-
-
-def _from_megatron(side: Side, other: Side, config: ModelConfig) -> Side:
-    """A Megatron side, with what Hugging Face repeats of it where the other side has that."""
-    fused, model = resolve_megatron(side.checkpoint, LoraOptions(), config, 1)
-    repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
-    said = (*side.warnings, *_fused_text(side, fused))
-    return replace(side, tensors=model.tensors | repeated, warnings=said)
-
-
-def _as_on_hub(side: Side, other: Side, config: ModelConfig) -> Side:
-    """A Hugging Face side; what its family's table does not know is compared as it is.
-
-    Block-quantised weights are compared with wide ones by their values.
+    Block-quantised weights are compared with wide ones by their values; what Hugging Face repeats
+    of a Megatron side is there where the other has it, and so are copies of a value head.
     """
-    if has_scales(side.tensors) and not has_scales(other.tensors):
-        dtype = main_dtype(other.tensors.values()) or BFLOAT16
-        side = replace(
-            side,
-            tensors=dequantised(side.tensors, config, dtype),
-            warnings=(
-                f"{side.checkpoint.path}: fp8 weights are compared as {dtype}, with their"
-                " scales applied",
-            ),
-        )
-    try:
-        return replace(side, tensors=by_family(side.tensors, config) or side.tensors)
-    except MappingError:
-        return side
+    model = side.model
+    if has_scales(model.tensors) and not has_scales(other.tensors):
+        model = _dequantise(model, other, side.checkpoint.path)
+    repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
+    tensors = match_heads(model.tensors | repeated, other.tensors)
+    return replace(side, model=replace(model, tensors=tensors))
 
 
-def tied_heads(
-    left: Side,
-    right: Side,
-    mine: dict[str, LazyTensor],
-    theirs: dict[str, LazyTensor],
-    jobs: int,
-) -> dict[str, str]:
-    """Heads on one side only that repeat the embedding to which a config ties them, and why."""
-    found = {}
-    for side, here, there in ((left, mine, theirs), (right, theirs, mine)):
-        tied = [config.tied for config in (left.config, right.config) if config is not None]
-        for name in here:
-            if name in there or not is_weight_of(name, ("lm_head",)) or not any(tied):
-                continue
-            head = here[name]
-            alike = (n for n, t in here.items() if (t.shape, t.dtype) == (head.shape, head.dtype))
-            embedding = only_embedding(alike)
-            if embedding is None or embedding not in there:  # nothing would say that it is right
-                continue
-            if are_equal(head, here[embedding], jobs):
-                where = "checkpoint" if side is left else "reference"
-                found[name] = f"only in the {where}, equal to {embedding}, to which config ties it"
-    return found
+def _dequantise(model: HubModel, other: Side, path: Path) -> HubModel:
+    if model.config is None:
+        return model
+    dtype = find_main_dtype(other.tensors.values()) or BFLOAT16
+    said = f"{path}: fp8 weights are compared as {dtype}, with their scales applied"
+    return replace(
+        model,
+        tensors=dequantise_weights(model.tensors, model.config, dtype),
+        warnings=(*model.warnings, said),
+    )

@@ -7,55 +7,39 @@ that none is missing or left over; writing moves each byte once (:mod:`ckpt_tool
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.common.jobs import jobs_of
-from ckpt_tool.common.parallel import Team, joined
+from ckpt_tool.common.parallel import ALONE, Team, choose_jobs, join_world
 from ckpt_tool.common.progress import NoProgress, Progress
-from ckpt_tool.mapping.casting import cast_all, require_dtype, target_dtype
+from ckpt_tool.mapping.casting import cast_all, choose_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
-from ckpt_tool.mapping.hub.names import by_family, refuse_adapters
+from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.value_head import refuse_value_head
+from ckpt_tool.mapping.lora.names import refuse_adapters
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS as LAYERS
 from ckpt_tool.mapping.megatron.convert import to_megatron
-from ckpt_tool.mapping.megatron.extra_state import extra_states
-from ckpt_tool.mapping.megatron.numbers import family_of, numbers_of
-from ckpt_tool.mapping.megatron.rules import Rules, rules_for
-from ckpt_tool.mapping.quantised import dequantised, is_quantised
-from ckpt_tool.operations.proofs import tied_head
-from ckpt_tool.plans.mcore import LAYOUTS, McorePlan, write_mcore
-from ckpt_tool.plans.output import WriteOptions, WriteResult
+from ckpt_tool.mapping.megatron.extra_state import list_extra_states
+from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
+from ckpt_tool.mapping.megatron.rules import Rules, make_rules
+from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised
+from ckpt_tool.operations.hub_model import make_hub_model
+from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
+from ckpt_tool.operations.request import Heads
+from ckpt_tool.operations.source import Source
+from ckpt_tool.operations.tied_head import TiedHeadError, are_equal_together
+from ckpt_tool.plans.mcore import LAYOUTS, McorePlan
+from ckpt_tool.plans.options import WriteResult
+from ckpt_tool.plans.write import write
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, DType
-from ckpt_tool.tensors.equality import are_equal
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 
 #: What old files hold although the model computes it.
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
-
-
-@dataclass(frozen=True)
-class ToMcoreOptions:
-    """What ``to-mcore`` can be told; the defaults are the command's.
-
-    ``config``: a folder with config.json (None: the model's own). ``layout``: ``bare``, or
-    ``megatron-lm`` for a folder that its ``--load`` takes. ``layers``: ``stacked`` or
-    ``per-layer``, empty for what megatron-core itself would write. ``sums``: with CRC-32.
-    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
-    """
-
-    config: str | Path | None = None
-    dtype: str = "auto"
-    layout: str = "bare"
-    layers: str = ""
-    vocab_multiple: int = 1
-    sums: bool = True
-    jobs: int = 0
-    write: WriteOptions = field(default_factory=WriteOptions)
 
 
 def convert_to_mcore(
@@ -67,47 +51,77 @@ def convert_to_mcore(
     """Write the Hugging Face model ``model`` as the megatron-core checkpoint ``out``.
 
     Under torchrun every process calls this and writes its share; the result is the same.
-    Raises CheckpointError, MappingError, OutputError, UsageError or FormatError; ``out`` then
-    does not exist, or is what it was.
+    ``progress`` is told of bytes that are compared and written. Returns what was written, sizes in
+    bytes. Raises CheckpointError, MappingError, OutputError, UsageError or FormatError; ``out``
+    then does not exist, or is what it was.
+
+    >>> import tempfile, json
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from ckpt_tool import convert_to_mcore
+    >>> config = {"model_type": "mistral", "hidden_size": 4, "num_hidden_layers": 1,
+    ...           "num_attention_heads": 2, "intermediate_size": 5, "vocab_size": 6,
+    ...           "tie_word_embeddings": True, "torch_dtype": "float32"}
+    >>> shapes = {"embed_tokens": (6, 4), "norm": (4,), "layers.0.input_layernorm": (4,),
+    ...           "layers.0.post_attention_layernorm": (4,), "layers.0.mlp.gate_proj": (5, 4),
+    ...           "layers.0.mlp.up_proj": (5, 4), "layers.0.mlp.down_proj": (4, 5)}
+    >>> shapes |= {f"layers.0.self_attn.{part}_proj": (4, 4) for part in "qkvo"}
+    >>> weights = {f"model.{name}.weight": np.ones(shapes[name], np.float32) for name in shapes}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.json").write_text(json.dumps(config))
+    ...     save_file(weights, f"{folder}/model.safetensors")
+    ...     result = convert_to_mcore(folder, f"{folder}/mcore")
+    ...     print(result.num_tensors, [file.name for file in result.files])
+    8 ['__0_0.distcp']
     """
     options = options or ToMcoreOptions()
-    with joined() as world:
-        team = Team(world, jobs_of(options.jobs), progress or NoProgress())
-        plan = world.each(lambda: plan_to_mcore(model, options))
-        return write_mcore(plan, Path(out), options.write, team)
+    with join_world() as world:
+        team = Team(world, choose_jobs(options.jobs), progress or NoProgress())
+        return write(plan_to_mcore(model, options, team), Path(out), options.write, team)
 
 
-def plan_to_mcore(model: str | Path, options: ToMcoreOptions | None = None) -> McorePlan:
+def plan_to_mcore(
+    model: str | Path, options: ToMcoreOptions | None = None, team: Team | None = None
+) -> McorePlan:
     """What :func:`convert_to_mcore` would write; writes nothing. Raises what it raises."""
     options = options or ToMcoreOptions()
     _require_choices(options)
-    checkpoint = _open(model)
-    config = load_config(Path(options.config or checkpoint.side_files or _no_config(checkpoint)))
-    family_of(config)
-    refuse_adapters(checkpoint.entries)
-    refuse_value_head(checkpoint.entries)
-    dropped: dict[str, str] = {}
-    tensors = _plain(checkpoint, config, options)
-    _drop_head(checkpoint, config, tensors, dropped, jobs_of(options.jobs))
-    for name in [name for name in tensors if _COMPUTED.search(name)]:
-        dropped[name] = "computed from the config"
-        tensors.pop(name)
-    rules = rules_for(config, tensors, _layers(config, options), options.vocab_multiple)
-    _drop_repeats(rules, tensors, dropped, jobs_of(options.jobs))
-    _require_floats(tensors)
-    tensors = _with_fixed_dtypes(rules, tensors)
-    sharded = to_megatron(tensors, rules)
-    objects = extra_states(rules.bindings)
+    team = team or Team(ALONE, choose_jobs(options.jobs), NoProgress())
+    checkpoint = team.world.each(lambda: _open(model))
+    config = team.world.each(lambda: _find_config(checkpoint, options))
+    found = _name(checkpoint, config, team)
+    plain = team.world.each(lambda: _make_plain(found, config, options))
+    rules = team.world.each(lambda: _make_rules(plain, config, options))
+    whole = _drop_repeats(plain, rules, team)
+    return team.world.each(lambda: _plan_files(checkpoint, whole, rules, options))
+
+
+def _plan_files(
+    checkpoint: Checkpoint, model: HubModel, rules: Rules, options: ToMcoreOptions
+) -> McorePlan:
+    """The plan for a model by its names on the Hub, each tensor in the dtype that is written."""
+    _require_floats(model.tensors)
+    tensors = _with_fixed_dtypes(rules, model.tensors)
+    tiled = to_megatron(tensors, rules)
+    objects = list_extra_states(rules.bindings)
     prefix = "release/" if options.layout == "megatron-lm" else ""
+    folder = plan_torch_dist(tiled, objects, prefix=prefix, sums=options.sums)
     return McorePlan(
         checkpoint=checkpoint,
         rules=rules,
         layout=options.layout,
-        tensors=tensors,
-        folder=plan_torch_dist(sharded, objects, prefix=prefix, sums=options.sums),
-        dropped=dropped,
-        warnings=rules.warnings,
+        model=tensors,
+        files=folder.files,
+        folder=folder,
+        dropped=model.dropped,
+        warnings=[*model.warnings, *rules.warnings],
     )
+
+
+def _make_rules(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> Rules:
+    layers = _layers(config, options)
+    return make_rules(config, model.tensors, layers, options.vocab_multiple)
 
 
 def _layers(config: ModelConfig, options: ToMcoreOptions) -> str:
@@ -116,7 +130,7 @@ def _layers(config: ModelConfig, options: ToMcoreOptions) -> str:
     Megatron-LM's loader is told that layers have keys of their own, and then asks for those, be
     the run's ``--moe-layer-freq`` a number or a list; of a model with experts it could not know.
     """
-    if not options.layers and options.layout == "megatron-lm" and numbers_of(config).experts:
+    if not options.layers and options.layout == "megatron-lm" and read_numbers(config).experts:
         return "per-layer"
     return options.layers
 
@@ -124,11 +138,11 @@ def _layers(config: ModelConfig, options: ToMcoreOptions) -> str:
 def _require_choices(options: ToMcoreOptions) -> None:
     require_dtype(options.dtype)
     if options.layout not in LAYOUTS:
-        raise UsageError(f"--layout {options.layout}: expected one of {', '.join(LAYOUTS)}")
+        raise UsageError(f"`layout={options.layout!r}`: expected one of {', '.join(LAYOUTS)}")
     if options.layers and options.layers not in LAYERS:
-        raise UsageError(f"--layers {options.layers}: expected one of {', '.join(LAYERS)}")
+        raise UsageError(f"`layers={options.layers!r}`: expected one of {', '.join(LAYERS)}")
     if options.vocab_multiple < 1:
-        raise UsageError(f"--pad-vocab-to-multiple {options.vocab_multiple}: expected 1 or more")
+        raise UsageError(f"`vocab_multiple={options.vocab_multiple}`: expected 1 or more")
 
 
 def _open(model: str | Path) -> Checkpoint:
@@ -142,60 +156,59 @@ def _open(model: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def _no_config(checkpoint: Checkpoint) -> Path:
-    raise UsageError(
-        f"{checkpoint.path}: no config.json beside the weights",
-        hint="Name a folder that has it with --config DIR.",
-    )
+def _find_config(checkpoint: Checkpoint, options: ToMcoreOptions) -> ModelConfig:
+    """The config of a model that Megatron has and can take; UsageError or MappingError if not."""
+    folder = options.config or checkpoint.side_files
+    if folder is None:
+        raise UsageError(
+            f"{checkpoint.path}: no config.json beside the weights",
+            hint="Name a folder that has it with `config=DIR`.",
+        )
+    config = load_config(Path(folder))
+    require_rows(config)
+    refuse_adapters(checkpoint.entries)
+    refuse_value_head(checkpoint.entries)
+    return config
 
 
-def _plain(
-    checkpoint: Checkpoint, config: ModelConfig, options: ToMcoreOptions
-) -> dict[str, LazyTensor]:
-    """The tensors by their names on the Hub, in the dtype that is written, fp8 scales applied."""
-    tensors = dict(checkpoint)
-    target = target_dtype(options.dtype, config)
+def _name(checkpoint: Checkpoint, config: ModelConfig, team: Team) -> HubModel:
+    """The model under its names on the Hub, without a head that repeats the embedding."""
+    try:
+        return make_hub_model(Source(checkpoint), config, ModelOptions(), team, Heads())
+    except TiedHeadError as error:
+        error.hint = "Megatron ties what config.json ties: set tie_word_embeddings to false there."
+        raise
+
+
+def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> HubModel:
+    """The model in the dtype that is written, fp8 scales applied, without what is computed."""
+    tensors, target = model.tensors, choose_dtype(options.dtype, config)
     if is_quantised(tensors):
-        tensors = dequantised(tensors, config, _wide_dtype(options.dtype, target))
-    tensors = by_family(tensors, config) or tensors
-    return cast_all(tensors, target, config)
+        tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
+    computed = dict.fromkeys(filter(_COMPUTED.search, tensors), "computed from the config")
+    kept = {name: tensor for name, tensor in tensors.items() if name not in computed}
+    return replace(model, tensors=cast_all(kept, target, config), dropped=model.dropped | computed)
 
 
-def _wide_dtype(wanted: str, target: DType | None) -> DType:
+def _choose_wide_dtype(wanted: str, target: DType | None) -> DType:
     if wanted == "keep":
         raise UsageError(
-            "--dtype keep: Megatron does not load weights in block-quantised fp8",
-            hint="Name the dtype they are to have: --dtype bfloat16.",
+            "`dtype='keep'`: Megatron does not load weights in block-quantised fp8",
+            hint="Name the dtype they are to have: `dtype='bfloat16'`.",
         )
     return target or BFLOAT16
 
 
-def _drop_head(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    tensors: dict[str, LazyTensor],
-    dropped: dict[str, str],
-    jobs: int,
-) -> None:
-    try:
-        head = tied_head(checkpoint, config, None, jobs)
-    except MappingError as error:
-        error.hint = "Megatron ties what config.json ties: set tie_word_embeddings to false there."
-        raise
-    if head.dropped:
-        dropped[head.name] = f"equal to {head.embedding}, to which the config ties it"
-        tensors.pop(head.name)
+def _drop_repeats(model: HubModel, rules: Rules, team: Team) -> HubModel:
+    """Leave out what layers for multi-token prediction repeat of the model, where it is equal.
 
-
-def _drop_repeats(
-    rules: Rules, tensors: dict[str, LazyTensor], dropped: dict[str, str], jobs: int
-) -> None:
-    """Leave out what layers for multi-token prediction repeat of the model, where it is equal."""
-    faults = []
+    Every process of the team compares its share.
+    """
+    tensors, dropped, faults = dict(model.tensors), dict(model.dropped), []
     for repeat in rules.repeats:
         if repeat.hf not in tensors or repeat.of not in tensors:
             continue
-        if are_equal(tensors[repeat.hf], tensors[repeat.of], jobs):
+        if are_equal_together(tensors[repeat.hf], tensors[repeat.of], team):
             dropped[repeat.hf] = f"equal to {repeat.of}, which Megatron uses in its place"
             tensors.pop(repeat.hf)
         else:
@@ -204,6 +217,7 @@ def _drop_repeats(
         raise MappingError(
             "Megatron has one embedding and one head, this model has several that differ", faults
         )
+    return replace(model, tensors=tensors, dropped=dropped)
 
 
 def _require_floats(tensors: dict[str, LazyTensor]) -> None:

@@ -1,4 +1,4 @@
-"""``--upload``: a merged model goes to the Hugging Face Hub, through huggingface_hub.
+"""A merged model goes to the Hugging Face Hub, through huggingface_hub.
 
 What can be refused is refused by :func:`check_upload` and :meth:`Target.require_replaced`, before
 anything is planned or written: a name the Hub does not allow, a token that is missing, refused or
@@ -14,18 +14,18 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import CkptError, UploadError, UsageError
-from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.version import __version__
-from ckpt_tool.operations.hub_client import answer, bars, hub_api, hub_token, not_allowed
-from ckpt_tool.plans.plan import ModelPlan
+from ckpt_tool.operations.hub_client import answer, find_token, make_api, make_refusal, show_bars
+from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.writers.safetensors import INDEX_NAME
+from ckpt_tool.writers.target import list_files
 
 #: Weights that transformers or vLLM may load from a model's folder, in place of others there.
 _WEIGHTS = re.compile(r"([^/]+\.safetensors|pytorch_model[^/]*\.bin)(\.index\.json)?")
@@ -84,7 +84,7 @@ def check_upload(upload: Upload) -> Target:
     token, or where what is there may not be written to, or is public and must not be.
     """
     _require_name(upload.repo)
-    api, token = hub_api(), hub_token()
+    api, token = make_api(), find_token()
     who = answer(api, "whoami", lambda: api.whoami(token))
     repo = upload.repo if "/" in upload.repo else f"{who['name']}/{upload.repo}"
     _require_name(repo)
@@ -100,33 +100,17 @@ def _target(api: Any, repo: str, info: Any | None, *, private: bool) -> Target:
         return Target(repo, url, private, exists=False)
     if private and not info.private:
         raise UploadError(
-            f"{url}: is public, and --private was asked for",
+            f"{url}: is public, and `upload.private=True` was asked for",
             hint="Upload to another repository, or make this one private in its settings first.",
         )
     files = tuple(file.rfilename for file in info.siblings or ())
     return Target(repo, url, bool(info.private), exists=True, files=files)
 
 
-def checked(
-    make: Callable[[Team], ModelPlan], upload: Upload | None
-) -> Callable[[Team], ModelPlan]:
-    """``make``, which plans with all processes, with everything asked that an upload needs."""
-
-    def plan(team: Team) -> ModelPlan:
-        if upload is None:
-            return make(team)
-        target = team.world.first(lambda: check_upload(upload))
-        planned = make(team)
-        team.world.first(lambda: target.require_replaced(weight_names(planned)))
-        return planned
-
-    return plan
-
-
-def weight_names(plan: ModelPlan) -> list[str]:
-    """The weight files of a plan, and their index."""
-    names = [file.name for file in plan.files if "/" not in file.name]
-    return [*names, INDEX_NAME] if len(names) > 1 else names
+def list_weight_names(plan: HubPlan) -> list[str]:
+    """The files of a plan that hold tensors, and the index of the model's."""
+    names = [file.name for file in plan.files]
+    return [*names, INDEX_NAME] if len(plan.weight_files) > 1 else names
 
 
 def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> UploadResult:
@@ -138,11 +122,11 @@ def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> 
     folder = Path(folder)
     words = ["hf", "upload", upload.repo, str(folder), *["--private"] * upload.private]
     go_on = (
-        f"The model is complete in {folder}. Upload it with the same command and --resume, which"
-        f" writes nothing again, or with: {shlex.join(words)}"
+        f"The model is complete in {folder}. To upload it, do the same again with"
+        f" `write.resume=True`, which writes nothing again, or run: {shlex.join(words)}"
     )
     try:
-        with bars(show):
+        with show_bars(show):
             return _upload(folder, upload)
     except CkptError as error:
         error.hint = f"{error.hint} {go_on}".strip()
@@ -152,7 +136,7 @@ def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> 
 
 
 def _upload(folder: Path, upload: Upload) -> UploadResult:
-    api, target = hub_api(), check_upload(upload)
+    api, target = make_api(), check_upload(upload)
     repo = target.repo
     if not target.exists:
         private = upload.private or None  # None: as the organization has it by default
@@ -169,8 +153,8 @@ def _upload(folder: Path, upload: Upload) -> UploadResult:
 
 def _require_all(api: Any, target: Target, commit: str, folder: Path) -> int:
     """How many files ``folder`` has; UploadError unless ``commit`` has all, of the same sizes."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    paths = {name: folder / name for name in list_files(folder)}
+    sizes = {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
     ask = partial(api.model_info, target.repo, revision=commit, files_metadata=True)
     there = {file.rfilename: file.size for file in answer(api, target.repo, ask).siblings}
     lost = sorted(name for name, size in sizes.items() if there.get(name) != size)
@@ -190,7 +174,7 @@ def _require_name(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UsageError(
-            f"--upload {repo}: not a name that the Hub allows: {error}",
+            f"`upload.repo={repo!r}`: not a name that the Hub allows: {error}",
             hint="A repository is called NAME or NAMESPACE/NAME.",
         ) from error
 
@@ -209,7 +193,7 @@ def _require_permission(api: Any, repo: str, who: dict[str, Any], *, exists: boo
     """UploadError if it is known that the token may not write to, or make, ``repo``."""
     token = (who.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
-        raise not_allowed(api.endpoint, repo, f"the token of {who['name']} is for reading only")
+        raise make_refusal(api.endpoint, repo, f"the token of {who['name']} is for reading only")
     if exists and _may_write(api, repo):
         return
     spaces = [who["name"], *(org.get("name") for org in who.get("orgs") or ())]
@@ -220,7 +204,7 @@ def _require_permission(api: Any, repo: str, who: dict[str, Any], *, exists: boo
     namespace = repo.split("/", maxsplit=1)[0]
     if not {str(name).lower() for name in spaces} & {namespace.lower(), repo.lower()}:
         held = ", ".join(map(str, spaces)) or "nothing"
-        raise not_allowed(
+        raise make_refusal(
             api.endpoint, repo, f"the token of {who['name']} may write to {held} only"
         )
 

@@ -8,45 +8,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.parallel import Team, choose_jobs, join_world
 from ckpt_tool.common.progress import NoProgress, Progress
 from ckpt_tool.compare.grid import IMMEASURABLE
-from ckpt_tool.compare.hints import Suspect, coarser
-from ckpt_tool.compare.measure import measure
-from ckpt_tool.compare.prefixes import prefix_hint
-from ckpt_tool.compare.stats import Tolerance
-from ckpt_tool.operations.explain import Mismatch, explain
-from ckpt_tool.operations.sides import Side, open_side, require_config, tied_heads
-from ckpt_tool.tensors.equality import Pair, first_differences
+from ckpt_tool.compare.mismatch import Mismatch, explain
+from ckpt_tool.compare.pairs import compare_tensors
+from ckpt_tool.compare.prefixes import explain_prefix
+from ckpt_tool.compare.rows import Heads
+from ckpt_tool.operations.options import VerifyOptions
+from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
-    """What a comparison can be told; the defaults are the command's.
-
-    ``ignore``: patterns of names (on the Hub) that are left out on both sides. ``cast_reference``:
-    where dtypes differ, the finer side is rounded to the coarser one's first.
-    """
-
-    tolerance: Tolerance = field(default_factory=Tolerance)
-    cast_reference: bool = False
-    ignore: tuple[str, ...] = ()
-    jobs: int = 2
-
-
-@dataclass(frozen=True)
 class VerifyResult:
-    """The verdict and all that it rests on.
+    """The verdict, and all that it rests on.
 
-    ``missing``: in the reference only; ``unexpected``: in the checkpoint only. ``tied``: heads on
-    one side only that the config ties to an equal embedding. ``distances`` has, for every tensor
-    compared by value, its :attr:`~ckpt_tool.compare.stats.Stats.distance`.
+    ``left``, ``right``: the checkpoint and the reference, by their names on the Hub.
+    ``num_compared``: tensors on both sides; ``compared_bytes``: their size, of one side.
+    ``missing``: names in the reference only; ``unexpected``: in the checkpoint only.
+    ``mismatched``: tensors on both sides that differ, in the order of the reference.
+    ``close``: names of those that are equal within the tolerance only.
+    ``tied``: heads on one side only that a config ties to an equal embedding, and why that is no
+    difference. ``ignored``: names that were left out because the options say so.
+    ``distances``: for every tensor of one shape on both sides, how far they are apart: its
+    :attr:`~ckpt_tool.compare.stats.Stats.distance`, 0 where they are equal.
+    ``names_hint``: what explains names on one side only; empty where nothing does.
+    ``seconds``: how long it took.
     """
 
     left: Side
@@ -86,28 +80,64 @@ def verify_checkpoint(
     options: VerifyOptions | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
-    """Compare two checkpoints of any format.
+    """Say whether two checkpoints are the same model, and if not, what differs and why.
 
-    Raises CheckpointError where one is damaged or incomplete, FormatError, MappingError,
-    UsageError or OSError where it cannot be read: there is then no verdict.
+    Either may be of any format that can be read: FSDP or Megatron rank files, a folder of
+    torch.distributed.checkpoint or megatron-core, a Hugging Face folder, a safetensors or torch
+    file. Both are proven complete and brought to their names on the Hub, by the config that either
+    has, and by what ``options`` say of it. Equal means the same names, shapes, dtypes and bits,
+    unless ``options`` say otherwise.
+
+    ``progress`` is told how many bytes of one side are compared, measured and explained. Under
+    torchrun every process reads its share, and all have the same result.
+
+    Raises CheckpointError where one is damaged or incomplete, FormatError or UnsafeContentError
+    where it cannot be read, MappingError where its names cannot be brought to those of the Hub,
+    UsageError where the options make no sense or there is nothing to compare, OSError where a file
+    cannot be opened: there is then no verdict.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from ckpt_tool import verify_checkpoint
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> ours, theirs = f"{folder.name}/ours.safetensors", f"{folder.name}/theirs.safetensors"
+    >>> save_file({"norm.weight": np.array([1.0, 2.0, 3.0]), "head.weight": np.ones(2)}, ours)
+    >>> save_file({"norm.weight": np.array([1.0, 2.0, 2.5]), "head.weight": np.ones(2)}, theirs)
+    >>> result = verify_checkpoint(ours, theirs)
+    >>> result.equal, result.num_equal, result.num_compared
+    (False, 1, 2)
+    >>> [(each.name, each.first_index, each.stats.max_abs) for each in result.mismatched]
+    [('norm.weight', (2,), 0.5)]
+    >>> folder.cleanup()
+    """
+    options = options or VerifyOptions()
+    with join_world() as world:
+        team = Team(world, choose_jobs(options.jobs), progress or NoProgress())
+        return verify_as_team(checkpoint, reference, options, team)
+
+
+def verify_as_team(
+    checkpoint: str | Path, reference: str | Path, options: VerifyOptions, team: Team
+) -> VerifyResult:
+    """The same by processes that have joined already. Raises what :func:`verify_checkpoint` does.
+
+    PeerError where another process could not read its share. ``options.jobs`` is not looked at.
     """
     started = time.monotonic()
-    options, progress = options or VerifyOptions(), progress or NoProgress()
     _check(options)
-    left, right = (
-        open_side(path, options.jobs, progress) for path in (Path(checkpoint), Path(reference))
-    )
-    left, right = require_config(left, right), require_config(right, left)
+    left, right = open_sides(Path(checkpoint), Path(reference), options, team)
     mine, ignored = _without(left.tensors, options.ignore)
     theirs, also = _without(right.tensors, options.ignore)
-    tied = tied_heads(left, right, mine, theirs, options.jobs)
+    if not mine and not theirs:
+        why = "what is ignored leaves" if ignored or also else "the two checkpoints have"
+        raise UsageError(f"{why} no tensor to compare")
+    tied = find_tied_heads(left, right, mine, theirs, team)
     common = [name for name in theirs if name in mine and name not in tied]
     missing = [name for name in theirs if name not in mine and name not in tied]
     unexpected = [name for name in mine if name not in theirs and name not in tied]
-    if not common and not missing and not unexpected:
-        why = "--ignore leaves" if ignored or also else "the two checkpoints have"
-        raise UsageError(f"{why} no tensor to compare")
-    comparison = _compare([(name, mine[name], theirs[name]) for name in common], options, progress)
+    rows = [(name, mine[name], theirs[name]) for name in common]
+    found = compare_tensors(rows, options.tolerance, team, rounded=options.cast_reference)
     return VerifyResult(
         left=left,
         right=right,
@@ -115,18 +145,20 @@ def verify_checkpoint(
         num_compared=len(common),
         missing=missing,
         unexpected=unexpected,
-        mismatched=explain(comparison.suspects, left, right, options.jobs),
-        close=comparison.close,
+        mismatched=explain(
+            found.suspects, _find_heads(left, right), left.rank_of, options.explained, team
+        ),
+        close=found.close,
         tied=tied,
         ignored=sorted({*ignored, *also}),
-        distances=comparison.distances,
-        names_hint=prefix_hint(missing, unexpected, mine, theirs, options.jobs),
+        distances=found.distances,
+        names_hint=explain_prefix(missing, unexpected, mine, theirs, team),
         compared_bytes=sum(mine[name].nbytes for name in common),
         seconds=time.monotonic() - started,
     )
 
 
-def shown_distances(result: VerifyResult) -> dict[str, float]:
+def collect_distances(result: VerifyResult) -> dict[str, float]:
     """The distances of a verification, with those of differences that no norm can express.
 
     Infinite where shapes differ, :data:`IMMEASURABLE` where only dtypes or the signs of zeros do: a
@@ -142,9 +174,12 @@ def shown_distances(result: VerifyResult) -> dict[str, float]:
 
 
 def _check(options: VerifyOptions) -> None:
-    for flag, value in (("--atol", options.tolerance.atol), ("--rtol", options.tolerance.rtol)):
-        if not 0 <= value < float("inf"):
-            raise UsageError(f"{flag} {value}: expected a number that is 0 or more")
+    for name in ("atol", "rtol"):
+        value = getattr(options.tolerance, name)
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{name} {value}: expected a number that is 0 or more")
+    if options.explained is not None and options.explained < 0:
+        raise UsageError(f"explained {options.explained}: expected 0 or more, or None for all")
 
 
 def _without(
@@ -160,41 +195,14 @@ def _without(
     return kept, ignored
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    suspects: list[Suspect]
-    close: list[str]
-    distances: dict[str, float]
-
-
-def _compare(
-    rows: Iterable[tuple[str, LazyTensor, LazyTensor]], options: VerifyOptions, progress: Progress
-) -> _Comparison:
-    """Bits first; numbers for what differs."""
-    pairs: list[Pair[str]] = []
-    suspects: list[Suspect] = []
-    for name, left, right in rows:
-        if left.shape != right.shape:
-            suspects.append(Suspect(name, "shape", left, right))
-            continue
-        both = coarser(left, right) if options.cast_reference else None
-        one, other = both or (left, right)
-        pairs.append(Pair(name, one, other))
-    alike = [pair for pair in pairs if pair.left.dtype == pair.right.dtype]
-    progress.start("comparing", sum(pair.left.nbytes for pair in alike))
-    differing = first_differences(alike, options.jobs, progress.advance)
-    doubtful = [
-        pair for pair in pairs if pair.label in differing or pair.left.dtype != pair.right.dtype
-    ]
-    progress.start("measuring", sum(pair.left.nbytes for pair in doubtful))
-    stats = measure(doubtful, options.jobs, options.tolerance, progress.advance)
-    close = []
-    for pair in doubtful:
-        kind = "values" if pair.left.dtype == pair.right.dtype else "dtype"
-        if kind == "values" and not stats[pair.label].num_outside:
-            close.append(pair.label)
-        else:
-            suspects.append(Suspect(pair.label, kind, pair.left, pair.right, stats[pair.label]))
-    distances = {pair.label: 0.0 for pair in pairs}
-    distances |= {name: found.distance for name, found in stats.items()}
-    return _Comparison(suspects, close, distances)
+def _find_heads(left: Side, right: Side) -> Heads | None:
+    """Head counts and size, from whichever config says them."""
+    for side in (left, right):
+        text = side.config.text if side.config is not None else {}
+        query, hidden = text.get("num_attention_heads"), text.get("hidden_size")
+        if isinstance(query, int) and query > 0:
+            key_value = text.get("num_key_value_heads") or query
+            dim = text.get("head_dim") or (hidden // query if isinstance(hidden, int) else 0)
+            if isinstance(key_value, int) and isinstance(dim, int) and dim > 0:
+                return Heads(query, key_value, dim)
+    return None

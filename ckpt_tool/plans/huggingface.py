@@ -1,96 +1,86 @@
-"""Writing a planned Hugging Face model folder: weights, side files, config, manifest, checks."""
+"""A planned Hugging Face model folder: weights, side files, config, manifest, checks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.parallel import Team
-from ckpt_tool.mapping.hub.transformers_tables import View
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.form import View
+from ckpt_tool.mapping.lora.options import AdapterFiles
 from ckpt_tool.mapping.lora.settings import CONFIG
-from ckpt_tool.plans.checks.transformers import LoadCheck, check_views
-from ckpt_tool.plans.finished import finished_files
-from ckpt_tool.plans.output import WriteOptions, WriteResult, json_bytes
-from ckpt_tool.plans.plan import MANIFEST_NAME, ModelPlan, manifest
-from ckpt_tool.plans.write import Steps, already_written, real_path, write_plan
+from ckpt_tool.plans.checks.transformers import check_views
+from ckpt_tool.plans.manifest import MANIFEST_NAME, encode_json
+from ckpt_tool.plans.options import LoadCheck
+from ckpt_tool.plans.plan import Plan
 from ckpt_tool.readers.huggingface import open_sound_model
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.writers.safetensors import ADAPTER_NAME, INDEX_NAME, index_json
-from ckpt_tool.writers.staging import check_space, check_target
+from ckpt_tool.writers.planned import PlannedFile
+from ckpt_tool.writers.safetensors import INDEX_NAME, make_index
 from ckpt_tool.writers.stream import WrittenFile
 
 
-def check_plan(plan: ModelPlan, out: Path, options: WriteOptions) -> LoadCheck | None:
-    """Everything that can be refused before a byte is written.
+@dataclass(frozen=True, kw_only=True)
+class HubPlan(Plan):
+    """A Hugging Face model folder; ``config``: None for weights alone.
 
-    OutputError unless ``out`` may be written and there is room; with ``check_load`` MappingError
-    unless transformers wants exactly these tensors.
+    ``adapter``: what is written for peft. ``views``: the classes that shall open the model, where
+    these are not the config's alone.
     """
-    protected = [Path(file.path) for file in plan.checkpoint.files]
-    if plan.config is not None:
-        protected.append(plan.config.folder)
-    check_target(out, replace=options.overwrite, protected=protected)
-    check_space(out, plan.total_bytes)
-    return _check_load(plan, options)
 
+    config: ModelConfig | None
+    adapter: AdapterFiles | None = None
+    views: tuple[View, ...] = ()
 
-def _check_load(plan: ModelPlan, options: WriteOptions) -> LoadCheck | None:
-    if not options.check_load:
-        return None
-    if plan.config is None:
-        raise UsageError("--check-load needs a config: it cannot go with --config none")
-    shapes = {name: tensor.shape for name, tensor in plan.model.items()}
-    return check_views(plan.views or (View(plan.config, frozenset()),), shapes)
+    @property
+    def tensors(self) -> dict[str, LazyTensor]:
+        """All tensors; those of an adapter in a folder have names that begin with it."""
+        if self.adapter is None:
+            return self.model
+        beside = {self.adapter.path(name): t for name, t in self.adapter.tensors.items()}
+        return self.model | beside
 
+    @property
+    def weight_files(self) -> list[PlannedFile]:
+        """The files that hold the model itself."""
+        return [file for file in self.files if file.role == "weights"]
 
-def write_model(plan: ModelPlan, out: Path, options: WriteOptions, team: Team) -> WriteResult:
-    """Write ``plan`` to ``out``, which appears complete or not at all.
+    def protected(self) -> list[Path]:
+        """What is still to be read: the checkpoint, and the folder of the config."""
+        folders = [] if self.config is None else [self.config.folder]
+        return super().protected() + folders
 
-    Every process of the team writes its share of the files. Raises OutputError where one cannot
-    be written, MappingError where ``check_load`` finds that the model does not open. When reading
-    back finds a difference nothing is published, and the result lists the tensors. With ``resume``
-    nothing is written where ``out`` is what this plan would write.
-    """
-    out = real_path(out)
-    steps = Steps(
-        check=lambda: check_plan(plan, out, options),
-        small_files=lambda written: _small_files(plan, written),
-        read_back=lambda folder: _read_back(plan, folder),
-    )
-    there = replace(
-        steps,
-        check=lambda: _check_load(plan, options),
-        find=lambda: finished_files(out, plan.files, steps.small_files, team.progress),
-    )
-    found = already_written(plan, there, out, options, team)
-    result = found or write_plan(plan, steps, out, options, team)
-    return replace(result, lora=plan.lora)
+    def check_load(self) -> LoadCheck:
+        """MappingError unless transformers wants exactly these tensors; UsageError if it cannot."""
+        if self.config is None:
+            raise UsageError(
+                "`write.check_load` needs a config: it cannot go with `keep_names=True`"
+            )
+        shapes = {name: tensor.shape for name, tensor in self.model.items()}
+        return check_views(self.views or (View(self.config, frozenset()),), shapes)
 
+    def small_files(self, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
+        """Side files, manifest, index and config: in this order, the config completes it."""
+        if self.config is not None:
+            for name, path in self.config.side_files().items():
+                yield name, path.read_bytes()
+        if self.adapter is not None:
+            yield self.adapter.path(CONFIG), encode_json(self.adapter.config)
+        yield MANIFEST_NAME, self.manifest(written)
+        index = make_index(self.weight_files)
+        if index is not None:
+            yield INDEX_NAME, index
+        if self.config is not None:
+            yield "config.json", self.config.to_bytes()
 
-def _small_files(plan: ModelPlan, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
-    """Side files, manifest, index and config: in this order, the config completes the folder."""
-    if plan.config is not None:
-        for name, path in plan.config.side_files().items():
-            yield name, path.read_bytes()
-    if plan.adapter is not None:
-        yield plan.adapter.path(CONFIG), json_bytes(plan.adapter.config)
-    source = manifest(plan.checkpoint, plan.casts(), plan.dropped, written, plan.lora)
-    yield MANIFEST_NAME, json_bytes(source | {"plan": plan.mark})
-    index = index_json([file for file in plan.files if not file.name.endswith(ADAPTER_NAME)])
-    if index is not None:
-        yield INDEX_NAME, index
-    if plan.config is not None:
-        yield "config.json", plan.config.to_bytes()
-
-
-def _read_back(plan: ModelPlan, folder: Path) -> dict[str, LazyTensor]:
-    """What is in the files, the adapter's with the names that it has in the plan."""
-    found: dict[str, LazyTensor] = {}
-    if plan.model:
-        found |= open_sound_model(folder)
-    if plan.adapter is not None:
-        beside = open_sound_model(folder / plan.adapter.folder)
-        found |= {plan.adapter.path(name): tensor for name, tensor in beside.items()}
-    return found
+    def read_back(self, folder: Path) -> dict[str, LazyTensor]:
+        """What is in the files, the adapter's with the names that it has in the plan."""
+        found: dict[str, LazyTensor] = {}
+        if self.model:
+            found |= open_sound_model(folder)
+        if self.adapter is not None:
+            beside = open_sound_model(folder / self.adapter.folder)
+            found |= {self.adapter.path(name): tensor for name, tensor in beside.items()}
+        return found

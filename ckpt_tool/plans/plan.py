@@ -1,186 +1,156 @@
-"""What will be written, and what was: the plan of a model folder, its casts and its manifest."""
+"""What will be written, before anything is: what all kinds of output have in common."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ckpt_tool.common.version import __version__
-from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.hub.transformers_tables import View
-from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote
+from ckpt_tool.common.errors import CheckpointError, Problem
+from ckpt_tool.common.progress import Progress
+from ckpt_tool.mapping.lora.options import LoraNote
+from ckpt_tool.plans.manifest import Comparison, compare_folder, make_manifest, take_fingerprint
+from ckpt_tool.plans.options import Cast, LoadCheck, WriteOptions
 from ckpt_tool.readers.base import Checkpoint, ShardFile
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.planned import PlannedFile
-from ckpt_tool.writers.stream import DIGEST, WrittenFile
-
-MANIFEST_NAME = "ckpt_manifest.json"
+from ckpt_tool.writers.stream import WrittenFile
+from ckpt_tool.writers.target import check_space, check_target
 
 #: Number of tensors per (source, target) dtype.
 Casts = dict[tuple[DType, DType], int]
 
 
-@dataclass(frozen=True)
-class ModelPlan:
-    """Everything that will be written, before anything is.
+@dataclass(frozen=True, kw_only=True)
+class Plan(ABC):
+    """Everything that will be written.
 
-    ``model``: tensors of the model by their names on the Hub; ``adapter``: what is written for
-    peft, ``lora`` what was done with the adapters. ``dropped`` maps names that are left out on
-    purpose to the reason. ``views``: as in HubForm.
+    ``checkpoint``: the source. ``model``: the model's tensors by their names on the Hub.
+    ``files``: those that hold tensors, in order. ``dropped`` maps names that are left out on
+    purpose to the reason. ``lora``: what was done with adapters.
     """
 
     checkpoint: Checkpoint
-    config: ModelConfig | None
     model: dict[str, LazyTensor]
     files: list[PlannedFile]
     dropped: dict[str, str]
     warnings: list[str]
     lora: LoraNote | None = None
-    adapter: AdapterFiles | None = None
-    views: tuple[View, ...] = ()
-
-    @cached_property
-    def mark(self) -> str:
-        """The fingerprint, taken once: for many tensors it is long work."""
-        return fingerprint(self.checkpoint.files, self.files)
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:
-        """All tensors; those of an adapter in a folder have names that begin with it."""
-        if self.adapter is None:
-            return self.model
-        beside = {self.adapter.path(name): t for name, t in self.adapter.tensors.items()}
-        return self.model | beside
+        """All tensors, by the names under which :meth:`read_back` finds them."""
+        return self.model
 
     @property
     def num_tensors(self) -> int:
-        """How many tensors are written."""
+        """How many tensors the output has."""
         return len(self.tensors)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all weight files."""
+        """Bytes of all files with tensors."""
         return sum(file.size for file in self.files)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Another one for whatever else would be written: see :func:`.take_fingerprint`."""
+        return take_fingerprint(self.checkpoint.files, self.files)
+
+    @cached_property
     def casts(self) -> Casts:
         """Number of tensors per (source, target) dtype where these differ."""
-        return count_casts(self.tensors.values())
+        found: Casts = {}
+        for tensor in self.tensors.values():
+            if tensor.dtype != tensor.origin:
+                key = (tensor.origin, tensor.dtype)
+                found[key] = found.get(key, 0) + 1
+        return found
+
+    def measured_casts(self, written: Sequence[WrittenFile]) -> list[Cast]:
+        """The casts with the errors that writing measured."""
+        errors: dict[tuple[str, str], float] = {}
+        for file in written:
+            for source, target, error in file.cast_errors:
+                errors[source, target] = max(error, errors.get((source, target), 0.0))
+        return [
+            Cast(source.name, target.name, count, errors.get((source.name, target.name), 0.0))
+            for (source, target), count in self.casts.items()
+        ]
+
+    def manifest(self, written: Sequence[WrittenFile]) -> bytes:
+        """The manifest of the output."""
+        more: dict[str, object] = {"dropped": self.dropped}
+        if self.lora is not None:
+            more["lora"] = asdict(self.lora)
+        more["plan"] = self.fingerprint
+        return make_manifest(self.checkpoint, self.measured_casts(written), written, more)
+
+    def check(
+        self, out: Path, options: WriteOptions, faults: Sequence[str] = ()
+    ) -> LoadCheck | None:
+        """Everything that can be refused before a byte is written.
+
+        OutputError unless ``out`` may be written and there is room, with ``faults`` (of
+        :meth:`compare`) where it is not empty; with ``check_load`` what :meth:`check_load` raises.
+        """
+        check_target(out, replace=options.overwrite, protected=self.protected(), faults=faults)
+        check_space(out, self.total_bytes)
+        return self.check_load() if options.check_load else None
+
+    def compare(self, out: Path, progress: Progress) -> Comparison:
+        """Whether ``out`` is what would be written. It is read where nothing else differs."""
+        return compare_folder(out, self.files, self.small_files, self.fingerprint, progress)
+
+    def protected(self) -> list[Path]:
+        """What is still to be read, so that the output must not take its place."""
+        return [Path(file.path) for file in self.checkpoint.files]
+
+    def require_unchanged(self) -> None:
+        """CheckpointError that lists the sources that were changed since they were opened."""
+        changed = [
+            Problem("changed", file.path, _say_change(file))
+            for file in self.checkpoint.files
+            if _look_at(file.path) != (file.bytes, file.mtime_ns)
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{self.checkpoint.path}: changed while it was read",
+                changed,
+                hint="Nothing was written. Run again when nobody writes there any more.",
+            )
+
+    def check_load(self) -> LoadCheck | None:
+        """What can be said before anything is written of whether the output will load."""
+        return None
+
+    @abstractmethod
+    def small_files(self, written: list[WrittenFile]) -> Iterable[tuple[str, bytes]]:
+        """Name and content of the files without tensors; what completes the output comes last."""
+
+    @abstractmethod
+    def read_back(self, folder: Path) -> Mapping[str, LazyTensor]:
+        """The tensors that were written to ``folder``, by the names in :attr:`tensors`."""
+
+    def load(self, folder: Path) -> LoadCheck | None:
+        """Have somebody else open what was written to ``folder``; None: nobody has to."""
+        return None
 
 
-@dataclass(frozen=True)
-class Cast:
-    """Tensors that changed dtype; ``max_abs_error`` over all their elements."""
-
-    source: str
-    target: str
-    num_tensors: int
-    max_abs_error: float
-
-
-def count_casts(tensors: Iterable[LazyTensor]) -> Casts:
-    """Number of tensors per (source, target) dtype where these differ."""
-    found: Casts = {}
-    for tensor in tensors:
-        if tensor.dtype != tensor.source_dtype:
-            key = (tensor.source_dtype, tensor.dtype)
-            found[key] = found.get(key, 0) + 1
-    return found
+def _look_at(path: str) -> tuple[int, int]:
+    """Bytes, and nanoseconds since 1970 of the last change; zeros where there is no file."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
-def manifest(
-    source: Checkpoint,
-    casts: Casts,
-    dropped: dict[str, str],
-    written: list[WrittenFile],
-    lora: LoraNote | None = None,
-) -> dict[str, object]:
-    """Where the model came from; no absolute paths, so that it can be published with the model."""
-    files = [
-        {
-            "name": Path(file.path).name,
-            "bytes": file.bytes,
-            "mtime_ns": os.stat(file.path).st_mtime_ns,
-        }
-        for file in source.files
-    ]
-    return {
-        "tool": "ckpt-tool",
-        "version": __version__,
-        "source": {"format": source.format, "world_size": source.world_size, "files": files},
-        "digest": DIGEST,
-        "files": [{"name": w.name, "bytes": w.size, "digest": w.digest} for w in written],
-        "casts": [cast_json(cast) for cast in casts_of(casts, written)],
-        "dropped": dropped,
-        **({"lora": asdict(lora)} if lora is not None else {}),
-    }
-
-
-def cast_json(cast: Cast) -> dict[str, object]:
-    """A cast as JSON, which has no infinity: an overflow is said in words."""
-    error = cast.max_abs_error
-    return {
-        "from": cast.source,
-        "to": cast.target,
-        "num_tensors": cast.num_tensors,
-        "max_abs_error": error if error < float("inf") else "overflow",
-    }
-
-
-def casts_of(casts: Casts, written: list[WrittenFile]) -> list[Cast]:
-    """The casts with the errors that writing measured."""
-    errors: dict[tuple[str, str], float] = {}
-    for file in written:
-        for source, target, error in file.cast_errors:
-            errors[source, target] = max(error, errors.get((source, target), 0.0))
-    return [
-        Cast(source.name, target.name, count, errors.get((source.name, target.name), 0.0))
-        for (source, target), count in casts.items()
-    ]
-
-
-def overflows(casts: Casts, written: list[WrittenFile]) -> list[str]:
-    """A warning per cast that lost a finite value to infinity."""
-    return [
-        f"some {cast.source} values are too large for {cast.target} and became infinite"
-        for cast in casts_of(casts, written)
-        if cast.max_abs_error == float("inf")
-    ]
-
-
-def fingerprint(sources: Sequence[ShardFile], files: Iterable[PlannedFile]) -> str:
-    """Changes when the source files or any planned byte range do: what ``resume`` compares.
-
-    Where the sources lie does not matter.
-    """
-    read = [(Path(file.path).name, file.bytes, os.stat(file.path).st_mtime_ns) for file in sources]
-    places = {file.path: str(number) for number, file in enumerate(sources)}
-    whole = hashlib.sha256(json.dumps([__version__, read]).encode())
-    for file in files:
-        whole.update("\n".join((file.name, *file.names)).encode())
-        for item in file.items:
-            if isinstance(item, LazyTensor):
-                whole.update(_begin(item, places))
-            elif isinstance(item, bytes):
-                whole.update(item)
-    return whole.hexdigest()
-
-
-def _begin(tensor: LazyTensor, places: Mapping[str, str]) -> bytes:
-    """Where a tensor comes from: another one of the same name must not pass for it."""
-    found = []
-    for chunk in tensor.chunks[:1]:
-        region, matrix = chunk.region, chunk.region.computed
-        found.append(
-            repr(region._replace(path=places.get(region.path, region.path), computed=None))
-        )
-        if matrix is not None:
-            parts = (matrix.base, matrix.left, matrix.right, matrix.magnitude)
-            found += [str(_begin(part, places)) for part in parts if part is not None]
-            found.append(repr(matrix.scale))
-    return repr(found).encode()
+def _say_change(file: ShardFile) -> str:
+    size, _ = _look_at(file.path)
+    if size != file.bytes:
+        return f"had {file.bytes:,} bytes when it was opened, and has {size:,} now"
+    return "was written again after it was opened"

@@ -4,164 +4,101 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.errors import CheckpointError, UsageError
 from ckpt_tool.common.parallel import Team
-from ckpt_tool.plans.checks.transformers import LoadCheck
-from ckpt_tool.plans.output import (
-    WriteOptions,
-    WriteResult,
-    differences,
-    explained,
-    forget_cached,
-    write_files,
-)
-from ckpt_tool.plans.plan import Casts, casts_of, overflows
-from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.plans.manifest import Comparison
+from ckpt_tool.plans.options import LoadCheck, WriteOptions, WriteResult
+from ckpt_tool.plans.plan import Plan
+from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.writers.planned import PlannedFile
-from ckpt_tool.writers.staging import Staging, Workplace
+from ckpt_tool.writers.files import write_files
+from ckpt_tool.writers.staging import Staging, explain
 from ckpt_tool.writers.stream import WrittenFile
 
 
-class Plan(Protocol):
-    """What every plan says. ``tensors`` are those that reading back must find."""
-
-    @property
-    def checkpoint(self) -> Checkpoint: ...
-    @property
-    def mark(self) -> str: ...
-    @property
-    def tensors(self) -> dict[str, LazyTensor]: ...
-    @property
-    def files(self) -> list[PlannedFile]: ...
-    @property
-    def num_tensors(self) -> int: ...
-    @property
-    def total_bytes(self) -> int: ...
-    @property
-    def dropped(self) -> dict[str, str]: ...
-    @property
-    def warnings(self) -> list[str]: ...
-    def casts(self) -> Casts: ...
-
-
 @dataclass(frozen=True)
-class Steps:
-    """What differs from one kind of output to another; each is done by the first process.
+class _Outcome:
+    """What came of it; ``different``: None if nobody looked, ``seconds``: of the writing alone."""
 
-    ``check`` refuses before anything is written. ``small_files`` are put beside the tensors'
-    files, in order. ``read_back`` gives every process the tensors as they were written; ``load``
-    lets somebody else open the result before it appears. ``find`` gives the tensors' files where
-    the output is complete already.
-    """
-
-    check: Callable[[], LoadCheck | None]
-    small_files: Callable[[list[WrittenFile]], Iterable[tuple[str, bytes]]]
-    read_back: Callable[[Path], Mapping[str, LazyTensor]]
-    load: Callable[[Path], LoadCheck] | None = None
-    find: Callable[[], list[WrittenFile] | None] | None = None
+    written: list[WrittenFile]
+    different: list[str] | None
+    loaded: LoadCheck | None
+    seconds: float | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
-def write_plan(
-    plan: Plan, steps: Steps, out: Path, options: WriteOptions, team: Team
-) -> WriteResult:
-    """Write ``plan`` to ``out``; every process of the team writes its share of the files.
+def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResult:
+    """Write ``plan`` to ``out``, which appears complete or not at all.
 
-    Raises OutputError where one cannot be written, and what the steps raise. When reading back
-    finds a difference nothing is published, and the result lists the tensors.
+    Every process of the team writes its share of the files. With ``resume`` nothing is written
+    where ``out`` is what this plan would write. When reading back finds a difference nothing is
+    published, and the result lists the tensors.
+
+    Raises OutputError where ``out`` may not or cannot be written; CheckpointError where a source
+    was changed meanwhile, FormatError where it ends too early; MappingError where ``check_load``
+    finds that the result does not load, UsageError where it cannot be asked.
     """
     started = time.monotonic()
-    loaded = team.world.first(steps.check)
-    staging = _staging(plan, out, options, team)
-    try:
-        begun = time.monotonic()
-        written = _write_tensors(plan, staging, team)
-        write_seconds = time.monotonic() - begun
-        team.world.first(lambda: _put(staging, steps.small_files(written)))
-        different = _read_back(plan, steps, staging.path, team) if options.verify else None
-        if steps.load is not None and not different:
-            load = steps.load
-            loaded = team.world.first(lambda: load(staging.path))
-        team.world.first(lambda: _close(staging, bool(different), options))
-    except BaseException as error:
-        raise explained(error, staging) from error
-    rate = plan.total_bytes / max(write_seconds, 1e-9)
-    result = _result(plan, out, written, different, loaded)
-    return replace(result, seconds=time.monotonic() - started, bytes_per_second=rate)
+    out = Path(os.path.realpath(out))  # links followed: a rename in another folder would not do
+    _require_one_plan(plan, team)
+    there = Comparison([], [])
+    if options.resume:
+        there = team.world.first(lambda: plan.compare(out, team.progress))
+    if there.written and not there.faults:
+        outcome = _check_complete(plan, there.written, out, options, team)
+    else:
+        outcome = _write_new(plan, there.faults, out, options, team)
+    return _make_result(plan, out, outcome, started)
 
 
-def already_written(
-    plan: Plan, steps: Steps, out: Path, options: WriteOptions, team: Team
-) -> WriteResult | None:
-    """The result for an ``out`` that is what ``plan`` would write; None where it is not.
-
-    Only a run that resumes looks. Nothing is written; ``verify`` reads back what is there.
-    """
-    started = time.monotonic()
-    written = team.world.first(steps.find) if options.resume and steps.find else None
-    if written is None:
-        return None
-    loaded = team.world.first(steps.check)
-    different = _read_back(plan, steps, out, team) if options.verify else None
-    result = _result(plan, out, written, different, loaded)
-    return replace(result, seconds=time.monotonic() - started, already_complete=True)
-
-
-def _result(
-    plan: Plan,
-    out: Path,
-    written: list[WrittenFile],
-    different: list[str] | None,
-    loaded: LoadCheck | None,
-) -> WriteResult:
-    """What was written, its times still to be put in; ``different``: None if nobody looked."""
-    return WriteResult(
-        format=plan.checkpoint.format,
-        output=out,
-        num_tensors=plan.num_tensors,
-        total_bytes=plan.total_bytes,
-        files=written,
-        casts=casts_of(plan.casts(), written),
-        seconds=0.0,
-        bytes_per_second=0.0,
-        verified=None if different is None else not different,
-        warnings=plan.warnings + overflows(plan.casts(), written),
-        dropped=plan.dropped,
-        differences=different or [],
-        load_check=loaded,
-    )
-
-
-def _staging(plan: Plan, out: Path, options: WriteOptions, team: Team) -> Workplace:
-    """The place to write: the first process makes it, the others work there too.
-
-    UsageError where processes have different plans, because they see different files.
-    """
-    if len(set(team.world.everyone(lambda: plan.mark))) > 1:
+def _require_one_plan(plan: Plan, team: Team) -> None:
+    """UsageError where processes have different plans, because they see different files."""
+    if len(set(team.world.everyone(lambda: plan.fingerprint))) > 1:
         raise UsageError(
             f"{plan.checkpoint.path}: not the same for all processes of this run",
             hint="All of them must see the same files, with the same version of ckpt-tool.",
         )
-    made: list[Workplace] = []
-    how = {"fsync": options.fsync, "direct": options.is_direct}
-
-    def make() -> dict[str, WrittenFile]:
-        made.append(Staging(out, plan.mark, resume=options.resume, **how))
-        return made[0].finished
-
-    finished = team.world.first(make)
-    if not made:
-        made.append(Workplace(out, **how))
-        made[0].finished.update(finished)
-    return made[0]
 
 
-def _write_tensors(plan: Plan, staging: Workplace, team: Team) -> list[WrittenFile]:
+def _check_complete(
+    plan: Plan, written: list[WrittenFile], out: Path, options: WriteOptions, team: Team
+) -> _Outcome:
+    """Nothing is written; what is asked for is checked on what is there."""
+    loaded = None
+    if options.check_load:
+        loaded = team.world.first(lambda: plan.check_load() or plan.load(out))
+    different = _read_back(plan, out, team) if options.verify else None
+    return _Outcome(written, different, loaded)
+
+
+def _write_new(
+    plan: Plan, faults: list[str], out: Path, options: WriteOptions, team: Team
+) -> _Outcome:
+    """Check, write, read back, have it loaded, publish; ``faults`` are those of what is there."""
+    first = team.world.first
+    loaded = first(lambda: plan.check(out, options, faults))
+    staging = Staging(out, fsync=options.fsync, direct=options.is_direct)
+    how = {"resume": options.resume, "replace": options.overwrite}
+    staging.join(*first(lambda: staging.open(plan.fingerprint, **how)))
+    try:
+        begun = time.monotonic()
+        written = _write_tensors(plan, staging, team)
+        seconds = time.monotonic() - begun
+        first(lambda: _put_small_files(plan, written, staging))
+        different = _read_back(plan, staging.path, team) if options.verify else None
+        if options.check_load and not different:
+            loaded = first(lambda: plan.load(staging.path)) or loaded
+        warnings = first(lambda: _close(plan, staging, options, different=bool(different)))
+    except BaseException as error:
+        raise explain(error, staging) from error
+    return _Outcome(written, different, loaded, seconds, warnings)
+
+
+def _write_tensors(plan: Plan, staging: Staging, team: Team) -> list[WrittenFile]:
     """All files, written by all processes; the first one keeps the journal of those of others."""
     files = plan.files
     share = [files[index] for index in team.world.share([file.size for file in files])]
@@ -173,29 +110,90 @@ def _write_tensors(plan: Plan, staging: Workplace, team: Team) -> list[WrittenFi
     return [found[file.name] for file in files]
 
 
-def _put(staging: Workplace, files: Iterable[tuple[str, bytes]]) -> None:
-    assert isinstance(staging, Staging)
-    for name, content in files:
+def _put_small_files(plan: Plan, written: list[WrittenFile], staging: Staging) -> None:
+    for name, content in plan.small_files(written):
         staging.put(name, content)
 
 
-def _read_back(plan: Plan, steps: Steps, folder: Path, team: Team) -> list[str]:
+def _close(plan: Plan, staging: Staging, options: WriteOptions, *, different: bool) -> list[str]:
+    """Publish, or leave nothing behind. Warnings of publishing."""
+    try:
+        plan.require_unchanged()
+    except CheckpointError:
+        staging.discard()  # of no use to anybody: nobody knows what was read
+        raise
+    if different:
+        staging.discard()
+        return []
+    return staging.publish(replace=options.overwrite)
+
+
+def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> WriteResult:
+    casts = plan.measured_casts(outcome.written)
+    too_large = [
+        f"some {cast.source} values are too large for {cast.target} and became infinite"
+        for cast in casts
+        if cast.max_abs_error == float("inf")
+    ]
+    rate = 0.0
+    if outcome.seconds is not None:
+        rate = plan.total_bytes / max(outcome.seconds, 1e-9)
+    return WriteResult(
+        format=plan.checkpoint.format,
+        output=out,
+        num_tensors=plan.num_tensors,
+        total_bytes=plan.total_bytes,
+        files=outcome.written,
+        casts=casts,
+        seconds=time.monotonic() - started,
+        bytes_per_second=rate,
+        verified=None if outcome.different is None else not outcome.different,
+        warnings=plan.warnings + too_large + outcome.warnings,
+        dropped=plan.dropped,
+        differences=outcome.different or [],
+        load_check=outcome.loaded,
+        lora=plan.lora,
+        already_complete=outcome.seconds is None,
+    )
+
+
+def _read_back(plan: Plan, folder: Path, team: Team) -> list[str]:
     """Names whose tensor, taken out of what was written, is not bit for bit what was planned."""
     for file in plan.files:
         forget_cached(folder / file.name)
-    found = team.world.each(lambda: steps.read_back(folder))
-    return differences(plan.tensors, found, team)
+    found = team.world.each(lambda: plan.read_back(folder))
+    return find_differences(plan.tensors, found, team)
 
 
-def _close(staging: Workplace, different: bool, options: WriteOptions) -> None:
-    """Publish, or leave nothing behind."""
-    assert isinstance(staging, Staging)
-    if different:
-        staging.discard()
-    else:
-        staging.publish(replace=options.overwrite)
+def forget_cached(path: Path) -> None:
+    """Drop a synced file from the page cache: what is read back comes from the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
-def real_path(out: Path) -> Path:
-    """Where ``out`` is, links followed: a rename in another folder would not do."""
-    return Path(os.path.realpath(out))
+def find_differences(
+    planned: Mapping[str, LazyTensor], found: Mapping[str, LazyTensor], team: Team
+) -> list[str]:
+    """Names that only one side has, or whose tensors are not equal bit for bit.
+
+    Every process of the team compares its share, and all learn of all.
+    """
+    names = set(found) ^ set(planned)
+    pairs = []
+    for name, tensor in planned.items():
+        if name in names:
+            continue
+        other = found[name]
+        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            names.add(name)
+        else:
+            pairs.append(Pair(name, tensor, other))
+    share = [pairs[index] for index in team.world.share([pair.left.nbytes for pair in pairs])]
+    team.progress.start("verifying", sum(pair.left.nbytes for pair in share))
+    different = team.world.everyone(
+        lambda: list(locate_differences(share, team.jobs, team.progress.advance))
+    )
+    return sorted(names.union(*different))

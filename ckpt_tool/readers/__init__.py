@@ -1,70 +1,167 @@
-"""Shard loading: any known folder or file as a :class:`~ckpt_tool.readers.base.Checkpoint`."""
+"""Shard loading: any known folder or file as a :class:`~ckpt_tool.readers.base.Checkpoint`.
+
+:data:`FORMATS` is the table of what is known; ``README.md`` beside this file says of each format
+what is on disk, who writes it, and what is proven of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError, UsageError
-from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.dcp.folder import locate_dcp, open_dcp, refuse_zarr
-from ckpt_tool.readers.fsdp.ranks import locate, open_fsdp
-from ckpt_tool.readers.huggingface import is_model_folder, open_huggingface
-from ckpt_tool.readers.megatron.ranks import locate_ranks, open_megatron_ranks
-from ckpt_tool.readers.torch_file import open_torch_file
+from ckpt_tool.readers.base import Checkpoint, Format, Wanted
+from ckpt_tool.readers.dcp.folder import (
+    locate_dcp,
+    locate_torch_dist,
+    locate_zarr,
+    open_dcp,
+    refuse_zarr,
+)
+from ckpt_tool.readers.fsdp.ranks import RANK_FILES, locate_fsdp, open_fsdp
+from ckpt_tool.readers.huggingface import locate_huggingface, open_huggingface
+from ckpt_tool.readers.megatron.ranks import locate_megatron_ranks, open_megatron_ranks
+from ckpt_tool.readers.torch_file import locate_rank_file, locate_torch_file, open_torch_file
 
-__all__ = ["Checkpoint", "open_checkpoint", "open_fsdp_folders"]
+__all__ = [
+    "FORMATS",
+    "Checkpoint",
+    "Format",
+    "find_format",
+    "list_titles",
+    "open_checkpoint",
+    "open_fsdp_folders",
+]
+
+#: What is read, asked in this order: a run's folder may hold several, its shards before the model.
+FORMATS: tuple[Format, ...] = (
+    Format(
+        "fsdp",
+        "FSDP checkpoint",
+        f"FSDP rank files ({RANK_FILES})",
+        locate_fsdp,
+        lambda folder: open_fsdp([folder]),
+        merge_command="fsdp",
+    ),
+    Format(
+        "torch_dist",
+        "megatron-core torch_dist checkpoint",
+        "a torch_dist folder (.metadata, metadata.json, *.distcp)",
+        locate_torch_dist,
+        open_dcp,
+        open_wanted=open_dcp,
+        merge_command="megatron",
+        names="megatron",
+    ),
+    Format(
+        "dcp",
+        "torch.distributed.checkpoint folder",
+        "another folder of torch.distributed.checkpoint (.metadata, *.distcp)",
+        locate_dcp,
+        open_dcp,
+        open_wanted=open_dcp,
+        merge_command="dcp",
+        names="nested",
+    ),
+    Format(
+        "megatron-ranks",
+        "Megatron rank files",
+        "rank files of Megatron (mp_rank_*/model*.pt)",
+        locate_megatron_ranks,
+        open_megatron_ranks,
+        merge_command="megatron",
+        names="megatron",
+    ),
+    Format("zarr", "zarr checkpoint of megatron-core", "", locate_zarr, refuse_zarr),
+    Format(
+        "huggingface",
+        "Hugging Face model",
+        "a Hugging Face folder (*.safetensors, pytorch_model*.bin)",
+        locate_huggingface,
+        open_huggingface,
+        names="hub",
+    ),
+    Format("fsdp-rank", "FSDP rank file (local tensors)", "", locate_rank_file, open_torch_file),
+    Format("torch", "torch.save file", "", locate_torch_file, open_torch_file),
+)
 
 
-def open_checkpoint(path: str | Path, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
+def find_format(name: str) -> Format:
+    """The row of :data:`FORMATS` that ``name``, a checkpoint's ``format``, is of; else KeyError."""
+    return {row.name: row for row in FORMATS}[name]
+
+
+def list_titles(merge_command: str) -> list[str]:
+    """What ``ckpt merge`` with this word takes, as people call it."""
+    return [row.title for row in FORMATS if row.merge_command == merge_command]
+
+
+def open_checkpoint(path: str | Path, wanted: Wanted | None = None) -> Checkpoint:
     """Read the metadata of the checkpoint at ``path``, whatever its format.
 
-    With ``wanted``, tensors of a folder of torch.distributed.checkpoint whose names it does not
-    want are left alone: they are in ``left_out``.
+    ``path``: a folder of a checkpoint, a folder of a run with one below it, or a single file.
+    ``wanted``: told a tensor's name, says whether to look at it; asked only in folders of
+    torch.distributed.checkpoint, where each block has a place of its own. The other tensors are
+    in the result's ``left_out``. By default every tensor is looked at.
 
-    Raises UsageError where there is nothing at ``path``, FormatError where nothing there is
-    known, UnsafeContentError where a pickle asks for code. Damage within a known format is in the
-    result's ``problems``.
+    Returns a mapping from FQN to lazy tensor; shapes and dtypes are those of whole tensors, and no
+    element is read before :meth:`~ckpt_tool.tensors.lazy.LazyTensor.read`. Damage within a known
+    format raises nothing here: it is in the result's ``problems``.
+
+    Raises UsageError where there is nothing at ``path``, or an actor and a critic to choose from;
+    FormatError where nothing there is known; UnsafeContentError where a pickle asks for code;
+    OSError where a folder cannot be read.
+
+    >>> import tempfile, torch
+    >>> from ckpt_tool.readers import open_checkpoint
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"norm.weight": torch.arange(6.0)}, f"{folder}/model.pt")
+    ...     checkpoint = open_checkpoint(f"{folder}/model.pt")
+    ...     weight = checkpoint["norm.weight"]
+    ...     print(checkpoint.format, checkpoint.problems, list(checkpoint))
+    ...     print(weight.shape, weight.dtype, weight.narrow(0, 2, 3).read())
+    torch () ['norm.weight']
+    (6,) float32 tensor([2., 3., 4.])
     """
     path = Path(path)
     _require_exists(path)
-    if path.is_file():
-        return open_huggingface(path) if path.suffix == ".safetensors" else open_torch_file(path)
-    ranks = locate(path)
-    if ranks is not None:
-        return open_fsdp([ranks])
-    planned = locate_dcp(path)
-    if planned is not None:
-        return open_dcp(planned, wanted) if wanted else open_dcp(planned)
-    megatron = locate_ranks(path)
-    if megatron is not None:
-        return open_megatron_ranks(megatron)
-    refuse_zarr(path)
-    if is_model_folder(path):
-        return open_huggingface(path)
-    raise FormatError(f"{path}: no checkpoint of a known format in this folder", hint=_EXPECTED)
+    for row in FORMATS:
+        place = row.locate(path)
+        if place is None:
+            continue
+        if wanted is None or row.open_wanted is None:
+            return row.open(place)
+        return row.open_wanted(place, wanted)
+    known = ", ".join(row.files for row in FORMATS if row.files)
+    raise FormatError(
+        "no checkpoint of a known format in this folder",
+        path=path,
+        hint=f"Expected one of these: {known}.",
+    )
 
 
 def open_fsdp_folders(paths: Sequence[str | Path]) -> Checkpoint:
-    """The FSDP checkpoint whose rank files lie in ``paths`` (one folder per node, or one)."""
+    """Read the metadata of one FSDP checkpoint whose rank files lie in several folders.
+
+    ``paths``: one or more, each the folder of one node's rank files, or a folder of a run above
+    it. Returns what :func:`open_checkpoint` does; ranks that are in none of them are in its
+    ``problems``.
+
+    Raises UsageError where there is nothing at a path, or an actor and a critic to choose from;
+    FormatError where no rank file is there; UnsafeContentError where a pickle asks for code.
+    """
     folders = []
     for path in map(Path, paths):
         _require_exists(path)
-        folder = locate(path)
+        folder = locate_fsdp(path)
         if folder is None:
             raise FormatError(
-                f"{path}: no FSDP rank files (model_world_size_W_rank_R.pt) here",
+                f"no FSDP rank files ({RANK_FILES}) here",
+                path=path,
                 hint=f"See what is there with: ckpt inspect {path}",
             )
         folders.append(folder)
     return open_fsdp(folders)
-
-
-_EXPECTED = (
-    "Expected FSDP rank files (model_world_size_W_rank_R.pt), a torch_dist or other folder of"
-    " torch.distributed.checkpoint (.metadata, *.distcp), rank files of Megatron"
-    " (mp_rank_*/model*.pt), or a Hugging Face folder (*.safetensors, pytorch_model*.bin)."
-)
 
 
 def _require_exists(path: Path) -> None:

@@ -2,33 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Literal
 
-from ckpt_tool.common.errors import CheckpointError, Problem
+from ckpt_tool.common.errors import CheckpointError, FormatError, Problem, UnsafeContentError
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region
+from ckpt_tool.tensors.lazy import LazyTensor
+
+#: Told the FQN of a tensor, says whether to look at it.
+Wanted = Callable[[str], bool]
+
+_SHOWN_BOXES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """A file of the checkpoint; ``rank`` is None where files belong to no rank.
+    """A file of a checkpoint, as it was when it was opened.
 
-    ``parallel``: the rank in each kind of parallelism, where the file has several such numbers.
+    ``path``; ``bytes``: its size; ``rank``: whose file it is, None where files belong to no rank
+    or where a rank has several numbers. ``parallel``: those numbers, by the kind of parallelism
+    (``{"tp": 0, "pp": 1, "ep": 0}``), counted from 0. ``mtime_ns``: when it was last changed, in
+    nanoseconds since 1970; 0 where nobody asked.
     """
 
     path: str
     bytes: int
     rank: int | None
     parallel: dict[str, int] | None = None
+    mtime_ns: int = 0
+
+    @classmethod
+    def stat(
+        cls, path: Path, rank: int | None = None, parallel: dict[str, int] | None = None
+    ) -> ShardFile:
+        """The file as it is now; of no size where a link leads nowhere, which reading reports.
+
+        Readers ask before they read: whoever compares later sees what changed since.
+        """
+        try:
+            found = path.stat()
+        except OSError:
+            return cls(str(path), 0, rank, parallel)
+        return cls(str(path), found.st_size, rank, parallel, found.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """A device mesh: sizes and names of its dimensions (names may be absent)."""
+    """A device mesh: ``shape``, the number of ranks per dimension, and ``dim_names``.
+
+    ``dim_names`` has a name per dimension, or is None where the checkpoint names none.
+    """
 
     shape: Shape
     dim_names: tuple[str, ...] | None
@@ -40,8 +69,10 @@ class Mesh:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A block of a tensor that one rank's file holds.
+    """A block of a tensor that one file holds.
 
+    ``rank``: whose file it is, None where files belong to no rank. ``box``: which block of the
+    whole tensor, offsets and sizes in elements. ``region``: where its elements lie on disk.
     ``replicated``: the file itself says that other ranks hold the same block.
     """
 
@@ -53,7 +84,12 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor as the files describe it, before anything is proven about it."""
+    """A tensor as the files describe it, before anything is proven about it.
+
+    ``name``: its FQN; ``shape``: of the whole tensor, in elements; ``dtype``: on disk.
+    ``placements``: how ranks share it, in words for people. ``holdings``: every block that a file
+    holds, replicas among them, in the order of the files.
+    """
 
     name: str
     shape: Shape
@@ -97,8 +133,14 @@ class Entry:
 class Checkpoint(Mapping[str, LazyTensor]):
     """A checkpoint on disk: its tensors, its files, and everything that is wrong with it.
 
-    Looking a tensor up raises CheckpointError while there are problems; ``entries`` can be
-    listed all the same. ``side_files`` is the folder with config and tokenizer, if any.
+    A mapping from FQN to :class:`~ckpt_tool.tensors.lazy.LazyTensor`, in the order of the files.
+    Looking a tensor up raises CheckpointError, which lists all ``problems``, while there are any,
+    and KeyError for a name that it lacks; ``entries`` can be listed all the same.
+
+    ``format``: the name of a row of :data:`ckpt_tool.readers.FORMATS`. ``path``: where it was
+    found, at or below what was asked for. ``files``: those with tensors, side files not among
+    them. ``world_size``: the number of ranks that wrote it, and ``mesh``: how they were arranged;
+    None where the files do not say. ``side_files``: the folder with config and tokenizer, if any.
     ``left_out``: tensors that the reader was told to leave alone, without holdings; nothing is
     proven about them. ``objects``: names of what else was saved.
     """
@@ -135,13 +177,74 @@ class Checkpoint(Mapping[str, LazyTensor]):
             raise CheckpointError(
                 f"{self.path}: {count} problem{'s' if count > 1 else ''} in this checkpoint",
                 self.problems,
-                hint=f"See all of it with: ckpt inspect {self.path} --problems",
+                hint=f"See all of it with: ckpt inspect {self.path}",
             )
 
 
-def size_of(path: Path) -> int:
-    """The size of a file in bytes; 0 for a link to nowhere, which reading it will report."""
+#: ``memory``: a transformers model's in memory. ``nested``: the same, nested in dictionaries or
+#: spelled in a framework's own way. ``megatron``: megatron-core's. ``hub``: those on the Hub.
+Names = Literal["memory", "nested", "megatron", "hub"]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A kind of checkpoint that is read: one row of :data:`ckpt_tool.readers.FORMATS`.
+
+    ``name``: the ``format`` of its checkpoints; ``title``: what people call it. ``files``: how to
+    know it by its files, said where nothing is known; empty for single files, which need no such
+    advice. ``locate``: where one lies at or below a path, or None where that has none; it looks at
+    names of files only. ``open``: reads the metadata of what was located. ``open_wanted``: as
+    ``open``, leaving alone what is not wanted, where a format can do that. ``merge_command``:
+    which ``ckpt merge`` makes a model of it; empty where none does. ``names``: whose its tensors'
+    names are, which says how they are brought to the Hub.
+    """
+
+    name: str
+    title: str
+    files: str
+    locate: Callable[[Path], Path | None]
+    open: Callable[[Path], Checkpoint]
+    open_wanted: Callable[[Path, Wanted], Checkpoint] | None = None
+    merge_command: str = ""
+    names: Names = "memory"
+
+
+def list_some(boxes: Sequence[Box]) -> str:
+    """The first blocks, for people; what follows is ``...``."""
+    shown = [str(box) for box in boxes[:_SHOWN_BOXES]]
+    if len(boxes) > _SHOWN_BOXES:
+        shown.append("...")
+    return ", ".join(shown)
+
+
+@contextmanager
+def collect(
+    problems: list[Problem], kind: str, where: object, block: Box | None = None
+) -> Iterator[None]:
+    """Add what cannot be read to ``problems``, and go on behind the block.
+
+    ``where``: the file or tensor that it is about; ``block``: which block of it. FormatError and
+    OSError are collected; UnsafeContentError, which no other problem may outweigh, is not.
+    """
     try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+        yield
+        return
+    except UnsafeContentError:
+        raise
+    except FormatError as error:
+        message = error.reason if error.path == str(where) else error.message
+    except OSError as error:
+        message = str(error)
+    if block is not None:
+        message = f"block {block}: {message}"
+    problems.append(Problem(kind, str(where), message))
+
+
+@contextmanager
+def name_file(path: str | Path) -> Iterator[None]:
+    """Say in a FormatError of the block that it is about ``path``, unless it names a file."""
+    try:
+        yield
+    except FormatError as error:
+        error.path = error.path or str(path)
+        raise

@@ -42,7 +42,7 @@ def find(path: Path, holds: Callable[[Path], bool]) -> Path | None:
     return next((step for step in steps if step is not None), None)
 
 
-def config_near(folder: Path, *, beside: bool = False) -> Path | None:
+def locate_config(folder: Path, *, beside: bool = False) -> Path | None:
     """The folder with config and tokenizer: in or at ``folder``, or ``beside`` it."""
     places = [folder / name for name in _CONFIGS] + [folder]
     if beside:

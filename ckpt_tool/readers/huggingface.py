@@ -15,12 +15,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ckpt_tool.common.errors import FormatError, Problem, UnsafeContentError
-from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, size_of
+from ckpt_tool.common.errors import FormatError, Problem
+from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
 from ckpt_tool.readers.torch_file import open_torch_file
+from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import BY_SAFETENSORS
-from ckpt_tool.tensors.geometry import Box, contiguous_strides
-from ckpt_tool.tensors.lazy import Region
+from ckpt_tool.tensors.geometry import Box, make_strides
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
@@ -38,19 +38,25 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
-            raise FormatError(f"{path}: a header of {length} bytes in a file of {size}")
+            raise FormatError(f"a header of {length} bytes in a file of {size}", path=path)
         try:
             header = json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path}: the header is not JSON ({error})") from error
+            raise FormatError(f"the header is not JSON ({error})", path=path) from error
     if not isinstance(header, dict):
-        raise FormatError(f"{path}: the header is not a JSON object")
+        raise FormatError("the header is not a JSON object", path=path)
     return header, 8 + length
 
 
 def is_model_folder(path: Path) -> bool:
     """Whether ``path`` is a folder with weights in a Hugging Face layout."""
     return path.is_dir() and any(any(path.glob(pattern)) for pattern, _ in _WEIGHTS)
+
+
+def locate_huggingface(path: Path) -> Path | None:
+    """``path``, where it is a model's folder or one of its safetensors files; else None."""
+    single = path.is_file() and path.suffix == ".safetensors"
+    return path if single or is_model_folder(path) else None
 
 
 def open_sound_model(path: Path) -> Checkpoint:
@@ -66,6 +72,7 @@ def open_huggingface(path: Path) -> Checkpoint:
     problems: list[Problem] = []
     weight_map = _read_index(folder, problems) if path.is_dir() else None
     paths = _weight_files(path, weight_map, problems)
+    files = tuple(ShardFile.stat(file) for file in paths)
     entries: dict[str, Entry] = {}
     for file in paths:
         for entry in _file_entries(file, problems):
@@ -79,7 +86,7 @@ def open_huggingface(path: Path) -> Checkpoint:
         format="huggingface",
         path=path,
         entries=entries,
-        files=tuple(ShardFile(str(file), size_of(file), None) for file in paths),
+        files=files,
         problems=tuple(problems),
         side_files=folder if (folder / "config.json").is_file() else None,
     )
@@ -135,19 +142,14 @@ def _missing_of_numbered(files: list[Path]) -> Iterator[Problem]:
 
 
 def _file_entries(path: Path, problems: list[Problem]) -> list[Entry]:
-    try:
+    with collect(problems, "unreadable", path):
         if path.suffix == ".bin":
             inner = open_torch_file(path)
             problems.extend(inner.problems)
             return list(inner.entries.values())
         header, start = read_safetensors_header(path)
         return _safetensors_entries(path, header, start)
-    except UnsafeContentError:
-        raise
-    except (FormatError, OSError) as error:
-        message = error.message if isinstance(error, FormatError) else str(error)
-        problems.append(Problem("unreadable", str(path), message.removeprefix(f"{path}: ")))
-        return []
+    return []
 
 
 def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list[Entry]:
@@ -161,14 +163,15 @@ def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list
             dtype, shape = BY_SAFETENSORS[row["dtype"]], _shape(row["shape"])
             begin, end = _sizes(row["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{path}: {name}: a row that is malformed or unknown") from error
+            raise FormatError(f"{name}: a row that is malformed or unknown", path=path) from error
         if end - begin != prod(shape) * dtype.itemsize:
             raise FormatError(
-                f"{path}: {name}: {end - begin} bytes for {dtype} {list(shape)},"
-                f" expected {prod(shape) * dtype.itemsize}"
+                f"{name}: {end - begin} bytes for {dtype} {list(shape)},"
+                f" expected {prod(shape) * dtype.itemsize}",
+                path=path,
             )
         spans.append((begin, end))
-        region = Region(str(path), start + begin, contiguous_strides(shape))
+        region = Region(str(path), start + begin, make_strides(shape))
         holding = Holding(None, Box((0,) * len(shape), shape), region)
         entries.append(Entry(name, shape, dtype, "whole", (holding,)))
     _check_spans(path, sorted(spans), path.stat().st_size - start)
@@ -193,11 +196,12 @@ def _check_spans(path: Path, spans: list[tuple[int, int]], size: int) -> None:
     at = 0
     for begin, end in spans:
         if begin != at:
-            raise FormatError(f"{path}: tensors leave a gap or overlap at byte {at} of the data")
+            raise FormatError(f"tensors leave a gap or overlap at byte {at} of the data", path=path)
         at = end
     if at != size:
         raise FormatError(
-            f"{path}: {size} bytes of data, expected {at}: truncated or not what was written",
+            f"{size} bytes of data, expected {at}: truncated or not what was written",
+            path=path,
             hint="Compare its size with the original and copy it again.",
         )
 

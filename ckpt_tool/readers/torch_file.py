@@ -10,14 +10,25 @@ from pathlib import Path
 
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor
-from ckpt_tool.readers.fsdp.ranks import RANK_FILE, Gathered, largest_mesh, read_rank
+from ckpt_tool.readers.fsdp.ranks import RANK_FILE, Gathered, find_largest_mesh, read_rank
 from ckpt_tool.tensors.geometry import Box
+
+
+def locate_rank_file(path: Path) -> Path | None:
+    """``path``, where it is one rank's file of an FSDP checkpoint; else None."""
+    return path if path.is_file() and RANK_FILE.fullmatch(path.name) else None
+
+
+def locate_torch_file(path: Path) -> Path | None:
+    """``path``, where it is any file: opening it says what is wrong with one of something else."""
+    return path if path.is_file() else None
 
 
 def open_torch_file(path: Path) -> Checkpoint:
     """The tensors of one archive; UnsafeContentError where its pickle asks for code."""
     matched = RANK_FILE.fullmatch(path.name)
     rank = int(matched[2]) if matched else None
+    file = ShardFile.stat(path, rank)
     gathered = Gathered()
     read_rank(path, rank or 0, gathered)
     entries = {}
@@ -28,10 +39,10 @@ def open_torch_file(path: Path) -> Checkpoint:
         format="fsdp-rank" if matched else "torch",
         path=path,
         entries=entries,
-        files=(ShardFile(str(path), path.stat().st_size, rank),),
+        files=(file,),
         problems=tuple(gathered.problems),
         world_size=int(matched[1]) if matched else None,
-        mesh=largest_mesh(gathered),
+        mesh=find_largest_mesh(gathered),
         side_files=path.parent if not matched and _has_config(path.parent) else None,
     )
 

@@ -2,10 +2,10 @@
 
 A block is filled by ``pread`` straight into place where a run of source bytes is a run of target
 bytes; strided pieces (``Shard(1)``, transposes) are read in the order they have on disk into
-scratch memory and copied by numpy, as fp8 with scales is before it is multiplied with them
-(:mod:`.fp8`); matrices with a low-rank update are computed (:mod:`.fusing`). The interpreter lock
-is released during all this, so a few threads, each with its own :class:`BlockReader`, keep all
-cores busy. numpy is imported by what needs it: to copy runs of bytes it is not.
+scratch memory and copied by numpy. What is computed (:class:`.Computed`) fills the same buffers in
+place of a file. The interpreter lock is released during all this, so a few threads, each with its
+own :class:`BlockReader`, keep all cores busy. numpy is imported by what needs it: to copy runs of
+bytes it is not.
 """
 
 from __future__ import annotations
@@ -13,24 +13,32 @@ from __future__ import annotations
 import os
 import resource
 import threading
+from collections.abc import Iterable, Iterator
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.tensors.geometry import Shape, contiguous_strides, dot, linear_boxes
-from ckpt_tool.tensors.lazy import LazyTensor, Region, subregion
-from ckpt_tool.tensors.scaled import piece_of
+from ckpt_tool.tensors.chunks import Chunked, Computed, Filler, Piece, Region
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.geometry import (
+    Box,
+    Shape,
+    cut_linear,
+    dot,
+    find_bounds,
+    make_strides,
+)
+from ckpt_tool.tensors.rounding import CastErrors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ckpt_tool.tensors.casts import Caster
-    from ckpt_tool.tensors.fp8 import Dequantiser
-    from ckpt_tool.tensors.fusing import Fuser
 
 #: Bytes of output per block: each is one write, and fits the second-level cache.
 BLOCK_BYTES = 2 << 20
+
+T = TypeVar("T")
 
 _IO_LIMIT = 1 << 30  # Linux transfers at most 2 GiB - 4 KiB in one call
 
@@ -69,92 +77,122 @@ class FileTable:
             got = os.preadv(descriptor, [buffer[done : done + _IO_LIMIT]], offset + done)
             if not got:
                 raise FormatError(
-                    f"{path}: ends at byte {offset + done}, expected {len(buffer) - done} more",
+                    f"ends at byte {offset + done}, expected {len(buffer) - done} more",
+                    path=path,
                     hint="The file changed or was truncated while it was read; copy it again.",
                 )
             done += got
 
 
 class BlockReader:
-    """Reads ranges of lazy tensors; owns scratch memory, so use one per thread."""
+    """Reads ranges of lazy tensors; owns scratch memory, so use one per thread.
 
-    def __init__(self, files: FileTable) -> None:
+    ``errors`` learns how much casts change elements; readers may share one.
+    """
+
+    def __init__(self, files: FileTable, errors: CastErrors | None = None) -> None:
+        self.errors = CastErrors() if errors is None else errors
         self._files = files
         self._cast_scratch = bytearray()
         self._strided_scratch = bytearray()
-        self._caster: Caster | None = None
-        self._dequantiser: Dequantiser | None = None
-        self._fuser: Fuser | None = None
+        self._computed: Computed | None = None
+        self._filler: Filler | None = None
+        self._operands: BlockReader | None = None
+        self._kept: dict[type, Any] = {}
 
-    def read(
-        self, tensor: LazyTensor, start: int, stop: int, out: memoryview, floor: float = 0.0
-    ) -> float:
+    def read(self, tensor: Chunked, start: int, stop: int, out: memoryview) -> None:
         """Put elements ``[start, stop)`` of the row-major form into ``out``, in ``tensor.dtype``.
 
-        ``out`` has exactly ``(stop - start) * itemsize`` bytes. Returns the largest absolute cast
-        error, at least ``floor`` (see :meth:`.Caster.cast`); 0.0 without a cast.
+        ``out`` has exactly ``(stop - start) * itemsize`` bytes. OSError and FormatError where a
+        file cannot be read.
         """
-        source, target = tensor.source_dtype, tensor.dtype
-        if source == target:
-            self._gather(tensor, start, stop, out)
-            return floor
-        fill = self._dequantise if tensor.is_scaled else self._cast
-        step = BLOCK_BYTES // target.itemsize
+        size = tensor.dtype.itemsize
+        if tensor.dtype == tensor.source_dtype:
+            self._gather(tensor.pieces(start, stop), out, size)
+            return
+        step = BLOCK_BYTES // size
         for at in range(start, stop, step):
             end = min(at + step, stop)
-            part = out[(at - start) * target.itemsize : (end - start) * target.itemsize]
-            floor = fill(tensor, at, end, part, floor)
-        return floor
+            self._round(tensor, at, end, out[(at - start) * size : (end - start) * size])
 
-    def _cast(
-        self, tensor: LazyTensor, start: int, stop: int, out: memoryview, floor: float
-    ) -> float:
-        raw = self._cast_raw((stop - start) * tensor.source_dtype.itemsize)
-        self._gather(tensor, start, stop, raw)
-        return self._casting().cast_bytes(raw, tensor.source_dtype, out, tensor.dtype, floor)
+    def keep(self, kind: type[T]) -> T:
+        """The reader's only object of a kind, made when first asked for: memory to work in."""
+        if kind not in self._kept:
+            self._kept[kind] = kind()
+        found: T = self._kept[kind]
+        return found
 
-    def _dequantise(
-        self, tensor: LazyTensor, start: int, stop: int, out: memoryview, floor: float
-    ) -> float:
-        strides, size = contiguous_strides(tensor.shape), tensor.dtype.itemsize
-        for box in linear_boxes(tensor.shape, start, stop):
-            for chunk, common in tensor.chunks_in(box):
-                region = subregion(chunk, common, 1)
-                piece = piece_of(region, common.sizes, strides)
-                in_file = Region(region.path, region.offset, (piece.scales.columns, 1))
-                raw = self._fetch(in_file, piece.sizes, 1)
-                at = (dot(common.offsets, strides) - start) * size
-                target = _strided(out[at:], piece.sizes, piece.strides, size)
-                floor = self._dequantising().put(raw, piece, target, tensor.dtype, floor)
-        return floor
+    def _round(self, tensor: Chunked, start: int, stop: int, out: memoryview) -> None:
+        from ckpt_tool.tensors.casts import Caster
 
-    def _gather(self, tensor: LazyTensor, start: int, stop: int, out: memoryview) -> None:
-        strides = contiguous_strides(tensor.shape)
-        itemsize = tensor.source_dtype.itemsize
-        for box in linear_boxes(tensor.shape, start, stop):
-            for chunk, common in tensor.chunks_in(box):
-                at = (dot(common.offsets, strides) - start) * itemsize
-                region = subregion(chunk, common, itemsize)
-                if _is_run(common.sizes, strides) and _is_run(common.sizes, region.strides):
-                    size = common.volume * itemsize
-                    self._read(region, region.offset, out[at : at + size])
-                else:
-                    target = _strided(out[at:], common.sizes, strides, itemsize)
-                    target[...] = self._fetch(region, common.sizes, itemsize)
+        pieces = list(tensor.pieces(start, stop))
+        source, target = tensor.source_dtype, tensor.dtype
+        if all(self._fill_rounded(piece, out, target) for piece in pieces):
+            return
+        raw = self._cast_raw((stop - start) * source.itemsize)
+        self._gather(pieces, raw, source.itemsize)
+        names = tensor.origin.name, target.name
+        known = self.errors.largest(*names)
+        error = self.keep(Caster).cast_bytes(raw, source, out, target, known)
+        self.errors.learn(*names, error)
+
+    def _fill_rounded(self, piece: Piece, out: memoryview, dtype: DType) -> bool:
+        """Whether a piece is computed and could be put into ``out`` rounded to ``dtype``.
+
+        Not where elements between those of the piece would be rounded too: their errors are not
+        those of the piece.
+        """
+        computed = piece.region.computed
+        if computed is None:
+            return False
+        filler = self._filling(computed)
+        return all(
+            box.volume <= piece.volume and filler.fill_rounded(box, part, dtype, self.errors)
+            for box, part in self._boxes(piece, computed, out, dtype.itemsize)
+        )
+
+    def _gather(self, pieces: Iterable[Piece], out: memoryview, itemsize: int) -> None:
+        for piece in pieces:
+            region, part = piece.region, out[piece.at * itemsize :]
+            if region.computed is not None:
+                filler = self._filling(region.computed)
+                for box, memory in self._boxes(piece, region.computed, out, itemsize):
+                    filler.fill(box, memory)
+            elif piece.is_run:
+                self._files.read(region.path, region.offset, part[: piece.volume * itemsize])
+            else:
+                target = _strided(part, piece.sizes, piece.strides, itemsize)
+                target[...] = self._fetch(region, piece.sizes, itemsize)
+
+    def _boxes(
+        self, piece: Piece, computed: Computed, out: memoryview, itemsize: int
+    ) -> Iterator[tuple[Box, memoryview]]:
+        """The boxes of a computed piece, each with the memory to fill before the next is taken."""
+        first, at = piece.region.offset // computed.dtype.itemsize, piece.at
+        if piece.is_run:
+            for box in cut_linear(computed.shape, first, first + piece.volume):
+                yield box, out[at * itemsize : (at + box.volume) * itemsize]
+                at += box.volume
+            return
+        box, strides = find_bounds(computed.shape, first, piece.sizes, piece.region.strides)
+        raw = self._strided_raw(box.volume * itemsize)
+        yield box, raw
+        target = _strided(out[at * itemsize :], piece.sizes, piece.strides, itemsize)
+        target[...] = _strided(raw, piece.sizes, strides, itemsize)
 
     def _fetch(self, region: Region, sizes: Shape, itemsize: int) -> NDArray[Any]:
         """A strided block as an array over scratch memory, read in the order of the file."""
         span, volume = _span(sizes, region.strides), prod(sizes)
         if span <= 2 * volume:  # reading the gaps too is cheaper than a call per run
             raw = self._strided_raw(span * itemsize)
-            self._read(region, region.offset, raw)
+            self._files.read(region.path, region.offset, raw)
             return _strided(raw, sizes, region.strides, itemsize)
         order = sorted(range(len(sizes)), key=lambda dim: -region.strides[dim])
         in_file = tuple(sizes[dim] for dim in order)
         steps = tuple(region.strides[dim] for dim in order)
         raw = self._strided_raw(volume * itemsize)
         self._read_runs(region._replace(strides=steps), in_file, raw, itemsize)
-        array = _strided(raw, in_file, contiguous_strides(in_file), itemsize)
+        array = _strided(raw, in_file, make_strides(in_file), itemsize)
         return array.transpose([order.index(dim) for dim in range(len(sizes))])
 
     def _read_runs(self, region: Region, sizes: Shape, raw: memoryview, itemsize: int) -> None:
@@ -167,32 +205,13 @@ class BlockReader:
         steps = region.strides[:outer]
         for number, index in enumerate(product(*map(range, sizes[:outer]))):
             where = region.offset + dot(index, steps) * itemsize
-            self._read(region, where, raw[number * run : (number + 1) * run])
+            self._files.read(region.path, where, raw[number * run : (number + 1) * run])
 
-    def _read(self, region: Region, offset: int, out: memoryview) -> None:
-        """Fill ``out`` from byte ``offset`` of the region's file, which may be a computed one."""
-        if region.computed is None:
-            self._files.read(region.path, offset, out)
-        else:
-            self._fusing().read(region.computed, offset, out)
-
-    def _casting(self) -> Caster:
-        from ckpt_tool.tensors.casts import Caster
-
-        self._caster = self._caster or Caster()
-        return self._caster
-
-    def _dequantising(self) -> Dequantiser:
-        from ckpt_tool.tensors.fp8 import Dequantiser
-
-        self._dequantiser = self._dequantiser or Dequantiser(self._files.read, self._casting())
-        return self._dequantiser
-
-    def _fusing(self) -> Fuser:
-        from ckpt_tool.tensors.fusing import Fuser
-
-        self._fuser = self._fuser or Fuser(BlockReader(self._files))
-        return self._fuser
+    def _filling(self, computed: Computed) -> Filler:
+        if self._filler is None or self._computed is not computed:
+            self._operands = self._operands or BlockReader(self._files)
+            self._computed, self._filler = computed, computed.open(self._operands)
+        return self._filler
 
     def _cast_raw(self, size: int) -> memoryview:
         self._cast_scratch = _grown(self._cast_scratch, size)
@@ -214,16 +233,6 @@ def _strided(raw: memoryview, sizes: Shape, strides: Shape, itemsize: int) -> ND
 def _span(sizes: Shape, strides: Shape) -> int:
     """Elements from the first to the last of a strided block, both included."""
     return dot(tuple(size - 1 for size in sizes), strides) + 1
-
-
-def _is_run(sizes: Shape, strides: Shape) -> bool:
-    """Whether a strided block lies back to back in row-major order."""
-    expected = 1
-    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def _grown(scratch: bytearray, size: int) -> bytearray:

@@ -28,7 +28,7 @@ class Pair(Generic[Label]):
     right: LazyTensor
 
 
-def first_differences(
+def locate_differences(
     pairs: Iterable[Pair[Label]], jobs: int, advance: Callable[[int], None]
 ) -> dict[Label, int]:
     """The labels of pairs that differ, each with the first differing element (row-major).
@@ -57,7 +57,7 @@ def are_equal(left: LazyTensor, right: LazyTensor, jobs: int) -> bool:
     """Whether two tensors have one shape, dtype and bits; raises what reading them does."""
     if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
-    return not first_differences([Pair("", left, right)], jobs, lambda _: None)
+    return not locate_differences([Pair("", left, right)], jobs, lambda _: None)
 
 
 def _tasks(pairs: Iterable[Pair[Label]]) -> Iterator[tuple[Pair[Label], int, int]]:

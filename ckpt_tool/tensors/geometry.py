@@ -46,12 +46,53 @@ def dot(a: Shape, b: Shape) -> int:
     return sum(map(mul, a, b))
 
 
-def contiguous_strides(shape: Sequence[int]) -> Shape:
+def make_strides(shape: Sequence[int]) -> Shape:
     """Row-major strides of ``shape``, in elements."""
     strides = [1] * len(shape)
     for dim in range(len(shape) - 2, -1, -1):
         strides[dim] = strides[dim + 1] * shape[dim + 1]
     return tuple(strides)
+
+
+def is_run(sizes: Shape, strides: Shape) -> bool:
+    """Whether a strided block lies back to back in row-major order."""
+    expected = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def unravel(index: int, shape: Sequence[int]) -> Shape:
+    """The place, per dimension, of element ``index`` of the row-major order of ``shape``.
+
+    ``index`` is from 0 to the number of elements, which is not counted as one.
+    """
+    place = []
+    for size in reversed(shape):
+        index, here = divmod(index, size)
+        place.append(here)
+    return tuple(reversed(place))
+
+
+def find_bounds(shape: Shape, start: int, sizes: Shape, strides: Shape) -> tuple[Box, Shape]:
+    """The smallest box with all of a strided block of a row-major array, and its strides therein.
+
+    The block begins at element ``start`` of the array of ``shape``; each of its dimensions runs
+    along one of the array's.
+    """
+    steps, extent, along = make_strides(shape), [1] * len(shape), []
+    for size, stride in zip(sizes, strides, strict=True):
+        dims = (d for d, step in enumerate(steps) if shape[d] > 1 and stride % step == 0)
+        dim = next(dims, None) if size > 1 else None
+        by = 0 if dim is None else stride // steps[dim]
+        along.append((dim, by))
+        if dim is not None:
+            extent[dim] += (size - 1) * by
+    inner = make_strides(extent)
+    found = tuple(0 if dim is None else by * inner[dim] for dim, by in along)
+    return Box(unravel(start, shape), tuple(extent)), found
 
 
 def intersect(a: Box, b: Box) -> Box | None:
@@ -69,7 +110,7 @@ def intersect(a: Box, b: Box) -> Box | None:
     return Box(tuple(offsets), tuple(sizes))
 
 
-def in_bounds(shape: Shape, box: Box) -> bool:
+def is_in_bounds(shape: Shape, box: Box) -> bool:
     """Whether ``box`` has the rank of ``shape`` and lies inside it."""
     return len(box.offsets) == len(box.sizes) == len(shape) and all(
         o >= 0 and s >= 0 and o + s <= n
@@ -77,19 +118,19 @@ def in_bounds(shape: Shape, box: Box) -> bool:
     )
 
 
-def linear_boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
+def cut_linear(shape: Shape, start: int, stop: int) -> Iterator[Box]:
     """Boxes that make up elements ``[start, stop)`` of the row-major order, in that order.
 
     Each box is itself consecutive in row-major order, and as large as possible: a range in the
     middle of a matrix gives the end of a row, whole rows, and the beginning of a row.
     """
-    inner = contiguous_strides(shape)
+    inner = make_strides(shape)
     while start < stop:
         left = stop - start
         dim = next(
             (d for d, step in enumerate(inner) if start % step == 0 and step <= left), len(shape)
         )
-        offsets = tuple(start // step % n for step, n in zip(inner, shape, strict=True))
+        offsets = unravel(start, shape)
         if dim == len(shape):  # a 0-d tensor
             yield Box((), ())
             return

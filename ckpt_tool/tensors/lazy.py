@@ -7,119 +7,39 @@ move when :mod:`ckpt_tool.tensors.blocks` is asked for a range of the row-major 
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ckpt_tool.tensors.dtypes import BY_NAME, CASTABLE, DType
-from ckpt_tool.tensors.geometry import Box, Shape, dot, intersect
+from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.chunks import Chunk, Chunked, narrow_region
+from ckpt_tool.tensors.dtypes import CASTABLE, DType
+from ckpt_tool.tensors.geometry import Box, Shape
 
 if TYPE_CHECKING:
     import torch
 
-    from ckpt_tool.tensors.lowrank import LowRank
-
-
-#: What scales turn into weights: one byte, sign and 4 bits of exponent and 3 of mantissa.
-FLOAT8 = BY_NAME["float8_e4m3fn"]
-
-
-class Scales(NamedTuple):
-    """What the elements of a row-major fp8 matrix are multiplied with: one factor per block.
-
-    The matrix begins at byte ``start`` of its file and has rows of ``columns`` elements; ``block``
-    is the (rows, columns) that share a factor. The factors are row-major themselves, of ``dtype``,
-    from byte ``offset`` of ``path``.
-    """
-
-    start: int
-    columns: int
-    block: tuple[int, int]
-    path: str
-    offset: int
-    dtype: DType
-
-
-class Region(NamedTuple):
-    """A strided block of elements in a file.
-
-    ``offset`` is the byte position of element ``[0, ..., 0]``; ``strides`` are in elements. Where
-    there are ``scales``, offset and strides also say where in their matrix each element is.
-    ``computed``: the file is not one on disk but this matrix, row-major in its ``dtype``, and
-    ``path`` is where its base begins.
-    """
-
-    path: str
-    offset: int
-    strides: Shape
-    scales: Scales | None = None
-    computed: LowRank | None = None
-
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """A box of a tensor and the region that holds its elements (region shape = box sizes)."""
+class LazyTensor(Chunked):
+    """A tensor whose elements lie in files: ``shape``, ``dtype``, and ``chunks`` that tile it.
 
-    box: Box
-    region: Region
+    Offsets and sizes are in elements. Elements have ``source_dtype`` on disk, and are cast to
+    ``dtype`` when they are read. Operations return new tensors and read nothing; ValueError where
+    shapes or dtypes do not fit.
 
-
-@dataclass(frozen=True, slots=True)
-class LazyTensor:
-    """A tensor of ``shape`` and ``dtype`` whose elements are in ``chunks``.
-
-    The chunks tile the shape exactly; their elements have ``source_dtype`` on disk and are cast
-    to ``dtype`` when read, after multiplication with their scales if :attr:`is_scaled`.
+    >>> import tempfile, torch
+    >>> from ckpt_tool import open_checkpoint
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> torch.save({"weight": torch.arange(12.0).reshape(3, 4)}, f"{folder.name}/model.pt")
+    >>> weight = open_checkpoint(f"{folder.name}/model.pt")["weight"]
+    >>> weight.shape, weight.dtype.name, weight.nbytes
+    ((3, 4), 'float32', 48)
+    >>> part = weight.narrow(0, 1, 2).transpose(0, 1)  # reads nothing
+    >>> part.select(1, 0).read()  # reads one row
+    tensor([4., 5., 6., 7.])
+    >>> folder.cleanup()
     """
-
-    shape: Shape
-    dtype: DType
-    source_dtype: DType
-    chunks: tuple[Chunk, ...]
-    _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    _reach: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        chunks = tuple(sorted(self.chunks, key=lambda chunk: chunk.box.offsets))
-        object.__setattr__(self, "chunks", chunks)
-        object.__setattr__(self, "_starts", tuple(c.box.offsets[0] for c in chunks if self.shape))
-        reach = max((c.box.sizes[0] for c in chunks if self.shape), default=0)
-        object.__setattr__(self, "_reach", reach)
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes, in ``dtype``."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether this is fp8 that is multiplied with scales when read: each chunk has some."""
-        return self.source_dtype == FLOAT8 and self.dtype in CASTABLE
-
-    @property
-    def is_computed(self) -> bool:
-        """Whether elements are computed when read, and rounded to ``dtype`` once."""
-        return self.is_scaled or any(chunk.region.computed for chunk in self.chunks)
-
-    def chunks_in(self, box: Box) -> Iterator[tuple[Chunk, Box]]:
-        """The chunks that meet ``box``, each with the common block, by ascending offsets."""
-        first, last = 0, len(self.chunks)
-        if self.shape:
-            # Chunks are sorted by their first offset: no chunk further back than the longest one
-            # reaches can touch the box, so tensors of thousands of chunks are not scanned.
-            first = bisect_left(self._starts, box.offsets[0] - self._reach + 1)
-            last = bisect_left(self._starts, box.offsets[0] + box.sizes[0])
-        for chunk in self.chunks[first:last]:
-            common = intersect(chunk.box, box)
-            if common is not None:
-                yield chunk, common
 
     def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         """Elements ``[start, start + length)`` of dimension ``dim``; ValueError out of bounds."""
@@ -131,7 +51,7 @@ class LazyTensor:
         chunks = []
         for chunk, common in self.chunks_in(window):
             offsets = _put(common.offsets, dim, common.offsets[dim] - start)
-            region = subregion(chunk, common, self.source_dtype.itemsize)
+            region = narrow_region(chunk, common, self.source_dtype.itemsize)
             chunks.append(Chunk(Box(offsets, common.sizes), region))
         return replace(self, shape=sizes, chunks=tuple(chunks))
 
@@ -178,8 +98,6 @@ class LazyTensor:
     def read(self) -> torch.Tensor:
         """The whole tensor in memory, as torch holds it. OSError where a file cannot be read."""
         import torch
-
-        from ckpt_tool.tensors.blocks import BlockReader, FileTable
 
         buffer = bytearray(self.nbytes)
         with FileTable() as files:
@@ -232,13 +150,6 @@ def cat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
 def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
     """Tensors of one shape as the entries of a new leading dimension."""
     return cat([tensor.unsqueeze(0) for tensor in tensors], 0)
-
-
-def subregion(chunk: Chunk, common: Box, itemsize: int) -> Region:
-    """The region of ``common``, a block inside the chunk's box; ``itemsize`` in bytes on disk."""
-    region = chunk.region
-    skipped = dot(common.offsets, region.strides) - dot(chunk.box.offsets, region.strides)
-    return region._replace(offset=region.offset + skipped * itemsize)
 
 
 def _put(values: Shape, dim: int, value: int) -> Shape:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor
+from ckpt_tool.tensors.lazy import LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardedTensor:
+class TiledTensor:
     """A tensor of ``shape`` that ``blocks``, in order, tile; ``sources``: what it is made of."""
 
     shape: Shape

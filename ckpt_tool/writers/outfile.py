@@ -28,7 +28,7 @@ _NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 _CACHED_BYTES = 1 << 20
 
 
-def aligned_buffer(size: int) -> memoryview:
+def allocate_aligned(size: int) -> memoryview:
     """Memory that direct writes accept; ``size`` in bytes, rounded up to whole pages."""
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
@@ -63,16 +63,7 @@ class OutputFile:
         A direct write takes whole blocks, so that what is behind them in the buffer may follow
         them into the file, until :meth:`finish`.
         """
-        done = 0
-        while done < length and self._direct:
-            end = -(-length // _ALIGNMENT) * _ALIGNMENT
-            try:
-                written = os.pwrite(self.descriptor, buffer[done:end], offset + done)
-                done += written // _ALIGNMENT * _ALIGNMENT
-            except OSError as error:
-                if error.errno not in _NO_DIRECT:
-                    raise
-                self._use_cache()
+        done = self._write_blocks(buffer, length, offset) if self._direct else 0
         limit = _ALIGNMENT
         while done < length:
             part = buffer[done : min(done + limit, length)]
@@ -82,6 +73,28 @@ class OutputFile:
     def finish(self) -> None:
         """Cut off what was written behind the end, when all threads are done."""
         os.ftruncate(self.descriptor, self._size)
+
+    def _write_blocks(self, buffer: memoryview, length: int, offset: int) -> int:
+        """Write directly, as far as that goes; returns how many bytes are written.
+
+        Fewer than ``length`` where the file system refuses, or takes less than a block: a direct
+        write cannot begin within one. The page cache is used from then on.
+        """
+        blocks = (length + _ALIGNMENT - 1) // _ALIGNMENT
+        done = 0
+        while done < length:
+            part = buffer[done : blocks * _ALIGNMENT]
+            try:
+                whole = os.pwrite(self.descriptor, part, offset + done) // _ALIGNMENT
+            except OSError as error:
+                if error.errno not in _NO_DIRECT:
+                    raise
+                whole = 0
+            if not whole:
+                self._use_cache()
+                break
+            done += whole * _ALIGNMENT
+        return done
 
     def _use_cache(self) -> None:
         """Some file systems accept the flag and then no write: go on without it."""

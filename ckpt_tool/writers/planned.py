@@ -5,8 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from ckpt_tool.tensors.lazy import LazyTensor
+
+#: Whose tensors a file holds.
+Role = Literal["weights", "adapter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,8 @@ class PlannedFile:
     """A file to write: plain bytes and tensors, back to back, ``starts`` their positions.
 
     ``names`` are those of the tensors, in order. Every tensor starts at a multiple of its item
-    size, so no block cuts an element.
+    size, so no block cuts an element. ``role``: whether the tensors are the model's, or those of
+    an adapter beside it or by itself.
     """
 
     name: str
@@ -30,6 +35,7 @@ class PlannedFile:
     items: tuple[bytes | Seal | LazyTensor, ...]
     starts: tuple[int, ...]
     size: int
+    role: Role = "weights"
 
     @property
     def tensors(self) -> tuple[LazyTensor, ...]:

@@ -10,48 +10,57 @@ next tensor would exceed the limit.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckpt_tool.common.errors import UsageError
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.writers.planned import PlannedFile
+from ckpt_tool.writers.planned import PlannedFile, Role
 
 INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_model.safetensors"
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes in ``5GB``, ``500MB``, ``4GiB`` or a plain number; UsageError otherwise."""
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.strip().upper())
-    size = 0
-    if matched and matched[2] in _UNITS:
-        size = int(float(matched[1]) * _UNITS[matched[2]])
-    if size <= 0:
-        raise UsageError(f"{text!r} is not a size", hint="Write it like 5GB, 500MB or 4GiB.")
-    return size
 
 
 def plan_files(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> list[PlannedFile]:
-    """The files that hold ``tensors``; reads and writes nothing."""
-    groups: list[list[str]] = [[]]
+    """The files that hold ``tensors``, of ``max_shard_size`` bytes of them at most, headers aside.
+
+    A tensor that is larger has a file of its own. Reads and writes nothing.
+    """
+    groups: list[dict[str, LazyTensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
         if groups[-1] and filled + tensor.nbytes > max_shard_size:
-            groups.append([])
+            groups.append({})
             filled = 0
-        groups[-1].append(name)
+        groups[-1][name] = tensor
         filled += tensor.nbytes
     return [
-        plan_file(_file_name(number, len(groups)), {name: tensors[name] for name in group})
-        for number, group in enumerate(groups, 1)
+        plan_file(_name_file(number, len(groups)), group) for number, group in enumerate(groups, 1)
     ]
 
 
-def index_json(files: Sequence[PlannedFile]) -> bytes | None:
+def plan_file(file: str, tensors: Mapping[str, LazyTensor], role: Role = "weights") -> PlannedFile:
+    """One safetensors file that holds ``tensors``; ``file``: its path below the output."""
+    names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    ordered = [tensors[name] for name in names]
+    rows: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offsets, at = [], 0
+    for name, tensor in zip(names, ordered, strict=True):
+        end = at + tensor.nbytes
+        rows[name] = {
+            "dtype": tensor.dtype.safetensors,
+            "shape": list(tensor.shape),
+            "data_offsets": [at, end],
+        }
+        offsets.append(at)
+        at = end
+    text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    starts = (0, *(len(header) + offset for offset in offsets))
+    return PlannedFile(file, tuple(names), (header, *ordered), starts, len(header) + at, role)
+
+
+def make_index(files: Sequence[PlannedFile]) -> bytes | None:
     """The index of several files (``total_size`` in bytes); None for fewer."""
     if len(files) < 2:
         return None
@@ -65,28 +74,5 @@ def index_json(files: Sequence[PlannedFile]) -> bytes | None:
     return (json.dumps(index, indent=2) + "\n").encode()
 
 
-def _file_name(number: int, total: int) -> str:
+def _name_file(number: int, total: int) -> str:
     return "model.safetensors" if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
-
-
-def plan_file(file: str, tensors: Mapping[str, LazyTensor]) -> PlannedFile:
-    """One safetensors file that holds ``tensors``."""
-    names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    rows: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    ends, at = [], 0
-    for name in names:
-        tensor = tensors[name]
-        end = at + tensor.nbytes
-        rows[name] = {
-            "dtype": tensor.dtype.safetensors,
-            "shape": list(tensor.shape),
-            "data_offsets": [at, end],
-        }
-        ends.append(end)
-        at = end
-    text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
-    starts = (0, *(len(header) + start for start in [0, *ends[:-1]][: len(names)]))
-    items: tuple[bytes | LazyTensor, ...] = (header, *(tensors[name] for name in names))
-    return PlannedFile(file, tuple(names), items, starts, len(header) + at)

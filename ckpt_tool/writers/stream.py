@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from itertools import count
@@ -19,9 +19,9 @@ from queue import SimpleQueue
 import xxhash
 
 from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
-from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.rounding import CastError, CastErrors
 from ckpt_tool.writers.crc import PieceSums
-from ckpt_tool.writers.outfile import OutputFile, aligned_buffer
+from ckpt_tool.writers.outfile import OutputFile, allocate_aligned
 from ckpt_tool.writers.planned import PlannedFile, Seal
 
 #: Blocks are filled in pairs: a strided tensor has as many pieces in two blocks as in one.
@@ -45,7 +45,7 @@ class WrittenFile:
     name: str
     size: int
     digest: str
-    cast_errors: tuple[tuple[str, str, float], ...] = ()
+    cast_errors: tuple[CastError, ...] = ()
 
 
 def digest_file(path: Path) -> str:
@@ -57,7 +57,7 @@ def digest_file(path: Path) -> str:
     return whole.hexdigest()
 
 
-def buffer_bytes(jobs: int, *, direct: bool, casting: bool) -> int:
+def estimate_buffers(jobs: int, *, direct: bool, casting: bool) -> int:
     """Memory that writing takes, whatever is written: a task per thread, and room to cast it."""
     scratch = (2 * BLOCK_BYTES + 3 * BLOCK_BYTES // 2) if casting else 0
     return (jobs + (_WAITING if direct else 0)) * _TASK_BYTES + jobs * scratch
@@ -66,8 +66,8 @@ def buffer_bytes(jobs: int, *, direct: bool, casting: bool) -> int:
 class StreamWriter:
     """Writes planned files with ``jobs`` threads; use as a context manager.
 
-    ``direct``: past the page cache (see :mod:`ckpt_tool.writers.outfile`). ``cast_errors`` maps
-    (source, target) dtype names to the largest absolute rounding error.
+    ``direct``: past the page cache (see :mod:`ckpt_tool.writers.outfile`). ``errors``: how much
+    casts changed elements, measured here or by the run that is resumed.
     """
 
     def __init__(
@@ -78,12 +78,11 @@ class StreamWriter:
         self._threads = jobs + (_WAITING if direct else 0)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="ckpt-write")
         self._readers: SimpleQueue[BlockReader] = SimpleQueue()
+        self.errors = CastErrors()
         for _ in range(jobs):
-            self._readers.put(BlockReader(files))
+            self._readers.put(BlockReader(files, self.errors))
         self._local = threading.local()
         self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self.cast_errors: dict[tuple[str, str], float] = {}
 
     def __enter__(self) -> StreamWriter:
         return self
@@ -91,12 +90,6 @@ class StreamWriter:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._pool.shutdown(wait=True)
-
-    def learn(self, cast_errors: Sequence[tuple[str, str, float]]) -> None:
-        """Raise the known errors to these, measured here or by the run that is resumed."""
-        for source, target, error in cast_errors:
-            key = (source, target)
-            self.cast_errors[key] = max(error, self.cast_errors.get(key, 0.0))
 
     def write(self, path: Path, plan: PlannedFile) -> tuple[int, WrittenFile]:
         """Write ``plan`` to ``path``; returns the open descriptor (not yet synced) and the result.
@@ -118,12 +111,12 @@ class StreamWriter:
             os.close(file.descriptor)
             raise
         whole = xxhash.xxh3_128(b"".join(work.digests))
-        errors = tuple((*key, error) for key, error in sorted(self.cast_errors.items()))
-        return file.descriptor, WrittenFile(plan.name, plan.size, whole.hexdigest(), errors)
+        written = WrittenFile(plan.name, plan.size, whole.hexdigest(), self.errors.listed())
+        return file.descriptor, written
 
     def _write_blocks(self, work: _Work) -> None:
         if not hasattr(self._local, "buffer"):
-            self._local.buffer = aligned_buffer(_TASK_BYTES)
+            self._local.buffer = allocate_aligned(_TASK_BYTES)
         buffer = self._local.buffer
         try:
             while not self._stop.is_set():
@@ -171,24 +164,11 @@ class StreamWriter:
                 seals.append((index, item, skipped, part))
             else:
                 size = item.dtype.itemsize
-                self._read(reader, item, (skipped // size, (skipped + len(part)) // size), part)
+                reader.read(item, skipped // size, (skipped + len(part)) // size, part)
                 if index + 1 in work.sealed:
                     work.sums.add(index, skipped, part)
         for index, seal, skipped, part in seals:
             part[:] = work.sealed_bytes(index, seal)[skipped : skipped + len(part)]
-
-    def _read(
-        self, reader: BlockReader, tensor: LazyTensor, span: Sequence[int], out: memoryview
-    ) -> None:
-        if tensor.dtype == tensor.source_dtype:
-            reader.read(tensor, span[0], span[1], out)
-            return
-        key = (tensor.source_dtype.name, tensor.dtype.name)
-        known = self.cast_errors.get(key, 0.0)
-        error = reader.read(tensor, span[0], span[1], out, known)
-        if error > self.cast_errors.get(key, -1.0):
-            with self._lock:
-                self.learn([(*key, error)])
 
 
 class _Work:

@@ -100,3 +100,13 @@ def test_patterns_stand_for_every_name_exactly_once(numbers):
         assert found.count == len(stands_for)
         assert found.first in stands_for
         assert len({names[name] for name in stands_for}) == 1
+
+
+def test_very_many_names_fold_at_once():
+    """Each name is touched a few times: not once for each of the others."""
+    names = dict.fromkeys((f"model.layers.{n}.weight" for n in range(60_000)), 0)
+    assert fold(names) == [Fold("model.layers.{0..59999}.weight", "model.layers.0.weight", 60_000)]
+    experts = dict.fromkeys((f"l.{n}.e.{e}.w" for n in range(20) for e in range(1000)), 0)
+    assert [found.pattern for found in fold(experts)] == ["l.{0..19}.e.{0..999}.w"]
+    del experts["l.7.e.9.w"]
+    assert sum(found.count for found in fold(experts)) == len(experts)

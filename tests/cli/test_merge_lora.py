@@ -56,13 +56,17 @@ def test_alpha_that_nobody_knows(checkpoints, tmp_path):
     assert result.exit_code == 2
     assert "alpha is unknown" in result.stderr
     assert "--lora-alpha X" in result.stderr
-    assert run(case, out, "--lora-alpha", "10").exit_code == 0
+    given = ("--lora-alpha", "10")
+    assert "alpha 10 (--lora-alpha)" in run(case, out, *given).stdout
+    for more in ("--dry-run", "--resume"):
+        found = json.loads(run(case, tmp_path / "other", *given, more, "--json").stdout)
+        assert found["lora"]["source"] == "--lora-alpha"
 
 
 def test_bad_choices(checkpoints, tmp_path):
     for flags, message in {
-        ("--lora", "merge"): "expected one of fuse, split, both",
-        ("--lora-alpha", "0"): "expected a number above 0",
+        ("--lora", "merge"): "--lora merge: expected one of fuse, split, both",
+        ("--lora-alpha", "0"): "--lora-alpha 0: expected a number above 0",
     }.items():
         result = run(checkpoints["lora_w2"], tmp_path / "out", *flags)
         assert result.exit_code == 2

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from ckpt_tool.cli.app import app
 from tests.common.test_parallel import PROJECT
 from tests.operations.test_upload import contents
-from tests.plans.test_finished import files
+from tests.plans.test_resume_complete import files
 from tests.support import hub_server, megatron
 from tests.support.hub_server import READS, UNKNOWN, WRITES, Hub, Repo, serving
 from tests.support.merging import TINY, values, write_rank
@@ -192,7 +192,7 @@ def test_an_upload_that_dies_is_gone_on_with(hub, source, tmp_path, more) -> Non
 
 def test_what_differs_in_a_complete_folder_is_left_there(source, tmp_path, monkeypatch) -> None:
     run(source, tmp_path / "out")
-    monkeypatch.setattr("ckpt_tool.plans.write.differences", lambda *_: ["layers.1.weight"])
+    monkeypatch.setattr("ckpt_tool.plans.write.find_differences", lambda *_: ["layers.1.weight"])
     result = run(source, tmp_path / "out", "--resume", "--verify")
     assert result.exit_code == 1
     assert f"1 tensor did not read back as written; {tmp_path / 'out'} was left" in result.stdout

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
-from ckpt_tool.mapping.families.megatron_table import FAMILIES
+from ckpt_tool.mapping.families.table import FAMILIES
 from tests.operations.to_mcore.test_inputs import archives, assert_same, loaded, rewritten
 from tests.real.megatron_models import write_model
 from tests.support.merging import TINY, load_folder, values, write_rank
@@ -157,10 +157,74 @@ def test_a_folder_that_is_not_empty_is_kept_unless_told_otherwise(hf, tmp_path):
     assert {t.dtype for t in loaded(tmp_path / "first").values()} == {torch.float16}
 
 
+@pytest.mark.parametrize("layout", ["bare", "megatron-lm"])
+def test_what_is_complete_is_not_written_again(hf, tmp_path, layout):
+    out = tmp_path / "out"
+    words = (hf, out, "--layout", layout, "--dtype", "bfloat16", "--resume", "--verify")
+    first = json.loads(run(*words, "--json").stdout)
+    before = stats(out)
+    again = json.loads(run(*words, "--json").stdout)
+    assert stats(out) == before
+    assert (first["already_complete"], again["already_complete"]) == (False, True)
+    assert again["bytes_per_second"] == 0.0
+    for key in ("num_tensors", "total_bytes", "files", "casts", "dropped", "verified", "output"):
+        assert again[key] == first[key]
+    assert again["verified"] is True
+    said = run(*words)
+    assert re.match(r"Already complete: 11 tensors, [\d.]+ kB in 1 file in ", said.stdout)
+    assert stats(out) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--dtype", "float16"], "is of another checkpoint, other options"),
+        (["--layout", "megatron-lm"], "is of another checkpoint, other options"),
+        (["--no-crc"], "is of another checkpoint, other options"),
+        ([], "common.pt differs; __0_0.distcp.orig is no part of it"),
+    ],
+)
+def test_what_is_something_else_is_refused_with_the_reason(hf, tmp_path, flags, said):
+    out = tmp_path / "out"
+    assert run(hf, out).exit_code == 0
+    if not flags:
+        (out / "common.pt").write_bytes(b"")
+        (out / "__0_0.distcp.orig").touch()
+    before = stats(out)
+    result = run(hf, out, "--resume", *flags)
+    assert result.exit_code == 2
+    assert "exists and is not empty, and is not what would be written" in result.stderr
+    for part in said.split("; "):
+        assert part in result.stderr
+    assert stats(out) == before
+
+
+def test_an_interrupted_one_goes_on(hf, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("ckpt_tool.plans.write.find_differences", interrupt)
+        assert run(hf, out, "--verify").exit_code == 130
+    kept = stats(tmp_path / ".out.ckpt-partial")["__0_0.distcp"]
+    result = run(hf, out, "--verify", "--resume")
+    assert "every bit as planned" in result.stdout
+    assert stats(out)["__0_0.distcp"] == kept
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def stats(folder: Path) -> dict[str, tuple[int, int]]:
+    """What changes when a file is written again, or another one put in its place."""
+    found = {str(p.relative_to(folder)): p.stat() for p in folder.rglob("*") if p.is_file()}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
+
+
 def test_an_architecture_without_a_table(hf, tmp_path):
     model = rewritten(hf, tmp_path / "hf", config={"model_type": "mamba"})
     result = run(model, tmp_path / "out")
-    assert_refused(result, tmp_path / "out", "'mamba'", *FAMILIES)
+    supported = [name for name, family in FAMILIES.items() if family.megatron]
+    assert_refused(result, tmp_path / "out", "'mamba'", *supported)
 
 
 def test_tensors_that_are_missing_or_left_over_are_all_listed(hf, tmp_path):

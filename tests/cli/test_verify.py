@@ -1,6 +1,7 @@
 """`ckpt verify`: flags, what is printed, the JSON object."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
+from tests.operations.merge.test_megatron_lora import WRITTEN as BRIDGE_LORA
 from tests.support.merging import TINY, write_rank
-from tests.support.verifying import Tensors, merged, planted
+from tests.support.verifying import Tensors, merged, planted, save
 
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
@@ -195,6 +197,14 @@ def test_only_the_worst_are_printed(case: Path, different: Path) -> None:
     assert UP not in text  # a value counts less than another shape or dtype
 
 
+def test_a_report_has_the_causes_of_all(case: Path, different: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    assert "vocabulary padded" in run(different, case, "--top", "1", "--report", report).stdout
+    text = report.read_text(encoding="utf-8")
+    assert "vocabulary padded" in text
+    assert "after rounding the reference to float16 (--cast-reference compares so)" in text
+
+
 def test_a_tolerance_is_never_silent(case: Path, different: Path, tmp_path: Path) -> None:
     near = planted(case / "reference", tmp_path / "near", lambda t: t[UP].add_(2.0**-10))
     accepted = run(near, case, "--atol", "0.001")
@@ -223,3 +233,47 @@ def test_what_is_tied_or_ignored_is_said(checkpoints: dict[str, Path]) -> None:
     assert result.exit_code == 0
     assert "tied     lm_head.weight: only in the checkpoint, equal to model.emb" in result.stdout
     assert "ignored  6 tensors" in result.stdout
+
+
+# --- how tensors get their names
+def test_names_are_found_as_a_merge_finds_them(tmp_path: Path) -> None:
+    state = {"norm.weight": torch.ones(3), "up.weight": torch.arange(6.0).reshape(2, 3)}
+    here = {f"actor.model.{name}": tensor for name, tensor in state.items()}
+    write_rank(tmp_path / "ranks", here | {"critic.norm.weight": torch.zeros(3)}, TINY)
+    save(state, tmp_path / "model.safetensors")
+    sides = (tmp_path / "ranks", tmp_path / "model.safetensors")
+    assert run(*sides).exit_code == 1
+    flags = ["--prefix", "actor.model"]
+    assert run(*sides, *flags).exit_code == 0
+    assert run(*reversed(sides), *flags).exit_code == 0
+    picked = run(*sides, "--select", "*.up.*", "--rename", "actor.model=x", "--json")
+    assert as_json(picked)["unexpected"] == ["x.up.weight"]
+
+
+def test_alpha_is_said_as_to_a_merge(tmp_path: Path) -> None:
+    merge = ["merge", "megatron", str(BRIDGE_LORA), str(tmp_path / "out"), "--lora-alpha", "16"]
+    assert CliRunner().invoke(app, merge).exit_code == 0
+    unknown = run(BRIDGE_LORA, tmp_path / "out")
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert "alpha is unknown" in unknown.stderr
+    assert run(BRIDGE_LORA, tmp_path / "out", "--lora-alpha", "16").exit_code == 0
+    assert run(BRIDGE_LORA, tmp_path / "out", "--lora-alpha", "8").exit_code == 1
+
+
+def test_adapters_alone_are_fused_into_a_base(checkpoints: dict[str, Path]) -> None:
+    adapters, whole = checkpoints["lora_alone_w2"], checkpoints["lora_w2"]
+    assert run(adapters, whole / "reference", "--base", whole / "base").exit_code == 0
+    assert run(adapters, whole / "reference").exit_code == 1  # factors alone are no model
+
+
+def test_a_config_is_named_or_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Experts are fused in memory: only a config can say how they are called on the Hub."""
+    case = checkpoints["fsdp2_moe_w2"]
+    bare, lone = tmp_path / "bare", tmp_path / "lone.safetensors"
+    shutil.copytree(case / "actor", bare, ignore=shutil.ignore_patterns("huggingface"))
+    shutil.copy(case / "reference" / "model.safetensors", lone)
+    assert run(bare, lone).exit_code == 1
+    assert run(bare, lone, "--config", case / "reference").exit_code == 0
+    assert run(case, case / "reference").exit_code == 0
+    as_they_are = as_json(run(case, case / "reference", "--config", "none", "--json"))
+    assert "model.layers.0.mlp.experts.gate_up_proj" in as_they_are["unexpected"]

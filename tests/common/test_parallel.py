@@ -66,7 +66,7 @@ def test_a_rank_that_is_no_number_is_a_usage_error(monkeypatch):
         "MASTER_PORT": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="RANK='first'"), parallel.joined():
+    with pytest.raises(UsageError, match="RANK='first'"), parallel.join_world():
         pass
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_tool.compare.elements import rounds_to, scale_of
+from ckpt_tool.compare.elements import find_scale, rounds_to
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32
 from tests.support.backed import backed
 from tests.support.measuring import normal, of_bytes, stored, touched
@@ -22,7 +22,7 @@ def rounds(folder, source: torch.Tensor, rounded: torch.Tensor, via: torch.dtype
 
 
 def scale(folder, left: torch.Tensor, right: torch.Tensor) -> float | None:
-    return scale_of(stored(folder / "l", left), stored(folder / "r", right))
+    return find_scale(stored(folder / "l", left), stored(folder / "r", right))
 
 
 def product(right: torch.Tensor, factor: float) -> torch.Tensor:
@@ -167,9 +167,9 @@ def test_layouts_do_not_matter(tmp_path):
     left = backed(tmp_path / "l", right.bfloat16().float(), order=(1, 0), gap=2)
     assert rounds_to(stored(tmp_path / "r", right), left, BFLOAT16)
     doubled = backed(tmp_path / "d", right * 2, order=(1, 0))
-    assert scale_of(doubled, stored(tmp_path / "r", right)) == 2.0
+    assert find_scale(doubled, stored(tmp_path / "r", right)) == 2.0
     flat = stored(tmp_path / "t", right.T.reshape(30, 20))
-    assert scale_of(flat, doubled) is None
+    assert find_scale(flat, doubled) is None
 
 
 NUMBERS = st.lists(st.floats(2**-6, 1000, width=16), min_size=2, max_size=9)

@@ -3,9 +3,11 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ckpt_tool.compare.grid import LEVELS, OTHER, grid, level, sections
-from ckpt_tool.operations.verify import shown_distances
+from ckpt_tool.compare.grid import LEVELS, OTHER, find_level, list_sections, make_grid
+from ckpt_tool.operations.verify import collect_distances
 from tests.support.verifications import llama, mismatch, result
 
 
@@ -28,19 +30,21 @@ from tests.support.verifications import llama, mismatch, result
     ],
 )
 def test_a_name_has_one_place(name: str, row: str, column: str) -> None:
-    assert grid({name: 0.5}).cells == {(row, column): 0.5}
+    assert make_grid({name: 0.5}).cells == {(row, column): 0.5}
 
 
 def test_a_cell_is_the_largest_distance_of_its_tensors() -> None:
     base = "model.layers.0.mlp.experts"
-    found = grid({f"{base}.{n}.up_proj.weight": d for n, d in enumerate((1e-3, math.inf, 0.0))})
+    found = make_grid(
+        {f"{base}.{n}.up_proj.weight": d for n, d in enumerate((1e-3, math.inf, 0.0))}
+    )
     assert found.cells == {("model.layers.0", "mlp.experts.*.up_proj"): math.inf}
-    both = grid({"layers.0.q.weight": 0.0, "layers.0.q.bias": 0.25})
+    both = make_grid({"layers.0.q.weight": 0.0, "layers.0.q.bias": 0.25})
     assert both.cells == {("layers.0", "q"): 0.25}
 
 
 def test_rows_are_in_natural_order_with_the_others_last() -> None:
-    found = grid(
+    found = make_grid(
         llama(12) | {"visual.blocks.10.attn.qkv.weight": 0, "visual.blocks.9.norm1.bias": 0}
     )
     assert found.rows[:12] == tuple(f"model.layers.{layer}" for layer in range(12))
@@ -49,7 +53,7 @@ def test_rows_are_in_natural_order_with_the_others_last() -> None:
 
 def test_columns_follow_the_forward_pass() -> None:
     columns = [
-        column for column in grid(llama(2)).columns if "." in column or "layernorm" in column
+        column for column in make_grid(llama(2)).columns if "." in column or "layernorm" in column
     ]
     assert columns == [
         "input_layernorm", "self_attn.q_norm", "self_attn.q_proj", "self_attn.k_norm",
@@ -59,8 +63,8 @@ def test_columns_follow_the_forward_pass() -> None:
 
 
 def test_sections_have_only_the_columns_of_their_rows() -> None:
-    found = grid(llama(2) | {"visual.blocks.0.attn.qkv.weight": 0.0})
-    layers, blocks, others = sections(found)
+    found = make_grid(llama(2) | {"visual.blocks.0.attn.qkv.weight": 0.0})
+    layers, blocks, others = list_sections(found)
     assert (layers.title, layers.numbers, len(layers.columns)) == ("model.layers", ("0", "1"), 11)
     assert (blocks.title, blocks.rows, blocks.columns) == (
         "visual.blocks",
@@ -71,6 +75,25 @@ def test_sections_have_only_the_columns_of_their_rows() -> None:
     assert others.columns == ("embed_tokens", "norm", "lm_head")
 
 
+PLACES = st.tuples(st.sampled_from(["a", "b.c"]), st.integers(0, 3), st.sampled_from("xyz"))
+
+
+@given(st.lists(PLACES), st.sets(st.sampled_from(["head", "norm"])))
+def test_sections_are_a_part_of_the_grid_each(places, others) -> None:
+    names = [f"{part}.layers.{n}.{module}.weight" for part, n, module in places]
+    found = make_grid(dict.fromkeys([*names, *others], 0.0))
+    for section in list_sections(found):
+        inside = {column for row, column in found.cells if row in section.rows}
+        assert section.columns == tuple(name for name in found.columns if name in inside)
+    assert tuple(row for section in list_sections(found) for row in section.rows) == found.rows
+
+
+def test_very_many_layers_are_cut_into_sections_at_once() -> None:
+    names = (f"model.layers.{n}.{module}.weight" for n in range(50_000) for module in "ab")
+    (section,) = list_sections(make_grid(dict.fromkeys(names, 0.0)))
+    assert (len(section.rows), section.columns) == (50_000, ("a", "b"))
+
+
 @pytest.mark.parametrize(
     ("distance", "expected"),
     [
@@ -79,14 +102,14 @@ def test_sections_have_only_the_columns_of_their_rows() -> None:
     ],
 )  # fmt: skip
 def test_levels_are_powers_of_ten(distance: float, expected: int) -> None:
-    assert level(distance) == expected
+    assert find_level(distance) == expected
 
 
 def test_levels_say_what_they_mean() -> None:
     assert LEVELS[0] == "equal"
-    assert LEVELS[level(1e-4)] == "up to 1e-4"
-    assert LEVELS[level(0.5)] == "below 1"
-    assert LEVELS[level(math.inf)] == "1 or more"
+    assert LEVELS[find_level(1e-4)] == "up to 1e-4"
+    assert LEVELS[find_level(0.5)] == "below 1"
+    assert LEVELS[find_level(math.inf)] == "1 or more"
 
 
 def test_no_tensor_that_differs_is_shown_as_equal() -> None:
@@ -100,8 +123,8 @@ def test_no_tensor_that_differs_is_shown_as_equal() -> None:
             mismatch("far"),
         ],
     )
-    shown = shown_distances(found)
-    assert {name: level(distance) for name, distance in shown.items()} == {
+    shown = collect_distances(found)
+    assert {name: find_level(distance) for name, distance in shown.items()} == {
         "same": 0, "zeros": 1, "dtype": 1, "far": 7, "shape": 8,
     }  # fmt: skip
     assert found.distances == distances, "the result itself is as it was"

@@ -154,7 +154,7 @@ def test_equal_after_rounding_one_side(tmp_path, wide, narrow):
     full = normal(6, 5, dtype=wide)
     rounded = full.to(narrow)
     name = str(narrow).removeprefix("torch.")
-    text = f"equal after rounding the {{}} to {name} (--cast-reference compares so)"
+    text = f"equal after rounding the {{}} to {name}"
     assert hint(tmp_path, full, rounded) == text.format("checkpoint")
     assert hint(tmp_path, rounded, full) == text.format("reference")
     wrong = rounded.clone()

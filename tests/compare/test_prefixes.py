@@ -2,12 +2,18 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ckpt_tool.compare.prefixes import prefix_hint
+from ckpt_tool.common.parallel import ALONE, Team
+from ckpt_tool.common.progress import NoProgress
+from ckpt_tool.compare.prefixes import explain_prefix
+from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
-from tests.support.measuring import normal, stored
+from tests.support.measuring import normal, of_bytes, stored
 
 NAMES = ["embed.weight", "layers.0.mlp.weight", "layers.1.mlp.weight", "norm.weight"]
+ALONE_WITH_TWO = Team(ALONE, 2, NoProgress())
 VALUES = {name: normal(3, 4, seed=seed) for seed, name in enumerate(NAMES)}
 
 
@@ -19,7 +25,7 @@ def hint(folder, left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
     missing = [name for name in right if name not in left]
     unexpected = [name for name in left if name not in right]
     sides = written(folder, "left", left), written(folder, "right", right)
-    return prefix_hint(missing, unexpected, *sides, 2)
+    return explain_prefix(missing, unexpected, *sides, ALONE_WITH_TWO)
 
 
 def prefixed(prefix: str, tensors: dict[str, torch.Tensor] = VALUES) -> dict[str, torch.Tensor]:
@@ -74,3 +80,40 @@ def test_names_without_a_counterpart_do_not_hide_the_prefix(tmp_path):
 def test_nor_do_they_where_they_come_first(tmp_path):
     right = {"a_head.weight": normal(2, 3)} | VALUES
     assert "4 names differ by the prefix" in hint(tmp_path, prefixed("model."), right)
+
+
+PARTS = st.lists(st.sampled_from(["a", "b", "w"]), min_size=1, max_size=4).map(".".join)
+
+
+@given(st.sets(PARTS, max_size=12), st.sets(PARTS, max_size=12))
+def test_no_prefix_turns_more_names_into_others(tmp_path_factory, here, there):
+    """Held against every prefix that there can be; all tensors are equal."""
+    tensor = of_bytes(tmp_path_factory.getbasetemp() / "equal", b"\1\2\3\4", FLOAT32, (1,))
+    left, right = dict.fromkeys(here, tensor), dict.fromkeys(there, tensor)
+    missing, unexpected = sorted(there - here), sorted(here - there)
+    best = {}
+    for side, names, longer in (
+        ("checkpoint", missing, unexpected), ("reference", unexpected, missing)
+    ):  # fmt: skip
+        prefixes = {
+            other.removesuffix(name)
+            for name in names
+            for other in longer
+            if other.endswith(f".{name}")
+        }
+        counts = [sum(prefix + name in longer for name in names) for prefix in prefixes]
+        best[side] = max(counts, default=0)
+    text = explain_prefix(missing, unexpected, left, right, ALONE_WITH_TWO)
+    side = next((side for side, count in best.items() if count), "")
+    assert bool(text) == bool(side)
+    assert text.startswith(f"{best[side]} names differ by the prefix" if side else "")
+    assert f"which the {side} has" in text or not side
+
+
+def test_very_many_names_are_looked_through_at_once(tmp_path):
+    """One name is the ending of all others, each of which then has a prefix of its own."""
+    tensor = stored(tmp_path / "equal", torch.ones(1))
+    right = dict.fromkeys(["weight", *(f"layers.{n}.bias" for n in range(30_000))], tensor)
+    left = dict.fromkeys([f"layers.{n}.weight" for n in range(30_000)], tensor)
+    text = explain_prefix(list(right), list(left), left, right, ALONE_WITH_TWO)
+    assert text.startswith("1 names differ by the prefix 'layers.0.', which the checkpoint has")

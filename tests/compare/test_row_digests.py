@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.compare.rows import find_shift, row_digests
+from ckpt_tool.compare.rows import digest_rows, find_shift
 from ckpt_tool.tensors.geometry import Box
 from tests.support.backed import backed, distinct
 from tests.support.measuring import labels, stored
@@ -37,11 +37,11 @@ def test_rows_that_lie_nowhere_are_not_shifted():
 
 def test_digests_are_of_rows_however_they_lie(tmp_path):
     tensor = distinct((6, 5))
-    plain = row_digests(stored(tmp_path / "plain", tensor))
+    plain = digest_rows(stored(tmp_path / "plain", tensor))
     halves = [Box((0, 0), (6, 2)), Box((0, 2), (6, 3))]
-    assert row_digests(backed(tmp_path / "other", tensor, halves, (1, 0), 1)) == plain
+    assert digest_rows(backed(tmp_path / "other", tensor, halves, (1, 0), 1)) == plain
     assert len(set(plain)) == 6
-    moved = row_digests(stored(tmp_path / "moved", tensor[[4, 0, 1, 2, 5, 3]]))
+    moved = digest_rows(stored(tmp_path / "moved", tensor[[4, 0, 1, 2, 5, 3]]))
     assert moved == [plain[row] for row in (4, 0, 1, 2, 5, 3)]
 
 
@@ -49,17 +49,17 @@ def test_digests_of_many_blocks(tmp_path):
     """Rows of 100,000 bytes, ten to a block, and rows longer than a block."""
     for shape in ((23, 25_000), (3, 300_000)):
         tensor = distinct(shape)
-        rows = row_digests(stored(tmp_path / "t", tensor))
-        assert row_digests(stored(tmp_path / "flip", tensor.flip(0))) == rows[::-1]
+        rows = digest_rows(stored(tmp_path / "t", tensor))
+        assert digest_rows(stored(tmp_path / "flip", tensor.flip(0))) == rows[::-1]
         for at in (0, shape[0] - 1):
             alone = stored(tmp_path / "alone", tensor[at].expand(2, -1))
-            assert row_digests(alone) == [rows[at]] * 2
+            assert digest_rows(alone) == [rows[at]] * 2
 
 
 def test_what_has_no_rows_to_speak_of(tmp_path):
     shapes = [(), (1, 4), (0, 4), (4, 0)]
     for number, shape in enumerate(shapes):
-        assert row_digests(stored(tmp_path / str(number), torch.zeros(shape))) is None
+        assert digest_rows(stored(tmp_path / str(number), torch.zeros(shape))) is None
     lazy = stored(tmp_path / "t", distinct((5, 2)))
-    assert row_digests(lazy, most=4) is None
-    assert len(row_digests(lazy, most=5)) == 5
+    assert digest_rows(lazy, most=4) is None
+    assert len(digest_rows(lazy, most=5)) == 5

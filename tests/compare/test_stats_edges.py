@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ckpt_tool.compare.measure import measure
 from ckpt_tool.compare.stats import Tolerance
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT32
-from ckpt_tool.tensors.equality import Pair, first_differences
+from ckpt_tool.tensors.equality import Pair, locate_differences
 from tests.support.backed import distinct, raw
 from tests.support.measuring import compared, normal, of_bytes, patterns, stored, told
 
@@ -36,7 +36,7 @@ def test_one_flipped_bit_is_one_difference_at_its_place(tmp_path_factory, name, 
     stats = told(pair.left, pair.right)
     assert (stats.num_different, stats.num_outside, stats.first_index) == (1, 1, index)
     assert stats.digests[0] != stats.digests[1]
-    assert first_differences([pair], 2, lambda _: None) == {"t": index}
+    assert locate_differences([pair], 2, lambda _: None) == {"t": index}
 
 
 @pytest.mark.parametrize("seam", [1 << 16, SPAN])

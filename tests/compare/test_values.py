@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.compare.values import bits_of, is_ordered, ordinals, values_of
+from ckpt_tool.compare.values import decode_values, is_ordered, order_bits, view_bits
 from ckpt_tool.tensors.dtypes import BY_NAME
 from tests.support.backed import dtype_of, raw
 from tests.support.versions import torch_dtype
@@ -31,12 +31,12 @@ def every_pattern(dtype: torch.dtype) -> torch.Tensor:
 
 
 def values(tensor: torch.Tensor) -> np.ndarray:
-    return values_of(memoryview(raw(tensor)), dtype_of(tensor))
+    return decode_values(memoryview(raw(tensor)), dtype_of(tensor))
 
 
 def ordinals_of(tensor: torch.Tensor) -> np.ndarray:
     dtype = dtype_of(tensor)
-    return ordinals(bits_of(memoryview(raw(tensor)), dtype), dtype)
+    return order_bits(view_bits(memoryview(raw(tensor)), dtype), dtype)
 
 
 def assert_same_values(found: np.ndarray, expected: torch.Tensor) -> None:
@@ -57,12 +57,12 @@ def test_every_pattern_has_torchs_value(name):
 def test_some_values_by_hand():
     codes = memoryview(bytes([0x00, 0x01, 0x08, 0x38, 0x7E, 0xFE, 0x80]))
     expected = [0, 2**-9, 2**-6, 1, 448, -448, 0]
-    assert values_of(codes, BY_NAME["float8_e4m3fn"]).tolist() == expected
+    assert decode_values(codes, BY_NAME["float8_e4m3fn"]).tolist() == expected
     codes = memoryview(bytes([0x01, 0x04, 0x3C, 0x7B, 0x7C, 0xFC]))
     expected = [2**-16, 2**-14, 1, 57344, math.inf, -math.inf]
-    assert values_of(codes, BY_NAME["float8_e5m2"]).tolist() == expected
+    assert decode_values(codes, BY_NAME["float8_e5m2"]).tolist() == expected
     codes = memoryview(bytes([0, 127, 128, 254]))
-    assert values_of(codes, BY_NAME["float8_e8m0fnu"]).tolist() == [2**-127, 1, 2, 2**127]
+    assert decode_values(codes, BY_NAME["float8_e8m0fnu"]).tolist() == [2**-127, 1, 2, 2**127]
 
 
 def test_float32_values_are_exact():
@@ -75,7 +75,7 @@ def test_float32_values_are_exact():
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30))
 def test_float64_elements_are_their_own_values(words):
     content = np.array(words, "<u8").tobytes()
-    assert values_of(memoryview(content), BY_NAME["float64"]).tobytes() == content
+    assert decode_values(memoryview(content), BY_NAME["float64"]).tobytes() == content
 
 
 @pytest.mark.filterwarnings("error")
@@ -84,7 +84,7 @@ def test_signalling_nans_make_numpy_warn_of_nothing(dtype):
     size = dtype.itemsize
     one = {torch.float16: 0x7C01, torch.bfloat16: 0x7F81, torch.float32: 0x7F800001}[dtype]
     content = np.array([one, one + 1], f"<u{size}").tobytes()
-    found = values_of(memoryview(content), BY_NAME[str(dtype).removeprefix("torch.")])
+    found = decode_values(memoryview(content), BY_NAME[str(dtype).removeprefix("torch.")])
     assert np.isnan(found).all()
 
 
@@ -113,7 +113,7 @@ def test_a_complex_element_is_two_values():
 def test_bits_are_unsigned_integers_of_the_elements_size():
     for dtype in BY_NAME.values():
         size = dtype.itemsize
-        found = bits_of(memoryview(bytes(range(2 * size))), dtype)
+        found = view_bits(memoryview(bytes(range(2 * size))), dtype)
         assert found.itemsize == size
         assert found.tolist() == [
             int.from_bytes(bytes(range(at, at + size)), "little") for at in (0, size)

@@ -213,7 +213,7 @@ def test_side_files_are_all_but_weights_and_what_is_written_anew(tmp_path):
 def test_config_must_be_there(tmp_path):
     with pytest.raises(UsageError, match=r"config\.json: no such file") as refused:
         load_config(tmp_path)
-    assert "--config" in refused.value.hint
+    assert "`config`" in refused.value.hint
     with pytest.raises(UsageError, match=r"config\.json: no such file"):
         load_config(Path(tmp_path, "none"))
 

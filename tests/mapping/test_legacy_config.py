@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from ckpt_tool.mapping.config import load_config
-from ckpt_tool.mapping.legacy_config import with_legacy_keys
+from ckpt_tool.mapping.legacy_config import add_legacy_keys
 from tests.support.tiny_models import build
 
 
 def added(config: dict[str, Any]) -> dict[str, Any]:
     """The keys that ``config`` gets, after proving that it loses none."""
     before = copy.deepcopy(config)
-    result = with_legacy_keys(config)
+    result = add_legacy_keys(config)
     assert config == before
     assert {key: result[key] for key in config} == config
     return {key: value for key, value in result.items() if key not in config}
@@ -137,7 +137,7 @@ def test_nested_configs_get_their_own_keys():
         "deeper_config": {"dtype": "float16"},
     }
     config = {"model_type": "qwen3_vl_moe", "text_config": nested, "other": {"dtype": "float16"}}
-    result = with_legacy_keys(config)
+    result = add_legacy_keys(config)
     text = {"num_experts": 4, "rope_theta": 5.0, "rope_scaling": None}
     deeper = {"dtype": "float16", "torch_dtype": "float16"}
     assert result == {**config, "text_config": {**nested, **text, "deeper_config": deeper}}
@@ -182,10 +182,10 @@ def holds(result: dict[str, Any], config: dict[str, Any]) -> bool:
 @example({"model_type": "phi3", "rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}})
 def test_nothing_is_removed_or_replaced_and_twice_is_once(config):
     before = copy.deepcopy(config)
-    result = with_legacy_keys(config)
+    result = add_legacy_keys(config)
     assert config == before
     assert holds(result, config)
-    assert with_legacy_keys(result) == result
+    assert add_legacy_keys(result) == result
 
 
 class Records(logging.Handler):

@@ -9,12 +9,14 @@ import torch
 from ckpt_tool.common.errors import CheckpointError, MappingError, UsageError
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
-from ckpt_tool.operations.proofs import TiedHead, prove_replicas, tied_head
+from ckpt_tool.operations.replicas import prove_replicas
+from ckpt_tool.operations.tied_head import TiedHead, find_tied_head
 from ckpt_tool.readers import Checkpoint, open_checkpoint
 from tests.support.backed import distinct
 from tests.support.saved import write_config
 
 NORM = "model.layers.1.post_attention_layernorm.weight"
+TEAM = Team(ALONE, 2, NoProgress())
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -36,7 +38,7 @@ def damaged(source: Path, target: Path, damages: list[tuple[str, int, int]]) -> 
 def differing(checkpoint: Checkpoint, *, recorded_too: bool) -> dict[str, str]:
     """What `prove_replicas` says, by tensor; a tensor with two problems is not expected."""
     with pytest.raises(CheckpointError) as refused:
-        prove_replicas(checkpoint, recorded_too, Team(ALONE, 2, NoProgress()))
+        prove_replicas(checkpoint, recorded_too, TEAM)
     assert {problem.kind for problem in refused.value.problems} == {"replica"}
     found = {problem.where: problem.message for problem in refused.value.problems}
     assert len(found) == len(refused.value.problems)
@@ -50,7 +52,7 @@ def differing(checkpoint: Checkpoint, *, recorded_too: bool) -> dict[str, str]:
 )
 def test_copies_that_agree_pass(case, recorded_too, checkpoints):
     checkpoint = open_checkpoint(checkpoints[case] / "actor")
-    prove_replicas(checkpoint, recorded_too, Team(ALONE, 2, NoProgress()))
+    prove_replicas(checkpoint, recorded_too, TEAM)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_every_copy_that_differs_is_listed_with_its_first_element(checkpoints, t
 @pytest.mark.parametrize("case", ["fsdp1_hsdp_w4", "fsdp2_hsdp_w4"])
 def test_copies_that_the_mesh_records_are_read_when_asked_for(case, checkpoints, tmp_path):
     checkpoint = damaged(checkpoints[case], tmp_path / "x", [(EMBEDDING, 3, 5)])
-    prove_replicas(checkpoint, False, Team(ALONE, 2, NoProgress()))
+    prove_replicas(checkpoint, False, TEAM)
     message = "rank 3 differs from rank 1 at element 5 of [49:97, 0:32]"
     assert differing(checkpoint, recorded_too=True) == {EMBEDDING: message}
 
@@ -158,20 +160,20 @@ def test_head_is_dropped_kept_or_refused(said, flag, head, expected, tmp_path):
     checkpoint, config = model(tmp_path, head), config_saying(tmp_path, said)
     if isinstance(expected, type):
         with pytest.raises(expected) as refused:
-            tied_head(checkpoint, config, flag, 2)
+            find_tied_head(checkpoint, config, flag, TEAM)
         assert (HEAD in refused.value.message) == (head != "absent")
-        assert ("tie-word-embeddings" in refused.value.message) == (flag is not None)
+        assert ("tie_word_embeddings" in refused.value.message) == (flag is not None)
     elif isinstance(expected, TiedHead):
-        assert tied_head(checkpoint, config, flag, 2) == expected
+        assert find_tied_head(checkpoint, config, flag, TEAM) == expected
     else:
-        found = tied_head(checkpoint, config, flag, 2)
+        found = find_tied_head(checkpoint, config, flag, TEAM)
         assert (found.tied, found.dropped) == (expected, False)
 
 
 def test_shared_storage_is_equal_without_reading(tmp_path):
     checkpoint = model(tmp_path, "aliased")
     (tmp_path / "model.pt").unlink()
-    assert tied_head(checkpoint, config_saying(tmp_path, True), None, 1) == DROPPED
+    assert find_tied_head(checkpoint, config_saying(tmp_path, True), None, TEAM) == DROPPED
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_shared_storage_is_equal_without_reading(tmp_path):
 )
 def test_embedding_is_found_under_the_names_families_give_it(embedding, tmp_path):
     checkpoint = model(tmp_path, "equal", embedding)
-    found = tied_head(checkpoint, config_saying(tmp_path, True), None, 2)
+    found = find_tied_head(checkpoint, config_saying(tmp_path, True), None, TEAM)
     assert found == TiedHead(True, dropped=True, name=HEAD, embedding=embedding)
 
 
@@ -193,14 +195,14 @@ def test_embedding_is_found_under_the_names_families_give_it(embedding, tmp_path
 def test_head_that_nothing_ties_is_not_read(said, tmp_path):
     checkpoint = model(tmp_path, "equal")
     (tmp_path / "model.pt").unlink()
-    assert tied_head(checkpoint, config_saying(tmp_path, said), None, 1) == TiedHead(said)
+    assert find_tied_head(checkpoint, config_saying(tmp_path, said), None, TEAM) == TiedHead(said)
 
 
 @pytest.mark.parametrize("said", [False, None])
 def test_untied_head_may_have_a_shape_of_its_own(said, tmp_path):
     torch.save({EMBEDDING: distinct((6, 4)), HEAD: distinct((7, 4))}, tmp_path / "model.pt")
     checkpoint, config = open_checkpoint(tmp_path / "model.pt"), config_saying(tmp_path, said)
-    assert tied_head(checkpoint, config, None, 2) == TiedHead(said)
+    assert find_tied_head(checkpoint, config, None, TEAM) == TiedHead(said)
 
 
 @pytest.mark.parametrize(
@@ -213,14 +215,14 @@ def test_tied_head_of_another_shape_or_dtype_is_refused(other, tmp_path):
     torch.save({EMBEDDING: weight, HEAD: other}, tmp_path / "model.pt")
     checkpoint, config = open_checkpoint(tmp_path / "model.pt"), config_saying(tmp_path, True)
     with pytest.raises(MappingError, match=HEAD):
-        tied_head(checkpoint, config, None, 2)
-    assert tied_head(checkpoint, config, False, 2).tied is False
+        find_tied_head(checkpoint, config, None, TEAM)
+    assert find_tied_head(checkpoint, config, False, TEAM).tied is False
 
 
 def test_sharded_head_is_compared_with_the_embedding(checkpoints, tmp_path):
     config = config_saying(tmp_path, True)
     tied = open_checkpoint(checkpoints["fsdp2_tied_w2"] / "actor")
-    assert tied_head(tied, config, None, 2) == DROPPED
+    assert find_tied_head(tied, config, None, TEAM) == DROPPED
     untied = open_checkpoint(checkpoints["fsdp2_w2"] / "actor")
     with pytest.raises(MappingError, match="they differ"):
-        tied_head(untied, config, None, 2)
+        find_tied_head(untied, config, None, TEAM)

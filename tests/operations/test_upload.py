@@ -1,6 +1,7 @@
 """Uploads to the Hub, against a stand-in that speaks what huggingface_hub speaks."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from huggingface_hub.utils import (
 
 from ckpt_tool import Upload, check_upload, upload_folder
 from ckpt_tool.common.errors import UploadError, UsageError
-from ckpt_tool.operations.upload import Target
+from ckpt_tool.operations.merge import make_plan
+from ckpt_tool.operations.upload import Target, list_weight_names
+from ckpt_tool.writers.safetensors import plan_file
+from ckpt_tool.writers.stream import WrittenFile
 from tests.support import hub_server
 from tests.support.hub_server import CUT, FINE, READS, UNKNOWN, Hub, Repo
+from tests.support.merging import TINY, values, write_rank
 from tests.support.versions import needs_hub_1
 
 hub = hub_server.hub
@@ -53,6 +58,14 @@ def test_every_byte_arrives_in_a_new_repository(hub: Hub, out: Path) -> None:
     assert int(result.commit, 16) == len(hub.repos["lab/model"].commits) - 1 == 1
 
 
+def test_what_tools_of_the_hub_keep_in_a_folder_is_not_missed(hub: Hub, out: Path) -> None:
+    before = contents(out)
+    (out / ".cache" / "huggingface").mkdir(parents=True)
+    (out / ".cache" / "huggingface" / ".gitignore").write_text("*")
+    assert upload_folder(out, Upload("lab/model")).num_files == len(before)
+    assert hub.repos["lab/model"].files == before
+
+
 def test_a_name_alone_is_the_users(hub: Hub, out: Path) -> None:
     assert upload_folder(out, Upload("model")).repo == "ada/model"
     assert hub.repos["ada/model"].files == contents(out)
@@ -79,6 +92,29 @@ def test_a_name_that_cannot_be_costs_no_request(hub: Hub, name: str) -> None:
     with pytest.raises(UsageError, match="not a name that the Hub allows"):
         check_upload(Upload(name))
     assert hub.requests == []
+
+
+INDEX = "model.safetensors.index.json"
+HELD = {
+    "one file": ({"model.safetensors": "weights"}, []),
+    "two files": ({"a.safetensors": "weights", "b.safetensors": "weights"}, [INDEX]),
+    "an adapter": ({"adapter_model.safetensors": "adapter"}, []),
+    "both": ({"model.safetensors": "weights", "lora/adapter_model.safetensors": "adapter"}, []),
+    "an adapter at the top": ({"model.safetensors": "weights", "x.safetensors": "adapter"}, []),
+}
+
+
+@pytest.mark.parametrize(("files", "more"), HELD.values(), ids=HELD)
+def test_the_index_is_of_the_models_files_alone(tmp_path: Path, files, more) -> None:
+    state = {"a.weight": values(8, 8), "b.weight": values(8, 8, start=64)}
+    plan = make_plan(write_rank(tmp_path / "in", state, TINY), "fsdp")
+    planned = [
+        plan_file(name, {name: plan.model["a.weight"]}, role) for name, role in files.items()
+    ]
+    plan = replace(plan, files=planned)
+    assert list_weight_names(plan) == [*files, *more]
+    small = dict(plan.small_files([WrittenFile(file.name, file.size, "") for file in plan.files]))
+    assert (INDEX in small) == bool(more)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +173,7 @@ def test_an_endpoint_that_is_not_there_is_named(hub: Hub, monkeypatch) -> None:
 def test_what_is_public_gets_nothing_private(hub: Hub, out: Path) -> None:
     hub.repos["ada/model"] = Repo()
     for ask in (check_upload, lambda upload: upload_folder(out, upload)):
-        with pytest.raises(UploadError, match="is public, and --private was asked for"):
+        with pytest.raises(UploadError, match=r"public, and `upload\.private=True` was asked for"):
             ask(Upload("model", private=True))
     assert hub.writes == []
 
@@ -146,7 +182,7 @@ def test_what_became_public_meanwhile_gets_nothing_private(hub: Hub, out: Path) 
     hub.created = lambda repo: setattr(repo, "private", False)
     with pytest.raises(UploadError, match="is public") as error:
         upload_folder(out, Upload("model", private=True))
-    assert "--resume" in error.value.hint
+    assert "`write.resume=True`" in error.value.hint
     assert hub.writes == ["/api/repos/create"]
 
 
@@ -181,7 +217,7 @@ def test_a_connection_that_ends_is_gone_on_with(hub: Hub, out: Path, monkeypatch
     with pytest.raises(UploadError, match=hub.url) as error:
         upload_folder(out, Upload("model", private=True))
     assert f"complete in {out}" in error.value.hint
-    assert "--resume" in error.value.hint
+    assert "`write.resume=True`" in error.value.hint
     assert f"hf upload model {out} --private" in error.value.hint
     (first,) = hub.sent
     assert hub.repos["ada/model"].files == {}
@@ -212,7 +248,7 @@ def test_who_interrupts_is_told_how_to_go_on(hub: Hub, out: Path, monkeypatch) -
         raise KeyboardInterrupt
 
     monkeypatch.setattr(HfApi, "upload_folder", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"`write\.resume=True`"):
         upload_folder(out, Upload("model"))
 
 

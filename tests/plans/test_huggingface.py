@@ -17,9 +17,11 @@ import torch
 from ckpt_tool.common.errors import FormatError, OutputError, UsageError
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
-from ckpt_tool.operations.merge import MergeOptions, merge_fsdp, plan_fsdp
-from ckpt_tool.plans.huggingface import write_model
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.operations.merge import merge_fsdp
+from ckpt_tool.operations.merge_plan import make_plan
+from ckpt_tool.operations.options import MergeOptions
+from ckpt_tool.plans.options import WriteOptions
+from ckpt_tool.plans.write import write
 from ckpt_tool.writers.stream import digest_file
 from tests.support.merging import TINY, assert_same, load_folder, write_rank
 
@@ -61,7 +63,7 @@ def staging_of(out: Path) -> Path:
 
 
 def finished_files(out: Path) -> Iterator[str]:
-    journal = staging_of(out) / ".ckpt-journal"
+    journal = out.parent / f".{out.name}.ckpt-journal"
     for line in journal.read_text().splitlines()[1:] if journal.exists() else ():
         yield json.loads(line)["name"]
 
@@ -190,11 +192,11 @@ def test_too_little_space_is_found_before_anything_is_written(
 
 def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     source = write_rank(tmp_path / "in", {"a.weight": torch.arange(1 << 20).float()}, TINY)
-    plan = plan_fsdp([source])
+    plan = make_plan(source, "fsdp")
     file = source / "model_world_size_1_rank_0.pt"
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(FormatError, match="ends at byte"):
-        write_model(plan, tmp_path / "out", WriteOptions(), Team(ALONE, 2, NoProgress()))
+        write(plan, tmp_path / "out", WriteOptions(), Team(ALONE, 2, NoProgress()))
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
@@ -217,7 +219,7 @@ def test_a_failed_overwrite_leaves_the_old_output(large: Path, tmp_path: Path) -
     (out / "old").write_text("still here")
     write_rank(source, {"score.weight": torch.ones(3, 2)}, TINY | {"architectures": ["Nope"]})
     options = MergeOptions(write=WriteOptions(overwrite=True, check_load=True))
-    with pytest.raises(UsageError, match="check-load"):
+    with pytest.raises(UsageError, match="check_load"):
         merge_fsdp([source], out, options)
     assert [p.name for p in out.iterdir()] == ["old"]
     assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}

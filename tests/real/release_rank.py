@@ -23,7 +23,7 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ckpt_tool.plans.checks.megatron_child.cpu import call, release
+from ckpt_tool.plans.checks.megatron_child.cpu import call, read_release
 
 from .megatron_copy import State, full_state, read_config, read_tensors
 from .megatron_gpt import build_chunks
@@ -73,7 +73,7 @@ def run(job: Job, rank: int) -> None:
 
 def _patch_writer() -> None:
     """Up to 0.12 a private function of torch is called as older torches defined it."""
-    if release() >= (0, 13):
+    if read_release() >= (0, 13):
         return
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from torch.distributed.checkpoint import filesystem
@@ -145,7 +145,7 @@ def _save_torch_dist(chunks: Sequence[GPTModel], job: Job) -> None:
     state = chunks[0].sharded_state_dict(metadata=given)
     if adam is not None:
         # Before there were several layouts of the optimizer's state there was only the default.
-        options = {"metadata": given} if release() >= (0, 13) else {}
+        options = {"metadata": given} if read_release() >= (0, 13) else {}
         states = adam.sharded_state_dict(state, **options)
         training = training_state([], Sizes(**job.sizes))
         where = ((1, dist.get_world_size()), (0, dist.get_rank()))

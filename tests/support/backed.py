@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from hypothesis import strategies as st
 
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
-from ckpt_tool.tensors.geometry import Box, contiguous_strides
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region
+from ckpt_tool.tensors.geometry import Box, make_strides
+from ckpt_tool.tensors.lazy import LazyTensor
 
 
 def dtype_of(tensor: torch.Tensor) -> DType:
@@ -57,7 +58,7 @@ def backed(
     for box in boxes:
         slices = tuple(slice(o, o + s) for o, s in zip(box.offsets, box.sizes, strict=True))
         piece = tensor[slices].permute(order)
-        steps = contiguous_strides(tuple(piece.shape))
+        steps = make_strides(tuple(piece.shape))
         strides = tuple(steps[order.index(dim)] * (gap + 1) for dim in range(len(shape)))
         if box.volume:
             chunks.append(Chunk(box, Region(str(path), len(content), strides)))

@@ -11,10 +11,11 @@ from ckpt_tool.compare.hints import Diagnosis, Suspect
 from ckpt_tool.compare.measure import measure
 from ckpt_tool.compare.rows import Heads
 from ckpt_tool.compare.stats import Stats, Tolerance
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.equality import Pair
-from ckpt_tool.tensors.geometry import Box, contiguous_strides
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region, cat
+from ckpt_tool.tensors.geometry import Box, make_strides
+from ckpt_tool.tensors.lazy import LazyTensor, cat
 from tests.support.backed import dtype_of, raw
 
 EXACT = Tolerance()
@@ -23,7 +24,7 @@ EXACT = Tolerance()
 def of_bytes(path: Path, content: bytes, dtype: DType, shape: tuple[int, ...]) -> LazyTensor:
     """A tensor of the elements in `content`, behind three foreign bytes in the file."""
     path.write_bytes(b"\xaa\xbb\xcc" + content)
-    region = Region(str(path), 3, contiguous_strides(shape))
+    region = Region(str(path), 3, make_strides(shape))
     chunks = (Chunk(Box((0,) * len(shape), shape), region),) if prod(shape) else ()
     return LazyTensor(shape, dtype, dtype, chunks)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.megatron.rules import Rules, rules_for
+from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.tensors.geometry import check_coverage
-from ckpt_tool.tensors.tiled import ShardedTensor
+from ckpt_tool.tensors.tiled import TiledTensor
 
 _DECODER = {
     "hidden_size": 6,
@@ -84,7 +84,7 @@ CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
 
 def rules_of(family: str, layout: str = "", vocab_multiple: int = 1, **changes) -> Rules:
     config = config_of(family, **changes)
-    return rules_for(config, hub_shapes(family, **changes), layout, vocab_multiple)
+    return make_rules(config, hub_shapes(family, **changes), layout, vocab_multiple)
 
 
 def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
@@ -113,7 +113,7 @@ def hub_tensors(family: str, **changes) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def whole(sharded: ShardedTensor) -> torch.Tensor:
+def whole(sharded: TiledTensor) -> torch.Tensor:
     """A Megatron tensor put together from its blocks, which must tile it."""
     assert check_coverage(sharded.shape, [block.box for block in sharded.blocks])
     result = torch.empty(sharded.shape, dtype=getattr(torch, sharded.dtype.name))

@@ -9,7 +9,7 @@ import torch
 from ckpt_tool.common.errors import CheckpointError
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
-from ckpt_tool.operations.proofs import prove_replicas
+from ckpt_tool.operations.replicas import prove_replicas
 from ckpt_tool.readers import Checkpoint, open_checkpoint
 
 Damage = Callable[[dict], object]

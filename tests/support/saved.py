@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckpt_tool.mapping.config import ModelConfig, load_config
+from ckpt_tool.mapping.hub import names
+from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.readers import Checkpoint, open_checkpoint
 from ckpt_tool.tensors.lazy import LazyTensor
 from tests.support.backed import distinct, same
@@ -50,6 +52,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> Checkpoint
 def write_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
     """Tensors of these shapes, whose elements are all distinct within each."""
     return write_tensors(path, {name: distinct(shape) for name, shape in shapes.items()})
+
+
+def to_hub(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubModel:
+    """What becomes of tensors with a config on their way to the Hub."""
+    return names.to_hub(HubModel(dict(tensors), config))
 
 
 def write_config(folder: Path, **raw: Any) -> ModelConfig:

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ckpt_tool.compare.mismatch import Mismatch
 from ckpt_tool.compare.stats import Stats, Tolerance
-from ckpt_tool.operations.explain import Mismatch
+from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side
-from ckpt_tool.operations.verify import VerifyOptions, VerifyResult
+from ckpt_tool.operations.verify import VerifyResult
 from ckpt_tool.readers.base import Checkpoint, Mesh, ShardFile
 from ckpt_tool.tensors.dtypes import BFLOAT16
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -23,7 +25,8 @@ def side(path: Path, names: Sequence[str], warnings: Sequence[str] = (), world: 
     mesh = Mesh((world,), ("fsdp",))
     checkpoint = Checkpoint("fsdp", path, {}, files, world_size=world, mesh=mesh)
     tensors = {name: LazyTensor((4, 8), BFLOAT16, BFLOAT16, ()) for name in names}
-    return Side(checkpoint, None, tensors, {f.path: f.rank for f in files}, tuple(warnings))
+    model = HubModel(tensors, warnings=tuple(warnings))
+    return Side(checkpoint, model, {f.path: f.rank for f in files})
 
 
 def stats(**changed: object) -> Stats:

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckpt_tool import MergeOptions, VerifyOptions, merge_fsdp, open_checkpoint, verify_checkpoint
+from ckpt_tool.compare.mismatch import Mismatch
 from ckpt_tool.compare.stats import Tolerance
-from ckpt_tool.operations.explain import Mismatch
 from ckpt_tool.operations.verify import VerifyResult
 from ckpt_tool.readers.base import Holding
-from ckpt_tool.tensors.geometry import contiguous_strides
+from ckpt_tool.tensors.geometry import make_strides
 from tests.support.merging import load_folder
 
 Tensors = dict[str, torch.Tensor]
@@ -107,7 +107,7 @@ def held_by(folder: Path, name: str, rank: int) -> Holding:
     """What a rank's file holds of a tensor, which must be one contiguous block."""
     entry = open_checkpoint(folder).entries[name]
     (holding,) = (held for held in entry.holdings if held.rank == rank)
-    assert holding.region.strides == contiguous_strides(holding.box.sizes)
+    assert holding.region.strides == make_strides(holding.box.sizes)
     return holding
 
 

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region, stack
+from ckpt_tool.tensors.lazy import LazyTensor, stack
+from ckpt_tool.tensors.rounding import CastErrors
 from tests.support.backed import backed, distinct, layouts, raw
 
 GUARD = b"\x5a" * 16
@@ -154,13 +156,30 @@ def test_a_transposed_matrix_of_several_blocks(tmp_path, files):
     assert b"".join(pieces) == raw(tensor.t())
 
 
-def test_reading_returns_the_largest_cast_error(tmp_path, files):
+def test_reading_learns_the_largest_cast_error(tmp_path, files):
     lazy = backed(tmp_path / "t", torch.tensor([1.0, 1.0 + 2**-9, -3.0 - 2**-8, 0.5]))
     reader, out = BlockReader(files), memoryview(bytearray(8))
-    assert reader.read(lazy.to(BFLOAT16), 0, 4, out) == 2**-8
-    assert reader.read(lazy.to(BFLOAT16), 0, 4, out, floor=0.25) == 0.25
-    assert reader.read(lazy.to(BFLOAT16), 0, 1, out[:2]) == 0.0
-    assert reader.read(lazy, 0, 2, out) == 0.0
+    reader.read(lazy, 0, 2, out)
+    assert reader.errors.listed() == ()
+    reader.read(lazy.to(BFLOAT16), 0, 1, out[:2])
+    assert reader.errors.listed() == (("float32", "bfloat16", 0.0),)
+    reader.read(lazy.to(BFLOAT16), 0, 4, out)
+    assert reader.errors.largest("float32", "bfloat16") == 2**-8
+    reader.read(lazy.to(BFLOAT16), 0, 1, out[:2])
+    assert reader.errors.largest("float32", "bfloat16") == 2**-8
+
+
+def test_readers_share_what_is_known_of_errors(tmp_path, files):
+    lazy = backed(tmp_path / "t", torch.tensor([1.0, 1.0 + 2**-9, -3.0 - 2**-8, 0.5])).to(BFLOAT16)
+    errors = CastErrors()
+    one, other = (BlockReader(files, errors) for _ in range(2))
+    one.read(lazy, 0, 2, memoryview(bytearray(4)))
+    assert errors.largest("float32", "bfloat16") == 2**-9
+    other.read(lazy, 2, 4, memoryview(bytearray(4)))
+    assert errors.listed() == (("float32", "bfloat16", 2**-8),)
+    errors.learn("float32", "bfloat16", 0.25)
+    other.read(lazy, 0, 4, memoryview(bytearray(8)))
+    assert errors.largest("float32", "bfloat16") == 0.25
 
 
 def test_a_truncated_file_is_a_format_error_that_names_it(tmp_path, files):

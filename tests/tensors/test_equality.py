@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.tensors.equality import Pair, first_differences
+from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.geometry import Box
 from tests.support.backed import backed, distinct
 
 
 def differences(*pairs: Pair, jobs: int = 2) -> dict:
-    return first_differences(pairs, jobs, lambda _: None)
+    return locate_differences(pairs, jobs, lambda _: None)
 
 
 def test_equal_bytes_in_different_layouts_are_equal(tmp_path):
@@ -63,7 +63,7 @@ def test_a_tensor_of_many_steps(tmp_path):
     tensor[count - 1] = -1
     right = backed_whole(tmp_path / "r", tensor)
     told: list[int] = []
-    assert first_differences([Pair("t", left, right)], 2, told.append) == {"t": 5_000_000}
+    assert locate_differences([Pair("t", left, right)], 2, told.append) == {"t": 5_000_000}
     assert differences(Pair("t", left, left)) == {}
 
 
@@ -88,7 +88,7 @@ def test_progress_adds_up_to_the_bytes_of_one_side(tmp_path):
         with lock:
             told.append(amount)
 
-    first_differences([Pair("a", lazy, lazy), Pair("b", lazy, lazy)], 2, advance)
+    locate_differences([Pair("a", lazy, lazy), Pair("b", lazy, lazy)], 2, advance)
     assert sum(told) == 2 * lazy.nbytes
     assert len(told) > 2
 

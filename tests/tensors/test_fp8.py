@@ -6,6 +6,7 @@ import sys
 import tempfile
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.tensors import fp8
+from ckpt_tool.tensors import products
 from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32, FLOAT64
+from ckpt_tool.tensors.fp8 import FLOAT8, scale_weight
 from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import FLOAT8, LazyTensor, cat, stack
-from ckpt_tool.tensors.scaled import scaled
-from tests.support.backed import backed, raw, same
+from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
+from tests.support.backed import backed, raw, same, tilings
 
 GUARD = b"\x5a" * 17
 TARGETS = [BFLOAT16, FLOAT16, FLOAT32, FLOAT64]
@@ -66,7 +68,7 @@ def pair(path, shape, block=(128, 128), *, target=BFLOAT16, seed=0, dtype=torch.
     """A scaled tensor over files, and what it should be."""
     weight, scales = weights(shape, seed), factors(shape, block, seed, dtype)
     where = path.with_name(path.name + ".scales")
-    lazy = scaled(backed(path, weight), backed(where, scales), block, target)
+    lazy = scale_weight(backed(path, weight), backed(where, scales), block, target)
     return lazy, dequantised(weight, scales, block, target)
 
 
@@ -96,7 +98,9 @@ def test_every_bit_pattern(tmp_path, target, scale):
     """With scales that make products subnormal, infinite or NaN too."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).reshape(16, 16)
     scales = torch.tensor([[scale]])
-    lazy = scaled(backed(tmp_path / "w", codes), backed(tmp_path / "s", scales), (128, 128), target)
+    lazy = scale_weight(
+        backed(tmp_path / "w", codes), backed(tmp_path / "s", scales), (128, 128), target
+    )
     assert agree(lazy, dequantised(codes, scales, (128, 128), target))
 
 
@@ -105,7 +109,7 @@ def test_every_bit_pattern(tmp_path, target, scale):
 @pytest.mark.parametrize("shape", [(128, 128), (300, 200), (1, 1), (1, 300), (300, 1), (129, 255)])
 def test_whole_matrices(tmp_path, shape, target, dtype):
     lazy, expected = pair(tmp_path / "w", shape, target=target, dtype=dtype)
-    assert (lazy.shape, lazy.dtype, lazy.source_dtype) == (shape, target, FLOAT8)
+    assert (lazy.shape, lazy.dtype, lazy.origin) == (shape, target, FLOAT8)
     assert agree(lazy, expected)
 
 
@@ -113,7 +117,9 @@ def test_ties_are_rounded_to_even(tmp_path):
     """Scales of few digits give products that are halfway between two of the target."""
     weight = weights((64, 64))
     scales = 1 + torch.arange(256, dtype=torch.float32).reshape(16, 16) / 256
-    lazy = scaled(backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (4, 4), BFLOAT16)
+    lazy = scale_weight(
+        backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (4, 4), BFLOAT16
+    )
     assert agree(lazy, dequantised(weight, scales, (4, 4)))
 
 
@@ -187,7 +193,7 @@ def test_parts_of_several_matrices(tmp_path):
 
 @pytest.mark.parametrize("block", [(128, 128), (1, 128), (128, 1), (1, 70000), (9, 70000), (1, 1)])
 def test_matrices_wider_than_a_step_and_a_table(tmp_path, block):
-    assert fp8.STEP < 70000
+    assert products.STEP < 70000
     lazy, expected = pair(tmp_path / "w", (5, 70000), block)
     assert agree(lazy, expected)
     assert agree(lazy.narrow(1, 129, 66000), expected[:, 129:66129])
@@ -225,7 +231,8 @@ def test_another_target_takes_the_place_of_the_first(tmp_path):
 
 def test_fp8_without_scales_stays_what_it_is(tmp_path):
     plain = backed(tmp_path / "w", weights((4, 4)))
-    assert not plain.is_scaled
+    assert not plain.is_computed
+    assert plain.origin == FLOAT8
     assert same(plain.read(), weights((4, 4)))
     with pytest.raises(ValueError, match="no cast from float8_e4m3fn to bfloat16"):
         plain.to(BFLOAT16)
@@ -241,7 +248,7 @@ def test_cat_of_different_targets_is_refused(tmp_path):
 
 def refused(weight, scales, block=(128, 128), dtype=BFLOAT16) -> str:
     with pytest.raises(ValueError, match=r"\w") as found:
-        scaled(weight, scales, block, dtype)
+        scale_weight(weight, scales, block, dtype)
     return str(found.value)
 
 
@@ -267,7 +274,7 @@ def test_other_dtypes_are_refused(tmp_path):
     for dtype in (torch.float8_e5m2, torch.int8, torch.bfloat16):
         other = backed(tmp_path / "other", torch.ones(4, 4).to(dtype))
         assert refused(other, scales).endswith(expected)
-    assert refused(scaled(weight, scales, (4, 4), BFLOAT16), scales).endswith(expected)
+    assert refused(scale_weight(weight, scales, (4, 4), BFLOAT16), scales).endswith(expected)
     for dtype in (torch.float16, torch.float64, torch.uint8):
         other = backed(tmp_path / "other", torch.ones(1, 1).to(dtype))
         assert refused(weight, other).endswith("expected float32 or bfloat16 on disk")
@@ -276,17 +283,18 @@ def test_other_dtypes_are_refused(tmp_path):
         assert refused(weight, scales, dtype=BY_NAME[name]).endswith(f"to {name}")
 
 
-def test_parts_of_a_tensor_are_refused(tmp_path):
-    """Their places in the file do not say which row and column they are."""
-    weight = backed(tmp_path / "w", weights((6, 6)))
-    scales = backed(tmp_path / "s", torch.ones(3, 3))
-    halves = [Box((0, 0), (3, 6)), Box((3, 0), (3, 6))]
-    several = backed(tmp_path / "several", weights((6, 6)), halves)
-    for other in (weight.transpose(0, 1), several):
-        message = "weight of shape [6, 6]: not one row-major run of a file"
-        assert refused(other, scales, (2, 2)) == message
-    message = "scales of shape [3, 3]: not one row-major run of a file"
-    assert refused(weight, scales.transpose(0, 1), (2, 2)) == message
+@given(st.data())
+def test_operands_may_lie_in_any_way(folder, data):
+    """Cut into parts, in several files, turned."""
+    shape = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    weight, scales = weights(shape), factors(shape, (2, 3))
+    turned, order = data.draw(st.booleans()), data.draw(st.permutations([0, 1]))
+    if turned:
+        lazy = backed(folder / "w", weight.t(), data.draw(tilings(shape[::-1]))).transpose(0, 1)
+    else:
+        lazy = backed(folder / "w", weight, data.draw(tilings(shape)), order)
+    factor = backed(folder / "s", scales, data.draw(tilings(tuple(scales.shape))), order)
+    assert agree(scale_weight(lazy, factor, (2, 3), BFLOAT16), dequantised(weight, scales, (2, 3)))
 
 
 class CountingTable(FileTable):
@@ -333,29 +341,55 @@ def test_memory_does_not_grow_with_the_matrix(tmp_path, turned):
     try:
         with FileTable() as files:
             BlockReader(files).read(lazy, 0, lazy.numel, out)
-        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+        assert tracemalloc.get_traced_memory()[1] < 9 << 20
     finally:
         tracemalloc.stop()
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("seed", range(5))
-def test_reading_returns_the_largest_error_of_what_was_read(tmp_path, target, seed):
+def test_reading_learns_the_largest_error_of_what_was_read(tmp_path, target, seed):
     """Of the elements, not of all that a block's scale could give."""
     weight = weights((40, 30), seed, nan=False)
     weight[:, 3:] = 0  # only a few values of each block are there
     scales = factors((40, 30), (8, 8), seed)
-    lazy = scaled(backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (8, 8), target)
+    lazy = scale_weight(
+        backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (8, 8), target
+    )
     exact = dequantised(weight, scales, (8, 8), FLOAT32).double()
     errors = (exact - dequantised(weight, scales, (8, 8), target).double()).abs().flatten()
     with FileTable() as files:
-        reader, out = BlockReader(files), memoryview(bytearray(lazy.nbytes))
+        out = memoryview(bytearray(lazy.nbytes))
         for start, stop in [(0, 1200), (0, 31), (500, 700), (3, 30), (0, 1200)]:
-            part_out = out[: (stop - start) * target.itemsize]
             largest = errors[start:stop].max().item()
-            assert reader.read(lazy, start, stop, part_out) == largest
-            assert reader.read(lazy, start, stop, part_out, floor=1e9) == 1e9
-            assert reader.read(lazy, start, stop, part_out, floor=largest / 2) == largest
+            for known in (0.0, 1e9, largest / 2):
+                reader = BlockReader(files)
+                reader.errors.learn("float8_e4m3fn", target.name, known)
+                reader.read(lazy, start, stop, out[: (stop - start) * target.itemsize])
+                found = reader.errors.largest("float8_e4m3fn", target.name)
+                assert found == max(known, largest)
+
+
+def test_errors_are_those_of_the_elements_that_are_read(tmp_path):
+    """Not of those that lie between them, which may be computed along."""
+    weight = torch.tensor([[1.0, 1.5]] * 4).to(torch.float8_e4m3fn)
+    scales = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 2**-9], [1.0, 1.0], [1.0, 1.0]])
+    lazy = scale_weight(
+        backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (1, 1), BFLOAT16
+    )
+    region = lazy.chunks[0].region._replace(strides=(4, 1))
+    every_second = replace(lazy, shape=(2, 2), chunks=(Chunk(Box((0, 0), (2, 2)), region),))
+    for tensor, error in (
+        (lazy, 1.5 * 2**-9),
+        (lazy.narrow(1, 0, 1), 0.0),
+        (lazy.narrow(1, 1, 1), 1.5 * 2**-9),
+        (every_second, 0.0),
+    ):
+        with FileTable() as files:
+            reader, out = BlockReader(files), memoryview(bytearray(tensor.nbytes))
+            reader.read(tensor, 0, tensor.numel, out)
+            assert reader.errors.listed() == (("float8_e4m3fn", "bfloat16", error),)
+    assert agree(every_second, dequantised(weight, scales, (1, 1))[::2])
 
 
 @pytest.mark.parametrize(
@@ -372,10 +406,11 @@ def test_reading_returns_the_largest_error_of_what_was_read(tmp_path, target, se
 def test_only_what_the_target_cannot_hold_is_an_infinite_error(tmp_path, scale, target, error):
     weight = torch.tensor([[448.0, 1.0]]).to(torch.float8_e4m3fn)
     scales = backed(tmp_path / "s", torch.tensor([[scale]]))
-    lazy = scaled(backed(tmp_path / "w", weight), scales, (1, 2), target)
+    lazy = scale_weight(backed(tmp_path / "w", weight), scales, (1, 2), target)
     with FileTable() as files:
-        out = memoryview(bytearray(lazy.nbytes))
-        assert BlockReader(files).read(lazy, 0, 2, out) == error
+        reader, out = BlockReader(files), memoryview(bytearray(lazy.nbytes))
+        reader.read(lazy, 0, 2, out)
+        assert reader.errors.largest("float8_e4m3fn", target.name) == error
 
 
 def test_truncated_files_are_format_errors_that_name_them(tmp_path):
@@ -393,13 +428,13 @@ def test_truncated_files_are_format_errors_that_name_them(tmp_path):
 
 def test_values_are_those_of_torch():
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    found = torch.from_numpy(np.array(fp8._VALUES))
+    found = torch.from_numpy(np.array(products._VALUES))
     assert raw(plain_nan(found)) == raw(plain_nan(codes.to(torch.float32)))
 
 
-def test_describing_scaled_tensors_needs_no_numpy():
+def test_describing_computed_tensors_needs_no_numpy():
     code = (
-        "import ckpt_tool.tensors.scaled, ckpt_tool.tensors.blocks, sys;"
+        "import ckpt_tool.tensors.fp8, ckpt_tool.tensors.lowrank, sys;"
         " sys.exit('numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from ckpt_tool.tensors.geometry import (
     Box,
     check_coverage,
-    contiguous_strides,
-    in_bounds,
+    cut_linear,
+    find_bounds,
     intersect,
-    linear_boxes,
+    is_in_bounds,
+    is_run,
+    make_strides,
+    unravel,
 )
 from tests.support.backed import tilings
 
@@ -33,9 +36,67 @@ def counted(shape: tuple[int, ...], boxes: list[Box]) -> np.ndarray:
 
 
 def test_strides_are_row_major():
-    assert contiguous_strides((2, 3, 4)) == (12, 4, 1)
-    assert contiguous_strides((5,)) == (1,)
-    assert contiguous_strides(()) == ()
+    assert make_strides((2, 3, 4)) == (12, 4, 1)
+    assert make_strides((5,)) == (1,)
+    assert make_strides(()) == ()
+
+
+def test_places_of_elements():
+    assert unravel(0, (2, 3, 4)) == (0, 0, 0)
+    assert unravel(17, (2, 3, 4)) == (1, 1, 1)  # 12 + 4 + 1
+    assert unravel(23, (2, 3, 4)) == (1, 2, 3)
+    assert unravel(4, (5,)) == (4,)
+    assert unravel(0, ()) == ()
+
+
+@given(shapes)
+def test_unravelling_gives_the_place_of_each_element(shape):
+    places = [unravel(index, shape) for index in range(prod(shape))]
+    assert places == list(np.ndindex(shape))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "strides", "run"),
+    [
+        ((2, 3), (3, 1), True),
+        ((2, 3), (4, 1), False),
+        ((3, 2), (1, 3), False),
+        ((1, 3), (99, 1), True),
+        ((3, 1), (1, 99), True),
+        ((2,), (2,), False),
+        ((), (), True),
+    ],
+)
+def test_what_lies_back_to_back(sizes, strides, run):
+    assert is_run(sizes, strides) == run
+
+
+def test_a_bounding_box_by_hand():
+    # rows 1 and 3, columns 2 to 4 of a 5 x 6 matrix, turned: of the box, rows 0 and 2
+    box, strides = find_bounds((5, 6), 8, (3, 2), (1, 12))
+    assert box == Box((1, 2), (3, 3))
+    assert strides == (1, 6)
+
+
+@given(shapes, st.data())
+def test_a_bounding_box_has_the_elements_of_a_block(shape, data):
+    """A slice per dimension, with steps; dimensions exchanged, and some of size 1 put between."""
+    parts = []
+    for size in shape:
+        start = data.draw(st.integers(0, size - 1))
+        parts.append(
+            slice(start, data.draw(st.integers(start + 1, size)), data.draw(st.integers(1, 3)))
+        )
+    array = np.arange(prod(shape)).reshape(shape)
+    block = array[tuple(parts)].transpose(data.draw(st.permutations(range(len(shape)))))
+    block = np.expand_dims(block, data.draw(st.integers(0, block.ndim)))
+    strides = tuple(step // array.itemsize for step in block.strides)
+    box, inner = find_bounds(shape, int(block.flat[0]), block.shape, strides)
+    content = np.ascontiguousarray(array[slices(box)])
+    steps = [step * array.itemsize for step in inner]
+    assert (np.ndarray(block.shape, array.dtype, content, strides=steps) == block).all()
+    gaps = any(part.step > 1 and part.stop - part.start > 1 for part in parts)
+    assert gaps or box.volume == block.size
 
 
 @given(shapes, st.data())
@@ -44,14 +105,14 @@ def test_linear_boxes_reproduce_the_range_in_order(shape, data):
     start = data.draw(st.integers(0, total))
     stop = data.draw(st.integers(start, total))
     elements = np.arange(total).reshape(shape)
-    boxes = list(linear_boxes(shape, start, stop))
+    boxes = list(cut_linear(shape, start, stop))
     found = [elements[slices(box)].ravel() for box in boxes]
     assert np.concatenate([np.empty(0, int), *found]).tolist() == list(range(start, stop))
     assert len(boxes) <= 2 * len(shape) + 1
 
 
 def test_linear_boxes_of_a_range_inside_a_matrix_are_row_end_whole_rows_and_row_begin():
-    assert list(linear_boxes((4, 3), 2, 10)) == [
+    assert list(cut_linear((4, 3), 2, 10)) == [
         Box((0, 2), (1, 1)),
         Box((1, 0), (2, 3)),
         Box((3, 0), (1, 1)),
@@ -59,14 +120,14 @@ def test_linear_boxes_of_a_range_inside_a_matrix_are_row_end_whole_rows_and_row_
 
 
 def test_linear_boxes_of_a_scalar_and_of_nothing():
-    assert list(linear_boxes((), 0, 1)) == [Box((), ())]
-    assert list(linear_boxes((), 0, 0)) == []
-    assert list(linear_boxes((3, 0), 0, 0)) == []
-    assert list(linear_boxes((4, 3), 5, 5)) == []
+    assert list(cut_linear((), 0, 1)) == [Box((), ())]
+    assert list(cut_linear((), 0, 0)) == []
+    assert list(cut_linear((3, 0), 0, 0)) == []
+    assert list(cut_linear((4, 3), 5, 5)) == []
 
 
 def test_a_whole_tensor_is_one_box():
-    assert list(linear_boxes((2, 3, 4), 0, 24)) == [Box((0, 0, 0), (2, 3, 4))]
+    assert list(cut_linear((2, 3, 4), 0, 24)) == [Box((0, 0, 0), (2, 3, 4))]
 
 
 def test_intersection():
@@ -106,7 +167,7 @@ def boxes_in(draw, shape):
     ],
 )
 def test_bounds(box, inside):
-    assert in_bounds((2, 3), box) is inside
+    assert is_in_bounds((2, 3), box) is inside
 
 
 def test_box_volume_and_text():

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.tensors import fusing
+from ckpt_tool.tensors import lowrank
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor, cat
-from ckpt_tool.tensors.lowrank import updated
+from ckpt_tool.tensors.lowrank import update_matrix
 from tests.support.backed import backed, raw, same, tilings
 
 
@@ -57,7 +57,7 @@ def test_by_hand(folder):
     base = lazy(folder, "base", torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
     left = lazy(folder, "left", torch.tensor([[1.0, 0.0], [2.0, 1.0]]))
     right = lazy(folder, "right", torch.tensor([[1.0, 10.0, 100.0], [3.0, 0.0, -1.0]]))
-    found = updated(base, left, right, 0.5).read()
+    found = update_matrix(base, left, right, 0.5).read()
     # left @ right: [[1, 10, 100], [5, 20, 199]]
     assert found.tolist() == [[1.5, 7.0, 53.0], [6.5, 15.0, 105.5]]
 
@@ -68,7 +68,7 @@ def test_magnitudes_by_hand(folder):
     right = lazy(folder, "right", torch.tensor([[1.0, 0.0]]))
     magnitude = lazy(folder, "magnitude", torch.tensor([10.0, 1.0]))
     # the sum: [[3, 4], [6, 7]], of lengths 5 and sqrt(85)
-    found = updated(base, left, right, 2.0, magnitude).read()
+    found = update_matrix(base, left, right, 2.0, magnitude).read()
     assert found[0].tolist() == [6.0, 8.0]
     assert found[1].tolist() == pytest.approx([6 / 85**0.5, 7 / 85**0.5], rel=1e-6)
 
@@ -81,7 +81,7 @@ def test_any_part_of_any_arrangement_is_exact(folder, data):
     left = whole(rows, rank, dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16])))
     right = whole(rank, columns, seed=1)
     boxes = data.draw(tilings((rows, columns)))
-    found = updated(
+    found = update_matrix(
         lazy(folder, "base", base, boxes, data.draw(st.permutations([0, 1]))),
         lazy(folder, "left", left, data.draw(tilings((rows, rank)))),
         lazy(folder, "right", right),
@@ -94,18 +94,18 @@ def test_any_part_of_any_arrangement_is_exact(folder, data):
         found, expected = found.narrow(0, start, rows - start), expected[start:]
     if data.draw(st.booleans()):
         found, expected = found.transpose(0, 1), expected.T
-    old = fusing.TILE
-    fusing.TILE = data.draw(st.integers(1, 40))  # so that small ranges span several tiles
+    old = lowrank.TILE
+    lowrank.TILE = data.draw(st.integers(1, 40))  # so that small ranges span several tiles
     try:
         assert parts_of(found, data.draw(st.lists(st.integers(0, 81)))) == raw(expected)
     finally:
-        fusing.TILE = old
+        lowrank.TILE = old
 
 
 @pytest.mark.parametrize("target", [BFLOAT16, FLOAT16, FLOAT32, FLOAT64])
 def test_it_is_rounded_once(folder, target):
     base, left, right = random(40, 33, dtype=torch.bfloat16), random(40, 3), random(3, 33, seed=1)
-    found = updated(
+    found = update_matrix(
         lazy(folder, "base", base), lazy(folder, "left", left), lazy(folder, "right", right), 2.0
     )
     assert found.dtype == BFLOAT16
@@ -121,7 +121,7 @@ def test_bits_do_not_depend_on_how_it_is_cut(folder):
     """Of a size at which matrix products of other sizes add up in another order."""
     base, left, right = random(700, 401), random(700, 24), random(24, 401, seed=1)
     tensors = (lazy(folder, n, t) for n, t in {"b": base, "l": left, "r": right}.items())
-    found = updated(*tensors, 1.5)
+    found = update_matrix(*tensors, 1.5)
     once = raw(found.read())
     for cuts in ([401 * 350], [1], [100_000, 100_001], list(range(0, 280_700, 9_973))):
         assert parts_of(found, cuts) == once
@@ -136,15 +136,15 @@ def test_rows_are_scaled_as_torch_scales_them(folder):
     b, lf, r, m = (lazy(folder, name, tensor) for name, tensor in named.items())
     whole_sum = base.double() + 0.5 * left.double() @ right.double()
     expected = magnitude[:, None] * whole_sum / whole_sum.norm(dim=1, keepdim=True)
-    found = updated(b, lf, r, 0.5, m).read()
+    found = update_matrix(b, lf, r, 0.5, m).read()
     assert torch.allclose(found.double(), expected, rtol=3e-6, atol=1e-6)
-    assert parts_of(updated(b, lf, r, 0.5, m), [77, 1234]) == raw(found)
+    assert parts_of(update_matrix(b, lf, r, 0.5, m), [77, 1234]) == raw(found)
 
 
 def test_parts_of_it_join_as_files_do(folder):
     base, left, right = whole(6, 4), whole(6, 2), whole(2, 4)
     tensors = (lazy(folder, n, t) for n, t in {"b": base, "l": left, "r": right}.items())
-    found = updated(*tensors, 1.0)
+    found = update_matrix(*tensors, 1.0)
     expected = base + left @ right
     assert same(cat([found.narrow(0, 4, 2), found.narrow(0, 0, 4)], 0).read(), expected.roll(2, 0))
     assert same(found.select(0, 3).read(), expected[3])
@@ -165,7 +165,7 @@ def test_an_update_of_a_large_matrix_takes_little_memory(folder):
     chunk = large.chunks[0].__class__(boxes[0], region)
     tensor = LazyTensor(base.shape, FLOAT32, FLOAT32, (chunk,))
     right = lazy(folder, "r", torch.ones(4, base.shape[1]))
-    found = updated(tensor, lazy(folder, "l", sample), right, 1.0)
+    found = update_matrix(tensor, lazy(folder, "l", sample), right, 1.0)
     out = memoryview(bytearray(1 << 20))
     tracemalloc.start()
     with FileTable() as files:
@@ -193,17 +193,17 @@ def test_shapes_that_do_not_fit(folder, shapes, message):
         for n, shape in enumerate(shapes)
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        updated(base, left, right, 1.0, magnitude)
+        update_matrix(base, left, right, 1.0, magnitude)
 
 
 def test_what_is_not_a_weight_is_refused(folder):
     base = lazy(folder, "base", torch.zeros(4, 3, dtype=torch.int8))
     factors = lazy(folder, "l", torch.zeros(4, 1)), lazy(folder, "r", torch.zeros(1, 3))
     with pytest.raises(ValueError, match="int8, expected a floating-point type"):
-        updated(base, *factors, 1.0)
+        update_matrix(base, *factors, 1.0)
 
 
 def test_an_empty_matrix_stays_empty(folder):
     base = lazy(folder, "base", torch.zeros(0, 3))
     factors = lazy(folder, "l", torch.zeros(0, 1)), lazy(folder, "r", torch.zeros(1, 3))
-    assert updated(base, *factors, 1.0).read().shape == (0, 3)
+    assert update_matrix(base, *factors, 1.0).read().shape == (0, 3)

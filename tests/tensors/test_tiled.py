@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME
 from ckpt_tool.tensors.geometry import Box, check_coverage
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.tiled import Block, ShardedTensor
+from ckpt_tool.tensors.tiled import Block, TiledTensor
 from tests.support.backed import backed, distinct, same
 
 
@@ -120,5 +120,5 @@ def test_pieces_hold_their_elements(tmp_path):
 def test_size_and_dtype_of_a_sharded_tensor(tmp_path):
     first = block(tmp_path, (0, 0), (3, 2), torch.float32)
     second = Block((3, 0), backed(tmp_path / "u", distinct((1, 2))))
-    whole = ShardedTensor((4, 2), (first, second), ("a", "b"))
+    whole = TiledTensor((4, 2), (first, second), ("a", "b"))
     assert (whole.nbytes, whole.dtype) == (32, BY_NAME["float32"])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.writers.outfile import OutputFile, aligned_buffer
+from ckpt_tool.writers.outfile import OutputFile, allocate_aligned
 
 STEP = 1 << 16
 
@@ -25,7 +25,7 @@ def write(path: Path, content: bytes, *, direct: bool, jobs: int = 1) -> None:
     file = OutputFile(path, len(content), direct=direct)
 
     def put(start: int) -> None:
-        buffer = aligned_buffer(STEP)
+        buffer = allocate_aligned(STEP)
         buffer[:] = b"\xff" * STEP  # what lies behind the last block must not stay in the file
         part = content[start : start + STEP]
         buffer[: len(part)] = part
@@ -131,6 +131,24 @@ def test_short_writes_go_on_where_they_ended(
     for direct in (True, False):
         write(tmp_path / "file", content, direct=direct)
         assert (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.parametrize("most", [1, 100, 4095])
+def test_direct_writes_of_less_than_a_block_end_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """A direct write cannot go on within a block: the rest goes through the page cache."""
+    plain = os.pwrite
+
+    def cut_short(descriptor: int, data: memoryview, offset: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT and offset % STEP == 8192:
+            return most
+        return plain(descriptor, data[:8192], offset)
+
+    monkeypatch.setattr(os, "pwrite", cut_short)
+    content = content_of(2 * STEP + 100)
+    write(tmp_path / "file", content, direct=True)
+    assert (tmp_path / "file").read_bytes() == content
 
 
 def test_other_errors_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

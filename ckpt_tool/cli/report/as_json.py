@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ckpt_tool.cli.flags import spell_flags
+
 if TYPE_CHECKING:
-    from ckpt_tool.operations.explain import Mismatch
+    from ckpt_tool.compare.mismatch import Mismatch
     from ckpt_tool.operations.verify import VerifyResult
 
 
-def as_object(result: VerifyResult) -> dict[str, Any]:
+def make_object(result: VerifyResult) -> dict[str, Any]:
     """The result as the contract has it; more keys may come."""
     tolerance = result.options.tolerance
     return {
@@ -26,8 +28,8 @@ def as_object(result: VerifyResult) -> dict[str, Any]:
         "close": result.close,
         "tied": result.tied,
         "ignored": result.ignored,
-        "hint": result.names_hint,
-        "warnings": [*result.left.warnings, *result.right.warnings],
+        "hint": spell_flags(result.names_hint),
+        "warnings": list(map(spell_flags, (*result.left.warnings, *result.right.warnings))),
         "compared_bytes": result.compared_bytes,
         "seconds": result.seconds,
     }
@@ -42,7 +44,7 @@ def _mismatch_json(mismatch: Mismatch) -> dict[str, Any]:
         "first_index": None if mismatch.first_index is None else list(mismatch.first_index),
         "rank": mismatch.rank,
         "file": mismatch.source,
-        "hint": mismatch.hint,
+        "hint": spell_flags(mismatch.hint),
     }
     stats = mismatch.stats
     numbers = (
@@ -50,9 +52,10 @@ def _mismatch_json(mismatch: Mismatch) -> dict[str, Any]:
         "num_outside", "num_elements",
     )  # fmt: skip
     row |= {key: None if stats is None else _finite(getattr(stats, key)) for key in numbers}
-    nan, inf = (stats.num_nan, stats.num_inf) if stats is not None else ((None,) * 2, (None,) * 2)
+    nan = stats.num_nan if stats is not None else (None, None)
+    infinite = stats.num_inf if stats is not None else (None, None)
     row |= {"num_nan": nan[0], "num_nan_reference": nan[1]}
-    row |= {"num_inf": inf[0], "num_inf_reference": inf[1]}
+    row |= {"num_inf": infinite[0], "num_inf_reference": infinite[1]}
     values = stats.first_values if stats is not None else None
     return row | {"first_values": None if values is None else [_finite(v) for v in values]}
 

@@ -6,15 +6,17 @@ import html
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from ckpt_tool.cli.flags import spell_flags
 from ckpt_tool.cli.report import svg
-from ckpt_tool.cli.report.page import page
-from ckpt_tool.cli.report.table import table
-from ckpt_tool.cli.report.text import breakable, items, number, share, tag
+from ckpt_tool.cli.report.page import make_page
+from ckpt_tool.cli.report.table import make_table
+from ckpt_tool.cli.report.text import format_number, make_breakable, make_items, make_tag, share
 from ckpt_tool.common.version import __version__
-from ckpt_tool.common.wording import human_bytes, plural
-from ckpt_tool.compare.grid import grid
+from ckpt_tool.common.wording import count_noun, format_bytes
+from ckpt_tool.compare.grid import make_grid
+from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side
-from ckpt_tool.operations.verify import VerifyOptions, VerifyResult, shown_distances
+from ckpt_tool.operations.verify import VerifyResult, collect_distances
 from ckpt_tool.readers.base import ShardFile
 
 _LISTED = 12  # names that are shown without a click
@@ -35,10 +37,10 @@ def render(result: VerifyResult, when: str) -> str:
         _histogram(result),
         _mismatches(result),
         _set_aside(result),
-        tag("footer", f"ckpt {__version__} · {html.escape(when)}"),
+        make_tag("footer", f"ckpt {__version__} · {html.escape(when)}"),
     )
     title = f"{_title(result)}: {result.left.checkpoint.path.name}"
-    return page(title, "\n".join(filter(None, sections)))
+    return make_page(title, "\n".join(filter(None, sections)))
 
 
 # --- verdict
@@ -51,21 +53,21 @@ def _title(result: VerifyResult) -> str:
 def _verdict(result: VerifyResult, when: str) -> str:
     css = "equal" if result.equal else "different"
     parts = [
-        tag("p", f"ckpt verify · {html.escape(when)}", class_="eyebrow"),
-        tag("h1", svg.sign(equal=result.equal) + _title(result)),
-        *(tag("p", html.escape(sentence)) for sentence in _sentences(result)),
+        make_tag("p", f"ckpt verify · {html.escape(when)}", class_="eyebrow"),
+        make_tag("h1", svg.draw_sign(equal=result.equal) + _title(result)),
+        *(make_tag("p", html.escape(sentence)) for sentence in _sentences(result)),
         _tiles(result),
     ]
-    return tag("section", "".join(parts), class_=f"verdict {css}")
+    return make_tag("section", "".join(parts), class_=f"verdict {css}")
 
 
 def _sentences(result: VerifyResult) -> Iterator[str]:
     """The verdict in words, and by which measure it was reached."""
     options = result.options
-    how = {True: "bit for bit", False: "in value"}[result.exact]
+    how = "bit for bit" if result.exact else "in value"
     if not options.tolerance.exact:
         how = "within the tolerance"
-    names = plural(result.num_compared, "tensor")
+    names = count_noun(result.num_compared, "tensor")
     if not result.num_compared:
         yield (
             f"No name is on both sides: {len(result.missing):,} missing,"
@@ -86,7 +88,9 @@ def _sentences(result: VerifyResult) -> Iterator[str]:
 def _measure(options: VerifyOptions, num_close: int) -> Iterator[str]:
     tolerance = options.tolerance
     if not tolerance.exact:
-        needed = f"{plural(num_close, 'tensor')} needed it" if num_close else "no tensor needed it"
+        needed = (
+            f"{count_noun(num_close, 'tensor')} needed it" if num_close else "no tensor needed it"
+        )
         yield (
             f"Tolerance: |a - b| ≤ {tolerance.atol:g} + {tolerance.rtol:g} · |b|"
             f" (atol, rtol); {needed}."
@@ -104,14 +108,14 @@ def _tiles(result: VerifyResult) -> str:
         ("mismatched", f"{len(result.mismatched):,}"),
         ("missing", f"{len(result.missing):,}"),
         ("unexpected", f"{len(result.unexpected):,}"),
-        ("compared per side", human_bytes(result.compared_bytes)),
+        ("compared per side", format_bytes(result.compared_bytes)),
         ("time", f"{result.seconds:.3g} s"),
     )
-    return tag("dl", "".join(tag("div", _fact(*tile)) for tile in tiles), class_="tiles")
+    return make_tag("dl", "".join(make_tag("div", _fact(*tile)) for tile in tiles), class_="tiles")
 
 
 def _fact(label: str, text: str) -> str:
-    return tag("dt", html.escape(label)) + tag("dd", html.escape(text))
+    return make_tag("dt", html.escape(label)) + make_tag("dd", html.escape(text))
 
 
 # --- where it came from
@@ -119,13 +123,13 @@ def _notes(result: VerifyResult) -> str:
     notes = [result.names_hint] if result.names_hint else []
     for side, name in ((result.left, "Checkpoint"), (result.right, "Reference")):
         notes += [f"{name}: {warning}" for warning in side.warnings]
-    text = "".join(tag("p", breakable(note)) for note in notes)
-    return tag("section", tag("h2", "Note") + text, class_="note") if notes else ""
+    text = "".join(make_tag("p", make_breakable(spell_flags(note))) for note in notes)
+    return make_tag("section", make_tag("h2", "Note") + text, class_="note") if notes else ""
 
 
 def _sides(result: VerifyResult) -> str:
     sides = _side("Checkpoint (a)", result.left) + _side("Reference (b)", result.right)
-    return tag("div", sides, class_="sides")
+    return make_tag("div", sides, class_="sides")
 
 
 def _side(title: str, side: Side) -> str:
@@ -140,56 +144,60 @@ def _side(title: str, side: Side) -> str:
     if side.config is not None and (side.config.architecture or side.config.model_type):
         facts.append(("Model", side.config.architecture or side.config.model_type))
     parts = (
-        tag("h3", title),
-        tag("p", breakable(str(checkpoint.path)), class_="path"),
-        tag("dl", "".join(_fact(*fact) for fact in facts if fact[1]), class_="facts"),
-        _folded(plural(len(checkpoint.files), "file"), _file_items(checkpoint.files)),
+        make_tag("h3", title),
+        make_tag("p", make_breakable(str(checkpoint.path)), class_="path"),
+        make_tag("dl", "".join(_fact(*fact) for fact in facts if fact[1]), class_="facts"),
+        _folded(count_noun(len(checkpoint.files), "file"), _file_items(checkpoint.files)),
     )
-    return tag("div", "".join(parts), class_="side")
+    return make_tag("div", "".join(parts), class_="side")
 
 
 def _files(files: Sequence[ShardFile]) -> str:
-    return f"{len(files):,} ({human_bytes(sum(file.bytes for file in files))})"
+    return f"{len(files):,} ({format_bytes(sum(file.bytes for file in files))})"
 
 
 def _file_items(files: Iterable[ShardFile]) -> str:
-    return items(
-        f"{file.path} · {human_bytes(file.bytes)}"
+    return make_items(
+        f"{file.path} · {format_bytes(file.bytes)}"
         + ("" if file.rank is None else f" · rank {file.rank}")
         for file in files
     )
 
 
 def _dtypes(side: Side) -> str:
-    counts = Counter(tensor.source_dtype.name for tensor in side.tensors.values())
+    counts = Counter(tensor.origin.name for tensor in side.tensors.values())
     return ", ".join(f"{name} x {count:,}" for name, count in counts.most_common())
 
 
 def _folded(summary: str, content: str, *, opened: bool = False) -> str:
     attributes = {"open": "open"} if opened else {}
-    return tag("details", tag("summary", html.escape(summary)) + content, **attributes)
+    return make_tag("details", make_tag("summary", html.escape(summary)) + content, **attributes)
 
 
 # --- what differs
 def _names(title: str, names: Sequence[str], about: str) -> str:
     if not names:
         return ""
-    listed = items(names)
+    listed = make_items(names)
     if len(names) > _LISTED:
-        listed = _folded(plural(len(names), "name"), listed)
-    return tag("section", tag("h2", f"{title}: {len(names):,}") + tag("p", about) + listed)
+        listed = _folded(count_noun(len(names), "name"), listed)
+    return make_tag(
+        "section", make_tag("h2", f"{title}: {len(names):,}") + make_tag("p", about) + listed
+    )
 
 
 def _heatmap(result: VerifyResult) -> str:
-    found = grid(shown_distances(result))
+    found = make_grid(collect_distances(result))
     if not found.cells:
         return ""
     about = (
         "A cell shows the relative distance |a - b| / |b| (Euclidean norm) of a layer's module, the"
         " largest where tensors share a cell; empty: not on both sides."
     )
-    parts = tag("h2", "Where it differs" if result.mismatched else "Layer by layer")
-    return tag("section", parts + tag("p", about) + svg.scale() + svg.heatmaps(found))
+    parts = make_tag("h2", "Where it differs" if result.mismatched else "Layer by layer")
+    return make_tag(
+        "section", parts + make_tag("p", about) + svg.draw_scale() + svg.draw_heatmaps(found)
+    )
 
 
 def _histogram(result: VerifyResult) -> str:
@@ -202,21 +210,22 @@ def _histogram(result: VerifyResult) -> str:
     different, total = (
         sum(each.num_different for each in stats), sum(each.num_elements for each in stats)
     )  # fmt: skip
+    largest = max(each.max_abs for each in stats)
     about = (
         f"{different:,} of {total:,} elements of the mismatched tensors differ"
         f" ({share(different, total)}). Each bar counts those with |a - b| between two powers of"
-        f" two; heights are logarithmic. Largest: {number(max(each.max_abs for each in stats))}."
+        f" two; heights are logarithmic. Largest: {format_number(largest)}."
     )
-    picture = tag("div", svg.histogram(exponents), class_="scroll")
-    return tag("section", tag("h2", "By how much") + tag("p", about) + picture)
+    picture = make_tag("div", svg.draw_histogram(exponents), class_="scroll")
+    return make_tag("section", make_tag("h2", "By how much") + make_tag("p", about) + picture)
 
 
 def _mismatches(result: VerifyResult) -> str:
     if not result.mismatched:
         return ""
-    title = tag("h2", f"Mismatched: {len(result.mismatched):,}")
+    title = make_tag("h2", f"Mismatched: {len(result.mismatched):,}")
     folder = result.left.checkpoint.path
-    return tag("section", title + table(result.mismatched, folder), class_="wide")
+    return make_tag("section", title + make_table(result.mismatched, folder), class_="wide")
 
 
 def _set_aside(result: VerifyResult) -> str:
@@ -228,8 +237,8 @@ def _set_aside(result: VerifyResult) -> str:
         ("ignored (--ignore)", result.ignored),
     )
     parts = "".join(
-        _folded(f"{len(names):,} {what}", items(names), opened=len(names) <= _LISTED)
+        _folded(f"{len(names):,} {what}", make_items(names), opened=len(names) <= _LISTED)
         for what, names in lists
         if names
     )
-    return tag("section", tag("h2", "Set aside") + parts) if parts else ""
+    return make_tag("section", make_tag("h2", "Set aside") + parts) if parts else ""

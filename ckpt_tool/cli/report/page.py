@@ -163,7 +163,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 """
 
 
-def page(title: str, body: str) -> str:
+def make_page(title: str, body: str) -> str:
     """A complete document; ``body`` is HTML, ``title`` is escaped here.
 
     It can always be written as UTF-8: bytes of paths that are none are shown by their codes.

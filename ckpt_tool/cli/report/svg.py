@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Iterator, Mapping
 
-from ckpt_tool.cli.report.text import number, power, share, tag
+from ckpt_tool.cli.report.text import format_number, format_power, make_tag, share
 from ckpt_tool.compare.grid import (
     IMMEASURABLE,
     LEVELS,
@@ -14,8 +14,8 @@ from ckpt_tool.compare.grid import (
     OTHER,
     Grid,
     Section,
-    level,
-    sections,
+    find_level,
+    list_sections,
 )
 
 _CELL_HEIGHT = 20
@@ -29,15 +29,15 @@ _CHART = 130  # height of the histogram
 _SPARK = (96, 22)
 
 
-def heatmaps(grid: Grid) -> str:
+def draw_heatmaps(grid: Grid) -> str:
     """A figure for each list of layers: modules down, layers across, a tooltip on each cell."""
     return "".join(
         _others(grid, section) if section.title == OTHER else _figure(grid, section)
-        for section in sections(grid)
+        for section in list_sections(grid)
     )
 
 
-def sign(*, equal: bool) -> str:
+def draw_sign(*, equal: bool) -> str:
     """An equals sign, struck through where the sides are not equal."""
     stroke = "" if equal else "M6 21L18 3"
     return (
@@ -46,16 +46,16 @@ def sign(*, equal: bool) -> str:
     )
 
 
-def scale() -> str:
+def draw_scale() -> str:
     """The legend of the heat maps."""
     entries = (
         f'<li><span class="swatch l{at}">{mark}</span>{html.escape(meaning)}</li>'
         for at, (mark, meaning) in enumerate(zip(MARKS, LEVELS, strict=True))
     )
-    return tag("ul", "".join(entries), class_="scale")
+    return make_tag("ul", "".join(entries), class_="scale")
 
 
-def histogram(exponents: Mapping[int, int]) -> str:
+def draw_histogram(exponents: Mapping[int, int]) -> str:
     """A chart of how many elements differ by how much; heights are logarithms of the counts."""
     bins = _bins(exponents)
     if not bins:
@@ -64,9 +64,8 @@ def histogram(exponents: Mapping[int, int]) -> str:
     heights = _heights([count for _, _, count in bins], _CHART)
     bars = []
     for at, ((start, stop, count), tall) in enumerate(zip(bins, heights, strict=True)):
-        about = (
-            f"{power(start)} ≤ |a - b| < {power(stop)}: {count:,} elements ({share(count, total)})"
-        )
+        about = f"{format_power(start)} ≤ |a - b| < {format_power(stop)}: {count:,} elements"
+        about += f" ({share(count, total)})"
         bars.append(
             f'<rect class="bar" x="{at * step + 1}" y="{_CHART - tall:.2f}"'
             f' width="{step - 2}" height="{tall:.2f}"><title>{about}</title></rect>'
@@ -81,7 +80,7 @@ def histogram(exponents: Mapping[int, int]) -> str:
     )
 
 
-def sparkline(exponents: Mapping[int, int], span: tuple[int, int]) -> str:
+def draw_sparkline(exponents: Mapping[int, int], span: tuple[int, int]) -> str:
     """The same for a row of the table, over the range of exponents that all rows share."""
     bins = _bins(exponents, span)
     if not bins:
@@ -94,7 +93,7 @@ def sparkline(exponents: Mapping[int, int], span: tuple[int, int]) -> str:
         for at, tall in enumerate(heights)
         if tall
     )
-    about = f"from {power(min(exponents))} to {power(max(exponents) + 1)}"
+    about = f"from {format_power(min(exponents))} to {format_power(max(exponents) + 1)}"
     return (
         f'<svg class="spark" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         f' role="img"><title>{about}</title><path class="bar" d="{path}"></path>'
@@ -138,7 +137,7 @@ def _marks(grid: Grid, section: Section, label: int, wide: int) -> Iterator[str]
 
 def _cell(name: str, distance: float, at: tuple[float, float], wide: int) -> str:
     x, y = at
-    found = level(distance)
+    found = find_level(distance)
     return (
         f'<rect class="cell l{found}" x="{x}" y="{y}" width="{wide - 1}"'
         f' height="{_CELL_HEIGHT - 1}"><title>{html.escape(name)}: {_said(distance)}</title></rect>'
@@ -150,7 +149,7 @@ def _cell(name: str, distance: float, at: tuple[float, float], wide: int) -> str
 def _said(distance: float) -> str:
     if distance == IMMEASURABLE:
         return "differs by no measurable amount"
-    return number(distance) if distance else "equal"
+    return format_number(distance) if distance else "equal"
 
 
 def _numbers(section: Section, label: int, wide: int) -> Iterator[str]:
@@ -211,6 +210,7 @@ def _ticks(bins: list[tuple[int, int, int]], step: int) -> Iterator[str]:
             raised = f'<tspan dy="-5" class="raised">{start}</tspan>'
             yield f'<text class="tick" x="{at * step}" y="{_CHART + 18}">2{raised}</text>'
     most = max(range(len(bins)), key=lambda at: bins[at][2])
-    anchor = "end" if most > len(bins) / 2 else "start"
-    x = (most + (anchor == "end")) * step
+    anchor, x = "start", most * step
+    if most > len(bins) / 2:
+        anchor, x = "end", x + step
     yield f'<text text-anchor="{anchor}" x="{x}" y="-5">{bins[most][2]:,}</text>'

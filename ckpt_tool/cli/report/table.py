@@ -7,10 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from ckpt_tool.cli.report.svg import sparkline
-from ckpt_tool.cli.report.text import breakable, cosine, number, share, sort_key, tag
+from ckpt_tool.cli.report.summary import say_hint
+from ckpt_tool.cli.report.svg import draw_sparkline
+from ckpt_tool.cli.report.text import (
+    format_cosine,
+    format_number,
+    make_breakable,
+    make_tag,
+    share,
+    sort_key,
+)
+from ckpt_tool.compare.mismatch import Mismatch
 from ckpt_tool.compare.stats import Stats
-from ckpt_tool.operations.explain import Mismatch
 
 _EMPTY = ("", "")
 
@@ -25,7 +33,7 @@ class _Column:
     about: str = ""
 
 
-def table(mismatches: Sequence[Mismatch], folder: PurePath) -> str:
+def make_table(mismatches: Sequence[Mismatch], folder: PurePath) -> str:
     """The mismatches in their order, as an HTML table that the page's script can sort.
 
     ``folder``: the checkpoint's, which file names are shown relative to. Columns in which no row
@@ -35,19 +43,23 @@ def table(mismatches: Sequence[Mismatch], folder: PurePath) -> str:
     cells = [[column.cell(mismatch) for column in columns] for mismatch in mismatches]
     used = [at for at in range(len(columns)) if any(row[at] != _EMPTY for row in cells)]
     head = "".join(_heading(columns[at]) for at in used)
-    body = "".join(tag("tr", "".join(_cell(columns[at], *row[at]) for at in used)) for row in cells)
-    parts = tag("thead", tag("tr", head)) + tag("tbody", body)
-    return tag("div", tag("table", parts, class_="sortable"), class_="scroll")
+    body = "".join(
+        make_tag("tr", "".join(_cell(columns[at], *row[at]) for at in used)) for row in cells
+    )
+    parts = make_tag("thead", make_tag("tr", head)) + make_tag("tbody", body)
+    return make_tag("div", make_tag("table", parts, class_="sortable"), class_="scroll")
 
 
 def _heading(column: _Column) -> str:
     kind = "number" if column.numeric else "text"
     about = {"title": column.about} if column.about else {}
-    return tag("th", html.escape(column.title), scope="col", class_=kind, data_type=kind, **about)
+    return make_tag(
+        "th", html.escape(column.title), scope="col", class_=kind, data_type=kind, **about
+    )
 
 
 def _cell(column: _Column, content: str, key: str) -> str:
-    return tag("td", content, class_="number" if column.numeric else "text", data_sort=key)
+    return make_tag("td", content, class_="number" if column.numeric else "text", data_sort=key)
 
 
 def _span(mismatches: Sequence[Mismatch]) -> tuple[int, int]:
@@ -84,34 +96,34 @@ def _measured(cell: Callable[[Stats], tuple[str, str]]) -> Callable[[Mismatch], 
 
 
 def _plain(value: Callable[[Stats], float]) -> Callable[[Mismatch], tuple[str, str]]:
-    return _measured(lambda stats: (number(value(stats)), sort_key(value(stats))))
+    return _measured(lambda stats: (format_number(value(stats)), sort_key(value(stats))))
 
 
 def _name(mismatch: Mismatch) -> tuple[str, str]:
     lines = [mismatch.left]
     if mismatch.left != mismatch.right:
         lines = [f"checkpoint {mismatch.left}", f"reference {mismatch.right}"]
-    described = "".join(tag("small", html.escape(line)) for line in lines)
-    return tag("code", breakable(mismatch.name)) + described, mismatch.name
+    described = "".join(make_tag("small", html.escape(line)) for line in lines)
+    return make_tag("code", make_breakable(mismatch.name)) + described, mismatch.name
 
 
 def _kind(mismatch: Mismatch) -> tuple[str, str]:
-    return tag("span", html.escape(mismatch.kind), class_="kind"), mismatch.kind
+    return make_tag("span", html.escape(mismatch.kind), class_="kind"), mismatch.kind
 
 
 def _hint(mismatch: Mismatch) -> tuple[str, str]:
     if not mismatch.hint:
         return _EMPTY
-    return tag("div", breakable(mismatch.hint), class_="cause"), mismatch.hint
+    return make_tag("div", make_breakable(say_hint(mismatch)), class_="cause"), mismatch.hint
 
 
 def _different(stats: Stats) -> tuple[str, str]:
-    part = tag("small", share(stats.num_different, stats.num_elements))
+    part = make_tag("small", share(stats.num_different, stats.num_elements))
     return f"{stats.num_different:,}{part}", str(stats.num_different)
 
 
 def _cosine(stats: Stats) -> tuple[str, str]:
-    return _EMPTY if stats.cosine is None else (cosine(stats.cosine), sort_key(stats.cosine))
+    return _EMPTY if stats.cosine is None else (format_cosine(stats.cosine), sort_key(stats.cosine))
 
 
 def _ulp(stats: Stats) -> tuple[str, str]:
@@ -119,7 +131,7 @@ def _ulp(stats: Stats) -> tuple[str, str]:
 
 
 def _spark(stats: Stats, span: tuple[int, int]) -> tuple[str, str]:
-    picture = sparkline(stats.exponents, span)
+    picture = draw_sparkline(stats.exponents, span)
     return (picture, str(max(stats.exponents))) if picture else _EMPTY
 
 
@@ -133,8 +145,8 @@ def _first(mismatch: Mismatch) -> tuple[str, str]:
         return _EMPTY
     values = ""
     if stats.first_values is not None:
-        a, b = (number(value, 9) for value in stats.first_values)
-        values = tag("small", f"checkpoint {a}") + tag("small", f"reference {b}")
+        a, b = (format_number(value, 9) for value in stats.first_values)
+        values = make_tag("small", f"checkpoint {a}") + make_tag("small", f"reference {b}")
     index = ", ".join(map(str, mismatch.first_index))
     return f"[{index}]{values}", str(stats.first_index)
 
@@ -146,4 +158,4 @@ def _rank(mismatch: Mismatch) -> tuple[str, str]:
 def _file(mismatch: Mismatch, folder: PurePath) -> tuple[str, str]:
     path = PurePath(mismatch.source)
     shown = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-    return (breakable(shown), shown) if mismatch.source else _EMPTY
+    return (make_breakable(shown), shown) if mismatch.source else _EMPTY

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ckpt_tool.compare.grid import LEVELS, MARKS, OTHER, Grid, Section, level, sections
+from ckpt_tool.compare.grid import LEVELS, MARKS, OTHER, Grid, Section, find_level, list_sections
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -22,7 +22,7 @@ _LABEL = "layer"
 _SHORT = 5  # letters of a word that needs no abbreviation
 
 
-def heatmap(grid: Grid, width: int) -> Group:
+def draw_heatmap(grid: Grid, width: int) -> Group:
     """The grid in lines of at most ``width`` characters: one block of rows per list of layers.
 
     A list with more modules than a line has room for takes several blocks. Colours repeat what
@@ -31,13 +31,13 @@ def heatmap(grid: Grid, width: int) -> Group:
     from rich.console import Group
 
     parts: list[RenderableType] = []
-    for section in sections(grid):
+    for section in list_sections(grid):
         parts += _others(grid, section) if section.title == OTHER else _layers(grid, section, width)
         parts.append("")
     return Group(*parts, _scale(width))
 
 
-def abbreviations(columns: Sequence[str]) -> dict[str, str]:
+def abbreviate(columns: Sequence[str]) -> dict[str, str]:
     """A short name for each module, no two alike: ``self_attn.q_proj`` is ``q``.
 
     Modules of one name carry their parents' initials: ``e.up`` and ``se.up`` for an expert's and
@@ -74,7 +74,7 @@ def _layers(grid: Grid, section: Section, width: int) -> Iterator[RenderableType
     """The title, the blocks and the meaning of the abbreviations."""
     from rich.text import Text
 
-    short = abbreviations(section.columns)
+    short = abbreviate(section.columns)
     label = max(len(_LABEL), *map(len, section.numbers))
     yield Text(section.title, style="bold", overflow="fold")
     for number_of, columns in enumerate(_blocks(short, width - label)):
@@ -117,7 +117,7 @@ def _cell(distance: float | None, wide: int) -> Text:
 
     if distance is None:
         return Text(" " * wide)
-    found = level(distance)
+    found = find_level(distance)
     before = (wide - 3) // 2
     mark = (f" {MARKS[found]} ", _STYLES[found])
     return Text.assemble(" " * before, mark, " " * (wide - 3 - before))

@@ -10,12 +10,12 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NEARLY_ONE = 1e-6
 
 
-def number(value: float, digits: int = 3) -> str:
+def format_number(value: float, digits: int = 3) -> str:
     """``0.00195``, ``1.2e-09``, ``inf``, ``nan``: so many significant digits."""
     return f"{value:.{digits}g}"
 
 
-def cosine(value: float) -> str:
+def format_cosine(value: float) -> str:
     """Six decimals; close to 1, the distance from it, which is what tells two such apart."""
     short = 1 - value
     return f"1 - {short:.1e}" if 0 < short < _NEARLY_ONE else f"{value:.6f}".rstrip("0").rstrip(".")
@@ -31,7 +31,7 @@ def share(part: int, whole: int) -> str:
     return f"{percent:.3g} %" if percent >= 0.001 or not part else "< 0.001 %"
 
 
-def power(exponent: int) -> str:
+def format_power(exponent: int) -> str:
     """``2⁻¹²``."""
     return f"2{str(exponent).translate(_RAISED)}"
 
@@ -40,10 +40,12 @@ def sort_key(value: float) -> str:
     """A number as the report's script reads it; empty, which sorts last, where it is none."""
     if math.isnan(value):
         return ""
-    return f"{value!r}" if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return f"{value!r}"
 
 
-def tag(name: str, content: str, **attributes: str) -> str:
+def make_tag(name: str, content: str, **attributes: str) -> str:
     """An element around ``content``, which is HTML already; attribute values are escaped here.
 
     A trailing underscore of an attribute's name is dropped, others become hyphens.
@@ -55,11 +57,13 @@ def tag(name: str, content: str, **attributes: str) -> str:
     return f"<{name}{written}>{content}</{name}>"
 
 
-def breakable(name: str) -> str:
+def make_breakable(name: str) -> str:
     """A name, escaped, that may be broken at its dots and slashes."""
     return html.escape(name).replace(".", ".<wbr>").replace("/", "/<wbr>")
 
 
-def items(names: Iterable[str]) -> str:
+def make_items(names: Iterable[str]) -> str:
     """An unordered list of names."""
-    return tag("ul", "".join(tag("li", breakable(name)) for name in names), class_="names")
+    return make_tag(
+        "ul", "".join(make_tag("li", make_breakable(name)) for name in names), class_="names"
+    )

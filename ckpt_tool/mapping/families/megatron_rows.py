@@ -1,4 +1,4 @@
-"""The rows of the families: which Hugging Face tensors make which megatron-core tensor.
+"""Which Hugging Face tensors make which megatron-core tensor: what a family's layers are made of.
 
 Names are those of the Hub and those that the Transformer-Engine spec of megatron-core 0.11 to 0.16
 writes. ``{q,k,v}`` in a name stands for several tensors, ``{e}`` for the number of an expert. A row
@@ -9,7 +9,8 @@ megatron-core, both compared by experiment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,37 @@ class Row:
 
 
 Rows = tuple[Row, ...]
+Flag = Literal[True] | tuple[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """A vision tower: rows outside of its blocks, and rows of each block."""
+
+    rows: Rows
+    block: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class MegatronRows:
+    """The rows of a family's layers; those outside of layers are the same for all.
+
+    ``flags``: True, or the config key that decides and what holds where the key is absent.
+    ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
+    their own even where all are alike. ``mtp_prefix`` is that of a layer for multi-token
+    prediction on the Hub, with its ``number``, or how many layers it comes ``after``;
+    ``mtp_repeats``: it has copies of the embedding and the head there.
+    """
+
+    attention: Rows
+    dense: Rows
+    moe: Rows = ()
+    mtp: Rows = ()
+    flags: dict[str, Flag] = field(default_factory=dict)
+    differing: bool = False
+    mtp_prefix: str = "model.layers.{after}."
+    mtp_repeats: bool = True
+    vision: Vision | None = None
 
 
 TOP = (

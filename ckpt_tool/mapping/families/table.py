@@ -1,100 +1,206 @@
-"""Names in memory -> names on the Hub, one row per family and only where they differ.
+"""Everything that is known of a model family: one row for each model type.
 
-In memory is what ``model.state_dict()`` of transformers 5 has, which is what FSDP shards; on the
-Hub, in vLLM and in transformers 4 the experts of most families are separate tensors. Checkpoints
-of transformers 4 have Hub names already: no row applies to them. Every row was compared with what
-``save_pretrained`` writes.
+A new family is a new row. What a row does not say holds for every family that nobody knows: see
+:data:`UNKNOWN`. Nested configs (``text_config``) have model types of their own, with rows for what
+is said of them. Tests compare every row whose ``hub`` changes names with what ``save_pretrained``
+of transformers 5 writes.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
+
+from ckpt_tool.mapping.families.hub_rules import (
+    EXPERTS,
+    GPT_NEOX,
+    JAMBA_EXPERTS,
+    MIXTRAL_EXPERTS,
+    QWEN_VL,
+    SAME,
+    TRANSPOSED_EXPERTS,
+    HubRules,
+)
+from ckpt_tool.mapping.families.megatron_rows import (
+    DENSE,
+    GROUPED,
+    LATENT,
+    MIMO_MTP,
+    MIXTRAL,
+    MOE,
+    MTP,
+    SHARED,
+    SHARED_GATE,
+    Flag,
+    MegatronRows,
+)
+from ckpt_tool.mapping.families.vision_rows import QWEN_VISION
 
 
 @dataclass(frozen=True, slots=True)
-class SplitExperts:
-    """Fused experts ``<path>.gate_up_proj`` [E, 2I, H] and ``<path>.down_proj`` [E, H, I].
+class Legacy:
+    """What ``config.json`` of transformers 4 says in another way (:mod:`..legacy_config`).
 
-    They become ``<target>.<e>.<name>.weight``; ``gate`` is the first half of gate_up's rows.
+    ``expert_count``: its key for the number of experts. ``local_rope``: it has two rope thetas at
+    the top, ``rope_theta`` and ``rope_local_base_freq``. ``longrope_only``: its ``rope_scaling``
+    has the factors of longrope and nothing else.
     """
 
-    path: str
-    target: str
-    gate: str = "gate_proj"
-    up: str = "up_proj"
-    down: str = "down_proj"
+    expert_count: str = ""
+    local_rope: bool = False
+    longrope_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class TransposeExperts:
-    """Experts stay fused, but on the Hub as [E, H, 2I] and [E, I, H]."""
+class Family:
+    """What is known of the models of one type.
 
-    path: str
+    ``architecture``: the class where ``config.json`` names none; empty: transformers is asked.
+    ``hub``: what becomes of names in memory on the Hub; None: transformers' own tables say it.
+    ``tied``: the head is the embedding where the config does not say.
+    ``float32``: a regular expression, searched in names on the Hub: these are never cast down.
+    ``conv1d``: linear layers are transformers' ``Conv1D``, whose weights are [in, out].
+    ``parent_prefix``: transformers' tables have the names of the multimodal parent's text part.
+    ``torchtitan``: how it pairs the rows of a head in the rotary embedding (``halves`` as
+    transformers does, ``neighbours`` as Meta does); empty: its names of the family are unknown.
+    ``megatron``: the tensors of megatron-core; None: it is not supported there.
+    """
+
+    architecture: str = ""
+    hub: HubRules | None = None
+    tied: bool = False
+    float32: str = ""
+    conv1d: bool = False
+    parent_prefix: bool = False
+    legacy: Legacy = Legacy()
+    torchtitan: Literal["", "halves", "neighbours"] = ""
+    megatron: MegatronRows | None = None
+
+    def keeps_float32(self, name: str) -> bool:
+        """Whether the tensor ``name``, as it is called on the Hub, is never cast down."""
+        return bool(self.float32) and re.search(self.float32, name) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Rename:
-    """A part of the name that is spelled differently; ``start``: only at its beginning."""
-
-    old: str
-    new: str
-    start: bool = False
-
-
-Rule = SplitExperts | TransposeExperts | Rename
-
-_MLP = (SplitExperts("mlp.experts", "mlp.experts"),)
-_MIXTRAL = (
-    SplitExperts("mlp.experts", "block_sparse_moe.experts", "w1", "w3", "w2"),
-    Rename(".mlp.gate.weight", ".block_sparse_moe.gate.weight"),
+_LLAMA = MegatronRows(
+    GROUPED,
+    DENSE,
+    flags={
+        "qkv_bias": ("attention_bias", False),
+        "output_bias": ("attention_bias", False),
+        "mlp_bias": ("mlp_bias", False),
+    },
 )
-_QWEN_VL = (
-    Rename("model.visual.", "visual.", start=True),
-    Rename("model.language_model.", "model.", start=True),
+_QWEN3_FLAGS: dict[str, Flag] = {
+    "qk_norm": True,
+    "qkv_bias": ("attention_bias", False),
+    "output_bias": ("attention_bias", False),
+}
+_DEEPSEEK = MegatronRows(LATENT, DENSE, MOE + SHARED, MTP, differing=True)
+_QWEN2_MOE = MegatronRows(GROUPED, DENSE, MOE + SHARED_GATE, flags={"qkv_bias": ("qkv_bias", True)})
+_GLM4_MOE = MegatronRows(
+    GROUPED,
+    DENSE,
+    MOE + SHARED,
+    MTP,
+    flags={"qkv_bias": ("attention_bias", False), "qk_norm": ("use_qk_norm", False)},
+    differing=True,
 )
+_MIMO = MegatronRows(
+    GROUPED,
+    DENSE,
+    mtp=MIMO_MTP,
+    flags={"qkv_bias": True},
+    mtp_prefix="model.mtp_layers.{number}.",
+    mtp_repeats=False,
+)
+_QWEN2_5_VL = MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}, vision=QWEN_VISION)
 
-_SAME: tuple[Rule, ...] = ()
-
-FAMILIES: dict[str, tuple[Rule, ...]] = {
-    **dict.fromkeys(
-        "llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 gpt_oss qwen3_vl"
-        " starcoder2 cohere cohere2 olmo olmo2 olmo3 glm glm4 granite falcon stablelm gpt2"
-        " smollm3 exaone4 nemotron seed_oss qwen3_5 apertus".split(),
-        _SAME,
+FAMILIES: dict[str, Family] = {
+    # Dense language models.
+    "llama": Family("LlamaForCausalLM", SAME, torchtitan="neighbours", megatron=_LLAMA),
+    "mistral": Family("MistralForCausalLM", SAME, megatron=MegatronRows(GROUPED, DENSE)),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        SAME,
+        megatron=MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}),
     ),
-    **dict.fromkeys(
-        "qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 kimi_k2 glm4_moe dots1 olmoe hunyuan_v1_moe"
-        " qwen3_next qwen3_5_moe".split(),
-        _MLP,
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        SAME,
+        torchtitan="halves",
+        megatron=MegatronRows(GROUPED, DENSE, flags=_QWEN3_FLAGS),
     ),
-    "mixtral": _MIXTRAL,
-    "minimax": _MIXTRAL,
-    "gpt_neox": (Rename("lm_head.", "embed_out.", start=True),),
-    "jamba": (SplitExperts("feed_forward.experts", "feed_forward.experts"),),
-    "qwen2_vl": _QWEN_VL,
-    "qwen2_5_vl": _QWEN_VL,
-    "qwen3_vl_moe": (TransposeExperts("mlp.experts"),),
+    "apertus": Family("ApertusForCausalLM", SAME),
+    "cohere": Family("CohereForCausalLM", SAME, tied=True),
+    "cohere2": Family("Cohere2ForCausalLM", SAME, tied=True),
+    "decision_transformer": Family(conv1d=True),
+    "exaone4": Family("Exaone4ForCausalLM", SAME),
+    "falcon": Family("FalconForCausalLM", SAME, tied=True),
+    "gemma": Family("GemmaForCausalLM", SAME, tied=True),
+    "gemma2": Family("Gemma2ForCausalLM", SAME, tied=True),
+    "gemma3_text": Family("Gemma3ForCausalLM", SAME, tied=True, legacy=Legacy(local_rope=True)),
+    "gemma3n_text": Family("Gemma3nForCausalLM", legacy=Legacy(local_rope=True)),
+    "glm": Family("GlmForCausalLM", SAME),
+    "glm4": Family("Glm4ForCausalLM", SAME),
+    "gpt2": Family("GPT2LMHeadModel", SAME, tied=True, conv1d=True),
+    "gpt_neox": Family("GPTNeoXForCausalLM", GPT_NEOX),
+    "granite": Family("GraniteForCausalLM", SAME),
+    "imagegpt": Family(conv1d=True),
+    "mimo": Family(megatron=_MIMO),
+    "ministral": Family("MinistralForCausalLM", SAME),
+    "nemotron": Family("NemotronForCausalLM", SAME),
+    "olmo": Family("OlmoForCausalLM", SAME),
+    "olmo2": Family("Olmo2ForCausalLM", SAME),
+    "olmo3": Family("Olmo3ForCausalLM", SAME),
+    "openai-gpt": Family("OpenAIGPTLMHeadModel", conv1d=True),
+    "phi": Family("PhiForCausalLM", SAME),
+    "phi3": Family("Phi3ForCausalLM", SAME, legacy=Legacy(longrope_only=True)),
+    "qwen3_5_text": Family("Qwen3_5ForCausalLM", parent_prefix=True),
+    "seed_oss": Family("SeedOssForCausalLM", SAME),
+    "smollm3": Family("SmolLM3ForCausalLM", SAME, tied=True),
+    "stablelm": Family("StableLmForCausalLM", SAME),
+    "starcoder2": Family("Starcoder2ForCausalLM", SAME, tied=True),
+    # Language models with experts.
+    "deepseek_v2": Family("DeepseekV2ForCausalLM", EXPERTS),
+    "deepseek_v3": Family("DeepseekV3ForCausalLM", EXPERTS, megatron=_DEEPSEEK),
+    "dots1": Family("Dots1ForCausalLM", EXPERTS),
+    "ernie4_5_moe": Family("Ernie4_5_MoeForCausalLM", float32=r"\.mlp\.gate\.weight$"),
+    "glm4_moe": Family("Glm4MoeForCausalLM", EXPERTS, megatron=_GLM4_MOE),
+    "gpt_oss": Family("GptOssForCausalLM", SAME),
+    "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS),
+    "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),
+    "kimi_k2": Family(hub=EXPERTS, megatron=_DEEPSEEK),
+    "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
+    "mixtral": Family(
+        "MixtralForCausalLM", MIXTRAL_EXPERTS, megatron=MegatronRows(GROUPED, (), MIXTRAL)
+    ),
+    "olmoe": Family("OlmoeForCausalLM", EXPERTS),
+    "qwen2_moe": Family("Qwen2MoeForCausalLM", EXPERTS, megatron=_QWEN2_MOE),
+    "qwen3_5_moe_text": Family("Qwen3_5MoeForCausalLM", parent_prefix=True),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        EXPERTS,
+        legacy=Legacy(expert_count="num_experts"),
+        megatron=MegatronRows(GROUPED, DENSE, MOE, flags=_QWEN3_FLAGS),
+    ),
+    "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS),
+    # Models that see. With and without a vision tower the class of Qwen3.5 is another.
+    "gemma3": Family("Gemma3ForConditionalGeneration", tied=True),
+    "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=_QWEN2_5_VL),
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL),
+    "qwen3_5": Family(hub=SAME),
+    "qwen3_5_moe": Family(hub=EXPERTS),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME),
+    "qwen3_vl_moe": Family("Qwen3VLMoeForConditionalGeneration", TRANSPOSED_EXPERTS),
+    "qwen3_vl_moe_text": Family(legacy=Legacy(expert_count="num_experts")),
 }
 
-#: The class of a family's model where config.json does not name it.
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "mixtral": "MixtralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "qwen3_next": "Qwen3NextForCausalLM",
-    "deepseek_v2": "DeepseekV2ForCausalLM",
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "glm4_moe": "Glm4MoeForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "gpt_oss": "GptOssForCausalLM",
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-    "qwen3_vl": "Qwen3VLForConditionalGeneration",
-    "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
-}
+#: What holds for a model type without a row.
+UNKNOWN = Family()
+
+
+def find_family(model_type: str) -> Family:
+    """The row of a model type; :data:`UNKNOWN` where it has none."""
+    return FAMILIES.get(model_type, UNKNOWN)

@@ -5,18 +5,7 @@ Source: verl's Qwen2.5-VL for megatron-core (``verl/models/mcore/qwen2_5_vl``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ckpt_tool.mapping.families.megatron_rows import Row, Rows
-
-
-@dataclass(frozen=True, slots=True)
-class Vision:
-    """A vision tower: rows outside of its blocks, and rows of each block."""
-
-    rows: Rows
-    block: Rows
-
+from ckpt_tool.mapping.families.megatron_rows import Row, Vision
 
 QWEN_VISION = Vision(
     rows=(

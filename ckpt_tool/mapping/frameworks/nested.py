@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.common.wording import plural
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.hub.value_head import BASE, HEAD
 
 T = TypeVar("T")
@@ -34,23 +34,23 @@ _BARE = ("embed_tokens", "word_embeddings", "wte")
 _SHOWN = 8
 
 
-def prefix_of(names: Iterable[str]) -> str:
+def find_prefix(names: Iterable[str]) -> str:
     """What is nested around the names of a model, with its last dot; empty where nothing is known.
 
     UsageError where there are several models to choose from.
     """
     listed = [name for name in names if name.endswith(".weight")]
-    found = _prefixes(listed, _EMBEDDINGS) or _prefixes(listed, _BARE)
+    found = _find_prefixes(listed, _EMBEDDINGS) or _find_prefixes(listed, _BARE)
     if len(found) > 1:
         raise UsageError(
             "several models in one checkpoint: under "
             + ", ".join(repr(prefix) for prefix in sorted(found)),
-            hint="Choose one of them with --prefix.",
+            hint="Choose one of them with `names.prefix`.",
         )
     return next(iter(found), "")
 
 
-def _prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:
+def _find_prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:
     found = set()
     for name in names:
         for embedding in embeddings:
@@ -64,19 +64,19 @@ def _prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:
     return found
 
 
-def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+def strip_prefix(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     """The tensors by their names below ``prefix``; MappingError lists those that are not there."""
     others = [name for name in tensors if not name.startswith(prefix)]
     if others:
         raise MappingError(
-            f"{plural(len(others), 'tensor')} beside the model, which is under {prefix!r}",
+            f"{count_noun(len(others), 'tensor')} beside the model, which is under {prefix!r}",
             others,
-            hint=f"Leave them out with --prefix {prefix} or --select '{prefix}*'.",
+            hint=f"Leave them out with `names.prefix={prefix!r}` or `names.select=['{prefix}*']`.",
         )
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def renamed(tensors: Mapping[str, T], renames: Sequence[str]) -> dict[str, T]:
+def rename_tensors(tensors: Mapping[str, T], renames: Sequence[str]) -> dict[str, T]:
     """The tensors by new names, each ``OLD=NEW`` of ``renames`` applied in turn.
 
     OLD is one or more whole parts of a name between dots, anywhere in it (at its beginning with a
@@ -90,7 +90,8 @@ def renamed(tensors: Mapping[str, T], renames: Sequence[str]) -> dict[str, T]:
         if changed == names:
             some = ", ".join(list(dict.fromkeys(names.values()))[:_SHOWN])
             raise UsageError(
-                f"--rename {rename}: no name has these parts", hint=f"Names are like: {some}"
+                f"`names.rename=[{rename!r}]`: no name has these parts",
+                hint=f"Names are like: {some}",
             )
         names = changed
     found: dict[str, T] = {}
@@ -110,17 +111,16 @@ def _apply(rename: str, name: str) -> str:
     parts = old.removeprefix("^").strip(".")
     if not equals or not parts or new.count("*") > parts.count("*"):
         raise UsageError(
-            f"--rename {rename}: expected OLD=NEW, with no more * in NEW than in OLD",
-            hint="Like --rename backbone=model or --rename 'h.*.attn=layers.*.self_attn'.",
+            f"`names.rename=[{rename!r}]`: expected OLD=NEW, with no more * in NEW than in OLD",
+            hint="Like `names.rename=['backbone=model']`, or"
+            " `names.rename=['h.*.attn=layers.*.self_attn']`.",
         )
     pattern = re.escape(parts).replace(r"\*", "([^.]*)")
     begin = "^" if start else r"(?<![^.])"
     matched = re.search(f"{begin}{pattern}(?![^.])", name)
     if matched is None:
         return name
-    pieces = new.strip(".").split("*")
-    filled = "".join(
-        text for pair in zip(pieces, (*matched.groups(), ""), strict=False) for text in pair
-    )
-    joined = f"{name[: matched.start()]}{filled if len(pieces) > 1 else pieces[0]}"
-    return f"{joined}{name[matched.end() :]}".replace("..", ".").strip(".")
+    stars = iter(matched.groups())
+    filled = re.sub(r"\*", lambda _: next(stars), new.strip("."))
+    joined = f"{name[: matched.start()]}{filled}{name[matched.end() :]}"
+    return joined.replace("..", ".").strip(".")

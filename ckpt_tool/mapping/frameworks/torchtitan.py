@@ -12,8 +12,10 @@ from collections.abc import Mapping
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.families.table import FAMILIES
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, cat
+from ckpt_tool.tensors.lazy import LazyTensor, cat
 
 Tensors = dict[str, LazyTensor]
 
@@ -32,8 +34,6 @@ _LAYER = {
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-#: Families, and whether their query and key rows turn neighbours.
-_FAMILIES = {"llama": True, "qwen3": False}
 _NAME = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
@@ -47,35 +47,36 @@ def from_torchtitan(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> T
 
     MappingError for other families, and for names that a model of the family has not.
     """
-    family = config.model_type
-    if family not in _FAMILIES:
+    if not config.family.torchtitan:
+        known = [name for name, family in FAMILIES.items() if family.torchtitan]
         raise MappingError(
-            f"names as torchtitan has them (tok_embeddings, layers.N.attention.wq), of a {family}:"
-            f" known for {', '.join(_FAMILIES)}",
-            hint="Name them as transformers does with --rename, like"
-            " --rename 'layers.*.attention.wq=model.layers.*.self_attn.q_proj', if the rows of"
-            " query and key are in its order.",
+            "names as torchtitan has them (tok_embeddings, layers.N.attention.wq), of a"
+            f" {config.model_type}: known for {', '.join(known)}",
+            hint="Name them as transformers does with `names.rename`, like"
+            " `names.rename=['layers.*.attention.wq=model.layers.*.self_attn.q_proj']`, if the rows"
+            " of query and key are in its order.",
         )
+    turns_neighbours = config.family.torchtitan == "neighbours"
     found: Tensors = {}
     unknown = []
     for name, tensor in tensors.items():
-        new = _renamed(name)
+        new = _rename(name)
         if not new:
             unknown.append(name)
-        elif _FAMILIES[family] and re.search(r"\.attention\.w[qk]\.", name):
-            found[new] = _halves(name, tensor, config)
+        elif turns_neighbours and re.search(r"\.attention\.w[qk]\.", name):
+            found[new] = _pair_halves(name, tensor, config)
         else:
             found[new] = tensor
     if unknown:
         raise MappingError(
-            f"{len(unknown)} tensors that torchtitan's {family} has not",
+            f"{len(unknown)} tensors that torchtitan's {config.model_type} has not",
             unknown,
-            hint="Leave tensors out with --select, or name them with --rename.",
+            hint="Leave tensors out with `names.select`, or name them with `names.rename`.",
         )
     return found
 
 
-def _renamed(name: str) -> str:
+def _rename(name: str) -> str:
     matched = _NAME.fullmatch(name)
     if matched is not None and matched[2] in _LAYER:
         return f"model.layers.{matched[1]}.{_LAYER[matched[2]]}.{matched[3]}"
@@ -83,7 +84,7 @@ def _renamed(name: str) -> str:
     return f"{_TOP[module]}.{kind}" if module in _TOP else ""
 
 
-def _halves(name: str, tensor: LazyTensor, config: ModelConfig) -> LazyTensor:
+def _pair_halves(name: str, tensor: LazyTensor, config: ModelConfig) -> LazyTensor:
     """Of each head, first its even rows and then its odd ones."""
     heads = config.text.get("num_attention_heads")
     if ".wk." in name:
@@ -93,14 +94,14 @@ def _halves(name: str, tensor: LazyTensor, config: ModelConfig) -> LazyTensor:
         raise MappingError(f"{name}: {list(tensor.shape)} is no whole rows for {heads} heads")
     size = rows // heads
     parts = [
-        _every_second(tensor, head * size + odd, size // 2)
+        _take_every_second(tensor, head * size + odd, size // 2)
         for head in range(heads)
         for odd in (0, 1)
     ]
     return cat(parts, 0)
 
 
-def _every_second(tensor: LazyTensor, start: int, count: int) -> LazyTensor:
+def _take_every_second(tensor: LazyTensor, start: int, count: int) -> LazyTensor:
     """Rows ``start``, ``start + 2``, ...: ``count`` of them."""
     chunks = []
     shape = (count, *tensor.shape[1:])

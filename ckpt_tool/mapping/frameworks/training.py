@@ -20,7 +20,7 @@ def is_training_state(name: str) -> bool:
     return any(_PARTS.fullmatch(part) for part in first)
 
 
-def training_kind(name: str) -> str:
+def find_training_kind(name: str) -> str:
     """The name up to the part that tells: under this, a whole kind of state can be summed up."""
     parts = re.split(r"[./]", name)
     depth = next((at for at, part in enumerate(parts) if _PARTS.fullmatch(part)), 0)

@@ -3,82 +3,73 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.families.table import (
-    ARCHITECTURES,
-    FAMILIES,
-    Rename,
-    Rule,
-    SplitExperts,
-    TransposeExperts,
-)
-from ckpt_tool.mapping.hub.transformers_tables import (
-    HubForm,
-    architecture_of,
-    classifier_of,
-    hub_names,
-)
+from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts, TransposeExperts
+from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
+from ckpt_tool.mapping.hub.form import HubModel, Tensors
+from ckpt_tool.mapping.hub.transformers_tables import name_by_transformers
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: Parts that wrappers (FSDP1, torch.compile, activation checkpointing) put into names.
 _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
-_LORA = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\.")
-_KIND = re.compile(r"For(CausalLM|ConditionalGeneration|(?:Token|Sequence)Classification)$")
 
-Tensors = dict[str, LazyTensor]
 Rows = Iterator[tuple[str, LazyTensor]]
 
 
-def refuse_adapters(names: Iterable[str]) -> None:
-    """MappingError where the checkpoint is not one plain model but has LoRA adapters."""
-    listed = list(names)
-    lora = [name for name in listed if _LORA.search(name) or name.startswith("base_model.model.")]
-    if lora:
-        raise MappingError(
-            f"a LoRA checkpoint: {len(lora)} of {len(listed)} tensors belong to adapters or their"
-            " base layers",
-            lora,
-            hint="Fuse them first: ckpt merge fsdp CKPT OUT",
-        )
-
-
-def unwrapped(tensors: Mapping[str, LazyTensor]) -> Tensors:
+def unwrap_names(tensors: Mapping[str, LazyTensor]) -> Tensors:
     """The tensors by names without the parts of wrappers; MappingError where two then meet."""
-    return _collect((plain_name(name), tensor) for name, tensor in tensors.items())
+    return _collect((unwrap_name(name), tensor) for name, tensor in tensors.items())
 
 
-def plain_name(name: str) -> str:
+def unwrap_name(name: str) -> str:
     """A name without what FSDP1, torch.compile and activation checkpointing put into it."""
     return _WRAPPERS.sub("", name)
 
 
-def to_hub(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
+def to_hub(model: HubModel) -> HubModel:
     """Bring names (and expert layouts) into the form of the Hub, and complete the config.
 
-    Raises MappingError where two tensors would get one name, or a fused tensor has another shape
-    than its family's.
+    A model without a config stays as it is. Raises MappingError where two tensors would get one
+    name, a fused tensor has another shape than its family's, or names are not known: see
+    :func:`name_by_transformers`.
     """
-    plain = unwrapped(tensors)
-    config = with_architecture(plain, config)
-    renamed = by_family(plain, config)
-    if renamed is None:
-        return hub_names(plain, config)
-    return HubForm(renamed, config, unknown_class(config))
+    if model.config is None:
+        return model
+    plain = unwrap_names(model.tensors)
+    config = name_architecture(plain, model.config)
+    tensors = apply_family(plain, config)
+    if tensors is not None:
+        said = (*model.warnings, *warn_of_unknown_class(config))
+        return replace(model, tensors=tensors, config=config, warnings=said)
+    found = name_by_transformers(plain, config)
+    said = (*model.warnings, *found.warnings)
+    return replace(model, tensors=found.tensors, config=found.config, warnings=said)
 
 
-def by_family(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors | None:
-    """The tensors as the family's own table has them on the Hub; None where it has no table.
+def apply_family(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors | None:
+    """The tensors as the family's own rules have them on the Hub; None where it has no rules.
 
-    What is in the Hub's form already stays as it is. Raises what :func:`to_hub` raises.
+    What is in the Hub's form already stays as it is. Raises what :func:`to_hub` raises of fused
+    tensors and of names that two would get.
     """
-    rules = FAMILIES.get(config.model_type)
+    rules = config.family.hub
     if rules is None:
         return None
     given = dict(tensors)
     return _collect(row for name in given for row in _apply(rules, name, given))
+
+
+def rename_for_hub(name: str, config: ModelConfig) -> str:
+    """The name on the Hub of a tensor that is called ``name`` in memory, by its family's rules.
+
+    Of one tensor that stays one: those of fused experts, and names of families without rules, are
+    returned as they are.
+    """
+    return _rename(config.family.hub or (), name)
 
 
 def _collect(rows: Iterable[tuple[str, LazyTensor]]) -> Tensors:
@@ -94,21 +85,36 @@ def _collect(rows: Iterable[tuple[str, LazyTensor]]) -> Tensors:
     return result
 
 
-def _apply(rules: tuple[Rule, ...], name: str, tensors: Tensors) -> Rows:
-    tensor = tensors[name]
+def _apply(rules: Sequence[Rule], name: str, tensors: Tensors) -> Rows:
+    """What becomes of one tensor: fused experts by their rule, anything else by its name."""
+    rule = _find_expert_rule(rules, name)
+    if rule is None:
+        yield _rename(rules, name), tensors[name]
+    elif isinstance(rule, SplitExperts):
+        yield from _split(rule, name, tensors)
+    elif _is_memory_layout(name, tensors):
+        yield name, tensors[name].transpose(1, 2)
+    else:
+        yield name, tensors[name]
+
+
+def _rename(rules: Sequence[Rule], name: str) -> str:
+    """The name by the first rule that is about a part of it."""
+    for rule in rules:
+        if not isinstance(rule, Rename):
+            continue
+        if name.startswith(rule.old) or (not rule.start and rule.old in name):
+            return name.replace(rule.old, rule.new, 1)
+    return name
+
+
+def _find_expert_rule(rules: Sequence[Rule], name: str) -> SplitExperts | TransposeExperts | None:
     for rule in rules:
         if isinstance(rule, Rename):
-            if name.startswith(rule.old) or (not rule.start and rule.old in name):
-                yield name.replace(rule.old, rule.new, 1), tensor
-                return
-        elif name.endswith((f".{rule.path}.gate_up_proj", f".{rule.path}.down_proj")):
-            if isinstance(rule, TransposeExperts):
-                flip = _is_memory_layout(name, tensors)
-                yield name, tensor.transpose(1, 2) if flip else tensor
-            else:
-                yield from _split(rule, name, tensors)
-            return
-    yield name, tensor
+            continue
+        if name.endswith((f".{rule.path}.gate_up_proj", f".{rule.path}.down_proj")):
+            return rule
+    return None
 
 
 def _split(rule: SplitExperts, name: str, tensors: Tensors) -> Rows:
@@ -135,58 +141,16 @@ def _is_memory_layout(name: str, tensors: Tensors) -> bool:
     gate_up alone cannot tell when 2I = H, down alone not when I = H; together they can.
     """
     stem = name.rpartition(".")[0]
-    gate_up, down = (tensors.get(f"{stem}.{kind}") for kind in ("gate_up_proj", "down_proj"))
-    if gate_up is None or down is None or {len(gate_up.shape), len(down.shape)} != {3}:
+    fused = (f"{stem}.gate_up_proj", f"{stem}.down_proj")
+    shapes = [tensors[found].shape for found in fused if found in tensors]
+    if len(shapes) != 2 or any(len(shape) != 3 for shape in shapes):
         raise MappingError(f"{stem}: expected gate_up_proj and down_proj with three dimensions")
-    experts, a, b = gate_up.shape
-    also, c, d = down.shape
+    gate_up, down = shapes
+    experts, a, b = gate_up
+    also, c, d = down
     in_memory, on_hub = (b, a) == (c, 2 * d), (a, b) == (d, 2 * c)
     if in_memory == on_hub or experts != also:
         raise MappingError(
-            f"{stem}: shapes {list(gate_up.shape)} and {list(down.shape)} fit no layout of experts"
+            f"{stem}: shapes {list(gate_up)} and {list(down)} fit no layout of experts"
         )
     return in_memory
-
-
-def with_architecture(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> ModelConfig:
-    """The config naming the class that these tensors, by their names on the Hub, are of.
-
-    A head called ``score`` in place of ``lm_head`` is a classifier's (critics, reward models),
-    whatever class the config was copied from: with a bias for tokens, without for sequences.
-    """
-    named = config.architecture or ARCHITECTURES.get(config.model_type, "")
-    if not named:
-        named = architecture_of(config)
-    score = tensors.get("score.weight")
-    family = _KIND.sub("", named)
-    if score is not None and "lm_head.weight" not in tensors and family != named:
-        kind = "Token" if "score.bias" in tensors else "Sequence"
-        if not named.endswith(f"For{kind}Classification"):
-            named = classifier_of(config, kind) or f"{family}For{kind}Classification"
-        config = with_labels(config, score.shape[0])
-    if named and named != config.architecture:
-        config = config.with_changes(architectures=[named])
-    return config
-
-
-def unknown_class(config: ModelConfig) -> list[str]:
-    """A warning where the config names a classifier that transformers does not have."""
-    kind = _KIND.search(config.architecture)
-    if kind is None or not kind[1].endswith("Classification"):
-        return []
-    if classifier_of(config, kind[1].removesuffix("Classification")) or "auto_map" in config.raw:
-        return []
-    return [
-        f"the installed transformers has no {config.architecture}, which these weights are of:"
-        " its Auto classes do not open them"
-    ]
-
-
-def with_labels(config: ModelConfig, count: int) -> ModelConfig:
-    """The config with ``count`` labels; transformers assumes two where it names none."""
-    if len(config.raw.get("id2label") or (0, 1)) == count:
-        return config
-    labels = {str(index): f"LABEL_{index}" for index in range(count)}
-    return config.with_changes(
-        id2label=labels, label2id={label: int(index) for index, label in labels.items()}
-    )

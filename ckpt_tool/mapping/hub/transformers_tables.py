@@ -10,59 +10,54 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.families.table import find_family
 from ckpt_tool.mapping.hub.conversion_tensor import ConversionTensor
+from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.library import find_unknown, quieten, refuse_unbuilt
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
-@dataclass(frozen=True)
-class View:
-    """One of the classes that open the same files: its config, and the tensors it ignores."""
+def name_by_transformers(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubModel:
+    """The tensors by the names, and in the layouts, that transformers gives them on the Hub.
 
-    config: ModelConfig
-    ignored: frozenset[str]
-
-
-@dataclass(frozen=True)
-class HubForm:
-    """Tensors under their names on the Hub, the config that goes with them, and what to tell.
-
-    Without a config, names are whatever they are in the checkpoint. ``views``: where several
-    classes open the same files, each of them, the config's own first.
+    A family or class that the installed transformers does not know has no table in it: names are
+    kept, with a warning. MappingError where transformers knows it and its names are not known all
+    the same: transformers cannot be imported, cannot build the model, or has other tensors in it.
     """
+    unknown = find_unknown(config)
+    if unknown:
+        return HubModel(dict(tensors), config, warnings=(_warn_of_kept(config, unknown),))
+    with quieten():
+        return _name_by_model(tensors, config, build_known(config))
 
-    tensors: dict[str, LazyTensor]
-    config: ModelConfig | None
-    warnings: list[str]
-    views: tuple[View, ...] = ()
 
-
-def hub_names(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubForm:
-    """Names on the Hub for ``tensors``; names are kept, with a warning, where nothing is known."""
-    kept = HubForm(dict(tensors), config, [])
-    try:
-        model = meta_model(config)
-        import transformers.core_model_loading  # noqa: F401 (not there before transformers 5)
-    except Exception as error:  # whatever a model's code raises: the family stays unknown
-        reason = str(error).strip().split("\n")[0]
-        return replace(kept, warnings=[_kept_warning(config, reason)])
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+def _name_by_model(tensors: Mapping[str, LazyTensor], config: ModelConfig, model: Any) -> HubModel:
+    tied = _find_tied(model)
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in tied}
-    in_memory = set(tensors) - tied == set(shapes)
-    source = tensors if in_memory else {name: _without_data(s) for name, s in shapes.items()}
+    names = set(tensors) - tied
+    in_memory = names == set(shapes)
+    try:
+        import transformers.core_model_loading  # noqa: F401 (not there before transformers 5)
+    except ImportError:
+        _refuse_other_names(names, set(shapes), model, config)
+        reason = f"transformers before 5 has no table of it; these are {type(model).__name__}'s"
+        return HubModel(dict(tensors), config, warnings=(_warn_of_kept(config, reason),))
+    source = tensors if in_memory else {name: _make_empty(s) for name, s in shapes.items()}
     reverted = _revert(model, source, config)
-    if not in_memory and set(tensors) - tied != set(reverted):
-        return replace(kept, warnings=[_kept_warning(config, "its names are not the model's")])
     wide = frozenset(name for name, found in reverted.items() if found.marked)
-    found = {name: found.tensor for name, found in reverted.items()} if in_memory else kept.tensors
-    return HubForm(found, replace(config, float32_names=wide), [])
+    config = replace(config, float32_names=wide)
+    if in_memory:
+        return HubModel({name: found.tensor for name, found in reverted.items()}, config)
+    _refuse_other_names(names, set(reverted), model, config)
+    return HubModel(dict(tensors), config)
 
 
 def _revert(
@@ -86,11 +81,19 @@ def _revert(
     except NotImplementedError as error:
         raise MappingError(
             f"model type {config.model_type}: on the Hub its weights are rearranged ({error})",
-            hint="Write the tensors as they are with --config none.",
+            hint="Write the tensors as they are with `keep_names=True`.",
         ) from error
 
 
-def meta_model(config: ModelConfig) -> Any:
+def build_known(config: ModelConfig) -> Any:
+    """As :func:`build_on_meta` for a model that transformers knows; MappingError if it cannot."""
+    try:
+        return build_on_meta(config)
+    except Exception as error:  # whatever a model's code raises
+        refuse_unbuilt(config, error)
+
+
+def build_on_meta(config: ModelConfig) -> Any:
     """The model of ``config`` on the meta device: names and shapes without memory.
 
     Raises what transformers raises; LookupError where it does not know the class. Remote code is
@@ -99,58 +102,59 @@ def meta_model(config: ModelConfig) -> Any:
     import transformers
     from accelerate import init_empty_weights
 
-    transformers.logging.set_verbosity_error()
-    with TemporaryDirectory() as folder:  # the config as it will be written
+    with quieten(), TemporaryDirectory() as folder:  # the config as it will be written
         (Path(folder) / "config.json").write_bytes(config.to_bytes())
         settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     named = config.architecture
     model_class = getattr(transformers, named, None)
     if model_class is None:
         raise LookupError(f"transformers {transformers.__version__} has no class {named!r}")
-    with init_empty_weights(include_buffers=True):  # without, each weight is allocated first
+    # Without, each weight is allocated first.
+    with quieten(), init_empty_weights(include_buffers=True):
         return model_class(settings)
 
 
 def keep_prefixes(model: Any) -> None:
     """Have transformers also write the prefixes that the Hub has (``vision_model.``).
 
-    For a model that was not loaded from such a checkpoint it leaves them out. The text-only
-    Qwen3.5 classes are the exception: their table holds the multimodal parent's prefix.
+    For a model that was not loaded from such a checkpoint it leaves them out. Families whose
+    table holds the prefix of their multimodal parent are the exception.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    if model.config.model_type not in ("qwen3_5_text", "qwen3_5_moe_text"):
+    if not find_family(model.config.model_type).parent_prefix:
         model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
 
 
-def architecture_of(config: ModelConfig) -> str:
-    """The class of a family's generating model; empty where transformers does not know it."""
-    try:
-        from transformers.models.auto import modeling_auto as auto
-    except Exception:  # a broken or absent transformers: the config stays as it is
-        return ""
-    tables = [auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
-    if "vision_config" in config.raw:
-        tables.insert(0, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    return next((str(t[config.model_type]) for t in tables if config.model_type in t), "")
+def _find_tied(model: Any) -> set[str]:
+    """Tensors that repeat another one, as transformers 5 says it, or 4."""
+    found = getattr(model, "all_tied_weights_keys", None)
+    if found is None:
+        found = getattr(model, "_tied_weights_keys", None)
+    return set(found or ())
 
 
-def classifier_of(config: ModelConfig, kind: str) -> str:
-    """The class of a family's classifier of ``kind``, Token or Sequence; empty if there is none."""
-    try:
-        from transformers.models.auto import modeling_auto as auto
-    except Exception:  # a broken or absent transformers: nothing is known of it
-        return ""
-    table = getattr(auto, f"MODEL_FOR_{kind.upper()}_CLASSIFICATION_MAPPING_NAMES")
-    return str(table.get(config.model_type, ""))
-
-
-def _kept_warning(config: ModelConfig, reason: str) -> str:
+def _warn_of_kept(config: ModelConfig, reason: str) -> str:
     return (
         f"model type {config.model_type or '(none)'} is not known ({reason});"
         " tensors keep the names they have in the checkpoint"
     )
 
 
-def _without_data(shape: tuple[int, ...]) -> LazyTensor:
+def _refuse_other_names(found: set[str], wanted: set[str], model: Any, config: ModelConfig) -> None:
+    """MappingError unless these are the names of the model, tied ones apart."""
+    if found == wanted:
+        return
+    missing, unexpected = sorted(wanted - found), sorted(found - wanted)
+    raise MappingError(
+        f"not the tensors of {type(model).__name__}, neither as it has them in memory nor as on the"
+        f" Hub: {len(missing)} missing, {len(unexpected)} unexpected; so nothing says what tensors"
+        f" of model type {config.model_type} are called",
+        [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected],
+        hint="Is config.json that of this model? Write the weights alone, under the names they"
+        " have, with `keep_names=True`.",
+    )
+
+
+def _make_empty(shape: tuple[int, ...]) -> LazyTensor:
     return LazyTensor(shape, FLOAT32, FLOAT32, ())

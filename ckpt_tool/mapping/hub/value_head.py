@@ -13,22 +13,16 @@ gives the values, and in trl.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.families.table import ARCHITECTURES
-from ckpt_tool.mapping.hub.names import unwrapped, with_labels
-from ckpt_tool.mapping.hub.transformers_tables import (
-    HubForm,
-    View,
-    architecture_of,
-    classifier_of,
-    meta_model,
-)
+from ckpt_tool.mapping.hub.architecture import find_architecture, find_classifier, set_labels
+from ckpt_tool.mapping.hub.form import HubModel, Tensors, View
+from ckpt_tool.mapping.hub.library import find_unknown
+from ckpt_tool.mapping.hub.names import unwrap_names
+from ckpt_tool.mapping.hub.transformers_tables import build_known
 from ckpt_tool.tensors.lazy import LazyTensor
-
-Tensors = dict[str, LazyTensor]
 
 #: What trl nests a model in, and its head beside that: together they are the model.
 BASE = "pretrained_model."
@@ -38,16 +32,7 @@ _NAMES = frozenset((f"{_LINEAR}.weight", f"{_LINEAR}.bias"))
 #: What transformers calls the head of a token classifier, and that of a language model.
 _CLASSIFIERS = ("score", "classifier")
 _OUTPUTS = frozenset(("lm_head", "embed_out", "output_projection"))
-_AS_THEY_ARE = "Write the tensors as they are with --config none."
-
-
-@dataclass(frozen=True)
-class ValueModel:
-    """A language model, its config, and trl's head on it; without one, ``head`` is empty."""
-
-    base: Tensors
-    head: Tensors
-    config: ModelConfig
+_AS_THEY_ARE = "Write the tensors as they are with `keep_names=True`."
 
 
 def refuse_value_head(names: Iterable[str]) -> None:
@@ -57,64 +42,65 @@ def refuse_value_head(names: Iterable[str]) -> None:
         raise MappingError(
             "a model with trl's value head (v_head) beside its own, and Megatron has one head",
             heads,
-            hint="Merge with --no-value-model for the language model, or save the critic alone"
+            hint="Merge with `value_model=False` for the language model, or save the critic alone"
             " with transformers: AutoModelForTokenClassification, then save_pretrained.",
         )
 
 
-def value_model(
-    tensors: Mapping[str, LazyTensor], config: ModelConfig, wanted: bool | None = None
-) -> ValueModel:
-    """Take trl's head, and what it puts before names, off the model.
+def take_value_head(model: HubModel, wanted: bool | None = None) -> HubModel:
+    """The model with trl's head set aside, and without what trl puts before names.
 
-    ``wanted``: None, or whether a value model is. MappingError lists tensors that are neither of
-    the language model nor of the head, and whatever of the head is not as trl has it.
+    ``wanted``: None, or whether a value model is. A model without a config stays as it is.
+    MappingError lists tensors that are neither of the language model nor of the head, and whatever
+    of the head is not as trl has it.
     """
-    plain = unwrapped(tensors)
+    if model.config is None:
+        return model
+    plain = unwrap_names(model.tensors)
     head = {name: tensor for name, tensor in plain.items() if name.startswith(HEAD)}
     base = {name: tensor for name, tensor in plain.items() if name not in head}
     wrapped = any(name.startswith(BASE) for name in base)
     if wrapped:
-        base = _without_prefix(base)
+        base = _strip_prefix(base)
     _refuse_other_heads(base)
     if not head and not wrapped:
-        return ValueModel(dict(tensors), {}, config)
+        return model
     if not head and wanted is not False:
         raise MappingError(
             f"tensors under {BASE[:-1]}, where trl has a model, without a value head (v_head)"
             " beside them",
             sorted(_NAMES),
-            hint="If there never was one, --no-value-model takes them as a language model.",
+            hint="If there never was one, `value_model=False` takes them as a language model.",
         )
     if head:
-        _require_head(head, config)
-    return ValueModel(base, head, _of_language_model(config))
+        _require_head(head, model.config)
+    return replace(model, tensors=base, head=head, config=_name_language_model(model.config))
 
 
-def as_value_model(
-    form: HubForm, head: Tensors, wanted: bool | None
-) -> tuple[HubForm, dict[str, str]]:
-    """The model with the head it had, and what was dropped instead where it is not ``wanted``.
+def put_value_head(model: HubModel, wanted: bool | None) -> HubModel:
+    """The model, by its names on the Hub, with the head that was set aside.
 
-    UsageError where it is wanted and there is none, or is all there is and not wanted.
+    Where it is not ``wanted`` it is dropped. UsageError where one is wanted and there is none, or
+    is all there is and not wanted.
     """
-    if head and wanted is False:
-        return form, dict.fromkeys(head, "trl's value head, left out by --no-value-model")
-    if head:
-        return _with_head(form, head), {}
-    rows = _rows_of_score(form.tensors)
+    if model.head and wanted is False:
+        gone = dict.fromkeys(model.head, "trl's value head, left out by `value_model=False`")
+        return replace(model, head={}, dropped=model.dropped | gone)
+    if model.head:
+        return _add_head(model, model.head)
+    rows = _count_score_rows(model.tensors)
     if wanted and rows != 1:
         _refuse_without_head(rows)
     if wanted is False and rows == 1:
         raise UsageError(
-            "--no-value-model: the checkpoint has score.weight, which gives values, in place of a"
-            " language model's head, so there is no language model in it",
-            hint="Leave the flag out: it becomes a model that transformers opens as a classifier.",
+            "`value_model=False`: the checkpoint has score.weight, which gives values, in place of"
+            " a language model's head, so there is no language model in it",
+            hint="Leave it out: this becomes a model that transformers opens as a classifier.",
         )
-    return form, {}
+    return model
 
 
-def heads_as_in(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Tensors:
+def match_heads(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Tensors:
     """The tensors, trl's head under those of its names that ``others`` have.
 
     What is a copy of one head is not compared with nothing.
@@ -132,7 +118,7 @@ def heads_as_in(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Ten
     return found
 
 
-def _without_prefix(base: Tensors) -> Tensors:
+def _strip_prefix(base: Tensors) -> Tensors:
     others = [name for name in base if not name.startswith(BASE)]
     if others:
         raise MappingError(
@@ -179,15 +165,15 @@ def _require_head(head: Tensors, config: ModelConfig) -> None:
         )
 
 
-def _of_language_model(config: ModelConfig) -> ModelConfig:
+def _name_language_model(config: ModelConfig) -> ModelConfig:
     """The config naming a language model, which is what trl wraps, where it named a classifier."""
     if not config.architecture.endswith("Classification"):
         return config
-    named = ARCHITECTURES.get(config.model_type) or architecture_of(config)
+    named = find_architecture(config)
     return config.with_changes(architectures=[named]) if named else config
 
 
-def _rows_of_score(tensors: Mapping[str, LazyTensor]) -> int:
+def _count_score_rows(tensors: Mapping[str, LazyTensor]) -> int:
     """Labels of a classifier's head in place of a language model's; 0 where there is none."""
     score = tensors.get("score.weight")
     if score is None or "lm_head.weight" in tensors:
@@ -200,19 +186,19 @@ def _refuse_without_head(rows: int) -> None:
     if rows:
         found = f"score.weight has {rows} rows, one for each label of a classifier"
     raise UsageError(
-        f"--value-model: {found}; looked for v_head.summary.weight (trl), and score.weight or an"
-        " output layer of Megatron with one row, in place of a language model's head",
+        f"`value_model=True`: {found}; looked for v_head.summary.weight (trl), and score.weight or"
+        " an output layer of Megatron with one row, in place of a language model's head",
         hint="Is this the critic's folder, and not the actor's?",
     )
 
 
-def _with_head(form: HubForm, head: Tensors) -> HubForm:
+def _add_head(model: HubModel, head: Tensors) -> HubModel:
     """The language model with the head, first so that one file has it, and the classifier's."""
-    language = form.config
+    language = model.config
     if language is None:
-        return form
-    outputs = {name for name in form.tensors if name.split(".")[0] in _OUTPUTS}
-    found = _classifier(language, head)
+        return model
+    outputs = {name for name in model.tensors if name.split(".")[0] in _OUTPUTS}
+    found = _find_classifier_head(language, head)
     if found is None:
         view = View(language, frozenset(head))
         kept = replace(language, float32_names=language.float32_names | set(head))
@@ -220,30 +206,40 @@ def _with_head(form: HubForm, head: Tensors) -> HubForm:
             "transformers has no token classification class for model type"
             f" {language.model_type}: the value head is v_head, which trl alone reads"
         )
-        return HubForm(head | form.tensors, kept, [*form.warnings, said], (view,))
+        return replace(
+            model,
+            tensors=head | model.tensors,
+            config=kept,
+            warnings=(*model.warnings, said),
+            views=(view,),
+        )
     module, config = found
     copy = {name.replace(_LINEAR, module, 1): tensor for name, tensor in head.items()}
     names = frozenset(copy) | frozenset(head)
     config = replace(config, float32_names=config.float32_names | names)
     views = (View(config, frozenset(head) | outputs), View(language, names))
-    return HubForm(head | copy | form.tensors, config, form.warnings, views)
+    return replace(model, tensors=head | copy | model.tensors, config=config, views=views)
 
 
-def _classifier(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] | None:
+def _find_classifier_head(config: ModelConfig, head: Tensors) -> tuple[str, ModelConfig] | None:
     """The module of the head in the family's token classifier, and the config that names it.
 
     None unless this class is the language model with another head, of the shape of trl's.
+    MappingError where transformers knows the class and cannot build it.
     """
-    named = classifier_of(config, "Token")
-    if not named:
+    named = find_classifier(config, "Token")
+    if not named or find_unknown(config):
         return None
-    labelled = with_labels(config, 1).with_changes(architectures=[named])
-    try:
-        before, after = (meta_model(each).state_dict() for each in (config, labelled))
-    except Exception:  # whatever building a model raises: nothing is known of the class
-        return None
-    added = {name: tuple(after[name].shape) for name in after.keys() - before.keys()}
+    labelled = set_labels(config, 1).with_changes(architectures=[named])
+    before, after = (_list_shapes(each) for each in (config, labelled))
+    added = {name: shape for name, shape in after.items() if name not in before}
     module = min(added, default="").partition(".")[0]
     wanted = {name.replace(_LINEAR, module, 1): tensor.shape for name, tensor in head.items()}
-    removed = {name.rpartition(".")[0] for name in before.keys() - after.keys()}
+    removed = {name.rpartition(".")[0] for name in before if name not in after}
     return (module, labelled) if added == wanted and removed <= _OUTPUTS else None
+
+
+def _list_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of all that the model of ``config`` has in memory."""
+    state = build_known(config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

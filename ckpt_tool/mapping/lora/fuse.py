@@ -10,19 +10,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import plural
+from ckpt_tool.common.wording import count_noun
+from ckpt_tool.mapping.families.table import find_family
 from ckpt_tool.mapping.lora.names import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.lowrank import updated
-
-#: Families whose linear layers are ``Conv1D``.
-_CONV1D = frozenset("gpt2 openai-gpt imagegpt decision_transformer".split())
+from ckpt_tool.tensors.lowrank import update_matrix
 
 Tensors = dict[str, LazyTensor]
 
 
-def fused(
+def fuse_adapters(
     base: Mapping[str, LazyTensor], adapters: Adapters, settings: Settings, family: str
 ) -> Tensors:
     """``base`` with the updates of ``adapters`` in it, and what was trained whole in its place.
@@ -30,8 +28,8 @@ def fused(
     ``family``: the model type, empty where it is unknown. MappingError lists adapters without a
     base weight, and those whose shapes or ranks are not what was said.
     """
-    result, faults = dict(base), list(rank_faults(adapters, settings))
-    transposed = _is_transposed(base, adapters, settings, family)
+    result, faults = dict(base), list(find_rank_faults(adapters, settings))
+    transposed = _find_transposed(base, adapters, settings, family)
     for module in adapters.modules.values():
         weight = base.get(module.weight)
         if weight is None:
@@ -47,11 +45,13 @@ def fused(
             faults.append(f"{name}: trained whole with shape {expected}")
         result[name] = tensor
     if faults:
-        raise MappingError(f"{plural(len(faults), 'problem')} in fusing the LoRA adapters", faults)
+        raise MappingError(
+            f"{count_noun(len(faults), 'problem')} in fusing the LoRA adapters", faults
+        )
     return result
 
 
-def rank_faults(adapters: Adapters, settings: Settings) -> Iterator[str]:
+def find_rank_faults(adapters: Adapters, settings: Settings) -> Iterator[str]:
     """Modules whose rank is not the one that the settings say."""
     for module in adapters.modules.values():
         expected = settings.expected_rank(module.name)
@@ -59,7 +59,7 @@ def rank_faults(adapters: Adapters, settings: Settings) -> Iterator[str]:
             yield f"{module.name}: rank {module.rank} by its shapes, {expected} by its settings"
 
 
-def peft_tensors(adapters: Adapters) -> Tensors:
+def name_for_peft(adapters: Adapters) -> Tensors:
     """The adapters by the names that they have in ``adapter_model.safetensors``."""
     found: Tensors = {}
     for module in adapters.modules.values():
@@ -73,7 +73,7 @@ def peft_tensors(adapters: Adapters) -> Tensors:
     return found | {f"base_model.model.{name}": tensor for name, tensor in whole}
 
 
-def peft_config(
+def make_peft_config(
     adapters: Adapters, settings: Settings, family: str, task_type: str | None
 ) -> dict[str, Any]:
     """``adapter_config.json``: the checkpoint's own, else what the tensors and settings say.
@@ -90,11 +90,11 @@ def peft_config(
         "r": rank,
         "rank_pattern": others,
         "alpha_pattern": {},
-        "target_modules": _targets(adapters),
+        "target_modules": _choose_targets(adapters),
         "modules_to_save": sorted(adapters.saved) or None,
         "use_dora": any(module.magnitude is not None for module in adapters.modules.values()),
         "use_rslora": False,
-        "fan_in_fan_out": bool(_is_transposed(adapters.base, adapters, settings, family)),
+        "fan_in_fan_out": bool(_find_transposed(adapters.base, adapters, settings, family)),
         "lora_dropout": 0.0,
     }
     fixed = {
@@ -109,28 +109,31 @@ def peft_config(
 def _update(weight: LazyTensor, module: Module, settings: Settings, transposed: bool) -> LazyTensor:
     scale = settings.scale(module.name, module.rank)
     if not (module.is_embedding or transposed):
-        return updated(weight, module.b, module.a, scale, module.magnitude)
+        return update_matrix(weight, module.b, module.a, scale, module.magnitude)
     if module.magnitude is not None:
         kind = "an embedding" if module.is_embedding else "a weight that is [in, out]"
         raise ValueError(f"DoRA of {kind} is not supported; let peft merge it")
-    return updated(weight, module.a.transpose(0, 1), module.b.transpose(0, 1), scale)
+    return update_matrix(weight, module.a.transpose(0, 1), module.b.transpose(0, 1), scale)
 
 
-def _is_transposed(
+def _find_transposed(
     base: Mapping[str, LazyTensor], adapters: Adapters, settings: Settings, family: str
 ) -> set[str]:
     """Modules whose weights are [in, out]: their shapes tell, but for square ones."""
     linear = [m for m in adapters.modules.values() if not m.is_embedding and m.weight in base]
     shapes = {m.name: (m.b.shape[0], m.a.shape[1]) for m in linear}
+    square = {name for name, (out, into) in shapes.items() if out == into}
     found = {
-        m.name for m in linear if base[m.weight].shape == shapes[m.name][::-1] != shapes[m.name]
+        module.name
+        for module in linear
+        if module.name not in square and base[module.weight].shape == shapes[module.name][::-1]
     }
-    if found or settings.fan_in_fan_out or family in _CONV1D:
-        found |= {name for name, (out, into) in shapes.items() if out == into}
+    if found or settings.fan_in_fan_out or find_family(family).conv1d:
+        found |= square
     return found
 
 
-def _targets(adapters: Adapters) -> list[str]:
+def _choose_targets(adapters: Adapters) -> list[str]:
     """``target_modules`` that select the adapted ones and no others.
 
     The last part of a name, where all modules of the model that end so are adapted; else all of it.

@@ -15,12 +15,13 @@ from math import prod
 from typing import TypeVar
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import plural
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.lora.names import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, cat, stack
-from ckpt_tool.tensors.lowrank import updated
+from ckpt_tool.tensors.chunks import Chunk
+from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
+from ckpt_tool.tensors.lowrank import LowRank, update_matrix
 
 _PART = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.weight")
 
@@ -33,12 +34,12 @@ def has_megatron_adapters(names: Iterable[str]) -> bool:
     return any(".adapter." in name for name in names)
 
 
-def without_adapters(tensors: Mapping[str, T]) -> dict[str, T]:
+def drop_adapters(tensors: Mapping[str, T]) -> dict[str, T]:
     """What is not of adapters; nothing where these were saved alone."""
     return {name: tensor for name, tensor in tensors.items() if not has_megatron_adapters([name])}
 
 
-def fused_megatron(
+def fuse_megatron(
     tensors: Mapping[str, LazyTensor], settings: Settings
 ) -> tuple[Tensors, list[int]]:
     """The tensors without adapters, their updates made; the rank of each updated matrix.
@@ -46,7 +47,7 @@ def fused_megatron(
     MappingError lists adapters of other kinds (canonical LoRA, DoRA), without a weight, or whose
     shapes do not fit it.
     """
-    plain = without_adapters(tensors)
+    plain = drop_adapters(tensors)
     modules: dict[str, Tensors] = {}
     faults = []
     for name in tensors.keys() - plain.keys():
@@ -64,7 +65,7 @@ def fused_megatron(
         except ValueError as error:
             faults.append(f"{module}: {error}")
     if faults:
-        message = f"{plural(len(faults), 'problem')} in fusing the LoRA adapters"
+        message = f"{count_noun(len(faults), 'problem')} in fusing the LoRA adapters"
         raise MappingError(message, sorted(faults))
     return plain, ranks
 
@@ -84,16 +85,18 @@ def _update(
             f"adapters of shapes {list(right.shape)} and {list(left.shape)} for a weight of shape"
             f" {list(weight.shape)}"
         )
-    return _each(weight, left, right, settings.scale(module, left.shape[-1]))
+    return _update_each(weight, left, right, settings.scale(module, left.shape[-1]))
 
 
-def _each(weight: LazyTensor, left: LazyTensor, right: LazyTensor, scale: float) -> LazyTensor:
+def _update_each(
+    weight: LazyTensor, left: LazyTensor, right: LazyTensor, scale: float
+) -> LazyTensor:
     """The update of each matrix in a stack of any depth."""
     if len(weight.shape) <= 2:
-        return updated(weight, left, right, scale)
+        return update_matrix(weight, left, right, scale)
     return stack(
         [
-            _each(weight.select(0, n), left.select(0, n), right.select(0, n), scale)
+            _update_each(weight.select(0, n), left.select(0, n), right.select(0, n), scale)
             for n in range(weight.shape[0])
         ]
     )
@@ -106,29 +109,34 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
     right one: query, key and value share the A of what they were cut from. MappingError where the
     model's modules are not called on the Hub as in memory.
     """
-    found = {name: parts for name, tensor in model.items() if (parts := _updated_parts(tensor))}
+    found = {name: parts for name, tensor in model.items() if (parts := _find_updated(tensor))}
     faults = [name for name in found if ".experts." in name]
     faults += [name for name in found if "vision_config" in config.raw]
     modules = {}
     for name, parts in found.items():
         matrix = parts[0].region.computed
-        assert matrix is not None
-        whole_rows = {chunk.region.strides for chunk in parts} == {(matrix.columns, 1)}
-        if not whole_rows or any(chunk.region.computed is not matrix for chunk in parts):
+        if not isinstance(matrix, LowRank) or not _are_whole_rows(parts, matrix):
             faults.append(name)
             continue
-        size = matrix.columns * matrix.dtype.itemsize
+        size = matrix.shape[1] * matrix.dtype.itemsize
         rows = [matrix.left.narrow(0, c.region.offset // size, c.box.sizes[0]) for c in parts]
         module = name.removesuffix(".weight")
         modules[module] = Module(module, matrix.right, cat(rows, 0))
     if faults:
         raise MappingError(
-            f"{plural(len(faults), 'weight')} whose adapters peft has no module for",
+            f"{count_noun(len(faults), 'weight')} whose adapters peft has no module for",
             faults,
-            hint="Fuse them: --lora fuse.",
+            hint="Fuse them: `lora.mode='fuse'`.",
         )
     return Adapters({}, modules, {})
 
 
-def _updated_parts(tensor: LazyTensor) -> list[Chunk]:
-    return [chunk for chunk in tensor.chunks if chunk.region.computed is not None]
+def _find_updated(tensor: LazyTensor) -> list[Chunk]:
+    return [chunk for chunk in tensor.chunks if isinstance(chunk.region.computed, LowRank)]
+
+
+def _are_whole_rows(parts: Iterable[Chunk], matrix: LowRank) -> bool:
+    return all(
+        part.region.computed is matrix and part.region.strides == (matrix.shape[1], 1)
+        for part in parts
+    )

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import plural
-from ckpt_tool.mapping.hub.names import plain_name
+from ckpt_tool.common.wording import count_noun
+from ckpt_tool.mapping.hub.names import unwrap_name
 from ckpt_tool.tensors.lazy import LazyTensor
 
 _PREFIX = re.compile(r"^(pretrained_model\.)?base_model\.model\.")
@@ -29,6 +29,11 @@ _MAGNITUDE = re.compile(
 )
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<parameter>.+)")
 _UNWRAPPED = re.compile(r"\.(base_layer|original_module)\.(?!.*\.(base_layer|original_module)\.)")
+#: What LoRA adds, and what peft puts around a module.
+_ADAPTED = re.compile(
+    r"\.(lora_(embedding_)?[AB]|lora_magnitude_vector|base_layer|original_module|modules_to_save)"
+    r"(\.|$)"
+)
 #: What other methods of peft, and other uses of LoRA, have in their names.
 _FOREIGN = re.compile(
     r"\.(base_layer|original_module|modules_to_save|token_adapter)\."
@@ -89,18 +94,38 @@ class Adapters:
 
 def has_adapters(names: Iterable[str]) -> bool:
     """Whether some of these names are of LoRA adapters, or of what peft puts around a model."""
-    return any(".lora_" in name or _PREFIX.match(name) for name in names)
+    return any(is_adapted(name) for name in names)
+
+
+def is_adapted(name: str) -> bool:
+    """Whether ``name`` is of a LoRA adapter, or of what peft puts around a model."""
+    plain = unwrap_name(name)
+    return bool(_ADAPTED.search(plain) or _PREFIX.match(plain))
+
+
+def refuse_adapters(names: Iterable[str]) -> None:
+    """MappingError where there are adapters, for what takes plain models only."""
+    listed = list(names)
+    adapted = [name for name in listed if is_adapted(name)]
+    if adapted:
+        raise MappingError(
+            f"a model with LoRA adapters: {len(adapted)} of {len(listed)} tensors belong to"
+            " adapters or lie below them",
+            adapted,
+            hint="Merge them into the model first: ckpt merge does with a training checkpoint, peft"
+            " with a model that it opened (merge_and_unload).",
+        )
 
 
 def take_apart(tensors: Mapping[str, LazyTensor]) -> Adapters:
     """The adapters in a state dict, and the model below them.
 
     MappingError lists what belongs to another kind of adapter, adapters that are incomplete or
-    whose factors do not fit together, and names of several adapters.
+    whose factors do not fit together, layers that lost theirs, and names of several adapters.
     """
     sorter = _Sorter()
     for name, tensor in tensors.items():
-        sorter.put(_PREFIX.sub(lambda found: found[1] or "", plain_name(name)), tensor)
+        sorter.put(_PREFIX.sub(lambda found: found[1] or "", unwrap_name(name)), tensor)
     return sorter.sorted()
 
 
@@ -113,6 +138,7 @@ class _Sorter:
     saved: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     embeddings: set[str] = field(default_factory=set)
     adapters: set[str] = field(default_factory=set)
+    bare: dict[str, str] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
 
@@ -135,14 +161,17 @@ class _Sorter:
         plain = _UNWRAPPED.sub(".", name)
         if _FOREIGN.search(plain):
             self.foreign.append(name)
+        wrapped = _UNWRAPPED.search(name)
+        if wrapped is not None:
+            self.bare[name[: wrapped.start()]] = wrapped[1]
         self._add(self.base, plain, name, tensor)
 
     def sorted(self) -> Adapters:
         if self.twice:
-            raise MappingError(f"{plural(len(self.twice), 'name')} twice", self.twice)
+            raise MappingError(f"{count_noun(len(self.twice), 'name')} twice", self.twice)
         if self.foreign:
             raise MappingError(
-                f"{plural(len(self.foreign), 'tensor')} of adapters that are not supported",
+                f"{count_noun(len(self.foreign), 'tensor')} of adapters that are not supported",
                 self.foreign,
                 hint="Supported is LoRA (rsLoRA, DoRA) of linear layers and embeddings, with"
                 " modules_to_save. Let peft merge the others: merge_and_unload.",
@@ -155,8 +184,13 @@ class _Sorter:
         faults = [
             fault for name, parts in self.factors.items() for fault in self._faults(name, parts)
         ]
+        faults += [
+            f"{module}: {kind} without what was trained beside it"
+            for module, kind in self.bare.items()
+            if module not in self.factors and module not in self.saved
+        ]
         if faults:
-            raise MappingError(f"{plural(len(faults), 'problem')} in the LoRA adapters", faults)
+            raise MappingError(f"{count_noun(len(faults), 'problem')} in the LoRA adapters", faults)
         return Adapters(self.base, {name: self._module(name) for name in self.factors}, self.saved)
 
     def _module(self, name: str) -> Module:

@@ -27,9 +27,9 @@ class LoraOptions:
     def __post_init__(self) -> None:
         """UsageError where the options make no sense, whatever the checkpoint."""
         if self.mode is not None and self.mode not in MODES:
-            raise UsageError(f"--lora {self.mode}: expected one of {', '.join(MODES)}")
+            raise UsageError(f"`lora.mode={self.mode!r}`: expected one of {', '.join(MODES)}")
         if self.alpha is not None and not self.alpha > 0:
-            raise UsageError(f"--lora-alpha {self.alpha:g}: expected a number above 0")
+            raise UsageError(f"`lora.alpha={self.alpha:g}`: expected a number above 0")
 
     @property
     def asked(self) -> bool:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ckpt_tool.common.errors import FormatError, UsageError
-from ckpt_tool.mapping.config import json_object
+from ckpt_tool.mapping.config import read_json_object
 
 META = "lora_train_meta.json"
 CONFIG = "adapter_config.json"
@@ -40,12 +40,12 @@ class Settings:
 
     def scale(self, module: str, rank: int) -> float:
         """What B @ A is multiplied with: alpha / r, with rsLoRA alpha / sqrt(r)."""
-        alpha = float(_matched(self.config.get("alpha_pattern"), module, self.alpha))
+        alpha = float(_match(self.config.get("alpha_pattern"), module, self.alpha))
         return alpha / sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
     def expected_rank(self, module: str) -> int | None:
         """The rank that ``module`` should have; None where nothing says it."""
-        found = _matched(self.config.get("rank_pattern"), module, self.rank)
+        found = _match(self.config.get("rank_pattern"), module, self.rank)
         return None if found is None else int(found)
 
     @property
@@ -59,8 +59,8 @@ def read_settings(folders: Sequence[Path], alpha: float | None) -> Settings:
 
     UsageError where nothing does, or where two say something else; FormatError for a damaged file.
     """
-    meta, meta_path = _first(folders, META)
-    config, config_path = _first(folders, f"lora_adapter/{CONFIG}", CONFIG)
+    meta, meta_path = _read_first(folders, META)
+    config, config_path = _read_first(folders, f"lora_adapter/{CONFIG}", CONFIG)
     _refuse_other_methods(config, config_path)
     known = [
         (float(found["lora_alpha"]), path)
@@ -68,9 +68,9 @@ def read_settings(folders: Sequence[Path], alpha: float | None) -> Settings:
         if path and _is_number(found.get("lora_alpha")) and found["lora_alpha"] != 0
     ]
     if alpha is not None:
-        known.append((alpha, Path("--lora-alpha")))
+        known.append((alpha, Path("`lora.alpha`")))
     if not known:
-        raise _unknown_alpha(folders, [path for path in (meta_path, config_path) if path])
+        _refuse_unknown_alpha(folders, [path for path in (meta_path, config_path) if path])
     if len({value for value, _ in known}) > 1:
         said = ", ".join(f"{value:g} by {path}" for value, path in known)
         raise UsageError(f"LoRA: alpha is {said}", hint="Say which is right by removing the other.")
@@ -79,29 +79,27 @@ def read_settings(folders: Sequence[Path], alpha: float | None) -> Settings:
         alpha=known[0][0],
         source=known[0][1].name,
         rank=None if rank is None else int(rank),
-        task_type=_task_type(meta.get("task_type") or config.get("task_type")),
+        task_type=_read_task_type(meta.get("task_type") or config.get("task_type")),
         config=config,
     )
 
 
-def _unknown_alpha(folders: Sequence[Path], found: Sequence[Path]) -> UsageError:
-    what = "says nothing of alpha, or 0, which would fuse nothing"
-    where = (
-        f"{', '.join(map(str, found))}: {what}"
-        if found
-        else (f"neither {META} nor lora_adapter/{CONFIG} in {', '.join(map(str, folders))}")
-    )
-    return UsageError(
+def _refuse_unknown_alpha(folders: Sequence[Path], found: Sequence[Path]) -> NoReturn:
+    where = f"neither {META} nor lora_adapter/{CONFIG} in {', '.join(map(str, folders))}"
+    if found:
+        said = "says nothing of alpha, or 0, which would fuse nothing"
+        where = f"{', '.join(map(str, found))}: {said}"
+    raise UsageError(
         f"LoRA: alpha is unknown: {where}",
-        hint="It is a setting of the run (verl: lora_alpha): give it with --lora-alpha X.",
+        hint="It is a setting of the run (verl: lora_alpha): give it with `lora.alpha=X`.",
     )
 
 
-def _first(folders: Iterable[Path], *names: str) -> tuple[dict[str, Any], Path | None]:
+def _read_first(folders: Iterable[Path], *names: str) -> tuple[dict[str, Any], Path | None]:
     """The first of these files there is, as an object; an empty one where there is none."""
     for path in (folder / name for name in names for folder in folders):
         if path.is_file():
-            return json_object(path), path
+            return read_json_object(path), path
     return {}, None
 
 
@@ -123,7 +121,7 @@ def _refuse_other_methods(config: Mapping[str, Any], path: Path | None) -> None:
                 raise FormatError(f"{path}: {name}: {pattern!r} ({error})") from error
 
 
-def _matched(patterns: object, module: str, default: Any) -> Any:
+def _match(patterns: object, module: str, default: Any) -> Any:
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -134,5 +132,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _task_type(named: object) -> str | None:
+def _read_task_type(named: object) -> str | None:
     return str(named).removeprefix("TaskType.") if named else None

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckpt_tool.mapping.families.megatron_rows import TOP, Row, Rows
-from ckpt_tool.mapping.families.megatron_table import Family
+from ckpt_tool.mapping.families.megatron_rows import TOP, MegatronRows, Row, Rows
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
@@ -62,27 +61,27 @@ class _Place:
     extent: Shape = ()
 
 
-def default_layout(family: Family, numbers: Numbers) -> str:
+def choose_layout(family: MegatronRows, numbers: Numbers) -> str:
     """How megatron-core itself lays the layers out: stacked only where all are of one kind."""
     alike = not numbers.moe or len(numbers.moe) == numbers.layers
     return "stacked" if alike and not family.differing else "per-layer"
 
 
-def bindings_of(family: Family, numbers: Numbers, layout: str) -> list[Binding]:
+def make_bindings(family: MegatronRows, numbers: Numbers, layout: str) -> list[Binding]:
     """Every tensor of the model, in the order of the layers."""
     prefix = "language_model." if family.vision else ""
     found = list(_spell(TOP, _Place("", prefix), numbers))
     for layer in range(numbers.layers):
-        place = _layer_place(
+        place = _place_layer(
             f"model.layers.{layer}.", f"{prefix}decoder.", layer, numbers.layers, layout
         )
-        found += _spell(_layer_rows(family, layer in numbers.moe), place, numbers)
+        found += _spell(_choose_rows(family, layer in numbers.moe), place, numbers)
     for number in range(numbers.mtp):
-        found += _mtp(family, numbers, number, prefix)
+        found += _spell_mtp(family, numbers, number, prefix)
     if family.vision is not None:
         found += _spell(family.vision.rows, _Place("", ""), numbers)
         for layer in range(numbers.vision_layers):
-            place = _layer_place(
+            place = _place_layer(
                 f"visual.blocks.{layer}.",
                 "vision_model.decoder.",
                 layer,
@@ -93,7 +92,7 @@ def bindings_of(family: Family, numbers: Numbers, layout: str) -> list[Binding]:
     return found
 
 
-def repeats_of(family: Family, numbers: Numbers) -> list[Repeat]:
+def find_repeats(family: MegatronRows, numbers: Numbers) -> list[Repeat]:
     """What layers for multi-token prediction repeat of the model: the embedding and the head.
 
     A value model has no head that they could repeat.
@@ -102,34 +101,36 @@ def repeats_of(family: Family, numbers: Numbers) -> list[Repeat]:
     head = "lm_head.weight" if "untied" in numbers.flags else embedding
     found = []
     for number in range(numbers.mtp if family.mtp_repeats else 0):
-        layer = mtp_prefix(family, numbers, number)
+        layer = format_mtp_prefix(family, numbers, number)
         found.append(Repeat(f"{layer}embed_tokens.weight", embedding))
         if "value" not in numbers.flags:
             found.append(Repeat(f"{layer}shared_head.head.weight", head))
     return found
 
 
-def mtp_prefix(family: Family, numbers: Numbers, number: int) -> str:
+def format_mtp_prefix(family: MegatronRows, numbers: Numbers, number: int) -> str:
     """The prefix, on the Hub, of the layer for multi-token prediction ``number``."""
     return family.mtp_prefix.format(after=numbers.layers + number, number=number)
 
 
-def _layer_place(hf: str, megatron: str, layer: int, layers: int, layout: str) -> _Place:
+def _place_layer(hf: str, megatron: str, layer: int, layers: int, layout: str) -> _Place:
     if layout == "stacked":
         return _Place(hf, f"{megatron}layers.", (layer,), (layers,))
     return _Place(hf, f"{megatron}layers.{layer}.")
 
 
-def _layer_rows(family: Family, moe: bool) -> Rows:
+def _choose_rows(family: MegatronRows, moe: bool) -> Rows:
     return family.attention + (family.moe if moe else family.dense)
 
 
-def _mtp(family: Family, numbers: Numbers, number: int, prefix: str) -> Iterator[Binding]:
+def _spell_mtp(
+    family: MegatronRows, numbers: Numbers, number: int, prefix: str
+) -> Iterator[Binding]:
     """A layer for multi-token prediction: of the kind of the last layer, and never stacked."""
-    hf = mtp_prefix(family, numbers, number)
+    hf = format_mtp_prefix(family, numbers, number)
     layer = f"{prefix}mtp.layers.{number}."
     yield from _spell(family.mtp, _Place(hf, layer), numbers)
-    rows = _layer_rows(family, numbers.layers - 1 in numbers.moe)
+    rows = _choose_rows(family, numbers.layers - 1 in numbers.moe)
     yield from _spell(rows, _Place(hf, f"{layer}transformer_layer."), numbers)
 
 
@@ -137,9 +138,9 @@ def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
     for row in rows:
         if row.when and row.when not in numbers.flags:
             continue
-        op = _op(row, numbers)
-        names = _braces(row.hf)
-        shapes = _shapes(row, len(names), numbers)
+        op = _make_op(row, numbers)
+        names = _expand(row.hf)
+        shapes = _read_shapes(row, len(names), numbers)
         if "{e}" not in row.hf:
             hf = tuple(place.hf + name for name in names)
             name = place.megatron + row.megatron
@@ -152,13 +153,13 @@ def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
             yield Binding(hf, target, (*place.index, expert), extent, op, row.dtype, shapes)
 
 
-def _shapes(row: Row, count: int, numbers: Numbers) -> tuple[tuple[int | None, ...], ...]:
+def _read_shapes(row: Row, count: int, numbers: Numbers) -> tuple[tuple[int | None, ...], ...]:
     """The shapes of ``count`` tensors; none where the row does not say."""
     said = [tuple(map(numbers.sizes.get, shape.split(","))) for shape in row.shape.split()]
     return tuple(said * count if len(said) == 1 else said)
 
 
-def _op(row: Row, numbers: Numbers) -> Op:
+def _make_op(row: Row, numbers: Numbers) -> Op:
     if row.op == "qkv":
         return QueryGroups(numbers.heads, numbers.groups, numbers.head_dim)
     if row.op == "stacked_qkv":
@@ -169,7 +170,7 @@ def _op(row: Row, numbers: Numbers) -> Op:
     return plain[row.op]
 
 
-def _braces(text: str) -> list[str]:
+def _expand(text: str) -> list[str]:
     """``a.{b,c}.d`` -> ``a.b.d``, ``a.c.d``; a brace without a comma stays."""
     matched = re.search(r"\{(\w+(?:,\w+)+)\}", text)
     if matched is None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_noun
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.megatron.bindings import Binding
+from ckpt_tool.mapping.megatron.keys import unify_keys
+from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.ops import Vocabulary
-from ckpt_tool.mapping.megatron.rules import Rules
+from ckpt_tool.mapping.megatron.rules import Rules, infer_rules
+from ckpt_tool.mapping.megatron.verl_names import use_core_names
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.tiled import Block, ShardedTensor
+from ckpt_tool.tensors.tiled import Block, TiledTensor
 
 Tensors = Mapping[str, LazyTensor]
 #: Per name and depth, which slice was cut last, and it.
@@ -23,7 +29,21 @@ _OTHER = (
 )
 
 
-def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, ShardedTensor]:
+def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = None) -> HubModel:
+    """The Hugging Face model that ``tensors``, in any of Megatron's spellings, are.
+
+    ``tied`` as in :func:`infer_rules`. MappingError lists all that is missing, unexpected or
+    misshapen.
+    """
+    tensors = use_core_names(tensors, config)
+    keyed = unify_keys(tensors, multimodal=require_rows(config).vision is not None)
+    rules = infer_rules(config, keyed, tied=tied)
+    found = from_megatron(keyed, rules)
+    repeats = {repeat.hf: found[repeat.of] for repeat in rules.repeats}
+    return HubModel(found, config, dropped=_find_padding(keyed, rules), repeats=repeats)
+
+
+def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
     """The Megatron tensors made of Hugging Face's; every one of both sides is used exactly once.
 
     MappingError lists every missing, unexpected and misshapen tensor.
@@ -34,18 +54,18 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, ShardedTensor]:
     for binding in rules.bindings:
         grouped.setdefault(binding.name, []).append(binding)
         parts = [tensors[name] for name in binding.hf]
-        fault = binding.op.fault([part.shape for part in parts])
+        fault = binding.op.find_fault([part.shape for part in parts])
         if not fault and len({part.dtype for part in parts}) > 1:
-            fault = f"of {' and '.join(part.dtype.name for part in parts)}; choose one with --dtype"
+            fault = f"of {' and '.join(part.dtype.name for part in parts)}; choose one with `dtype`"
         if fault:
             faults.append(f"{', '.join(binding.hf)}: {fault}")
         else:
-            faults += _misshapen(binding, tensors)
+            faults += _find_misshapen(binding, tensors)
     if faults:
-        raise MappingError(f"{_tensors(faults)} not what config.json says", faults)
+        raise MappingError(f"{_count_tensors(faults)} not what config.json says", faults)
     stored = {name: _store(group, tensors, faults) for name, group in grouped.items()}
     if faults:
-        raise MappingError(f"{_tensors(faults)} impossible to put together", faults)
+        raise MappingError(f"{_count_tensors(faults)} impossible to put together", faults)
     return stored
 
 
@@ -61,30 +81,35 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
     slices: Slices = {}
     for binding in rules.bindings:
         try:
-            whole = _entry(binding, tensors, slices)
+            whole = _select_entry(binding, tensors, slices)
             result.update(zip(binding.hf, binding.op.split(whole), strict=True))
         except ValueError as error:
             faults.append(f"{binding.name} {list(tensors[binding.name].shape)}: {error}")
         else:
-            faults += [f"{binding.name}: {fault}" for fault in _misshapen(binding, result)]
+            faults += [f"{binding.name}: {fault}" for fault in _find_misshapen(binding, result)]
     if faults:
         faults = list(dict.fromkeys(faults))  # a stacked tensor has the same fault in every layer
         said = rules.config.folder / "config.json"
-        raise MappingError(f"{_tensors(faults)} not what {said} says", faults, hint=_OTHER)
+        raise MappingError(f"{_count_tensors(faults)} not what {said} says", faults, hint=_OTHER)
     return result
 
 
-def padding(tensors: Tensors, rules: Rules) -> dict[str, int]:
-    """How many rows of Megatron's tensors only pad the vocabulary, by name, where there are any."""
-    found: dict[str, int] = {}
+def _find_padding(tensors: Tensors, rules: Rules) -> dict[str, str]:
+    """The rows of Megatron's tensors that only pad the vocabulary, and why they are left out."""
+    found: dict[str, str] = {}
+    vocab = rules.numbers.vocab_size
     for binding in rules.bindings:
-        if isinstance(binding.op, Vocabulary):
-            rows = tensors[binding.name].shape[0] - binding.op.rows
-            found |= {binding.name: rows} if rows else {}
+        if not isinstance(binding.op, Vocabulary):
+            continue
+        rows = tensors[binding.name].shape[0] - vocab
+        if rows:
+            found[f"{binding.name}[{vocab}:{vocab + rows}]"] = (
+                f"{count_noun(rows, 'row')} of padding: the vocabulary has {vocab} by config.json"
+            )
     return found
 
 
-def _misshapen(binding: Binding, tensors: Tensors) -> Iterator[str]:
+def _find_misshapen(binding: Binding, tensors: Tensors) -> Iterator[str]:
     """The tensors whose shape is not the config's, with both."""
     for name, expected in binding.expected():
         found = tensors[name].shape
@@ -102,42 +127,43 @@ def _require_complete(tensors: Tensors, rules: Rules) -> None:
 def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -> None:
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
-    if missing or unexpected:
-        counts = [f"{len(missing)} missing"] * bool(missing)
-        counts += [f"{len(unexpected)} unexpected"] * bool(unexpected)
-        raise MappingError(
-            f"{' and '.join(counts)} tensors for a {rules.config.model_type} of"
-            f" {rules.numbers.layers} layers, by {rules.config.folder / 'config.json'}",
-            [f"missing: {name}" for name in missing]
-            + [f"unexpected: {name}" for name in unexpected],
-            hint=_OTHER if missing != ["output_layer.weight"] or unexpected else _NO_HEAD,
-        )
+    if not missing and not unexpected:
+        return
+    counts = {"missing": len(missing), "unexpected": len(unexpected)}
+    said = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    lacks_head = missing == ["output_layer.weight"] and not unexpected
+    raise MappingError(
+        f"{said} tensors for a {rules.config.model_type} of {rules.numbers.layers} layers, by"
+        f" {rules.config.folder / 'config.json'}",
+        [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected],
+        hint=_NO_HEAD if lacks_head else _OTHER,
+    )
 
 
-def _tensors(faults: Sequence[str]) -> str:
+def _count_tensors(faults: Sequence[str]) -> str:
     return "1 tensor is" if len(faults) == 1 else f"{len(faults)} tensors are"
 
 
-def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> ShardedTensor:
+def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> TiledTensor:
     """One Megatron tensor of all its bindings, which must agree in shape and dtype."""
     blocks: list[Block] = []
     shapes, dtypes = [], set()
     for binding in group:
         joined = binding.op.join([tensors[name] for name in binding.hf])
-        blocks += _blocks(binding.index, joined)
-        shapes.append(_joined_shape(joined))
+        blocks += _place_blocks(binding.index, joined)
+        shapes.append(_join_shapes(joined))
         dtypes |= {tensor.dtype.name for tensor in joined}
         if shapes[-1] != shapes[0]:
             names = ", ".join(binding.hf)
             faults.append(f"{names}: {list(shapes[-1])} together, the others {list(shapes[0])}")
     if len(dtypes) > 1:
         kinds = " and ".join(sorted(dtypes))
-        faults.append(f"{group[0].name}: made of tensors of {kinds}; choose one with --dtype")
+        faults.append(f"{group[0].name}: made of tensors of {kinds}; choose one with `dtype`")
     sources = tuple(name for binding in group for name in binding.hf)
-    return ShardedTensor(group[0].extent + shapes[0], tuple(blocks), sources)
+    return TiledTensor(group[0].extent + shapes[0], tuple(blocks), sources)
 
 
-def _blocks(index: Shape, tensors: Sequence[LazyTensor]) -> Iterator[Block]:
+def _place_blocks(index: Shape, tensors: Sequence[LazyTensor]) -> Iterator[Block]:
     """Tensors, one after the other along dimension 0, at ``index`` of the leading axes."""
     at = 0
     for tensor in tensors:
@@ -146,12 +172,12 @@ def _blocks(index: Shape, tensors: Sequence[LazyTensor]) -> Iterator[Block]:
         at += tensor.shape[0] if tensor.shape else 0
 
 
-def _joined_shape(tensors: Sequence[LazyTensor]) -> Shape:
+def _join_shapes(tensors: Sequence[LazyTensor]) -> Shape:
     first = tensors[0].shape
     return (sum(tensor.shape[0] for tensor in tensors), *first[1:]) if first else ()
 
 
-def _entry(binding: Binding, tensors: Tensors, slices: Slices) -> LazyTensor:
+def _select_entry(binding: Binding, tensors: Tensors, slices: Slices) -> LazyTensor:
     """The entry of the leading axes; the last slice of an outer axis is kept, for its entries."""
     found = tensors[binding.name]
     if found.shape[: len(binding.extent)] != binding.extent:

@@ -18,20 +18,20 @@ from ckpt_tool.tensors.geometry import Shape
 _WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj")
 
 
-def extra_states(bindings: Iterable[Binding]) -> list[str]:
+def list_extra_states(bindings: Iterable[Binding]) -> list[str]:
     """The keys, without repetition, in the order of the modules."""
     keys: dict[str, None] = {}
     for binding in bindings:
         module, _, kind = binding.name.rpartition(".")
         if kind != "weight" or module.endswith(_WITHOUT):
             continue
-        keys[_key(module, binding.index, binding.extent)] = None
+        keys[_make_key(module, binding.index, binding.extent)] = None
         if module.endswith("self_attention.linear_proj"):
             attention = module.removesuffix("linear_proj") + "core_attention"
-            keys[_key(attention, binding.index, binding.extent)] = None
+            keys[_make_key(attention, binding.index, binding.extent)] = None
     return list(keys)
 
 
-def _key(module: str, index: Shape, extent: Shape) -> str:
+def _make_key(module: str, index: Shape, extent: Shape) -> str:
     where = ".".join(map(str, index or (0,)))
     return f"{module}._extra_state/shard_{where}_{'.'.join(map(str, extent or (1,)))}"

@@ -38,13 +38,13 @@ _DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
 
 
-def spelled(tensors: Tensors, *, multimodal: bool = False) -> dict[str, LazyTensor]:
+def unify_keys(tensors: Tensors, *, multimodal: bool = False) -> dict[str, LazyTensor]:
     """The model by the tables' keys; of one that is ``multimodal``, ``language_model.`` stays.
 
     MappingError where two tensors are of one key, or some of those that make one are missing.
     """
-    short = {name: _plain(name, multimodal) for name in tensors}
-    names = engine_names(short.values())
+    short = {name: _strip(name, multimodal) for name in tensors}
+    names = name_engine_keys(short.values())
     found: dict[str, LazyTensor] = {}
     twice = []
     for name, tensor in tensors.items():
@@ -54,7 +54,7 @@ def spelled(tensors: Tensors, *, multimodal: bool = False) -> dict[str, LazyTens
         found[key] = tensor
     if twice:
         raise MappingError(f"{len(twice)} tensors have a key that another one has", twice)
-    return _stacked(_whole(found))
+    return _stack_experts(_join_halves(found))
 
 
 def is_megatron(names: Iterable[str]) -> bool:
@@ -62,13 +62,13 @@ def is_megatron(names: Iterable[str]) -> bool:
     return any(_OWN.search(name) for name in names)
 
 
-def engine_names(keys: Collection[str]) -> dict[str, str]:
+def name_engine_keys(keys: Collection[str]) -> dict[str, str]:
     """The Transformer Engine name of each key of a model, be it one already or a local one."""
     every = frozenset(keys)
-    return {key: _engine_name(key, every) for key in every}
+    return {key: _name_engine_key(key, every) for key in every}
 
 
-def _engine_name(key: str, keys: frozenset[str]) -> str:
+def _name_engine_key(key: str, keys: frozenset[str]) -> str:
     found = _LAYER.fullmatch(key)
     if found is None:
         return key
@@ -78,14 +78,14 @@ def _engine_name(key: str, keys: frozenset[str]) -> str:
     return str(prefix) + (table | (_LATENT if latent else _GROUPED)).get(name, name)
 
 
-def _plain(name: str, multimodal: bool) -> str:
+def _strip(name: str, multimodal: bool) -> str:
     name = _PREFIX.sub("", name)
     if not multimodal:
         name = name.removeprefix("language_model.")
     return name.replace(".mtp_model_layer.", ".transformer_layer.")
 
 
-def _whole(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+def _join_halves(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Gate and up that have keys of their own, joined."""
     found: dict[str, LazyTensor] = {}
     missing = []
@@ -106,7 +106,7 @@ def _whole(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     return found
 
 
-def _stacked(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+def _stack_experts(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Experts that have keys of their own, one after the other along a first dimension."""
     found: dict[str, LazyTensor] = {}
     experts: dict[str, dict[int, LazyTensor]] = {}
@@ -120,7 +120,7 @@ def _stacked(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     for name, numbered in experts.items():
         alike = {(tensor.shape, tensor.dtype) for tensor in numbered.values()}
         if set(numbered) != set(range(len(numbered))) or len(alike) > 1:
-            faults.append(f"{name}: experts {_numbers(numbered)}, of {len(alike)} shapes")
+            faults.append(f"{name}: experts {_list_numbers(numbered)}, of {len(alike)} shapes")
         else:
             found[name] = stack([numbered[number] for number in range(len(numbered))])
     if faults:
@@ -128,5 +128,5 @@ def _stacked(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     return found
 
 
-def _numbers(numbers: Collection[int]) -> str:
+def _list_numbers(numbers: Collection[int]) -> str:
     return ", ".join(map(str, sorted(numbers)))

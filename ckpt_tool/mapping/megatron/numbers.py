@@ -7,7 +7,8 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.families.megatron_table import FAMILIES, Family
+from ckpt_tool.mapping.families.megatron_rows import MegatronRows
+from ckpt_tool.mapping.families.table import FAMILIES
 
 _MAX_LAYERS = 100_000
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
@@ -38,31 +39,32 @@ class Numbers:
     vision_heads: int = 0
 
 
-def family_of(config: ModelConfig) -> Family:
-    """The table of the config's family; MappingError lists the supported ones."""
-    family = FAMILIES.get(config.model_type)
-    if family is None:
+def require_rows(config: ModelConfig) -> MegatronRows:
+    """Megatron's rows of the config's family; MappingError lists the families that have some."""
+    rows = config.family.megatron
+    if rows is None:
+        supported = [name for name, family in FAMILIES.items() if family.megatron]
         raise MappingError(
             f"{config.folder / 'config.json'}: model_type {config.model_type!r} has no table of"
-            f" megatron-core names; supported: {', '.join(FAMILIES)}",
+            f" megatron-core names; supported: {', '.join(supported)}",
         )
-    return family
+    return rows
 
 
-def numbers_of(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
+def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     """Read the numbers; MappingError names a key that is missing or is no number.
 
     Megatron's vocabulary is padded to a multiple of ``vocab_multiple``.
     """
-    family, text = family_of(config), _Keys(config.text)
+    family, text = require_rows(config), _Keys(config.text)
     layers = text.size("num_hidden_layers")
     if layers > _MAX_LAYERS:
         raise MappingError(f"config.json: num_hidden_layers is {layers}, which no model has")
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")
     experts = next((text.size(key) for key in _EXPERTS if text.values.get(key)), 0)
-    moe = _moe_layers(text.values, layers) if family.moe and experts else frozenset[int]()
-    vision = _Keys(_vision(config))
+    moe = _find_moe_layers(text.values, layers) if family.moe and experts else frozenset[int]()
+    vision = _Keys(_read_vision(config))
     return Numbers(
         layers=layers,
         heads=heads,
@@ -71,8 +73,8 @@ def numbers_of(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         experts=experts if moe else 0,
         moe=moe,
         mtp=text.size("num_nextn_predict_layers", 0) if family.mtp else 0,
-        sizes=_sizes(text, vision),
-        flags=_flags(family, text.values, tied=bool(config.tied)),
+        sizes=_read_sizes(text, vision),
+        flags=_find_flags(family, text.values, tied=bool(config.tied)),
         vocab_size=vocab,
         padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
         vision_layers=vision.size("depth") if family.vision else 0,
@@ -93,7 +95,7 @@ class _Keys:
         return found
 
 
-def _moe_layers(values: dict[str, Any], layers: int) -> frozenset[int]:
+def _find_moe_layers(values: dict[str, Any], layers: int) -> frozenset[int]:
     """Which layers have experts, by the keys of Qwen (step, list) and DeepSeek (first, every)."""
     keys = _Keys(values)
     step = keys.size("decoder_sparse_step", 1) or 1
@@ -109,29 +111,30 @@ def _moe_layers(values: dict[str, Any], layers: int) -> frozenset[int]:
     )
 
 
-def _vision(config: ModelConfig) -> dict[str, Any]:
+def _read_vision(config: ModelConfig) -> dict[str, Any]:
     found = config.raw.get("vision_config") or {}
     if not isinstance(found, dict):
         raise MappingError(f"config.json: vision_config is {found!r:.80}, expected an object")
     return found
 
 
-def _flags(family: Family, values: dict[str, Any], *, tied: bool) -> frozenset[str]:
+def _find_flags(family: MegatronRows, values: dict[str, Any], *, tied: bool) -> frozenset[str]:
     rank = bool(values.get("q_lora_rank"))
     found = {
         "untied": not tied,
         "low_query": rank,
         "plain_query": not rank,
+        "latent": bool(values.get("kv_lora_rank")),
         "shared_experts": bool(values.get("n_shared_experts")),
+        "shared_gate": any("mlp.shared_experts.gate_weight" in row.megatron for row in family.moe),
+        "expert_bias": any(row.hf.endswith("e_score_correction_bias") for row in family.moe),
     }
-    found["latent"] = bool(values.get("kv_lora_rank"))
-    found["expert_bias"] = any(row.hf.endswith("e_score_correction_bias") for row in family.moe)
     for flag, source in family.flags.items():
         found[flag] = source is True or bool(values.get(source[0], source[1]))
     return frozenset(flag for flag, holds in found.items() if holds)
 
 
-def _sizes(text: _Keys, vision: _Keys) -> dict[str, int]:
+def _read_sizes(text: _Keys, vision: _Keys) -> dict[str, int]:
     """Sizes of dimensions by the words that the tables use; only what the config says."""
     heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
     head = text.size("head_dim", hidden // max(heads, 1))

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Box, Shape, contiguous_strides
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region, cat
+from ckpt_tool.tensors.geometry import Box, Shape, make_strides
+from ckpt_tool.tensors.lazy import LazyTensor, cat
 
 #: Vocabularies are padded to a multiple of, at most, some hundred rows for each tensor rank.
 _MOST_PADDING = 1 << 14
@@ -23,7 +24,7 @@ _MOST_PADDING = 1 << 14
 class Op(Protocol):
     """An operation with an inverse."""
 
-    def fault(self, shapes: Sequence[Shape]) -> str:
+    def find_fault(self, shapes: Sequence[Shape]) -> str:
         """What is wrong with the shapes on Hugging Face's side; empty where nothing is."""
 
     def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
@@ -37,7 +38,7 @@ class Op(Protocol):
 class Same:
     """One tensor that is the same on both sides."""
 
-    def fault(self, shapes: Sequence[Shape]) -> str:
+    def find_fault(self, shapes: Sequence[Shape]) -> str:
         return ""
 
     def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
@@ -54,7 +55,7 @@ class Vocabulary:
     rows: int
     padded: int
 
-    def fault(self, shapes: Sequence[Shape]) -> str:
+    def find_fault(self, shapes: Sequence[Shape]) -> str:
         if shapes[0][:1] == (self.rows,):
             return ""
         return f"{list(shapes[0])}, expected {self.rows} rows (vocab_size)"
@@ -63,7 +64,7 @@ class Vocabulary:
         missing = self.padded - self.rows
         if not missing:
             return list(tensors)
-        return [*tensors, _zeros((missing, *tensors[0].shape[1:]), tensors[0].dtype)]
+        return [*tensors, _make_zeros((missing, *tensors[0].shape[1:]), tensors[0].dtype)]
 
     def split(self, whole: LazyTensor) -> list[LazyTensor]:
         if not whole.shape or whole.shape[0] < self.rows:
@@ -80,13 +81,11 @@ class Vocabulary:
 class GateUp:
     """Gate and up projection, one after the other."""
 
-    def fault(self, shapes: Sequence[Shape]) -> str:
+    def find_fault(self, shapes: Sequence[Shape]) -> str:
         gate, up = shapes
-        return (
-            ""
-            if gate and gate == up
-            else f"gate is {list(gate)} and up {list(up)}, expected rows, and one shape"
-        )
+        if gate and gate == up:
+            return ""
+        return f"gate is {list(gate)} and up {list(up)}, expected rows, and one shape"
 
     def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
         return list(tensors)
@@ -114,7 +113,7 @@ class QueryGroups:
         """Rows of query, key and value."""
         return self.heads * self.head_dim, self.groups * self.head_dim, self.groups * self.head_dim
 
-    def fault(self, shapes: Sequence[Shape]) -> str:
+    def find_fault(self, shapes: Sequence[Shape]) -> str:
         found = tuple(shape[0] if shape else 0 for shape in shapes)
         if not self.groups or self.heads % self.groups:
             return f"{self.heads} heads, expected a multiple of the {self.groups} query groups"
@@ -156,7 +155,7 @@ class StackedHeads:
 
     heads: int
 
-    def fault(self, shapes: Sequence[Shape]) -> str:
+    def find_fault(self, shapes: Sequence[Shape]) -> str:
         rows = shapes[0][0] if shapes[0] else 0
         if rows and rows % (3 * self.heads) == 0:
             return ""
@@ -167,8 +166,8 @@ class StackedHeads:
         return self._groups(third).join([tensors[0].narrow(0, i * third, third) for i in range(3)])
 
     def split(self, whole: LazyTensor) -> list[LazyTensor]:
-        if self.fault([whole.shape]):
-            raise ValueError(self.fault([whole.shape]))
+        if self.find_fault([whole.shape]):
+            raise ValueError(self.find_fault([whole.shape]))
         return [cat(self._groups(whole.shape[0] // 3).split(whole), 0)]
 
     def _groups(self, rows: int) -> QueryGroups:
@@ -179,7 +178,7 @@ class StackedHeads:
 class SwapHalves:
     """The two halves of the columns exchanged: the same both ways."""
 
-    def fault(self, shapes: Sequence[Shape]) -> str:
+    def find_fault(self, shapes: Sequence[Shape]) -> str:
         even = len(shapes[0]) == 2 and shapes[0][1] % 2 == 0
         return "" if even else f"{list(shapes[0])}, expected an even number of columns"
 
@@ -188,12 +187,12 @@ class SwapHalves:
         return [cat([tensors[0].narrow(1, half, half), tensors[0].narrow(1, 0, half)], 1)]
 
     def split(self, whole: LazyTensor) -> list[LazyTensor]:
-        if self.fault([whole.shape]):
-            raise ValueError(self.fault([whole.shape]))
+        if self.find_fault([whole.shape]):
+            raise ValueError(self.find_fault([whole.shape]))
         return self.join([whole])
 
 
-def _zeros(shape: Shape, dtype: DType) -> LazyTensor:
+def _make_zeros(shape: Shape, dtype: DType) -> LazyTensor:
     """A tensor of zeros: the system has a file of them."""
-    region = Region("/dev/zero", 0, contiguous_strides(shape))
+    region = Region("/dev/zero", 0, make_strides(shape))
     return LazyTensor(shape, dtype, dtype, (Chunk(Box((0,) * len(shape), shape), region),))

@@ -11,12 +11,12 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.bindings import (
     Binding,
     Repeat,
-    bindings_of,
-    default_layout,
-    mtp_prefix,
-    repeats_of,
+    choose_layout,
+    find_repeats,
+    format_mtp_prefix,
+    make_bindings,
 )
-from ckpt_tool.mapping.megatron.numbers import Numbers, family_of, numbers_of
+from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers, require_rows
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
@@ -32,7 +32,7 @@ class Rules:
     warnings: list[str]
 
 
-def rules_for(
+def make_rules(
     config: ModelConfig, names: Iterable[str], layout: str = "", vocab_multiple: int = 1
 ) -> Rules:
     """The rules for a model with Hugging Face tensors ``names``; ``layout`` empty: Megatron's own.
@@ -41,13 +41,13 @@ def rules_for(
 
     MappingError where the family has no table, or layers that differ cannot be stacked.
     """
-    family, numbers = family_of(config), numbers_of(config, vocab_multiple)
+    family, numbers = require_rows(config), read_numbers(config, vocab_multiple)
     warnings = []
     given = frozenset(names)
     _require_possible(config, numbers, len(given))
     if "score.weight" in given:
-        numbers = _with_value_head(numbers, "score.bias" in given)
-    prefixes = tuple(mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
+        numbers = _put_value_head(numbers, "score.bias" in given)
+    prefixes = tuple(format_mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
     if prefixes and not any(name.startswith(prefixes) for name in given):
         warnings.append(
             f"config.json has {numbers.mtp} layers for multi-token prediction, the weights have"
@@ -56,11 +56,11 @@ def rules_for(
         numbers = replace(numbers, mtp=0)
     if layout == "stacked" and 0 < len(numbers.moe) < numbers.layers:
         raise MappingError(
-            "--layers stacked: some layers have experts and some have not, so that they cannot"
+            "`layers='stacked'`: some layers have experts and some have not, so that they cannot"
             " be stacked",
-            hint="Leave --layers out: this model is then written per layer.",
+            hint="Leave `layers` out: this model is then written per layer.",
         )
-    return _rules(config, numbers, layout or default_layout(family, numbers), warnings)
+    return _bind(config, numbers, layout or choose_layout(family, numbers), warnings)
 
 
 def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None:
@@ -77,7 +77,7 @@ def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None
         )
 
 
-def rules_of(
+def infer_rules(
     config: ModelConfig, tensors: Mapping[str, LazyTensor], *, tied: bool | None = None
 ) -> Rules:
     """The rules for a checkpoint with these Megatron tensors, from which its layout is seen.
@@ -85,28 +85,28 @@ def rules_of(
     So is its head: a language model's, a value model's of one row, or none where ``tied`` (by
     default what the config says). MappingError where the family has no table.
     """
-    family, numbers = family_of(config), numbers_of(config)
+    family, numbers = require_rows(config), read_numbers(config)
     prefix = "language_model." if family.vision else ""
     if not any(key.startswith(f"{prefix}mtp.layers.") for key in tensors):
         numbers = replace(numbers, mtp=0)
     head = tensors.get(f"{prefix}output_layer.weight")
     if head is not None and head.shape[:1] == (1,) and numbers.vocab_size > 1:
-        numbers = _with_value_head(numbers, f"{prefix}output_layer.bias" in tensors)
+        numbers = _put_value_head(numbers, f"{prefix}output_layer.bias" in tensors)
     elif head is not None or not (config.tied if tied is None else tied):
         numbers = replace(numbers, flags=numbers.flags | {"untied"})
     else:
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
     numbered = any(re.match(rf"{re.escape(prefix)}decoder\.layers\.\d+\.", key) for key in tensors)
-    return _rules(config, numbers, "per-layer" if numbered else "stacked", [])
+    return _bind(config, numbers, "per-layer" if numbered else "stacked", [])
 
 
-def _with_value_head(numbers: Numbers, bias: bool) -> Numbers:
+def _put_value_head(numbers: Numbers, bias: bool) -> Numbers:
     """A model with a score of one row in place of a language model's head."""
     flags = numbers.flags - {"untied"} | {"value"} | ({"value_bias"} if bias else set())
     return replace(numbers, flags=flags)
 
 
-def _rules(config: ModelConfig, numbers: Numbers, layout: str, warnings: list[str]) -> Rules:
-    family = family_of(config)
-    bindings = bindings_of(family, numbers, layout)
-    return Rules(config, numbers, layout, bindings, repeats_of(family, numbers), warnings)
+def _bind(config: ModelConfig, numbers: Numbers, layout: str, warnings: list[str]) -> Rules:
+    family = require_rows(config)
+    bindings = make_bindings(family, numbers, layout)
+    return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)

@@ -58,7 +58,7 @@ _CONSTANT = {
 }
 
 
-def megatron_args(rules: Rules) -> dict[str, Any]:
+def make_args(rules: Rules) -> dict[str, Any]:
     """The arguments by name: plain values only, as a restricted loader accepts them."""
     text, numbers = rules.config.text, rules.numbers
     found = dict(_CONSTANT)
@@ -82,10 +82,10 @@ def megatron_args(rules: Rules) -> dict[str, Any]:
         "multi_latent_attention": "latent" in numbers.flags,
         "mtp_num_layers": numbers.mtp or None,
     }
-    return found | _rotary(text) | (_experts(rules) if numbers.experts else {})
+    return found | _make_rotary(text) | (_make_experts(rules) if numbers.experts else {})
 
 
-def content_metadata(rules: Rules) -> dict[str, Any]:
+def describe_content(rules: Rules) -> dict[str, Any]:
     """What Megatron-LM's loader is told about the keys: it asks for those that follow from it."""
     return {
         "singleton_local_shards": False,
@@ -94,7 +94,7 @@ def content_metadata(rules: Rules) -> dict[str, Any]:
     }
 
 
-def _rotary(text: dict[str, Any]) -> dict[str, Any]:
+def _make_rotary(text: dict[str, Any]) -> dict[str, Any]:
     rope = text.get("rope_parameters") or {}
     theta = rope.get("rope_theta") or text.get("rope_theta") or 10000
     share = rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0
@@ -104,7 +104,7 @@ def _rotary(text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _experts(rules: Rules) -> dict[str, Any]:
+def _make_experts(rules: Rules) -> dict[str, Any]:
     text, numbers = rules.config.text, rules.numbers
     shared = text.get("shared_expert_intermediate_size")
     if text.get("n_shared_experts"):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.megatron.numbers import Numbers, numbers_of
+from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers
 from ckpt_tool.mapping.megatron.ops import QueryGroups
 from ckpt_tool.tensors.lazy import LazyTensor, cat
 
@@ -37,7 +37,7 @@ _NORMS = {
 }
 
 
-def with_core_names(
+def use_core_names(
     tensors: Mapping[str, LazyTensor], config: ModelConfig
 ) -> Mapping[str, LazyTensor]:
     """The tensors of a model of verl 0.3 as megatron-core has them; any others as they are.
@@ -46,12 +46,12 @@ def with_core_names(
     """
     if not any(_is_fused(name) for name in tensors):
         return tensors
-    numbers = numbers_of(config)
+    numbers = read_numbers(config)
     found, faults = {}, []
     for name, tensor in tensors.items():
         try:
-            whole = _by_group(tensor, numbers) if _is_fused(name) else tensor
-            found[_core_name(name)] = whole
+            whole = _group_rows(tensor, numbers) if _is_fused(name) else tensor
+            found[_name_core_key(name)] = whole
         except ValueError as error:
             faults.append(f"{name}: {error}")
     if faults:
@@ -64,7 +64,7 @@ def _is_fused(name: str) -> bool:
     return matched is not None and matched[2] == _FUSED
 
 
-def _core_name(name: str) -> str:
+def _name_core_key(name: str) -> str:
     """Megatron-core's name; what has none keeps its own, and is then unexpected."""
     matched = _LAYER.fullmatch(name)
     if matched is None:
@@ -76,7 +76,7 @@ def _core_name(name: str) -> str:
     return f"decoder.layers.{layer}.{_MODULES.get(module, module)}.{kind}"
 
 
-def _by_group(ranks: LazyTensor, numbers: Numbers) -> LazyTensor:
+def _group_rows(ranks: LazyTensor, numbers: Numbers) -> LazyTensor:
     """The rows of all ranks in the order of query groups; ValueError where they do not fit."""
     count = ranks.shape[0] if len(ranks.shape) > 1 else 0
     op = QueryGroups(numbers.heads, numbers.groups, numbers.head_dim)

@@ -1,4 +1,4 @@
-"""``to-mcore --check-load``: real megatron-core loads what was written, in a process of its own.
+"""``check_load`` of to-mcore: real megatron-core loads what was written, in a process of its own.
 
 megatron-core needs patches to run without a GPU, and keeps state of its own in the process: a child
 (:mod:`ckpt_tool.plans.checks.megatron_child`) does it all, is asked in JSON and answers in JSON.
@@ -17,10 +17,10 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.megatron.rules import Rules
-from ckpt_tool.plans.checks.transformers import LoadCheck
+from ckpt_tool.plans.options import LoadCheck
 
 _NEEDED = {"torch": "torch", "megatron.core": "megatron-core"}
-_WITHOUT = "Leave --check-load out, or install a megatron-core that knows the model."
+_WITHOUT = "Leave `write.check_load` out, or install a megatron-core that knows the model."
 
 #: The child imports what this process would, wherever that was started from.
 _CHILD = (
@@ -43,8 +43,8 @@ def require_megatron() -> None:
             found = None
         if found is None:
             raise UsageError(
-                f"--check-load needs {package}, which is not installed",
-                hint=f"pip install {package}, or leave --check-load out.",
+                f"`write.check_load` needs {package}, which is not installed",
+                hint=f"pip install {package}, or leave `write.check_load` out.",
             )
 
 
@@ -56,21 +56,21 @@ def check_mcore_load(rules: Rules, folder: Path) -> LoadCheck:
     installed or cannot build the model.
     """
     require_megatron()
-    answer = _ask(request_json(rules, folder))
+    answer = _ask(make_request(rules, folder))
     model, library = _model(rules), answer["library"]
     if "unusable" in answer:
         raise UsageError(
-            f"--check-load: {library} cannot build this {rules.config.model_type}:"
+            f"`write.check_load`: {library} cannot build this {rules.config.model_type}:"
             f" {answer['unusable']}",
             hint=_WITHOUT,
         )
     if "faults" in answer:
-        message = f"--check-load: {model} of {library} {answer['message']}"
+        message = f"`write.check_load`: {model} of {library} {answer['message']}"
         raise MappingError(message, answer["faults"])
     return LoadCheck(model, answer["num_tensors"], library)
 
 
-def request_json(rules: Rules, folder: Path) -> dict[str, Any]:
+def make_request(rules: Rules, folder: Path) -> dict[str, Any]:
     """What the child is asked, in JSON's types."""
     numbers = asdict(rules.numbers)
     sets = {name: sorted(numbers[name]) for name in ("moe", "flags")}
@@ -107,7 +107,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
         return answer
     lines = child.stderr.decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
     raise MappingError(
-        f"--check-load: the process that runs megatron-core ended with {child.returncode}",
+        f"`write.check_load`: the process that runs megatron-core ended with {child.returncode}",
         lines,
-        hint="Leave --check-load out to write the checkpoint unchecked.",
+        hint="Leave `write.check_load` out to write the checkpoint unchecked.",
     )

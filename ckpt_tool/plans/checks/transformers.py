@@ -1,4 +1,4 @@
-"""``--check-load``: what will be planned is exactly the model that transformers wants.
+"""``check_load`` of a merge: what will be planned is exactly the model that transformers wants.
 
 Two judges, on the meta device and from names and shapes alone, before a byte is planned. First
 what the architecture has, brought into the form of the Hub by transformers' own tables, is
@@ -9,31 +9,18 @@ it misses or does not use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.hub.transformers_tables import View, keep_prefixes, meta_model
+from ckpt_tool.mapping.families.hub_rules import TransposeExperts
+from ckpt_tool.mapping.hub.form import View
+from ckpt_tool.mapping.hub.library import describe_error, quieten
+from ckpt_tool.mapping.hub.transformers_tables import build_on_meta, keep_prefixes
+from ckpt_tool.plans.options import LoadCheck
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class LoadCheck:
-    """What opened: the class, how many tensors it wants, and the library it is of.
-
-    ``num_ignored``: tensors that no class of the library has a place for, so that all ignore them.
-    ``num_other_heads``: tensors that this class ignores and another class or trl reads; ``also``:
-    the other classes that opened.
-    """
-
-    architecture: str
-    num_tensors: int
-    library: str
-    num_ignored: int = 0
-    num_other_heads: int = 0
-    also: tuple[str, ...] = ()
 
 
 def check_views(views: Sequence[View], planned: Shapes) -> LoadCheck:
@@ -54,23 +41,36 @@ def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
     MappingError lists every missing, unexpected and mismatched tensor; UsageError where
     transformers cannot build the model at all.
     """
-    import transformers
-
+    library = _name_library()
     try:
-        model = meta_model(config)
+        model = build_on_meta(config)
     except Exception as error:  # whatever building a model raises
         raise UsageError(
-            f"--check-load: transformers {transformers.__version__} cannot build"
+            f"`write.check_load`: {library} cannot build"
             f" {config.architecture or config.model_type}: {error}",
-            hint="Leave --check-load out, or install a transformers that knows the model.",
+            hint="Leave `write.check_load` out, or install a transformers that knows the model.",
         ) from error
     ours = _prediction_prefixes(config)
     known = {name: shape for name, shape in planned.items() if not name.startswith(ours)}
-    faults = _compare(_wanted(model, config), known) or _loader_faults(model, known)
+    with quieten():
+        faults = _compare(_wanted(model, config), known) or _loader_faults(model, known)
     if faults:
-        raise MappingError(f"--check-load: this is not what {type(model).__name__} loads", faults)
-    library = f"transformers {transformers.__version__}"
+        raise MappingError(
+            f"`write.check_load`: this is not what {type(model).__name__} loads", faults
+        )
     return LoadCheck(type(model).__name__, len(known), library, len(planned) - len(known))
+
+
+def _name_library() -> str:
+    """The installed transformers; UsageError where it cannot be imported."""
+    try:
+        import transformers
+    except Exception as error:  # a broken installation raises whatever it likes
+        raise UsageError(
+            f"`write.check_load`: transformers cannot be imported: {describe_error(error)}",
+            hint="Leave `write.check_load` out, or mend the installation.",
+        ) from error
+    return f"transformers {transformers.__version__}"
 
 
 def _prediction_prefixes(config: ModelConfig) -> tuple[str, ...]:
@@ -95,12 +95,17 @@ def _wanted(model: Any, config: ModelConfig) -> Shapes | None:
     shapes = {
         name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()
     }
-    if config.model_type == "qwen3_vl_moe":
-        # transformers 5 loads the Hub's transposed experts but would save them otherwise.
-        for name, shape in shapes.items():
-            if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
-                shapes[name] = (shape[0], shape[2], shape[1])
+    for rule in config.family.hub or ():
+        if isinstance(rule, TransposeExperts):
+            shapes |= _transpose(shapes, rule)
     return shapes
+
+
+def _transpose(shapes: Shapes, rule: TransposeExperts) -> Shapes:
+    """Fused experts as they are on the Hub: transformers 5 loads them, but saves them otherwise."""
+    ends = (f".{rule.path}.gate_up_proj", f".{rule.path}.down_proj")
+    fused = {name: shape for name, shape in shapes.items() if name.endswith(ends)}
+    return {name: (shape[0], shape[2], shape[1]) for name, shape in fused.items()}
 
 
 def _compare(wanted: Shapes | None, planned: Shapes) -> list[str]:
@@ -119,9 +124,7 @@ def _compare(wanted: Shapes | None, planned: Shapes) -> list[str]:
 def _loader_faults(model: Any, planned: Shapes) -> list[str]:
     """What ``from_pretrained`` itself says of these names and shapes."""
     import torch
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     state = {name: torch.empty(shape, device="meta") for name, shape in planned.items()}
     try:
         _, report = type(model).from_pretrained(

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-from ckpt_tool.common.errors import FormatError, Problem, UnsafeContentError
-from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, size_of
+from ckpt_tool.common.errors import FormatError, Problem
+from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, Wanted, collect
 from ckpt_tool.readers.dcp.metadata import Described, Place, read_metadata
-from ckpt_tool.readers.find import config_near, find
+from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef
-from ckpt_tool.tensors.geometry import Box, check_coverage, in_bounds
-from ckpt_tool.tensors.lazy import Region
+from ckpt_tool.tensors.blocks import FileTable
+from ckpt_tool.tensors.chunks import Region
+from ckpt_tool.tensors.geometry import Box, check_coverage, is_in_bounds
 
 _RANK = re.compile(r"__(\d+)_\d+\.distcp")
 #: A tensor's pickle has a few hundred bytes; longer ones are not kept.
 _SHORT = 1000
-
-
-def _every(name: str) -> bool:
-    return True
 
 
 def locate_dcp(path: Path) -> Path | None:
@@ -35,42 +32,61 @@ def locate_dcp(path: Path) -> Path | None:
     return find(path, lambda folder: (folder / ".metadata").is_file())
 
 
-def refuse_zarr(path: Path) -> None:
-    """FormatError where ``path`` is a checkpoint in the zarr format of older megatron-core."""
-    found = find(path, lambda folder: (folder / "metadata.json").is_file())
-    if found is not None and b'"zarr"' in (found / "metadata.json").read_bytes()[:1000]:
-        raise FormatError(
-            f"{found}: a zarr checkpoint of megatron-core, which nothing reads since its 0.16",
-            hint="Load it with megatron-core 0.15 or older, and save it with --ckpt-format"
-            " torch_dist.",
-        )
+def locate_torch_dist(path: Path) -> Path | None:
+    """:func:`locate_dcp`, where megatron-core wrote the folder."""
+    folder = locate_dcp(path)
+    return folder if folder is not None and (folder / "metadata.json").is_file() else None
 
 
-def open_dcp(folder: Path, wanted: Callable[[str], bool] = _every) -> Checkpoint:
+def locate_zarr(path: Path) -> Path | None:
+    """The folder with a checkpoint in the zarr format of older megatron-core, or None."""
+    folder = find(path, lambda folder: (folder / "metadata.json").is_file())
+    if folder is None or b'"zarr"' not in (folder / "metadata.json").read_bytes()[:1000]:
+        return None
+    return folder
+
+
+def refuse_zarr(folder: Path) -> NoReturn:
+    """FormatError: that ``folder`` is known for what it is, and what to do with it."""
+    raise FormatError(
+        "a zarr checkpoint of megatron-core, which nothing reads since its 0.16",
+        path=folder,
+        hint="Load it with megatron-core 0.15 or older, and save it with --ckpt-format torch_dist.",
+    )
+
+
+def open_dcp(folder: Path, wanted: Wanted | None = None) -> Checkpoint:
     """The tensors in ``folder``; damage becomes the checkpoint's ``problems``.
 
-    Blocks of tensors that are not ``wanted``, by their names, are not looked at. FormatError where
-    the metadata cannot be read, UnsafeContentError where a pickle asks for code.
+    Blocks of tensors that are not ``wanted``, by their names, are not looked at; without it all
+    are. FormatError where the metadata cannot be read, UnsafeContentError where a pickle asks for
+    code.
     """
+    files = _stat_files(folder)
     description = read_metadata(folder / ".metadata")
-    reader = _Reader(folder)
     entries, left_out = {}, {}
-    for name, found in description.tensors.items():
-        if wanted(name):
-            entries[name] = reader.entry(name, found)
-        else:
-            left_out[name] = Entry(name, found.shape, found.dtype, "", ())
-    files = sorted(path for path in folder.iterdir() if path.suffix == ".distcp")
+    with FileTable() as table:
+        reader = _Reader(folder, table)
+        for name, found in description.tensors.items():
+            if wanted is None or wanted(name):
+                entries[name] = reader.entry(name, found)
+            else:
+                left_out[name] = Entry(name, found.shape, found.dtype, "", ())
     return Checkpoint(
         format="torch_dist" if _is_megatron(folder, reader.problems) else "dcp",
         path=folder,
         entries=entries,
-        files=tuple(ShardFile(str(path), size_of(path), _rank(path.name)) for path in files),
+        files=files,
         problems=tuple(reader.problems),
-        side_files=config_near(folder, beside=True),
+        side_files=locate_config(folder, beside=True),
         left_out=left_out,
         objects=description.objects,
     )
+
+
+def _stat_files(folder: Path) -> tuple[ShardFile, ...]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".distcp")
+    return tuple(ShardFile.stat(path, _rank(path.name)) for path in paths)
 
 
 def _is_megatron(folder: Path, problems: list[Problem]) -> bool:
@@ -93,10 +109,11 @@ def _rank(name: str) -> int | None:
 
 
 class _Reader:
-    """Looks at every archive, and collects what is wrong."""
+    """Looks at every archive through one table of descriptors, and collects what is wrong."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, table: FileTable) -> None:
         self._folder = folder
+        self._table = table
         self._files = {path.name for path in folder.iterdir() if path.is_file()}
         self._missing: set[str] = set()
         self._known: dict[bytes, TensorRef] = {}
@@ -107,7 +124,7 @@ class _Reader:
         holdings = []
         boxes = []
         for box, place in found.blocks:
-            if not in_bounds(found.shape, box):
+            if not is_in_bounds(found.shape, box):
                 where = f"block {list(box.offsets)} + {list(box.sizes)}"
                 self._note("coverage", name, f"{where} is outside of {list(found.shape)}")
                 continue
@@ -134,33 +151,29 @@ class _Reader:
         path = self._path(place.file)
         if path is None:
             return None
-        try:
+        with collect(self.problems, "unreadable", name, box):
             return self._read_block(path, place, found, box)
-        except UnsafeContentError:
-            raise
-        except (FormatError, OSError) as error:
-            message = error.message if isinstance(error, FormatError) else str(error)
-            self._note("unreadable", name, f"block {box}: {message}")
-            return None
+        return None
 
     def _read_block(self, path: Path, place: Place, found: Described, box: Box) -> Region:
         """The region of a block, proven to be the tensor that the metadata promises."""
-        with TorchArchive(path, place.offset, place.length) as archive:
+        with TorchArchive(path, place.offset, place.length, self._table) as archive:
             # Blocks of one shape and dtype, of which a model has thousands, have equal pickles.
-            pickle = archive.pickle()
+            pickle = archive.read_pickle()
             ref = self._known.get(pickle)
             if ref is None:
                 ref = archive.load(pickle=pickle)
                 if not isinstance(ref, TensorRef):
-                    raise FormatError(f"{path}: no tensor at byte {place.offset}")
+                    raise FormatError(f"no tensor at byte {place.offset}", path=path)
                 if len(pickle) < _SHORT:
                     self._known[pickle] = ref
             if ref.dtype != found.dtype or ref.shape != box.sizes:
                 raise FormatError(
-                    f"{path}: {ref.dtype} {list(ref.shape)} at byte {place.offset},"
-                    f" expected {found.dtype} {list(box.sizes)}"
+                    f"{ref.dtype} {list(ref.shape)} at byte {place.offset},"
+                    f" expected {found.dtype} {list(box.sizes)}",
+                    path=path,
                 )
-            return archive.stored(ref, "the block").region
+            return archive.locate_tensor(ref, "the block").region
 
     def _path(self, file: str) -> Path | None:
         """The file ``file`` of the folder; each that is missing is noted once."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.readers.torch_save.names import resolve_plan, sizes_of
+from ckpt_tool.readers.base import name_file
+from ckpt_tool.readers.torch_save.names import read_sizes, resolve_plan
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.readers.torch_save.unpickle import unpickle
 from ckpt_tool.tensors.dtypes import DType
@@ -50,8 +51,8 @@ class Description:
 
 def read_metadata(path: Path) -> Description:
     """Parse ``path``; FormatError if it is damaged, UnsafeContentError if it asks for code."""
-    try:
-        top = unpickle(path.read_bytes(), resolve_plan, _no_storage)
+    with name_file(path):
+        top = unpickle(path.read_bytes(), resolve_plan, _refuse_storage)
         entries, places = _field(top, "state_dict_metadata", dict), _places(top)
         tensors, objects = {}, []
         for name, entry in entries.items():
@@ -59,9 +60,6 @@ def read_metadata(path: Path) -> Description:
                 tensors[name] = _described(name, entry, places)
             else:
                 objects.append(str(name))
-    except FormatError as error:
-        error.message = f"{path}: {error.message}"
-        raise
     return Description(tensors, tuple(objects))
 
 
@@ -78,7 +76,7 @@ def _places(top: Any) -> dict[_Key, Place]:
             _field(info, "length", int),
             bool(info.get("transform_descriptors")),
         )
-        found[name, None if offset is None else sizes_of(offset)] = place
+        found[name, None if offset is None else read_sizes(offset)] = place
     return found
 
 
@@ -87,7 +85,7 @@ def _described(name: str, entry: StandIn, places: dict[_Key, Place]) -> Describe
     dtype = properties[0] if isinstance(properties, tuple) and properties else None
     if not isinstance(dtype, DType):
         raise FormatError(f"{name}: a tensor without a dtype")
-    shape = sizes_of(_field(entry, "size", tuple))
+    shape = read_sizes(_field(entry, "size", tuple))
     return Described(shape, dtype, tuple(_blocks(name, entry, places)))
 
 
@@ -95,8 +93,8 @@ def _blocks(
     name: str, entry: StandIn, places: dict[_Key, Place]
 ) -> Iterator[tuple[Box, Place | None]]:
     for chunk in _field(entry, "chunks", list):
-        offsets = sizes_of(_field(chunk, "offsets", tuple))
-        box = Box(offsets, sizes_of(_field(chunk, "sizes", tuple)))
+        offsets = read_sizes(_field(chunk, "offsets", tuple))
+        box = Box(offsets, read_sizes(_field(chunk, "sizes", tuple)))
         yield box, places.get((name, offsets)) or places.get((name, None))
 
 
@@ -107,5 +105,5 @@ def _field(target: Any, name: str, kind: type) -> Any:
     return value
 
 
-def _no_storage(pid: Any) -> NoReturn:
+def _refuse_storage(pid: Any) -> NoReturn:
     raise FormatError("a storage in the metadata")

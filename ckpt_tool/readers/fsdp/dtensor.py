@@ -14,12 +14,12 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Holding, Mesh
-from ckpt_tool.readers.fsdp.placements import Placement, local_box
+from ckpt_tool.readers.fsdp.placements import Placement, find_local_box
 from ckpt_tool.readers.torch_save.archive import TorchArchive
-from ckpt_tool.readers.torch_save.names import TensorRef, sizes_of
+from ckpt_tool.readers.torch_save.names import TensorRef, read_sizes
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Box, Shape, in_bounds
+from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds, unravel
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class RankDecoder:
 
     def __init__(self, archive: TorchArchive, rank: int) -> None:
         self._archive = archive
-        self._rank = rank
+        self.rank = rank
         self._positions: dict[int, _Position] = {}
 
     def decode(self, name: str, value: Any) -> LocalTensor:
@@ -66,9 +66,9 @@ class RankDecoder:
         raise FormatError(f"a value of type {_kind(value)}, expected a tensor")
 
     def _plain(self, name: str, ref: TensorRef) -> LocalTensor:
-        stored = self._archive.stored(ref, name)
+        stored = self._archive.locate_tensor(ref, name)
         whole = Box((0,) * len(ref.shape), ref.shape)
-        holding = Holding(self._rank, whole, stored.region)
+        holding = Holding(self.rank, whole, stored.region)
         return LocalTensor(ref.shape, ref.dtype, "plain", (holding,), None)
 
     def _dtensor(self, name: str, value: StandIn) -> LocalTensor:
@@ -86,7 +86,7 @@ class RankDecoder:
                 " only Shard and Replicate hold whole values"
             )
         order = _shard_order(spec.get("shard_order"))
-        box = local_box(shape, position.mesh.shape, position.coordinate, placements, order)
+        box = find_local_box(shape, position.mesh.shape, position.coordinate, placements, order)
         if box.sizes != local.shape:
             raise FormatError(
                 f"local shape {list(local.shape)}, expected {list(box.sizes)} at offset"
@@ -96,8 +96,8 @@ class RankDecoder:
             p.kind == "Replicate" and n > 1
             for p, n in zip(placements, position.mesh.shape, strict=True)
         )
-        region = self._archive.stored(local, name).region
-        holding = Holding(self._rank, box, region, copied)
+        region = self._archive.locate_tensor(local, name).region
+        holding = Holding(self.rank, box, region, copied)
         return LocalTensor(shape, local.dtype, text, (holding,), position.mesh)
 
     def _sharded(self, name: str, value: StandIn) -> LocalTensor:
@@ -108,15 +108,15 @@ class RankDecoder:
         for shard in state[0]:
             ref, metadata = _fields(shard, "tensor", "metadata")
             offsets, sizes = _fields(metadata, "shard_offsets", "shard_sizes")
-            box = Box(sizes_of(offsets), sizes_of(sizes))
+            box = Box(read_sizes(offsets), read_sizes(sizes))
             if not isinstance(ref, TensorRef) or (ref.shape, ref.dtype) != (box.sizes, dtype):
                 raise FormatError(
                     f"a shard that is not the {dtype} tensor of {list(box.sizes)} it says"
                 )
-            if not in_bounds(shape, box):
+            if not is_in_bounds(shape, box):
                 raise FormatError(f"a shard at {box}, outside of {list(shape)}")
-            region = self._archive.stored(ref, name).region
-            holdings.append(Holding(self._rank, box, region))
+            region = self._archive.locate_tensor(ref, name).region
+            holdings.append(Holding(self.rank, box, region))
         return LocalTensor(shape, dtype, "ShardedTensor", tuple(holdings), None)
 
     def _position(self, mesh: Any) -> _Position:
@@ -130,9 +130,9 @@ class RankDecoder:
         if isinstance(mesh.get("mesh"), TensorRef):
             position = self._from_ranks(mesh.get("mesh"), mesh.get("mesh_dim_names"))
         elif isinstance(mesh.get("_rank_map"), TensorRef):
-            ranks = self._archive.integers(mesh.get("_rank_map"))
+            ranks = self._archive.read_integers(mesh.get("_rank_map"))
             position = _from_layout(
-                mesh.get("_layout"), _index(ranks, self._rank), mesh.get("_mesh_dim_names")
+                mesh.get("_layout"), _index(ranks, self.rank), mesh.get("_mesh_dim_names")
             )
         else:
             raise FormatError("a device mesh of an unknown kind")
@@ -140,17 +140,13 @@ class RankDecoder:
         if written_by is not None and tuple(written_by) != position.coordinate:
             raise FormatError(
                 f"written by the rank at {list(written_by)} of the mesh, but the file name says"
-                f" rank {self._rank}, at {list(position.coordinate)}"
+                f" rank {self.rank}, at {list(position.coordinate)}"
             )
         return position
 
     def _from_ranks(self, ref: TensorRef, names: Any) -> _Position:
-        at = _index(self._archive.integers(ref), self._rank)
-        coordinate = []
-        for size in reversed(ref.shape):
-            at, here = divmod(at, size)
-            coordinate.append(here)
-        return _Position(Mesh(ref.shape, _names(names)), tuple(reversed(coordinate)))
+        at = _index(self._archive.read_integers(ref), self.rank)
+        return _Position(Mesh(ref.shape, _names(names)), unravel(at, ref.shape))
 
 
 def _kind(value: Any) -> str:
@@ -162,7 +158,7 @@ def _shell(value: StandIn) -> tuple[DType, Shape]:
     dtype, shape = value.args[:2]
     if not isinstance(dtype, DType):
         raise FormatError(f"a {value.kind} without a dtype")
-    return dtype, sizes_of(shape)
+    return dtype, read_sizes(shape)
 
 
 def _from_layout(layout: Any, at: int, names: Any) -> _Position:

@@ -52,7 +52,7 @@ def cut(length: int, parts: int, index: int) -> tuple[int, int]:
     return start, min(step, length - start)
 
 
-def cutting_order(
+def find_cutting_order(
     mesh_shape: Shape, placements: Sequence[Placement], shard_order: ShardOrder | None = None
 ) -> list[int]:
     """Mesh dimensions in the order in which they cut; ValueError where no order fits.
@@ -93,7 +93,7 @@ def _position(
     )
 
 
-def local_box(
+def find_local_box(
     shape: Shape,
     mesh_shape: Shape,
     coordinate: Sequence[int],
@@ -106,7 +106,7 @@ def local_box(
     dimension that the tensor does not have, or where no order of cuts fits.
     """
     offsets, sizes = [0] * len(shape), list(shape)
-    for mesh_dim in cutting_order(mesh_shape, placements, shard_order):
+    for mesh_dim in find_cutting_order(mesh_shape, placements, shard_order):
         dim = placements[mesh_dim].dim
         if dim is None or not -len(shape) <= dim < len(shape):
             raise ValueError(f"{placements[mesh_dim]} of a tensor with {len(shape)} dimensions")

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ckpt_tool.common.errors import FormatError, Problem, UnsafeContentError
-from ckpt_tool.readers.base import Checkpoint, Entry, Mesh, ShardFile, size_of
-from ckpt_tool.readers.find import config_near, find
+from ckpt_tool.common.errors import FormatError, Problem
+from ckpt_tool.readers.base import Checkpoint, Entry, Mesh, ShardFile, collect, list_some
+from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor, RankDecoder
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.tensors.geometry import check_coverage
 
+#: How the files are called, for people.
+RANK_FILES = "model_world_size_W_rank_R.pt"
 RANK_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 
 
@@ -41,7 +45,7 @@ def find_rank_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if RANK_FILE.fullmatch(path.name))
 
 
-def locate(path: Path) -> Path | None:
+def locate_fsdp(path: Path) -> Path | None:
     """The folder at or below ``path`` that holds rank files, or None; raises what `find` does."""
     return find(path, lambda folder: bool(find_rank_files(folder)))
 
@@ -64,6 +68,7 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
         name: _assemble(name, found, expected, complete, gathered)
         for name, found in gathered.locals.items()
     }
+    configs = (locate_config(folder) for folder in folders)
     return Checkpoint(
         format="fsdp",
         path=folders[0],
@@ -71,8 +76,8 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
         files=tuple(files),
         problems=tuple(gathered.problems),
         world_size=world_size,
-        mesh=largest_mesh(gathered),
-        side_files=next(filter(None, map(config_near, folders)), None),
+        mesh=find_largest_mesh(gathered),
+        side_files=next((config for config in configs if config is not None), None),
     )
 
 
@@ -86,8 +91,8 @@ def _rank_files(
             matched = RANK_FILE.fullmatch(path.name)
             assert matched
             found.append((int(matched[1]), int(matched[2]), path))
-    sizes = [world for world, _, _ in found]
-    world_size = max(set(sizes), key=lambda world: (sizes.count(world), world))
+    counts = Counter(world for world, _, _ in found)
+    world_size = max(counts, key=lambda world: (counts[world], world))
     by_rank: dict[int, Path] = {}
     for world, rank, path in found:
         if world != world_size:
@@ -107,7 +112,7 @@ def _rank_files(
             folders[0],
             f"rank {missing} of {world_size} missing; if on other nodes, name every folder",
         )
-    files = [ShardFile(str(p), size_of(p), r) for _, r, p in sorted(found)]
+    files = [ShardFile.stat(path, rank) for _, rank, path in sorted(found)]
     return by_rank, world_size, files
 
 
@@ -124,30 +129,28 @@ def _gaps(ranks: Sequence[int], world_size: int) -> str:
 
 def read_rank(path: Path, rank: int, gathered: Gathered) -> None:
     """Add one rank file to ``gathered``; UnsafeContentError where its pickle asks for code."""
-    try:
-        with TorchArchive(path) as archive:
-            state = archive.load()
-            if not isinstance(state, dict):
-                raise FormatError(f"{path}: holds a {type(state).__name__}, expected a state dict")
-            decoder = RankDecoder(archive, rank)
-            for name, value in state.items():
-                if not isinstance(name, str):
-                    gathered.report("tensor", f"rank {rank}, {path.name}", "a name that is no text")
-                    continue
-                try:
-                    local = decoder.decode(name, value)
-                except FormatError as error:
-                    where = f"{name} (rank {rank}, {path.name})"
-                    gathered.report("tensor", where, error.message)
-                    continue
-                gathered.locals.setdefault(name, []).append((rank, local))
-    except UnsafeContentError:
-        raise
-    except (FormatError, OSError) as error:
-        message = error.message if isinstance(error, FormatError) else str(error)
-        gathered.report("unreadable", path, message.removeprefix(f"{path}: "))
-        return
-    gathered.read_ranks.append(rank)
+    with collect(gathered.problems, "unreadable", path), TorchArchive(path) as archive:
+        state = archive.load()
+        if not isinstance(state, dict):
+            raise FormatError(f"holds a {type(state).__name__}, expected a state dict", path=path)
+        _add_tensors(state, RankDecoder(archive, rank), f"rank {rank}, {path.name}", gathered)
+        gathered.read_ranks.append(rank)
+
+
+def _add_tensors(
+    state: dict[Any, Any], decoder: RankDecoder, where: str, gathered: Gathered
+) -> None:
+    """What a state dict holds; ``where``: whose it is, for what is wrong with single tensors."""
+    for name, value in state.items():
+        if not isinstance(name, str):
+            gathered.report("tensor", where, "a name that is no text")
+            continue
+        try:
+            local = decoder.decode(name, value)
+        except FormatError as error:
+            gathered.report("tensor", f"{name} ({where})", error.reason)
+            continue
+        gathered.locals.setdefault(name, []).append((decoder.rank, local))
 
 
 def _check_config(folder: Path, world_size: int, gathered: Gathered) -> None:
@@ -199,12 +202,12 @@ def _assemble(
         coverage = check_coverage(entry.shape, entry.owners())
         for kind, boxes in (("missing", coverage.missing), ("overlapping", coverage.overlapping)):
             if boxes:
-                listed = ", ".join(map(str, boxes[:3])) + (", ..." if len(boxes) > 3 else "")
-                gathered.report("coverage", name, f"{kind} {listed} of {list(entry.shape)}")
+                message = f"{kind} {list_some(boxes)} of {list(entry.shape)}"
+                gathered.report("coverage", name, message)
     return entry
 
 
-def largest_mesh(gathered: Gathered) -> Mesh | None:
+def find_largest_mesh(gathered: Gathered) -> Mesh | None:
     """The mesh with the most dimensions and ranks: submeshes of it hold the other tensors."""
     meshes = {local.mesh for found in gathered.locals.values() for _, local in found}
     known = [mesh for mesh in meshes if mesh is not None]

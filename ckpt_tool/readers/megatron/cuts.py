@@ -58,7 +58,8 @@ class Cut:
         if self.dim is None:
             yield 0, Box(zeros, local)
             return
-        dim, count = self.dim, 2 if self.halves else 1
+        dim = self.dim
+        count = 2 if self.halves else 1
         length = local[dim] // count
         for half in range(count):
             start = (half * parts + part) * length
@@ -78,7 +79,7 @@ WHOLE = Cut(None)
 STACKED = Cut(None, stacked=True)
 
 
-def cut_of(name: str, shapes: Mapping[str, Shape]) -> Cut:
+def find_cut(name: str, shapes: Mapping[str, Shape]) -> Cut:
     """How the parameter ``name`` is cut; ``shapes``: the local shapes of what is beside it."""
     shape = shapes[name]
     adapter = _ADAPTER.search(name)

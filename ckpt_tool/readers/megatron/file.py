@@ -20,9 +20,9 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.torch_save.archive import StoredTensor, TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef, resolve_run
 from ckpt_tool.readers.torch_save.standins import StandIn
+from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Shape, contiguous_strides
-from ckpt_tool.tensors.lazy import Region
+from ckpt_tool.tensors.geometry import Shape, make_strides
 
 #: verl 0.7 saves LoRA adapters of a rank below this.
 _ADAPTERS = "adapter_state_dict"
@@ -103,7 +103,7 @@ def _chunks(state: Any, path: Path) -> list[dict[Any, Any]]:
         numbered = sorted((int(found[1] or 0), key) for key, found in named.items() if found)
         state = [state[key] for _, key in numbered if state[key]] or [state]
     if not isinstance(state, list) or not all(isinstance(chunk, dict) for chunk in state):
-        raise FormatError(f"{path}: no state dict of a model, and no list of them")
+        raise FormatError("no state dict of a model, and no list of them", path=path)
     return state
 
 
@@ -119,9 +119,9 @@ def _parts(archive: TorchArchive, state: dict[Any, Any], faults: list[str]) -> I
             faults.append(f"{name}: a {getattr(value, 'kind', type(value).__name__)}, no tensor")
             continue
         try:
-            yield _named(name, archive.stored(value, name))
+            yield _named(name, archive.locate_tensor(value, name))
         except FormatError as error:
-            faults.append(error.message)
+            faults.append(error.reason)
 
 
 def _named(name: str, tensor: StoredTensor) -> Part:
@@ -139,7 +139,7 @@ def is_grouped(part: Part) -> bool:
     return bool(_GROUPED.fullmatch(part.name))
 
 
-def ungrouped(part: Part, hidden: int, count: int) -> list[Part]:
+def ungroup(part: Part, hidden: int, count: int) -> list[Part]:
     """The parameters of ``count`` experts in one grouped tensor, as single experts have them.
 
     In memory it is [count, hidden, 2 x ffn] or [count, ffn, hidden], whatever shape it was given.
@@ -148,7 +148,7 @@ def ungrouped(part: Part, hidden: int, count: int) -> list[Part]:
     matched = _GROUPED.fullmatch(part.name)
     assert matched
     other, rest = divmod(prod(part.shape), max(count * hidden, 1))
-    if not count * hidden * other or rest or part.region.strides != contiguous_strides(part.shape):
+    if not count * hidden * other or rest or part.region.strides != make_strides(part.shape):
         raise FormatError(
             f"{part.name}: {list(part.shape)}, expected {count} experts of hidden size {hidden}"
         )

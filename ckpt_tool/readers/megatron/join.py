@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckpt_tool.common.errors import FormatError, Problem
-from ckpt_tool.readers.base import Entry, Holding
-from ckpt_tool.readers.megatron.cuts import WHOLE, Cut, cut_of
-from ckpt_tool.readers.megatron.file import Part, RankFile, is_grouped, ungrouped
+from ckpt_tool.readers.base import Entry, Holding, list_some
+from ckpt_tool.readers.megatron.cuts import WHOLE, Cut, find_cut
+from ckpt_tool.readers.megatron.file import Part, RankFile, is_grouped, ungroup
 from ckpt_tool.readers.megatron.mesh import Rank, Sizes
+from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape, check_coverage
-from ckpt_tool.tensors.lazy import Region
 
 _LAYER = re.compile(
     r"(?P<stem>(?:.*\.)?(?:decoder|model)\.layers\.)(?P<number>\d{1,9})(?P<rest>\..+)"
 )
-_SHOWN = 3
 
 
 def join(files: Mapping[Rank, RankFile], sizes: Sizes, problems: list[Problem]) -> dict[str, Entry]:
@@ -43,8 +42,7 @@ def join(files: Mapping[Rank, RankFile], sizes: Sizes, problems: list[Problem]) 
         for entry in entries.values():
             missing = check_coverage(entry.shape, entry.owners()).missing
             if missing:
-                listed = ", ".join(map(str, missing[:_SHOWN])) + ", ..." * (len(missing) > _SHOWN)
-                message = f"missing {listed} of {list(entry.shape)}"
+                message = f"missing {list_some(missing)} of {list(entry.shape)}"
                 problems.append(Problem("coverage", entry.name, message))
     return entries
 
@@ -98,7 +96,7 @@ class _Joiner:
             shapes = {part.name: part.shape for part in held}
             counts = self._experts(held)
             for part in held:
-                cut = cut_of(part.name, shapes)
+                cut = find_cut(part.name, shapes)
                 if part.expert is None:
                     place = self._plain(part, rank, cut)
                 elif part.name in counts:
@@ -120,7 +118,7 @@ class _Joiner:
             router = routers.get(part.name.rpartition(".experts.")[0] + ".router.weight", (0, 0))
             try:
                 experts, hidden = router
-                result += ungrouped(part, hidden, experts // self._sizes.ep)
+                result += ungroup(part, hidden, experts // self._sizes.ep)
             except (FormatError, ValueError) as error:
                 self._note("tensor", part.name, f"{error} ({_file(part.region)})")
         return result
@@ -169,14 +167,20 @@ class _Joiner:
 
     def _plain(self, part: Part, rank: Rank, cut: Cut) -> _Place:
         parts = self._sizes.tp
-        text = cut.text() if cut == WHOLE else f"tp {cut.text()}"
         pieces = list(cut.pieces(part.shape, rank.tp, parts))
-        return _Place(cut.whole(part.shape, parts), text if parts > 1 else "whole", cut.dim, pieces)
+        text = "whole"
+        if parts > 1:
+            text = cut.text() if cut == WHOLE else f"tp {cut.text()}"
+        return _Place(cut.whole(part.shape, parts), text, cut.dim, pieces)
 
     def _expert(self, part: Part, rank: Rank, cut: Cut, count: int) -> _Place:
         """Experts lie along a dimension of their own; a file has ``count`` of them."""
         parts, number = self._sizes.expert_tp, rank.ep * count + (part.expert or 0)
-        texts = ["ep Shard(0)"] * (self._sizes.ep > 1) + [f"tp {cut.text(1)}"] * (parts > 1)
+        texts = []
+        if self._sizes.ep > 1:
+            texts.append("ep Shard(0)")
+        if parts > 1:
+            texts.append(f"tp {cut.text(1)}")
         pieces = [
             (start, Box((number, *box.offsets), (1, *box.sizes)))
             for start, box in cut.pieces(part.shape, rank.tp % parts, parts)

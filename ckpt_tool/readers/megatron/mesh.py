@@ -45,30 +45,36 @@ class Sizes:
 
     def ranks(self) -> list[Rank]:
         """All ranks that have a file."""
-        grid = sorted(grid_of(self.tp, self.ep, self.expert_tp))
+        grid = sorted(make_grid(self.tp, self.ep, self.expert_tp))
         return [Rank(tp, pp, ep) for pp in range(self.pp) for tp, ep in grid]
 
 
-def sizes_of(ranks: Collection[Rank], files: Mapping[Rank, RankFile]) -> Sizes:
+def infer_parallel_sizes(ranks: Collection[Rank], files: Mapping[Rank, RankFile]) -> Sizes:
     """The sizes, by the ``ranks`` that have files and by what the readable ``files`` say."""
-    tp, pp, ep = (max(numbers) + 1 for numbers in zip(*ranks, strict=True))
-    for said in (file.said for file in files.values()):
-        tp, pp, ep = (
-            max(n, said.get(key, 1)) for n, key in zip((tp, pp, ep), Rank._fields, strict=True)
-        )
-    parts = {file.said.get("expert_tp", 0) for file in files.values()} - {0}
-    if len(parts) == 1 and tp % min(parts) == 0:
-        return Sizes(tp, pp, ep, parts.pop())
-    return Sizes(tp, pp, ep, _expert_tp(tp, ep, ranks, files))
+    tp, pp, ep = (_count_ranks(kind, ranks, files) for kind in Rank._fields)
+    said = {file.said["expert_tp"] for file in files.values() if "expert_tp" in file.said}
+    if len(said) == 1:
+        (expert_tp,) = said
+        if tp % expert_tp == 0:
+            return Sizes(tp, pp, ep, expert_tp)
+    return Sizes(tp, pp, ep, _infer_expert_tp(tp, ep, ranks, files))
 
 
-def grid_of(tensor: int, expert: int, expert_tensor: int) -> set[tuple[int, int]]:
+def _count_ranks(kind: str, ranks: Collection[Rank], files: Mapping[Rank, RankFile]) -> int:
+    """How many ranks of a kind: as the highest number says, or a run's arguments, if more."""
+    highest: int = max(getattr(rank, kind) for rank in ranks)
+    return max([highest + 1, *(file.said.get(kind, 1) for file in files.values())])
+
+
+def make_grid(tensor: int, expert: int, expert_tensor: int) -> set[tuple[int, int]]:
     """The (tp, ep) ranks that exist where experts are cut into ``expert_tensor`` parts."""
     count = lcm(tensor, expert_tensor * expert)
     return {(rank % tensor, rank // expert_tensor % expert) for rank in range(count)}
 
 
-def _expert_tp(tp: int, ep: int, ranks: Collection[Rank], files: Mapping[Rank, RankFile]) -> int:
+def _infer_expert_tp(
+    tp: int, ep: int, ranks: Collection[Rank], files: Mapping[Rank, RankFile]
+) -> int:
     """Into how many parts tensor parallelism cuts each expert.
 
     The grid of ranks says it, or, where several sizes have the same grid, whether ranks hold the
@@ -76,19 +82,24 @@ def _expert_tp(tp: int, ep: int, ranks: Collection[Rank], files: Mapping[Rank, R
     """
     grid = {(rank.tp, rank.ep) for rank in ranks}
     divisors = [n for n in range(1, tp + 1) if tp % n == 0 and lcm(tp, n * ep) == len(grid)]
-    possible = [n for n in divisors if grid_of(tp, ep, n) == grid]
+    possible = [n for n in divisors if make_grid(tp, ep, n) == grid]
     heads: dict[tuple[int, int], bytes] = {}
     for rank, file in sorted(files.items()):
         found = next((part for chunk in file.chunks for part in chunk if _is_first(part)), None)
         if found is not None and (rank.tp, rank.ep) not in heads:
             heads[rank.tp, rank.ep] = _head(found)
-    for count in possible[:-1]:
-        alike: dict[tuple[int, int], set[bytes]] = {}
-        for (t, e), head in heads.items():
-            alike.setdefault((t % count, e), set()).add(head)
-        if all(len(group) == 1 for group in alike.values()):
-            return count
-    return possible[-1] if possible else tp
+    if not possible:
+        return tp
+    fitting = (count for count in possible[:-1] if _are_repeated(heads, count))
+    return next(fitting, possible[-1])
+
+
+def _are_repeated(heads: Mapping[tuple[int, int], bytes], count: int) -> bool:
+    """Whether what (tp, ep) ranks begin with repeats after each ``count`` tensor parallel ranks."""
+    groups: dict[tuple[int, int], set[bytes]] = {}
+    for (tp, ep), head in heads.items():
+        groups.setdefault((tp % count, ep), set()).add(head)
+    return all(len(group) == 1 for group in groups.values())
 
 
 def _is_first(part: Part) -> bool:

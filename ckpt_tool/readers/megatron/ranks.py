@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from ckpt_tool.common.errors import FormatError, Problem, UnsafeContentError
-from ckpt_tool.readers.base import Checkpoint, Mesh, ShardFile, size_of
-from ckpt_tool.readers.find import config_near, find
+from ckpt_tool.common.errors import Problem
+from ckpt_tool.readers.base import Checkpoint, Mesh, ShardFile, collect
+from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.megatron.file import RankFile, read_rank_file
 from ckpt_tool.readers.megatron.join import join
-from ckpt_tool.readers.megatron.mesh import Rank, Sizes, sizes_of
+from ckpt_tool.readers.megatron.mesh import Rank, Sizes, infer_parallel_sizes
 
 _FOLDER = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3,4}))?(?:_(\d{3,4}))?")
 #: verl 0.7's LoRA adapters, without the model below them.
@@ -31,7 +32,7 @@ _FIRST = ("word_embeddings.weight", "embed_tokens.weight")
 _LAST = ("decoder.final_layernorm.weight", "model.norm.weight")
 
 
-def locate_ranks(path: Path) -> Path | None:
+def locate_megatron_ranks(path: Path) -> Path | None:
     """The folder with ``mp_rank_*`` folders at or below ``path``; raises what `find` does."""
     return find(path, lambda folder: bool(_rank_files(folder)))
 
@@ -43,23 +44,25 @@ def open_megatron_ranks(folder: Path) -> Checkpoint:
     """
     problems: list[Problem] = []
     numbers = _rank_files(folder)
+    stats = {path: ShardFile.stat(path) for path in numbers.values()}
     contents = {path: _read(path, problems) for path in numbers.values()}
     alone = _are_adapters(numbers)
     with_experts = not alone and _has_expert_number(numbers, contents)
     ranks = {_rank(found, with_experts): path for found, path in numbers.items()}
     files = {rank: file for rank, path in ranks.items() if (file := contents[path]) is not None}
-    sizes = sizes_of(ranks, files)
+    sizes = infer_parallel_sizes(ranks, files)
     problems += _missing(folder, ranks, sizes)
     if files and not alone:
         problems += _missing_ends(folder, files)
+    listed = sorted(ranks.items())
     return Checkpoint(
         format="megatron-ranks",
         path=folder,
         entries=join(files, sizes, problems),
-        files=tuple(_shard_file(rank, path) for rank, path in sorted(ranks.items())),
+        files=tuple(replace(stats[path], parallel=rank._asdict()) for rank, path in listed),
         problems=tuple(problems),
         mesh=Mesh((sizes.tp, sizes.pp, sizes.ep), Rank._fields),
-        side_files=config_near(folder, beside=True),
+        side_files=locate_config(folder, beside=True),
     )
 
 
@@ -84,18 +87,12 @@ def _are_adapters(numbers: Mapping[tuple[int | None, ...], Path]) -> bool:
 
 
 def _read(path: Path, problems: list[Problem]) -> RankFile | None:
-    try:
+    with collect(problems, "unreadable", path):
         file = read_rank_file(path)
-    except UnsafeContentError:
-        raise
-    except (FormatError, OSError) as error:
-        message = error.message if isinstance(error, FormatError) else str(error)
-        problems.append(Problem("unreadable", str(path), message.removeprefix(f"{path}: ")))
-        return None
-    where = f"{path.parent.name}/{path.name}"
-    for fault in file.faults:
-        problems.append(Problem("tensor", where, fault.removeprefix(f"{path}: ")))
-    return file
+        where = f"{path.parent.name}/{path.name}"
+        problems.extend(Problem("tensor", where, fault) for fault in file.faults)
+        return file
+    return None
 
 
 def _has_expert_number(
@@ -139,7 +136,3 @@ def _missing_ends(folder: Path, files: Mapping[Rank, RankFile]) -> list[Problem]
         for ends, which in ((_FIRST, "first pipeline stage"), (_LAST, "last pipeline stage"))
         if not any(_holds(file, ends) for file in files.values())
     ]
-
-
-def _shard_file(rank: Rank, path: Path) -> ShardFile:
-    return ShardFile(str(path), size_of(path), None, rank._asdict())

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.machine import Resolve
-from ckpt_tool.readers.torch_save.names import StorageRef, TensorRef, resolve, storage_of
+from ckpt_tool.readers.torch_save.names import StorageRef, TensorRef, read_storage, resolve
 from ckpt_tool.readers.torch_save.unpickle import unpickle
 from ckpt_tool.readers.torch_save.zip_directory import Directory, read_directory
+from ckpt_tool.tensors.blocks import FileTable
+from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Shape
-from ckpt_tool.tensors.lazy import Region
 
 #: A state dict's pickle is a few hundred bytes per tensor; this is room for millions of them.
 _MAX_PICKLE = 1 << 30
@@ -49,42 +51,48 @@ class StoredTensor:
 class TorchArchive:
     """One archive: ``load()`` gives its object with :class:`TensorRef` leaves.
 
-    It is the whole file, or the ``length`` bytes of it from ``start`` on. Use as a context
-    manager; raises FormatError or UnsafeContentError for what it cannot accept, OSError where the
-    file cannot be read.
+    It is the whole file, or the ``length`` bytes of it from ``start`` on. ``files``: descriptors
+    to read through, shared by archives of one file; without them the file is opened for this
+    archive alone. Use as a context manager; raises FormatError or UnsafeContentError for what it
+    cannot accept, OSError where the file cannot be read.
     """
 
-    def __init__(self, path: Path, start: int = 0, length: int | None = None) -> None:
+    def __init__(
+        self, path: Path, start: int = 0, length: int | None = None, files: FileTable | None = None
+    ) -> None:
         self.path = str(path)
         self._start = start
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        self._own = FileTable()  # stays empty where the descriptors are somebody else's
+        if files is None:
+            files = self._own
+        self._descriptor = files.descriptor(self.path)
         try:
-            self._descriptor = self._file.fileno()
             size = os.fstat(self._descriptor).st_size
             self.bytes = size if length is None else length
             if not 0 <= start <= start + self.bytes <= size:
                 raise FormatError(
-                    f"{self.path}: ends at byte {size}, expected {start + self.bytes} or more",
+                    f"ends at byte {size}, expected {start + self.bytes} or more",
+                    path=self.path,
                     hint="Compare its size with the original and copy it again.",
                 )
             self._refuse_other_formats()
             self._directory: Directory = read_directory(self._pread, self.bytes, self.path)
             self._root = self._find_root()
         except BaseException:
-            self._file.close()
+            self.__exit__()
             raise
 
     def __enter__(self) -> TorchArchive:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._own.__exit__()
 
-    def pickle(self) -> bytes:
+    def read_pickle(self) -> bytes:
         """The pickle in the archive: archives of equal ones hold the same object."""
         start, size = self._directory.locate(f"{self._root}data.pkl")
         if size > _MAX_PICKLE:
-            raise FormatError(f"{self.path}: data.pkl has {size} bytes, expected metadata only")
+            raise FormatError(f"data.pkl has {size} bytes, expected metadata only", path=self.path)
         return self._pread(start, size)
 
     def load(self, resolver: Resolve = resolve, pickle: bytes | None = None) -> Any:
@@ -92,21 +100,19 @@ class TorchArchive:
 
         ``resolver`` says which names may stand in it; ``pickle``: where it was read before.
         """
-        try:
-            return unpickle(self.pickle() if pickle is None else pickle, resolver, storage_of)
-        except FormatError as error:
-            if not error.message.startswith(self.path):
-                error.message = f"{self.path}: {error.message}"
-            raise
+        if pickle is None:
+            pickle = self.read_pickle()
+        with name_file(self.path):
+            return unpickle(pickle, resolver, read_storage)
 
-    def stored(self, ref: TensorRef, name: str) -> StoredTensor:
+    def locate_tensor(self, ref: TensorRef, name: str) -> StoredTensor:
         """Where ``ref`` (the tensor called ``name``) lies in the file, proven to be inside it."""
         storage = ref.storage
         start, size = self._directory.locate(f"{self._root}data/{storage.key}")
         if storage.nbytes > size:
             raise FormatError(
-                f"{self.path}: storage {storage.key} of {name} has {size} bytes,"
-                f" expected {storage.nbytes}"
+                f"storage {storage.key} of {name} has {size} bytes, expected {storage.nbytes}",
+                path=self.path,
             )
         self._check_extent(ref, name)
         offset = self._start + start + ref.offset * ref.dtype.itemsize
@@ -114,11 +120,11 @@ class TorchArchive:
             ref.shape, ref.dtype, Region(self.path, offset, ref.strides), storage.key
         )
 
-    def integers(self, ref: TensorRef) -> list[int]:
+    def read_integers(self, ref: TensorRef) -> list[int]:
         """The elements of a small integer tensor (a device mesh), in row-major order."""
-        stored = self.stored(ref, "device mesh")
+        stored = self.locate_tensor(ref, "device mesh")
         if ref.dtype.name not in ("int32", "int64") or prod(ref.shape) > _MAX_SMALL_TENSOR:
-            raise FormatError(f"{self.path}: a device mesh of {ref.dtype} {list(ref.shape)}")
+            raise FormatError(f"a device mesh of {ref.dtype} {list(ref.shape)}", path=self.path)
         if not prod(ref.shape):
             return []
         width = ref.dtype.itemsize
@@ -133,7 +139,7 @@ class TorchArchive:
         while size:
             piece = os.pread(self._descriptor, size, offset)
             if not piece:
-                raise FormatError(f"{self.path}: truncated at byte {offset}")
+                raise FormatError(f"truncated at byte {offset}", path=self.path)
             pieces.append(piece)
             offset, size = offset + len(piece), size - len(piece)
         return b"".join(pieces)
@@ -141,31 +147,34 @@ class TorchArchive:
     def _refuse_other_formats(self) -> None:
         head = self._pread(0, min(self.bytes, 32))
         if not head:
-            raise FormatError(f"{self.path}: empty file", hint="Copy it again from the cluster.")
+            raise FormatError("empty file", path=self.path, hint="Copy it again from the cluster.")
         if head.startswith(_LFS_POINTER):
-            raise FormatError(f"{self.path}: a Git LFS pointer", hint="Run `git lfs pull` first.")
+            raise FormatError("a Git LFS pointer", path=self.path, hint="Run `git lfs pull` first.")
         if head.startswith(_LEGACY_PICKLE):
             raise FormatError(
-                f"{self.path}: written in torch's format from before 1.6",
+                "written in torch's format from before 1.6",
+                path=self.path,
                 hint="Re-save it where you trust it: torch.save(torch.load(file), file).",
             )
 
     def _find_root(self) -> str:
         roots = [n[: -len("data.pkl")] for n in self._directory.names if n.endswith("/data.pkl")]
         if len(roots) != 1 or roots[0].count("/") != 1:
-            raise FormatError(f"{self.path}: not a torch.save archive (no <name>/data.pkl)")
+            raise FormatError("not a torch.save archive (no <name>/data.pkl)", path=self.path)
         order = f"{roots[0]}byteorder"
         if order in self._directory.names:
             found = self._pread(*self._directory.locate(order))
             if found != b"little":
-                raise FormatError(f"{self.path}: byte order {found!r}, expected little-endian")
+                raise FormatError(f"byte order {found!r}, expected little-endian", path=self.path)
         return roots[0]
 
     def _check_extent(self, ref: TensorRef, name: str) -> None:
         last = ref.offset + sum((n - 1) * s for n, s in zip(ref.shape, ref.strides, strict=True))
         room = ref.storage.nbytes // ref.dtype.itemsize
         if 0 not in ref.shape and last >= room:
-            raise FormatError(f"{self.path}: {name} reaches element {last} of a storage of {room}")
+            raise FormatError(
+                f"{name} reaches element {last} of a storage of {room}", path=self.path
+            )
 
 
 __all__ = ["StorageRef", "StoredTensor", "TensorRef", "TorchArchive"]

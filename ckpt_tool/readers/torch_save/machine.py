@@ -18,7 +18,9 @@ Resolve = Callable[[str, str], Any]
 _U16 = struct.Struct("<H").unpack_from
 _U32 = struct.Struct("<I").unpack_from
 Operation = Callable[["Machine", int], int]
-_BINGET, _LONG_BINGET, _LONG_BINPUT = b"hjr"
+_BINGET = ord("h")
+_LONG_BINGET = ord("j")
+_LONG_BINPUT = ord("r")
 _KEYS = (str, int, bytes, StandIn, type(None))
 
 

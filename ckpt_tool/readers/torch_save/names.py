@@ -74,7 +74,7 @@ _RUN_NAMES = frozenset(
 )  # fmt: skip
 
 
-def storage_of(pid: Any) -> StorageRef:
+def read_storage(pid: Any) -> StorageRef:
     """The storage named by a persistent id; FormatError for any other kind of id."""
     if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
         raise FormatError("a persistent id that is no storage")
@@ -137,7 +137,7 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def sizes_of(values: Any) -> Shape:
+def read_sizes(values: Any) -> Shape:
     """A few non-negative 64-bit sizes as a tuple; FormatError for anything else."""
     plain = isinstance(values, (tuple, list)) and len(values) <= MAX_ITEMS
     if not plain or not all(map(_is_size, values)):
@@ -151,7 +151,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
         raise FormatError("a tensor without a storage")
     if len(rest) > 2 and rest[2]:
         raise FormatError(f"a tensor with lazy conjugation or negation ({rest[2]!r:.60})")
-    shape, strides = sizes_of(size), sizes_of(stride)
+    shape, strides = read_sizes(size), read_sizes(stride)
     if len(shape) != len(strides) or prod(shape) >= 1 << 60:
         raise FormatError(f"a tensor of shape {shape} and strides {strides}")
     return TensorRef(storage, storage.dtype, offset, shape, strides)
@@ -172,7 +172,7 @@ def _wrapper_subclass(cls: Any, dtype: Any, size: Any, *_: Any) -> StandIn:
     """``torch._utils._rebuild_wrapper_subclass``: the outer shell of a DTensor or ShardedTensor."""
     if not isinstance(cls, Builder) or not isinstance(dtype, DType):
         raise FormatError("a tensor subclass without a class or dtype")
-    return StandIn(cls.qualname, (dtype, sizes_of(size)))
+    return StandIn(cls.qualname, (dtype, read_sizes(size)))
 
 
 def _from_type(function: Any, _cls: Any, args: Any, state: Any) -> Any:
@@ -190,7 +190,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _size(values: Any = ()) -> Shape:
-    return sizes_of(values)
+    return read_sizes(values)
 
 
 def _small_set(values: Any = ()) -> frozenset[int | str]:

@@ -48,13 +48,15 @@ class Directory:
         """Byte offset and size of a record's content; FormatError if it is not there whole."""
         record = self._records.get(name)
         if record is None:
-            raise FormatError(f"{self._path}: no record {name}")
+            raise FormatError(f"no record {name}", path=self._path)
         # The local header has name and extra lengths of its own: torch pads the extra field there
         # to align the content, and the directory does not say so.
         fields = _LOCAL.unpack(self._read(record.header, _LOCAL.size))
         start = record.header + _LOCAL.size + fields[9] + fields[10]
         if fields[0] != b"PK\x03\x04" or start + record.size > record.end:
-            raise FormatError(f"{self._path}: record {name} does not fit at byte {record.header}")
+            raise FormatError(
+                f"record {name} does not fit at byte {record.header}", path=self._path
+            )
         return start, record.size
 
 
@@ -66,7 +68,7 @@ def read_directory(read: Read, size: int, path: str) -> Directory:
     pos = 0
     for _ in range(count):
         if pos + _ENTRY.size > len(raw):
-            raise FormatError(f"{path}: the zip directory is cut short")
+            raise FormatError("the zip directory is cut short", path=path)
         fields = _ENTRY.unpack_from(raw, pos)
         _check_entry(fields, path)
         name_at = pos + _ENTRY.size
@@ -88,7 +90,8 @@ def _find_directory(read: Read, size: int, path: str) -> tuple[int, int, int]:
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > len(tail):
         raise FormatError(
-            f"{path}: no zip directory at its end: truncated, or not a torch.save archive",
+            "no zip directory at its end: truncated, or not a torch.save archive",
+            path=path,
             hint="Compare its size with the original and copy it again.",
         )
     end = size - tail_size + at
@@ -98,21 +101,22 @@ def _find_directory(read: Read, size: int, path: str) -> tuple[int, int, int]:
     if locator >= 0 and (count == 0xFFFF or _MASK32 in (length, start)):
         mark, _, end64, _ = _END64_LOCATOR.unpack(read(locator, _END64_LOCATOR.size))
         if mark != b"PK\x06\x07" or end64 + _END64.size > size:
-            raise FormatError(f"{path}: the zip64 end record is missing")
+            raise FormatError("the zip64 end record is missing", path=path)
         wide = _END64.unpack(read(end64, _END64.size))
         count, length, start = wide[7], wide[8], wide[9]
     if start + length > end or count * _ENTRY.size > length:
-        raise FormatError(f"{path}: the zip directory lies outside the file")
+        raise FormatError("the zip directory lies outside the file", path=path)
     return start, length, count
 
 
 def _check_entry(fields: tuple[Any, ...], path: str) -> None:
     signature, flags, method = fields[0], fields[3], fields[4]
     if signature != b"PK\x01\x02":
-        raise FormatError(f"{path}: a damaged zip directory")
+        raise FormatError("a damaged zip directory", path=path)
     if method != 0 or flags & 1:
         raise FormatError(
-            f"{path}: a compressed or encrypted record; torch.save stores records as they are",
+            "a compressed or encrypted record; torch.save stores records as they are",
+            path=path,
             hint="This is not what torch wrote; re-save it with torch.save.",
         )
 
@@ -124,12 +128,12 @@ def _wide(fields: tuple[Any, ...], extra: bytes, path: str) -> tuple[int, int]:
     if any(narrow):
         values = list(_zip64_values(extra))
         if len(values) < sum(narrow):
-            raise FormatError(f"{path}: a record without its zip64 sizes")
+            raise FormatError("a record without its zip64 sizes", path=path)
         content = values.pop(0) if narrow[0] else content
         packed = values.pop(0) if narrow[1] else packed
         header = values.pop(0) if narrow[2] else header
     if packed != content:
-        raise FormatError(f"{path}: a record of {content} bytes stored as {packed}")
+        raise FormatError(f"a record of {content} bytes stored as {packed}", path=path)
     return content, header
 
 
@@ -151,9 +155,9 @@ def _without_overlaps(
     ends: dict[str, int] = {}
     for name, header, content in sorted(entries, key=lambda entry: entry[1], reverse=True):
         if name in ends:
-            raise FormatError(f"{path}: two records named {name}")
+            raise FormatError(f"two records named {name}", path=path)
         if header + _LOCAL.size + len(name.encode()) + content > limit:
-            raise FormatError(f"{path}: record {name} overlaps another or the end of the file")
+            raise FormatError(f"record {name} overlaps another or the end of the file", path=path)
         ends[name] = limit
         limit = header
     return {name: _Record(header, content, ends[name]) for name, header, content in entries}

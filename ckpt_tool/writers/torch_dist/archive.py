@@ -15,33 +15,39 @@ from typing import Any
 from zlib import crc32
 
 from ckpt_tool.tensors.dtypes import BY_STORAGE, DType
-from ckpt_tool.tensors.geometry import Shape, contiguous_strides
+from ckpt_tool.tensors.geometry import Shape, make_strides
 from ckpt_tool.writers.planned import Seal
-from ckpt_tool.writers.torch_dist.pickling import Call, Name, Persistent, pickled
+from ckpt_tool.writers.torch_dist.pickling import Call, Name, Persistent, make_pickle
 
 #: Payloads begin at multiples of this, as ``torch.save``'s do.
 ALIGNMENT = 64
 
 _MAX_PAYLOAD = (1 << 32) - (1 << 20)  # of archives without zip64
 
+# Records of a zip (APPNOTE 4.3): each begins with its signature.
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
+_ENTRY_CRC = 16  # where in a row of the directory the CRC-32 is
 _END = struct.Struct("<4s4H2LH")
 _DESCRIPTOR = struct.Struct("<4s3L")
+_DESCRIPTOR_CRC = 4
 _HAS_DESCRIPTOR = 0x0008
 _DATE = 0x0021  # 1980-01-01: the same bytes whenever they are written
+_EXTRA = struct.Struct("<2H")  # what pads a record: an id, and how many bytes follow
+_PADDING_ID = 0x4246  # "FB", torch's
+_STORAGE = b"archive/data/0"
 _STORAGES = {dtype: name for name, dtype in BY_STORAGE.items() if name != "UntypedStorage"}
 _ORDERED = Call(Name("collections", "OrderedDict"), ())
 
 
-def object_archive(value: Any) -> bytes:
+def make_archive(value: Any) -> bytes:
     """A whole archive of an object without tensors."""
-    head, rows = _small_records(value)
-    return head + _directory(rows, len(head))
+    head, rows = _make_records(value)
+    return head + _make_directory(rows, len(head))
 
 
 @lru_cache(maxsize=4096)
-def tensor_frame(shape: Shape, dtype: DType, *, sums: bool) -> tuple[bytes, Seal]:
+def make_frame(shape: Shape, dtype: DType, *, sums: bool) -> tuple[bytes, Seal]:
     """What comes before and after the bytes of a contiguous tensor.
 
     The archive must begin at a multiple of :data:`ALIGNMENT`. Without ``sums`` the CRC is 0, which
@@ -51,24 +57,31 @@ def tensor_frame(shape: Shape, dtype: DType, *, sums: bool) -> tuple[bytes, Seal
     size = numel * dtype.itemsize
     if size > _MAX_PAYLOAD:
         raise ValueError(f"{size} bytes in one archive: that takes zip64, cut the tensor before")
-    head, rows = _small_records(_rebuilt(shape, dtype, numel))
-    name = b"archive/data/0"
-    room = -(len(head) + _LOCAL.size + len(name)) % ALIGNMENT
-    padding = struct.pack("<2H", 0x4246, room - 4) + b"Z" * (room - 4) if room >= 4 else b""
-    if room and not padding:
-        padding = struct.pack("<2H", 0x4246, room + ALIGNMENT - 4) + b"Z" * (room + ALIGNMENT - 4)
-    local = _local(name, size, 0, _HAS_DESCRIPTOR, len(padding)) + name + padding
-    rows.append((name, len(head), size, 0, _HAS_DESCRIPTOR))
+    head, rows = _make_records(_call_rebuild(shape, dtype, numel))
+    padding = _pad_to_alignment(len(head) + _LOCAL.size + len(_STORAGE))
+    rows.append((_STORAGE, len(head), size, 0, _HAS_DESCRIPTOR))
+    head += _make_local(_STORAGE, size, 0, _HAS_DESCRIPTOR, len(padding)) + _STORAGE + padding
     descriptor = _DESCRIPTOR.pack(b"PK\x07\x08", 0, size, size)
-    end = len(head) + len(local) + size + len(descriptor)
-    tail = descriptor + _directory(rows, end)
-    entry = len(tail) - _END.size - _ENTRY.size - len(name)
-    return head + local, Seal(tail, (4, entry + 16) if sums else ())
+    tail = descriptor + _make_directory(rows, len(head) + size + len(descriptor))
+    last_row = len(tail) - _END.size - _ENTRY.size - len(_STORAGE)
+    places = (_DESCRIPTOR_CRC, last_row + _ENTRY_CRC) if sums else ()
+    return head, Seal(tail, places)
 
 
-def _rebuilt(shape: Shape, dtype: DType, numel: int) -> Call:
+def _pad_to_alignment(position: int) -> bytes:
+    """The extra field that moves what is at ``position`` to a multiple of :data:`ALIGNMENT`."""
+    room = -position % ALIGNMENT
+    if not room:
+        return b""
+    if room < _EXTRA.size:
+        room += ALIGNMENT
+    filling = room - _EXTRA.size
+    return _EXTRA.pack(_PADDING_ID, filling) + b"Z" * filling
+
+
+def _call_rebuild(shape: Shape, dtype: DType, numel: int) -> Call:
     """The call that makes a tensor of the storage, which newer dtypes have no type of."""
-    strides = contiguous_strides(shape)
+    strides = make_strides(shape)
     if dtype in _STORAGES:
         kind, count = Name("torch", _STORAGES[dtype]), numel
     else:
@@ -82,24 +95,24 @@ def _rebuilt(shape: Shape, dtype: DType, numel: int) -> Call:
 _Row = tuple[bytes, int, int, int, int]  # name, position, size, CRC-32, flags
 
 
-def _small_records(value: Any) -> tuple[bytes, list[_Row]]:
+def _make_records(value: Any) -> tuple[bytes, list[_Row]]:
     """The records before the storage, and their rows for the directory."""
-    contents = (("data.pkl", pickled(value)), ("byteorder", b"little"), ("version", b"3\n"))
+    contents = (("data.pkl", make_pickle(value)), ("byteorder", b"little"), ("version", b"3\n"))
     head, rows = b"", []
     for name, content in contents:
         full = f"archive/{name}".encode()
         found = crc32(content)
         rows.append((full, len(head), len(content), found, 0))
-        head += _local(full, len(content), found, 0, 0) + full + content
+        head += _make_local(full, len(content), found, 0, 0) + full + content
     return head, rows
 
 
-def _local(name: bytes, size: int, found: int, flags: int, extra: int) -> bytes:
+def _make_local(name: bytes, size: int, found: int, flags: int, extra: int) -> bytes:
     fields = (flags, 0, 0, _DATE, found, size, size, len(name), extra)
     return _LOCAL.pack(b"PK\x03\x04", 20, *fields)
 
 
-def _directory(rows: list[_Row], start: int) -> bytes:
+def _make_directory(rows: list[_Row], start: int) -> bytes:
     entries = b""
     for name, position, size, found, flags in rows:
         fields = (flags, 0, 0, _DATE, found, size, size, len(name), 0, 0, 0, 0, 0, position)

@@ -17,10 +17,10 @@ from typing import Any
 
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
-from ckpt_tool.tensors.tiled import Block, ShardedTensor
+from ckpt_tool.tensors.tiled import Block, TiledTensor
 from ckpt_tool.writers.planned import PlannedFile
-from ckpt_tool.writers.torch_dist.archive import ALIGNMENT, object_archive, tensor_frame
-from ckpt_tool.writers.torch_dist.pickling import Call, Instance, Name, Pairs, pickled
+from ckpt_tool.writers.torch_dist.archive import ALIGNMENT, make_archive, make_frame
+from ckpt_tool.writers.torch_dist.pickling import Call, Instance, Name, Pairs, make_pickle
 
 #: Blocks are cut into pieces of at most this, so that a rank that loads a part of a tensor reads
 #: little else: ``torch.distributed.checkpoint`` reads every archive it touches as a whole.
@@ -56,15 +56,15 @@ class TorchDistPlan:
 
     files: list[PlannedFile]
     pieces: dict[str, list[tuple[Box, Slice]]]
-    tensors: Mapping[str, ShardedTensor]
+    tensors: Mapping[str, TiledTensor]
     objects: tuple[str, ...]
     nothing: Slice
     prefix: str
 
     def small_files(self, common: Any) -> Iterator[tuple[str, bytes]]:
         """The other files and their contents, in the order in which they are to be written."""
-        yield f"{self.prefix}.metadata", pickled(self._metadata())
-        yield f"{self.prefix}common.pt", object_archive(common)
+        yield f"{self.prefix}.metadata", make_pickle(self._metadata())
+        yield f"{self.prefix}common.pt", make_archive(common)
         yield f"{self.prefix}metadata.json", json.dumps(_METADATA_JSON).encode()
 
     def _metadata(self) -> Instance:
@@ -91,14 +91,14 @@ class TorchDistPlan:
 
 
 def plan_torch_dist(
-    tensors: Mapping[str, ShardedTensor], objects: Iterable[str], *, prefix: str, sums: bool
+    tensors: Mapping[str, TiledTensor], objects: Iterable[str], *, prefix: str, sums: bool
 ) -> TorchDistPlan:
     """Where every block goes; reads and writes nothing. ``sums``: with CRC-32, as zip tools want.
 
     ``prefix``: the folder, with a slash at its end, in which all files go; or nothing. The first
     file begins with the archive of None that all ``objects`` share.
     """
-    nothing = object_archive([None])
+    nothing = make_archive([None])
     layout = _Layout(prefix, nothing)
     pieces: dict[str, list[tuple[Box, Slice]]] = {}
     for name, tensor in tensors.items():
@@ -126,7 +126,7 @@ class _Layout:
         """Append the archive of ``block``, which belongs to the tensor ``name``."""
         lead = len(block.offsets) - len(block.tensor.shape)
         shape = (1,) * lead + block.tensor.shape
-        head, seal = tensor_frame(shape, block.tensor.dtype, sums=sums)
+        head, seal = make_frame(shape, block.tensor.dtype, sums=sums)
         if self._names and self._at + block.tensor.nbytes > FILE_BYTES:
             self._close()
         gap = -self._at % ALIGNMENT
@@ -171,7 +171,7 @@ def _size(values: Shape) -> Call:
     return Call(Name("torch", "Size"), (values,))
 
 
-def _tensor_entry(tensor: ShardedTensor, boxes: list[Box]) -> Instance:
+def _tensor_entry(tensor: TiledTensor, boxes: list[Box]) -> Instance:
     chunks = [
         _instance("ChunkStorageMetadata", {"offsets": _size(b.offsets), "sizes": _size(b.sizes)})
         for b in boxes

@@ -2,11 +2,11 @@
 
 ``torch.load`` and ``pickle.load`` of a reader that has the classes gives real objects. Writing
 needs neither torch nor megatron-core, whose import costs more than moving a small model.
-Opcodes are those of ``pickletools``.
 """
 
 from __future__ import annotations
 
+import pickle
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,11 +51,11 @@ class Pairs:
     items: Iterable[tuple[Any, Any]]
 
 
-def pickled(value: Any) -> bytes:
+def make_pickle(value: Any) -> bytes:
     """The pickle of ``value``: None, bool, int, float, str, list, tuple, dict and the above."""
     writer = _Writer()
     writer.put(value)
-    return b"\x80\x02" + bytes(writer.out) + b"."
+    return pickle.PROTO + b"\x02" + bytes(writer.out) + pickle.STOP
 
 
 class _Writer:
@@ -68,71 +68,92 @@ class _Writer:
     def put(self, value: Any) -> None:
         _PUT[type(value)](self, value)
 
-    def remembered(self, value: Name | str, opcodes: bytes) -> None:
+    def put_once(self, value: Name | str, opcodes: bytes) -> None:
         known = self._memo.get(value)
         if known is not None:
-            self.out.extend(b"j" + struct.pack("<I", known))
+            self.out += pickle.LONG_BINGET + struct.pack("<I", known)
             return
         self._memo[value] = len(self._memo)
-        self.out.extend(opcodes + b"r" + struct.pack("<I", self._memo[value]))
+        self.out += opcodes + pickle.LONG_BINPUT + struct.pack("<I", self._memo[value])
 
-    def text(self, value: str) -> None:
-        raw = value.encode("utf-8")
-        self.remembered(value, b"X" + struct.pack("<I", len(raw)) + raw)
+    def put_none(self, value: None) -> None:
+        self.out += pickle.NONE
 
-    def name(self, value: Name) -> None:
-        self.remembered(value, f"c{value.module}\n{value.name}\n".encode())
+    def put_bool(self, value: bool) -> None:
+        self.out += pickle.NEWTRUE if value else pickle.NEWFALSE
 
-    def integer(self, value: int) -> None:
+    def put_int(self, value: int) -> None:
         if 0 <= value < 256:
-            self.out.extend(b"K" + bytes([value]))
+            self.out += pickle.BININT1 + bytes([value])
         elif -(1 << 31) <= value < 1 << 31:
-            self.out.extend(b"J" + struct.pack("<i", value))
+            self.out += pickle.BININT + struct.pack("<i", value)
         else:
             raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-            self.out.extend(b"\x8a" + bytes([len(raw)]) + raw)
+            self.out += pickle.LONG1 + bytes([len(raw)]) + raw
 
-    def sequence(self, opening: bytes, values: tuple[Any, ...] | list[Any], end: bytes) -> None:
-        self.out.extend(opening)
+    def put_float(self, value: float) -> None:
+        self.out += pickle.BINFLOAT + struct.pack(">d", value)
+
+    def put_text(self, value: str) -> None:
+        raw = value.encode("utf-8")
+        self.put_once(value, pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw)
+
+    def put_name(self, value: Name) -> None:
+        self.put_once(value, pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
+
+    def put_tuple(self, values: tuple[Any, ...]) -> None:
+        self.out += pickle.MARK
         for value in values:
             self.put(value)
-        self.out.extend(end)
+        self.out += pickle.TUPLE
 
-    def mapping(self, items: Iterable[tuple[Any, Any]]) -> None:
-        self.out.extend(b"}(")
+    def put_list(self, values: list[Any]) -> None:
+        self.out += pickle.EMPTY_LIST + pickle.MARK
+        for value in values:
+            self.put(value)
+        self.out += pickle.APPENDS
+
+    def put_dict(self, value: dict[Any, Any]) -> None:
+        self.put_items(value.items())
+
+    def put_pairs(self, value: Pairs) -> None:
+        self.put_items(value.items)
+
+    def put_items(self, items: Iterable[tuple[Any, Any]]) -> None:
+        self.out += pickle.EMPTY_DICT + pickle.MARK
         for key, item in items:
             self.put(key)
             self.put(item)
-        self.out.extend(b"u")
+        self.out += pickle.SETITEMS
 
-    def call(self, value: Call) -> None:
+    def put_call(self, value: Call) -> None:
         self.put(value.function)
         self.put(value.args)
-        self.out.extend(b"R")
+        self.out += pickle.REDUCE
 
-    def instance(self, value: Instance) -> None:
+    def put_instance(self, value: Instance) -> None:
         self.put(value.kind)
-        self.out.extend(b")\x81")
+        self.out += pickle.EMPTY_TUPLE + pickle.NEWOBJ
         self.put(value.state)
-        self.out.extend(b"b")
+        self.out += pickle.BUILD
 
-    def persistent(self, value: Persistent) -> None:
+    def put_persistent(self, value: Persistent) -> None:
         self.put(value.id)
-        self.out.extend(b"Q")
+        self.out += pickle.BINPERSID
 
 
 _PUT: dict[type, Any] = {
-    type(None): lambda writer, value: writer.out.extend(b"N"),
-    bool: lambda writer, value: writer.out.extend(b"\x88" if value else b"\x89"),
-    int: _Writer.integer,
-    float: lambda writer, value: writer.out.extend(b"G" + struct.pack(">d", value)),
-    str: _Writer.text,
-    tuple: lambda writer, value: writer.sequence(b"(", value, b"t"),
-    list: lambda writer, value: writer.sequence(b"](", value, b"e"),
-    dict: lambda writer, value: writer.mapping(value.items()),
-    Pairs: lambda writer, value: writer.mapping(value.items),
-    Name: _Writer.name,
-    Call: _Writer.call,
-    Instance: _Writer.instance,
-    Persistent: _Writer.persistent,
+    type(None): _Writer.put_none,
+    bool: _Writer.put_bool,
+    int: _Writer.put_int,
+    float: _Writer.put_float,
+    str: _Writer.put_text,
+    tuple: _Writer.put_tuple,
+    list: _Writer.put_list,
+    dict: _Writer.put_dict,
+    Pairs: _Writer.put_pairs,
+    Name: _Writer.put_name,
+    Call: _Writer.put_call,
+    Instance: _Writer.put_instance,
+    Persistent: _Writer.put_persistent,
 }

@@ -6,8 +6,8 @@ import math
 import pytest
 from rich.console import Console
 
-from ckpt_tool.cli.report.terminal import abbreviations, heatmap
-from ckpt_tool.compare.grid import grid
+from ckpt_tool.cli.report.terminal import abbreviate, draw_heatmap
+from ckpt_tool.compare.grid import make_grid
 from tests.support.verifications import llama
 
 MOE = (
@@ -27,7 +27,7 @@ def moe(layers: int) -> dict[str, float]:
 def show(distances: dict[str, float], width: int = 80, **options: object) -> str:
     """What a terminal of this width gets, control sequences and all."""
     console = Console(file=io.StringIO(), width=width, **{"color_system": None} | options)
-    console.print(heatmap(grid(distances), width))
+    console.print(draw_heatmap(make_grid(distances), width))
     return console.file.getvalue()
 
 
@@ -98,8 +98,8 @@ def test_a_module_that_a_layer_lacks_is_blank() -> None:
 
 
 def test_every_abbreviation_is_explained_and_unlike_the_others() -> None:
-    found = grid(moe(1))
-    short = abbreviations(found.columns)
+    found = make_grid(moe(1))
+    short = abbreviate(found.columns)
     assert len(set(short.values())) == len(MOE)
     assert short["self_attn.q_proj"] == "q"
     assert short["post_attention_layernorm"] == "paln"

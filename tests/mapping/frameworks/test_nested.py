@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.mapping.frameworks.nested import prefix_of, renamed, under
-from ckpt_tool.mapping.frameworks.training import is_training_state, training_kind
+from ckpt_tool.mapping.frameworks.nested import find_prefix, rename_tensors, strip_prefix
+from ckpt_tool.mapping.frameworks.training import find_training_kind, is_training_state
 
 MODEL = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight")
 
@@ -23,28 +23,30 @@ MODEL = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_h
     ],
 )
 def test_what_is_nested_around_a_model(prefix, names):
-    assert prefix_of([prefix + name for name in names]) == prefix
+    assert find_prefix([prefix + name for name in names]) == prefix
 
 
 def test_models_without_a_head_and_without_an_embedding():
-    assert prefix_of(["state_dict.embed_tokens.weight", "state_dict.norm.weight"]) == "state_dict."
-    assert prefix_of(["a.weight", "b.weight"]) == ""
+    assert (
+        find_prefix(["state_dict.embed_tokens.weight", "state_dict.norm.weight"]) == "state_dict."
+    )
+    assert find_prefix(["a.weight", "b.weight"]) == ""
 
 
 def test_copies_of_the_embedding_in_prediction_layers_are_no_other_model():
-    assert prefix_of([*MODEL, "model.layers.3.embed_tokens.weight"]) == ""
+    assert find_prefix([*MODEL, "model.layers.3.embed_tokens.weight"]) == ""
 
 
 def test_two_models_are_to_be_chosen_from():
     with pytest.raises(UsageError, match=r"'', 'ema\.'"):
-        prefix_of([*MODEL, *(f"ema.{name}" for name in MODEL)])
+        find_prefix([*MODEL, *(f"ema.{name}" for name in MODEL)])
 
 
 def test_what_is_beside_the_prefix_is_listed():
     with pytest.raises(MappingError) as refused:
-        under({"a.x": 1, "b.y": 2, "c": 3}, "a.")
+        strip_prefix({"a.x": 1, "b.y": 2, "c": 3}, "a.")
     assert refused.value.names == ("b.y", "c")
-    assert under({"a.x": 1}, "a.") == {"x": 1}
+    assert strip_prefix({"a.x": 1}, "a.") == {"x": 1}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,9 @@ def test_what_is_beside_the_prefix_is_listed():
     ],
 )  # fmt: skip
 def test_renames_by_hand(rename, old, new):
-    assert renamed({old: 1, "backbone.x": 2, "a.head": 2, "^": 3} | _touched(rename), [rename])[new]
+    assert rename_tensors(
+        {old: 1, "backbone.x": 2, "a.head": 2, "^": 3} | _touched(rename), [rename]
+    )[new]
 
 
 def _touched(rename: str) -> dict[str, int]:
@@ -75,25 +79,25 @@ def _touched(rename: str) -> dict[str, int]:
 
 
 def test_renames_are_applied_in_order():
-    assert renamed({"a.w": 1}, ["a=b", "b=c"]) == {"c.w": 1}
+    assert rename_tensors({"a.w": 1}, ["a=b", "b=c"]) == {"c.w": 1}
 
 
 @pytest.mark.parametrize("rename", ["a", "=b", "^=b", "a=b*", "*=**", "absent=b"])
 def test_renames_that_say_nothing_are_refused(rename):
-    with pytest.raises(UsageError, match="--rename"):
-        renamed({"a.w": 1, "c.w": 2}, [rename])
+    with pytest.raises(UsageError, match=r"`names\.rename="):
+        rename_tensors({"a.w": 1, "c.w": 2}, [rename])
 
 
 def test_two_tensors_of_one_name_are_refused():
     with pytest.raises(MappingError, match="1 tensors would get a name") as refused:
-        renamed({"a.w": 1, "b.w": 2}, ["a=b"])
+        rename_tensors({"a.w": 1, "b.w": 2}, ["a=b"])
     assert refused.value.names == ("b.w: also b.w",)
 
 
 @given(st.lists(st.from_regex(r"[a-z]{1,3}(\.[a-z]{1,3}){0,3}", fullmatch=True), unique=True))
 def test_a_rename_and_its_inverse(names):
     tensors = {f"old.{name}": name for name in names} | {"old.q": "q"}
-    assert renamed(renamed(tensors, ["^old=New"]), ["^New=old"]) == tensors
+    assert rename_tensors(rename_tensors(tensors, ["^old=New"]), ["^New=old"]) == tensors
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_a_rename_and_its_inverse(names):
 )
 def test_state_of_training(name, kind):
     assert is_training_state(name)
-    assert training_kind(name) == kind
+    assert find_training_kind(name) == kind
 
 
 @pytest.mark.parametrize("name", [*MODEL, "decoder.layers.mlp.router.weight", "epochs.weight"])

@@ -9,17 +9,22 @@ import torch
 import transformers
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.mapping.families.table import ARCHITECTURES, FAMILIES
-from ckpt_tool.mapping.hub.names import refuse_adapters, to_hub
-from ckpt_tool.mapping.hub.transformers_tables import architecture_of
-from tests.support.saved import assert_equal, save_both, write_config, write_shapes, write_tensors
+from ckpt_tool.mapping.families.table import FAMILIES, find_family
+from ckpt_tool.mapping.hub.names import rename_for_hub
+from tests.support.saved import (
+    assert_equal,
+    save_both,
+    to_hub,
+    write_config,
+    write_shapes,
+    write_tensors,
+)
 from tests.support.tiny_models import MODELS, build, filled
-from tests.support.versions import needs_transformers_5
 
-RENAMING = sorted(family for family, rules in FAMILIES.items() if rules)
+RENAMING = sorted(name for name, family in FAMILIES.items() if family.hub)
 # Kimi K2 is DeepSeek-V3's model under another name, with its code on the Hub.
 NOT_IN_TRANSFORMERS = {"kimi_k2"}
-SPELLED_OUT = [family for family in MODELS if family in FAMILIES]
+SPELLED_OUT = [name for name in MODELS if find_family(name).hub is not None]
 MIXTURES = [family for family in RENAMING if family in MODELS and not family.endswith("_vl")]
 
 
@@ -39,7 +44,7 @@ def test_names_shapes_and_values_are_those_of_save_pretrained(family, saved):
     model = saved(family)
     form = to_hub(model.memory, model.config)
     assert_equal(form.tensors, hub_form(family, model.hub))
-    assert form.warnings == []
+    assert form.warnings == ()
 
 
 @pytest.mark.parametrize("family", MIXTURES)
@@ -139,40 +144,24 @@ def test_fused_experts_beside_the_same_experts_split_are_refused(tmp_path):
     assert refused.value.names == (f"{stem}.1.down_proj.weight",)
 
 
-LAYER = "model.layers.0.self_attn.q_proj"
-
-
 @pytest.mark.parametrize(
-    "adapter",
+    ("family", "name", "expected"),
     [
-        f"base_model.model.{LAYER}.lora_A.default.weight",
-        f"{LAYER}.lora_B.default.weight",
-        f"{LAYER}.base_layer.weight",
-        f"{LAYER}.lora_magnitude_vector.default.weight",
-        "model.embed_tokens.lora_embedding_A.default",
-        f"_fsdp_wrapped_module.base_model.model.{LAYER}.lora_A.default.weight",
-        "base_model.model.model.norm.weight",
+        (
+            "mixtral",
+            "model.layers.3.mlp.gate.weight",
+            "model.layers.3.block_sparse_moe.gate.weight",
+        ),
+        ("qwen2_5_vl", "model.visual.blocks.0.attn.qkv.weight", "visual.blocks.0.attn.qkv.weight"),
+        ("qwen2_5_vl", "model.language_model.norm.weight", "model.norm.weight"),
+        ("gpt_neox", "lm_head.weight", "embed_out.weight"),
+        ("gpt_neox", "score.lm_head.weight", "score.lm_head.weight"),
+        ("qwen3_moe", "model.layers.0.mlp.experts.gate_up_proj", ""),
+        ("no_such_family", "model.visual.norm.weight", ""),
     ],
 )
-def test_adapters_are_refused_by_name(adapter):
-    with pytest.raises(MappingError) as refused:
-        refuse_adapters([f"{LAYER}.weight", adapter, "lm_head.weight"])
-    assert refused.value.names == (adapter,)
-    assert "ckpt merge fsdp" in refused.value.hint
-
-
-def test_plain_names_are_no_adapters(saved):
-    for family in ("llama", "jamba", "qwen2_5_vl", "deepseek_v3"):
-        refuse_adapters(saved(family).memory)
-    refuse_adapters(["model.lora_like.weight", "model.v_head_norm.weight", "base_model.weight"])
-
-
-@needs_transformers_5
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
-def test_class_of_a_spelled_out_family_is_that_of_transformers(family, tmp_path):
-    vision = {"vision_config": {}} if "_vl" in family else {}
-    config = write_config(tmp_path, model_type=family, **vision)
-    assert ARCHITECTURES[family] == architecture_of(config)
+def test_a_name_alone_is_brought_to_the_hub(family, name, expected, tmp_path):
+    assert rename_for_hub(name, write_config(tmp_path, model_type=family)) == (expected or name)
 
 
 @pytest.mark.parametrize(

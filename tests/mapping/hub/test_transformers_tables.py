@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.mapping.families.table import FAMILIES
-from ckpt_tool.mapping.hub.names import HubForm, to_hub
+from ckpt_tool.mapping.families.table import find_family
+from ckpt_tool.mapping.hub.form import HubModel
 from tests.support.backed import same
 from tests.support.saved import (
     Saved,
     assert_equal,
     save_both,
+    to_hub,
     write_config,
     write_tensors,
 )
@@ -47,7 +48,7 @@ def with_vision_model(model: Saved) -> dict:
     return {n.replace(tower, f"{tower}vision_model."): t for n, t in model.hub.items()}
 
 
-def assert_kept(form: HubForm, checkpoint, reason: str) -> None:
+def assert_kept(form: HubModel, checkpoint, reason: str) -> None:
     """Every tensor under the name it came with, and a warning that says why."""
     assert form.tensors == dict(checkpoint)
     (warning,) = form.warnings
@@ -57,12 +58,12 @@ def assert_kept(form: HubForm, checkpoint, reason: str) -> None:
 
 @pytest.mark.parametrize("family", TEXT)
 def test_names_shapes_and_values_are_those_of_save_pretrained(family, saved):
-    assert family not in FAMILIES
+    assert find_family(family).hub is None
     model = saved(family)
     form = to_hub(model.memory, model.config)
     assert model.memory.keys() != model.hub.keys()
     assert_equal(form.tensors, model.hub)
-    assert form.warnings == []
+    assert form.warnings == ()
 
 
 @pytest.mark.parametrize("family", list(VISION))
@@ -71,7 +72,7 @@ def test_vision_towers_get_the_prefix_they_have_on_the_hub(family, saved):
     form = to_hub(model.memory, model.config)
     assert_equal(form.tensors, with_vision_model(model))
     assert set(VISION[family]) <= form.tensors.keys()
-    assert form.warnings == []
+    assert form.warnings == ()
 
 
 @pytest.mark.parametrize("family", [*TEXT, *VISION, "inkling2_text"])
@@ -81,7 +82,7 @@ def test_tensors_that_have_hub_names_already_stay(family, saved, tmp_path):
     checkpoint = write_tensors(tmp_path / "hub.safetensors", on_hub)
     form = to_hub(checkpoint, model.config)
     assert form.tensors == dict(checkpoint)
-    assert form.warnings == []
+    assert form.warnings == ()
 
 
 def test_head_that_only_the_command_line_ties_may_be_absent(tmp_path):
@@ -129,12 +130,20 @@ def test_unknown_class_of_a_known_family_keeps_its_names(saved, tmp_path):
     assert_kept(form, model.memory, "MyPhimoeForCausalLM")
 
 
-def test_tensors_that_are_not_the_models_keep_their_names(saved, tmp_path):
+@pytest.mark.parametrize("names", ["in memory", "on the Hub"])
+def test_tensors_that_are_not_the_models_are_refused_by_name(names, saved, tmp_path):
     model = saved("phimoe")
-    tensors = {name: tensor.read() for name, tensor in model.memory.items()}
-    tensors.pop("model.norm.weight")
+    tensors = dict(model.hub)
+    if names == "in memory":
+        tensors = {name: tensor.read() for name, tensor in model.memory.items()}
+    tensors["model.extra.weight"] = tensors.pop("model.norm.weight")
     checkpoint = write_tensors(tmp_path / "x.safetensors", tensors)
-    assert_kept(to_hub(checkpoint, model.config), checkpoint, "not the model's")
+    with pytest.raises(MappingError, match="not the tensors of PhimoeForCausalLM") as refused:
+        to_hub(checkpoint, model.config)
+    faults = refused.value.names
+    assert {"missing: model.norm.weight", "unexpected: model.extra.weight"} <= set(faults)
+    assert (len(faults) == 2) is (names == "on the Hub")
+    assert "`keep_names=True`" in refused.value.hint
 
 
 def with_remote_code(folder: Path, raw: dict):
@@ -177,7 +186,7 @@ def test_weights_that_the_hub_has_rearranged_are_refused(saved):
         MappingError, match=r"inkling2_text.*are rearranged \((reshape|new_zeros)\)"
     ) as refused:
         to_hub(model.memory, model.config)
-    assert "--config none" in refused.value.hint
+    assert "`keep_names=True`" in refused.value.hint
 
 
 def test_reverting_reads_no_bytes(saved, tmp_path):

@@ -3,8 +3,9 @@
 import pytest
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.mapping.hub.names import unknown_class, with_architecture
-from ckpt_tool.mapping.hub.value_head import heads_as_in, refuse_value_head, value_model
+from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
+from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.value_head import match_heads, refuse_value_head, take_value_head
 from tests.support.merging import TINY
 from tests.support.saved import write_config, write_shapes
 from tests.support.versions import needs_transformers_5
@@ -17,7 +18,8 @@ NORM = {"model.norm.weight": (8,)}
 def split(tmp_path):
     def run(shapes, wanted=None, **config):
         tensors = write_shapes(tmp_path / "x.safetensors", shapes)
-        return value_model(tensors, write_config(tmp_path, **(TINY | config)), wanted)
+        model = HubModel(dict(tensors), write_config(tmp_path, **(TINY | config)))
+        return take_value_head(model, wanted)
 
     return run
 
@@ -27,13 +29,13 @@ def split(tmp_path):
 def test_the_head_is_taken_off(split, wrapper, prefix):
     shapes = {f"{prefix}{wrapper}{name}": shape for name, shape in NORM.items()}
     found = split(shapes | {f"{wrapper}{name}": shape for name, shape in HEAD.items()})
-    assert found.base.keys() == NORM.keys()
+    assert found.tensors.keys() == NORM.keys()
     assert found.head.keys() == HEAD.keys()
 
 
 def test_a_plain_model_is_left_as_it_is(split):
     shapes = {"_orig_mod.model.norm.weight": (8,), "model.v_head_norm.weight": (2,)}
-    assert split(shapes).base.keys() == shapes.keys()
+    assert split(shapes).tensors.keys() == shapes.keys()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_another_kind_of_head_is_refused_by_name(split, shapes, named):
     with pytest.raises(MappingError, match="not that of trl") as refused:
         split(NORM | shapes)
     assert refused.value.names == (named,)
-    assert "--config none" in refused.value.hint
+    assert "`keep_names=True`" in refused.value.hint
 
 
 def test_a_head_of_one_tensor_is_refused_with_all_that_is_missing(split):
@@ -86,8 +88,8 @@ def test_a_model_that_lost_its_head_is_taken_without_one_only_if_told_so(split):
     shapes = {"pretrained_model.model.norm.weight": (8,)}
     with pytest.raises(MappingError, match="without a value head") as refused:
         split(shapes)
-    assert "--no-value-model" in refused.value.hint
-    assert split(shapes, wanted=False).base.keys() == NORM.keys()
+    assert "`value_model=False`" in refused.value.hint
+    assert split(shapes, wanted=False).tensors.keys() == NORM.keys()
 
 
 def test_opt_350m_projects_its_hidden_states(split):
@@ -113,7 +115,7 @@ def test_megatron_takes_no_two_heads():
 )
 def test_a_head_has_the_names_it_has_on_the_other_side(tmp_path, others, expected):
     tensors = write_shapes(tmp_path / "x.safetensors", NORM | HEAD)
-    assert heads_as_in(tensors, others).keys() == NORM.keys() | expected
+    assert match_heads(tensors, others).keys() == NORM.keys() | expected
 
 
 @needs_transformers_5
@@ -137,8 +139,8 @@ def test_classifiers_have_transformers_class_or_a_warning(
 ):
     shapes = NORM | {name: (1, 8) if "weight" in name else (1,) for name in score}
     tensors = write_shapes(tmp_path / "x.safetensors", shapes)
-    config = with_architecture(tensors, write_config(tmp_path, model_type=model_type))
+    config = name_architecture(tensors, write_config(tmp_path, model_type=model_type))
     assert config.architecture == named
     assert list(config.changes["id2label"]) == ["0"]
-    warnings = unknown_class(config)
+    warnings = warn_of_unknown_class(config)
     assert [named in said for said in warnings] == ([] if known else [True])

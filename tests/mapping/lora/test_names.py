@@ -3,7 +3,7 @@
 import pytest
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.mapping.lora.names import has_adapters, take_apart
+from ckpt_tool.mapping.lora.names import has_adapters, refuse_adapters, take_apart
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -76,6 +76,9 @@ def test_a_value_head_around_an_adapted_model_keeps_its_prefix():
         (FACTORS | {"q.base_layer.base_layer.weight": (6, 4)}, "q.base_layer.base_layer.weight"),
         (FACTORS | {"k.ia3_l.default": (1, 4)}, "k.ia3_l.default"),
         (FACTORS | {"k.vera_lambda_b.default": (4,)}, "k.vera_lambda_b.default"),
+        ({"q.base_layer.weight": (6, 4)}, "q: base_layer without"),
+        (FACTORS | {"k.base_layer.weight": (6, 4)}, "k: base_layer without"),
+        (FACTORS | {"k.original_module.bias": (6,)}, "k: original_module without"),
         (FACTORS | {"n.weight": (1,), "_orig_mod.n.weight": (1,)}, "n.weight"),
     ],
 )
@@ -85,14 +88,40 @@ def test_what_cannot_be_fused_is_named(shapes, named):
     assert any(named in name for name in error.value.names), error.value.names
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("base_model.model.lm_head.weight", True),
-        ("model.q.lora_A.default.weight", True),
-        ("model.q.weight", False),
-        ("model.w_lora.lora.0.weight", False),  # of RWKV, a model's own
-    ],
-)
-def test_adapters_are_told_from_models(name, expected):
-    assert has_adapters([name]) == expected
+LAYER = "model.layers.0.self_attn.q_proj"
+ADAPTED = [
+    f"base_model.model.{LAYER}.lora_A.default.weight",
+    f"{LAYER}.lora_A.weight",
+    f"{LAYER}.lora_B.default.weight",
+    f"{LAYER}.base_layer.weight",
+    f"{LAYER}.lora_magnitude_vector.default.weight",
+    "score.modules_to_save.default.weight",
+    "score.original_module.weight",
+    "model.embed_tokens.lora_embedding_A.default",
+    f"_fsdp_wrapped_module.base_model.model.{LAYER}.lora_A.default.weight",
+    "_fsdp_wrapped_module.base_model.model.model.norm.weight",
+    "pretrained_model.base_model.model.model.norm.weight",
+    "base_model.model.lm_head.weight",
+]
+PLAIN = [
+    "model.q.weight",
+    "model.w_lora.lora.0.weight",  # of RWKV, a model's own
+    "model.lora_like.weight",
+    "model.v_head_norm.weight",
+    "base_model.weight",
+]
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_what_is_of_adapters_is_taken_apart_or_refused_by_one_test(name):
+    assert has_adapters(["lm_head.bias", name])
+    with pytest.raises(MappingError) as refused:
+        refuse_adapters(["lm_head.bias", name])
+    assert refused.value.names == (name,)
+    assert "first" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_names_are_no_adapters(name):
+    assert not has_adapters([name])
+    refuse_adapters([name])

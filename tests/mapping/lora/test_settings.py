@@ -36,7 +36,7 @@ def test_the_adapter_of_verl_0_4(tmp_path):
 
 def test_alpha_from_the_command_where_nothing_says_it(tmp_path):
     found = read_settings(written(tmp_path), 12.0)
-    assert (found.alpha, found.source, found.rank) == (12.0, "--lora-alpha", None)
+    assert (found.alpha, found.source, found.rank) == (12.0, "`lora.alpha`", None)
 
 
 def test_alpha_0_is_what_a_merger_wrote_that_did_not_know_it(tmp_path):
@@ -51,7 +51,7 @@ def test_alpha_0_is_what_a_merger_wrote_that_did_not_know_it(tmp_path):
     [
         ({}, None, "neither lora_train_meta.json nor lora_adapter/adapter_config.json in"),
         ({"meta": {"r": 8}}, None, "says nothing of alpha"),
-        ({"meta": {"lora_alpha": 8}}, 9.0, "alpha is 8 by .*, 9 by --lora-alpha"),
+        ({"meta": {"lora_alpha": 8}}, 9.0, "alpha is 8 by .*, 9 by `lora.alpha`"),
         ({"meta": {"lora_alpha": 8}, "adapter": {"lora_alpha": 9}}, None, "alpha is 8 by .*, 9 by"),
         ({"adapter": {"peft_type": "VERA"}}, 1.0, "adapters of VERA, expected LORA"),
         ({"adapter": {"lora_alpha": 1, "lora_bias": True}}, None, "LoRA with lora_bias"),

@@ -10,19 +10,19 @@ from ckpt_tool.mapping.megatron.bindings import (
     LAYOUTS,
     Binding,
     Repeat,
-    bindings_of,
-    default_layout,
-    repeats_of,
+    choose_layout,
+    find_repeats,
+    make_bindings,
 )
-from ckpt_tool.mapping.megatron.extra_state import extra_states
-from ckpt_tool.mapping.megatron.numbers import family_of, numbers_of
+from ckpt_tool.mapping.megatron.extra_state import list_extra_states
+from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import QueryGroups, StackedHeads, SwapHalves, Vocabulary
 from tests.support.megatron_models import CASES, FAMILIES, MOE, alike, config_of, hub_shapes
 
 
 def bindings(family: str, layout: str = "per-layer", **changes) -> list[Binding]:
     config = config_of(family, **changes)
-    return bindings_of(family_of(config), numbers_of(config), layout)
+    return make_bindings(require_rows(config), read_numbers(config), layout)
 
 
 def by_hub(found: list[Binding]) -> dict[str, Binding]:
@@ -85,13 +85,13 @@ def test_default_layout_is_stacked_where_megatron_cores_is(family):
     config = config_of(family)
     differing = family in ("qwen2_moe", "deepseek_v3", "kimi_k2", "glm4_moe")
     expected = "per-layer" if differing else "stacked"
-    assert default_layout(family_of(config), numbers_of(config)) == expected
+    assert choose_layout(require_rows(config), read_numbers(config)) == expected
 
 
 def test_default_layout_of_what_is_alike_after_all():
     for family, expected in [("qwen2_moe", "stacked"), ("deepseek_v3", "per-layer")]:
         config = config_of(family, **alike(family))
-        assert default_layout(family_of(config), numbers_of(config)) == expected
+        assert choose_layout(require_rows(config), read_numbers(config)) == expected
 
 
 def test_a_dense_layer_by_hand():
@@ -149,7 +149,7 @@ def test_operations_know_the_sizes_of_the_model():
     assert found["model.layers.0.self_attn.q_proj.bias"].op == QueryGroups(4, 2, 2)
     assert found["visual.blocks.1.attn.qkv.weight"].op == StackedHeads(2)
     config = config_of("llama")
-    padded = bindings_of(family_of(config), numbers_of(config, 8), "stacked")
+    padded = make_bindings(require_rows(config), read_numbers(config, 8), "stacked")
     vocabulary = {b.name for b in padded if b.op == Vocabulary(11, 16)}
     assert vocabulary == {"embedding.word_embeddings.weight", "output_layer.weight"}
 
@@ -181,7 +181,7 @@ def test_multi_token_prediction_of_mimo():
 def test_what_multi_token_prediction_repeats():
     for tied, head in [(False, "lm_head.weight"), (True, "model.embed_tokens.weight")]:
         config = config_of("glm4_moe", tie_word_embeddings=tied)
-        assert repeats_of(family_of(config), numbers_of(config)) == [
+        assert find_repeats(require_rows(config), read_numbers(config)) == [
             Repeat("model.layers.3.embed_tokens.weight", "model.embed_tokens.weight"),
             Repeat("model.layers.3.shared_head.head.weight", head),
         ]
@@ -206,7 +206,7 @@ def test_names_of_a_vision_model():
 
 
 def extra(family: str, layout: str, **changes) -> list[str]:
-    return extra_states(bindings(family, layout, num_hidden_layers=2, **changes))
+    return list_extra_states(bindings(family, layout, num_hidden_layers=2, **changes))
 
 
 DENSE = "self_attention.linear_qkv self_attention.linear_proj self_attention.core_attention"
@@ -237,10 +237,10 @@ def test_extra_states_of_a_model_with_experts_by_hand():
 
 @pytest.mark.parametrize(("family", "layout", "changes"), CASES, ids=str)
 def test_extra_states_are_not_repeated_and_include_attention(family, layout, changes):
-    found = extra_states(bindings(family, layout, **changes))
+    found = list_extra_states(bindings(family, layout, **changes))
     assert len(found) == len(set(found))
     attention = {name for name in found if ".self_attention.core_attention." in name}
-    towers = 3 + numbers_of(config_of(family, **changes)).mtp + 2 * (family == "qwen2_5_vl")
+    towers = 3 + read_numbers(config_of(family, **changes)).mtp + 2 * (family == "qwen2_5_vl")
     assert len(attention) == towers
     plain = ("router", "word_embeddings", "output_layer", "gate_weight", "patch_embed")
     assert not [name for name in found if any(word in name for word in plain)]

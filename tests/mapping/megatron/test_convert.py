@@ -8,7 +8,7 @@ import torch
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS
 from ckpt_tool.mapping.megatron.convert import from_megatron, to_megatron
-from ckpt_tool.mapping.megatron.rules import Rules, rules_for
+from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.readers import Checkpoint
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -162,7 +162,7 @@ def test_tensors_of_two_dtypes_are_all_listed(tmp_path):
     error = refused(stored(tmp_path, tensors), rules_of("mistral"))
     assert error.names == (
         "model.layers.0.mlp.gate_proj.weight, model.layers.0.mlp.up_proj.weight:"
-        " of float32 and bfloat16; choose one with --dtype",
+        " of float32 and bfloat16; choose one with `dtype`",
     )
 
 
@@ -173,7 +173,7 @@ def test_layers_of_two_dtypes_are_refused(tmp_path):
     error = refused(stored(tmp_path, tensors), rules_of("mistral"))
     assert error.names == (
         "decoder.layers.self_attention.linear_proj.weight:"
-        " made of tensors of bfloat16 and float32; choose one with --dtype",
+        " made of tensors of bfloat16 and float32; choose one with `dtype`",
     )
 
 
@@ -212,7 +212,7 @@ def test_layers_that_differ_are_not_stacked(family):
 @pytest.mark.parametrize(("family", "count"), [("deepseek_v3", 1), ("mimo", 2)])
 def test_a_model_without_its_prediction_layers_is_converted_with_a_warning(family, count, tmp_path):
     tensors = hub_tensors(family, num_nextn_predict_layers=0)
-    rules = rules_for(config_of(family), tensors)
+    rules = make_rules(config_of(family), tensors)
     assert len(rules.warnings) == 1
     assert f"{count} layers for multi-token prediction" in rules.warnings[0]
     assert rules.repeats == []
@@ -225,7 +225,7 @@ def test_a_part_of_the_prediction_layers_is_a_model_with_missing_tensors(tmp_pat
     tensors = hub_tensors("mimo")
     gone = [name for name in tensors if "mtp_layers.1." in name]
     kept = {name: tensor for name, tensor in tensors.items() if name not in gone}
-    error = refused(stored(tmp_path, kept), rules_for(config_of("mimo"), kept))
+    error = refused(stored(tmp_path, kept), make_rules(config_of("mimo"), kept))
     assert sorted(error.names) == sorted(f"missing: {name}" for name in gone)
 
 

@@ -46,7 +46,7 @@ def numbered(*shapes: Sequence[int]) -> list[torch.Tensor]:
 
 def joined(folder: Path, op: Op, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The Megatron tensor; what ``join`` promises of its parts is checked on the way."""
-    assert op.fault([tuple(tensor.shape) for tensor in tensors]) == ""
+    assert op.find_fault([tuple(tensor.shape) for tensor in tensors]) == ""
     return torch.cat([part.read() for part in op.join([lazy(folder, t) for t in tensors])])
 
 
@@ -94,7 +94,7 @@ def test_same_is_the_same(folder):
     tensor = lazy(folder, distinct((3, 2)))
     assert Same().join([tensor]) == [tensor]
     assert Same().split(tensor) == [tensor]
-    assert Same().fault([(3, 2)]) == ""
+    assert Same().find_fault([(3, 2)]) == ""
 
 
 columns = st.lists(st.integers(1, 4), max_size=2)  # none: a bias
@@ -191,15 +191,15 @@ FAULTS = {
 
 @pytest.mark.parametrize(("op", "shapes", "said"), FAULTS.values(), ids=FAULTS.keys())
 def test_shapes_that_do_not_fit_are_said(op, shapes, said):
-    assert said in op.fault(shapes)
+    assert said in op.find_fault(shapes)
 
 
 def test_heads_that_groups_do_not_divide_are_a_fault():
-    assert QueryGroups(4, 3, 1).fault([(4, 6), (3, 6), (3, 6)]) != ""
+    assert QueryGroups(4, 3, 1).find_fault([(4, 6), (3, 6), (3, 6)]) != ""
 
 
 def test_gate_and_up_without_dimensions_are_a_fault():
-    assert GateUp().fault([(), ()]) != ""
+    assert GateUp().find_fault([(), ()]) != ""
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from safetensors import safe_open
 from ckpt_tool import convert_to_mcore
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import load_config
-from ckpt_tool.mapping.families.megatron_table import FAMILIES
-from ckpt_tool.mapping.megatron.rules import rules_for
+from ckpt_tool.mapping.families.table import FAMILIES
+from ckpt_tool.mapping.megatron.rules import make_rules
 from tests.real.megatron_models import write_model
 from tests.support.megatron import UNKNOWN
 
@@ -28,7 +28,7 @@ def test_rows_say_the_shapes_of_real_models(name, tmp_path):
             shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     said = {
         key: shape
-        for binding in rules_for(load_config(folder), shapes).bindings
+        for binding in make_rules(load_config(folder), shapes).bindings
         for key, shape in binding.expected()
     }
     assert None not in {size for shape in said.values() for size in shape}
@@ -41,11 +41,17 @@ def test_every_row_says_a_shape():
     rows = {
         row
         for family in FAMILIES.values()
-        for part in (family.attention, family.dense, family.moe, family.mtp)
+        if family.megatron is not None
+        for part in (
+            family.megatron.attention,
+            family.megatron.dense,
+            family.megatron.moe,
+            family.megatron.mtp,
+        )
         for row in part
     }
     assert all(row.shape for row in rows)
-    vision = FAMILIES["qwen2_5_vl"].vision
+    vision = FAMILIES["qwen2_5_vl"].megatron.vision
     assert {row.hf for row in vision.rows + vision.block if not row.shape} == UNSAID
 
 

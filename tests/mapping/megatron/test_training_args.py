@@ -2,7 +2,7 @@
 
 import pytest
 
-from ckpt_tool.mapping.megatron.training_args import content_metadata, megatron_args
+from ckpt_tool.mapping.megatron.training_args import describe_content, make_args
 from tests.support.megatron_models import CASES, FAMILIES, alike, rules_of
 
 #: What is never said by a config, and what one may say of any model.
@@ -92,13 +92,13 @@ CHANGES = {
 
 @pytest.mark.parametrize("family", EXPECTED)
 def test_arguments_of_a_model(family):
-    found = megatron_args(rules_of(family, vocab_multiple=8, **SAID, **CHANGES[family]))
+    found = make_args(rules_of(family, vocab_multiple=8, **SAID, **CHANGES[family]))
     expected = CONSTANT | DECODER | EXPECTED[family]
     assert {name: found.get(name, "absent") for name in expected} == expected
 
 
 def test_a_dense_model_has_no_arguments_of_experts():
-    found = megatron_args(rules_of("llama"))
+    found = make_args(rules_of("llama"))
     assert not [name for name in found if name.startswith("moe_") or name == "num_experts"]
     assert not [name for name in found if name.endswith("_lora_rank")]
 
@@ -113,16 +113,16 @@ def plain(value: object) -> bool:
 @pytest.mark.parametrize(("family", "layout", "changes"), CASES, ids=str)
 def test_arguments_are_plain_values(family, layout, changes):
     rules = rules_of(family, layout, **SAID, **changes)
-    found = megatron_args(rules)
+    found = make_args(rules)
     assert all(type(name) is str for name in found)
     assert [name for name, value in found.items() if type(value) is dict or not plain(value)] == []
-    assert plain(content_metadata(rules))
+    assert plain(describe_content(rules))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", ["stacked", "per-layer"])
 def test_the_loader_is_told_how_layers_are_laid_out(family, layout):
-    found = content_metadata(rules_of(family, layout, **alike(family)))
+    found = describe_content(rules_of(family, layout, **alike(family)))
     assert found["non_homogeneous_layers"] == (layout == "per-layer")
     assert found["singleton_local_shards"] is False
 
@@ -141,20 +141,20 @@ ROTARY = {
 
 @pytest.mark.parametrize(("changes", "expected"), ROTARY.values(), ids=ROTARY.keys())
 def test_rotary_arguments(changes, expected):
-    found = megatron_args(rules_of("glm4_moe", **changes))
+    found = make_args(rules_of("glm4_moe", **changes))
     assert (found["rotary_base"], found["rotary_percent"]) == expected
     assert type(found["rotary_base"]) is type(expected[0])
 
 
 def test_a_base_that_is_null_is_not_said():
-    assert megatron_args(rules_of("llama", rope_theta=None))["rotary_base"] == 10000
+    assert make_args(rules_of("llama", rope_theta=None))["rotary_base"] == 10000
 
 
 def test_groups_are_said_where_heads_share_keys():
-    every = megatron_args(rules_of("llama", num_key_value_heads=4))
+    every = make_args(rules_of("llama", num_key_value_heads=4))
     assert (every["num_query_groups"], every["group_query_attention"]) == (4, False)
 
 
 def test_absent_prediction_layers_are_not_said():
-    assert megatron_args(rules_of("mimo"))["mtp_num_layers"] == 2
-    assert megatron_args(rules_of("mimo", num_nextn_predict_layers=0))["mtp_num_layers"] is None
+    assert make_args(rules_of("mimo"))["mtp_num_layers"] == 2
+    assert make_args(rules_of("mimo", num_nextn_predict_layers=0))["mtp_num_layers"] is None

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.mapping.megatron.model import model_of
-from ckpt_tool.mapping.megatron.verl_names import with_core_names
+from ckpt_tool.mapping.megatron.convert import restore_model
+from ckpt_tool.mapping.megatron.verl_names import use_core_names
 from tests.support.backed import backed, same
 from tests.support.megatron_models import config_of
 
@@ -28,7 +28,7 @@ def test_heads_of_two_ranks_become_query_groups(tmp_path):
     """Rows 0-7 are of query heads, 8-11 of key heads, 12-15 of value heads: two for each."""
     ranks = torch.stack([rows(0, 1, 2, 3, 8, 9, 12, 13), rows(4, 5, 6, 7, 10, 11, 14, 15)])
     whole = lazy(tmp_path, {f"{LAYER}self_attn.qkv_proj.weight": ranks})
-    ((name, found),) = with_core_names(whole, CONFIG).items()
+    ((name, found),) = use_core_names(whole, CONFIG).items()
     assert name == "decoder.layers.2.self_attention.linear_qkv.weight"
     expected = rows(0, 1, 2, 3, 8, 9, 12, 13, 4, 5, 6, 7, 10, 11, 14, 15)
     assert same(found.read(), expected)
@@ -37,7 +37,7 @@ def test_heads_of_two_ranks_become_query_groups(tmp_path):
 def test_heads_of_one_rank_become_query_groups(tmp_path):
     bias = torch.arange(16.0)[None]
     whole = lazy(tmp_path, {f"{LAYER}self_attn.qkv_proj.bias": bias})
-    (found,) = with_core_names(whole, CONFIG).values()
+    (found,) = use_core_names(whole, CONFIG).values()
     order = [0, 1, 2, 3, 8, 9, 12, 13, 4, 5, 6, 7, 10, 11, 14, 15]
     assert same(found.read(), bias[0][order])
 
@@ -58,19 +58,19 @@ def test_every_name_has_its_counterpart(tmp_path):
         "lm_head.weight": "output_layer.weight",
     }
     whole = lazy(tmp_path, dict.fromkeys(expected, torch.zeros(1, 16, 6)))
-    assert list(with_core_names(whole, CONFIG)) == list(expected.values())
+    assert list(use_core_names(whole, CONFIG)) == list(expected.values())
 
 
 def test_names_of_megatron_core_stay(tmp_path):
     whole = lazy(tmp_path, {"decoder.layers.0.self_attention.linear_qkv.weight": torch.zeros(16)})
-    assert with_core_names(whole, CONFIG) is whole
+    assert use_core_names(whole, CONFIG) is whole
 
 
 def test_names_that_nobody_knows_are_unexpected(tmp_path):
     names = (f"{LAYER}self_attn.qkv_proj.weight", f"{LAYER}self_attn.gate.weight", "strange")
     whole = lazy(tmp_path, dict.fromkeys(names, torch.zeros(1, 16, 6)))
     with pytest.raises(MappingError) as refused:
-        model_of(whole, CONFIG)
+        restore_model(whole, CONFIG)
     assert "unexpected: decoder.layers.2.self_attn.gate.weight" in refused.value.names
     assert "unexpected: strange" in refused.value.names
 
@@ -82,5 +82,5 @@ def test_rows_that_do_not_fit_are_refused(tmp_path, shape):
     """Four ranks, too: verl 0.3 has no more of them than key heads."""
     whole = lazy(tmp_path, {f"{LAYER}self_attn.qkv_proj.weight": torch.zeros(shape)})
     with pytest.raises(MappingError) as refused:
-        with_core_names(whole, CONFIG)
+        use_core_names(whole, CONFIG)
     assert f"{list(shape)}, expected 16 rows in all" in refused.value.names[0]

@@ -38,8 +38,10 @@ TITAN = {
 
 
 def merge(source: Path, out: Path, config: Path | None, names: NameOptions | None = None, **more):
-    options = MergeOptions(config=config, write=WriteOptions(fsync=False), **more)
-    return merge_dcp(source, out, options, names)
+    options = MergeOptions(
+        config=config, names=names or NameOptions(), write=WriteOptions(fsync=False), **more
+    )
+    return merge_dcp(source, out, options)
 
 
 def config_of(case: Path) -> Path:
@@ -79,7 +81,7 @@ def test_one_of_two_models_is_chosen(tmp_path):
     source = save_dcp({"now": state, "ema": averaged}, tmp_path / "in")
     with pytest.raises(UsageError, match="several models") as refused:
         merge(source, tmp_path / "out", None, keep_names=True)
-    assert "--prefix" in refused.value.hint
+    assert "`names.prefix`" in refused.value.hint
     for names, expected in (
         (NameOptions(prefix="ema"), averaged),
         (NameOptions(prefix="now."), state),
@@ -159,7 +161,7 @@ def test_torchtitans_names_of_other_models(megatron_cases, tmp_path):
     assert refused.value.names == ("layers.0.moe.w",)
     with pytest.raises(MappingError, match="known for llama, qwen3") as refused:
         merge(source, tmp_path / "out", megatron.hf(megatron_cases, "mixtral"))
-    assert "--rename" in refused.value.hint
+    assert "`names.rename`" in refused.value.hint
 
 
 def test_other_formats_are_named_with_what_merges_them(checkpoints, megatron_cases, tmp_path):

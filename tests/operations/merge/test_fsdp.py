@@ -10,8 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ckpt_tool.common.errors import CheckpointError, MappingError, OutputError, UsageError
-from ckpt_tool.operations.merge import MergeOptions, merge_fsdp, plan_fsdp
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.operations.merge import merge_fsdp
+from ckpt_tool.operations.merge_plan import make_plan
+from ckpt_tool.operations.options import MergeOptions
+from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_cases import WITH_REFERENCE
 from tests.real.fsdp_reference import logits_of
 from tests.support.merging import TINY, assert_same, load_folder, values, write_rank
@@ -86,7 +88,7 @@ def test_files_are_cut_named_and_indexed_as_on_the_hub(
     folder = checkpoints["fsdp2_layers12_w2"]
     merge_fsdp([folder], tmp_path / "out", MergeOptions(max_shard_size="50KB"))
     state = load_file(folder / "raw_state_dict.safetensors")
-    plan = plan_fsdp([folder])
+    plan = make_plan(folder, "fsdp")
     in_order = {name: state[name] for name in plan.checkpoint.entries}
     expected = split_torch_state_dict_into_shards(
         in_order,
@@ -263,7 +265,7 @@ def test_replicas_are_compared_when_asked_or_when_nothing_else_says_they_are(
 ) -> None:
     actor = tmp_path / "actor"
     shutil.copytree(checkpoints["fsdp2_hsdp_w4"] / "actor", actor)
-    entry = plan_fsdp([actor]).checkpoint.entries["model.norm.weight"]
+    entry = make_plan(actor, "fsdp").checkpoint.entries["model.norm.weight"]
     copy = next(other for _, other in entry.replicas())
     with open(copy.region.path, "r+b") as file:
         file.seek(copy.region.offset)
@@ -280,10 +282,10 @@ def test_replicas_are_compared_when_asked_or_when_nothing_else_says_they_are(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (MergeOptions(dtype="int8"), "--dtype int8"),
+        (MergeOptions(dtype="int8"), "`dtype='int8'`"),
         (MergeOptions(max_shard_size="five"), "'five' is not a size"),
         (MergeOptions(max_shard_size="0GB"), "'0GB' is not a size"),
-        (MergeOptions(jobs=-1), "--jobs -1"),
+        (MergeOptions(jobs=-1), "jobs -1"),
         (MergeOptions(config=Path("/nowhere")), "/nowhere/config.json"),
     ],
 )

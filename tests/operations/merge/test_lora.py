@@ -10,15 +10,16 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.operations.from_dcp import merge_dcp
-from ckpt_tool.operations.merge import MergeOptions, merge_fsdp, plan_fsdp
+from ckpt_tool.operations.merge import merge_dcp, merge_fsdp
+from ckpt_tool.operations.merge_plan import make_plan
+from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.operations.verify import verify_checkpoint as verify
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_cases import LORA_CASES
 from tests.real.fsdp_reference import logits_of
-from tests.support.merging import assert_same, load_folder
+from tests.support.merging import TINY, assert_same, load_folder, values, write_rank
 
 WHOLE = [name for name, case in LORA_CASES.items() if not case.adapter_alone]
 CHECKED = WriteOptions(verify=True, check_load=True)
@@ -186,7 +187,7 @@ def test_without_config_names_stay_unless_fusing_is_asked_for(checkpoints, tmp_p
     folder = checkpoints["lora_w2"]
     kept = merge_fsdp([folder], tmp_path / "kept", MergeOptions(keep_names=True))
     assert_same(load_folder(tmp_path / "kept"), load_file(folder / "raw_state_dict.safetensors"))
-    assert any("--lora fuse" in warning for warning in kept.warnings)
+    assert any("`lora.mode='fuse'`" in warning for warning in kept.warnings)
     options = MergeOptions(keep_names=True, lora=LoraOptions("fuse"))
     merge_fsdp([folder], tmp_path / "fused", options)
     merge(folder, tmp_path / "expected")
@@ -207,7 +208,7 @@ def test_a_dtype_that_is_asked_for_is_the_adapters_too(checkpoints, tmp_path):
     ("case", "lora", "message"),
     [
         (UNKNOWN, LoraOptions(), "alpha is unknown"),
-        ("lora_w2", LoraOptions(alpha=11.0), "alpha is 10 by .*, 11 by --lora-alpha"),
+        ("lora_w2", LoraOptions(alpha=11.0), "alpha is 10 by .*, 11 by `lora.alpha`"),
         ("lora_w2", LoraOptions(base=Path("x")), "has the weights below its adapters itself"),
         ("fsdp2_w2", LoraOptions("fuse"), "no LoRA adapters"),
         ("fsdp2_w2", LoraOptions(alpha=3.0), "no LoRA adapters"),
@@ -226,7 +227,25 @@ def test_resuming_tells_one_update_from_another(checkpoints):
 
     def mark(alpha: float) -> str:
         options = MergeOptions(lora=LoraOptions(alpha=alpha))
-        return plan_fsdp([checkpoints[UNKNOWN]], options).mark
+        return make_plan(checkpoints[UNKNOWN], "fsdp", options).fingerprint
 
     assert mark(10.0) == mark(10.0)
     assert mark(10.0) != mark(20.0)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"model.norm.base_layer.weight": values(8)}, "in the LoRA adapters"),
+        ({"model.norm.original_module.weight": values(8)}, "in the LoRA adapters"),
+        ({"model.q.base_layer.weight": values(8), "model.q.ia3_l.default": values(8)},
+         "adapters that are not supported"),
+    ],
+    ids=["lost", "lost whole", "another method"],
+)  # fmt: skip
+def test_what_is_left_of_adapters_is_refused_without_sending_in_a_circle(tmp_path, extra, said):
+    source = write_rank(tmp_path / "in", {"model.embed_tokens.weight": values(16, 8)} | extra, TINY)
+    with pytest.raises(MappingError, match=said) as refused:
+        merge_fsdp([source], tmp_path / "out")
+    assert "ckpt merge" not in refused.value.hint
+    assert "first" not in refused.value.hint

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from ckpt_tool import open_checkpoint
 from ckpt_tool.common.errors import CheckpointError, MappingError, UsageError
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.operations.from_megatron import merge_megatron
-from ckpt_tool.operations.merge import MergeOptions
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.operations.merge import merge_megatron
+from ckpt_tool.operations.options import MergeOptions
+from ckpt_tool.plans.options import WriteOptions
 from tests.support.merging import assert_same, load_folder
 from tests.support.resaving import resaved, tensors_of
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.operations.from_megatron import merge_megatron
-from ckpt_tool.operations.merge import MergeOptions
+from ckpt_tool.operations.merge import merge_megatron
+from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.operations.verify import verify_checkpoint
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_reference import logits_of
 from tests.support.merging import assert_same, load_folder
 from tests.support.resaving import resaved

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from ckpt_tool import MergeOptions, merge_dcp, merge_fsdp, merge_megatron
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.operations.merge import plan_fsdp
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.operations.merge_plan import make_plan
+from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_cases import VALUE_HEADS
 from tests.real.fsdp_models import ValueHead, WithValueHead
 from tests.real.fsdp_reference import logits_of
@@ -107,7 +107,7 @@ def test_several_files_are_not_what_trl_finds_the_head_in(checkpoints, tmp_path)
     result = merge(checkpoints["fsdp2_valuehead_w2"], tmp_path / "out", max_shard_size="40KB")
     (said,) = result.warnings
     assert "3 files" in said
-    assert "--max-shard-size 1GB" in said
+    assert "`max_shard_size='1GB'`" in said
     first = load_file(tmp_path / "out" / "model-00001-of-00003.safetensors")
     assert first.keys() >= {WEIGHT, BIAS}
     critic, _ = opened(tmp_path / "out", "TokenClassification")
@@ -218,7 +218,7 @@ def test_a_value_model_that_is_wanted_must_be_there(checkpoints, tmp_path):
         merge(tmp_path / "in", tmp_path / "out", value_model=True)
     merge(tmp_path / "in", tmp_path / "out", value_model=False)
     for wanted in (True, False):
-        with pytest.raises(UsageError, match="--config none"):
+        with pytest.raises(UsageError, match="`keep_names=True`"):
             merge(checkpoints["fsdp2_w2"], tmp_path / "x", value_model=wanted, keep_names=True)
 
 
@@ -248,7 +248,7 @@ def test_names_beside_the_two_parts_are_refused(tmp_path):
     state = {"pretrained_model.model.norm.weight": values(8), "extra.weight": values(2), **head}
     write_rank(tmp_path / "in", state, TINY)
     with pytest.raises(MappingError, match="neither to pretrained_model nor to v_head") as refused:
-        plan_fsdp([tmp_path / "in"])
+        make_plan(tmp_path / "in", "fsdp")
     assert refused.value.names == ("extra.weight",)
 
 

@@ -198,7 +198,7 @@ def test_every_fault_is_listed_at_once(plain, tmp_path):
 
 
 def test_fp8_cannot_be_kept(fp8, tmp_path):
-    with pytest.raises(UsageError, match="--dtype keep"):
+    with pytest.raises(UsageError, match="`dtype='keep'`"):
         convert(fp8, tmp_path / "out", dtype="keep")
     assert not (tmp_path / "out").exists()
 

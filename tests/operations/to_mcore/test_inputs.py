@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.plans.output import WriteResult
+from ckpt_tool.plans.options import WriteResult
 from tests.real.fill import fill_distinct
 from tests.real.megatron_models import write_model
 from tests.support.merging import load_folder, values
@@ -246,3 +246,13 @@ def test_mimo_has_the_halves_of_its_projection_the_other_way_round(models, tmp_p
     assert layer == {
         n.removeprefix("decoder.layers.") for n in found if n.startswith("decoder.layers.")
     }
+
+
+@pytest.mark.parametrize("part", ["base_layer", "lora_A.default"])
+def test_adapters_are_to_be_merged_first(models, tmp_path, part):
+    name = f"model.layers.0.self_attn.q_proj.{part}.weight"
+    model = rewritten(models["llama"], tmp_path / "in", lambda t: t.update({name: values(2, 2)}))
+    with pytest.raises(MappingError, match="a model with LoRA adapters: 1 of") as refused:
+        convert_to_mcore(model, tmp_path / "out")
+    assert refused.value.names == (name,)
+    assert "ckpt merge" in refused.value.hint

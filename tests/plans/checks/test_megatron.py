@@ -17,13 +17,14 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
 from ckpt_tool.operations.merge import merge_fsdp
-from ckpt_tool.operations.to_mcore import ToMcoreOptions, convert_to_mcore, plan_to_mcore
+from ckpt_tool.operations.options import ToMcoreOptions
+from ckpt_tool.operations.to_mcore import convert_to_mcore, plan_to_mcore
 from ckpt_tool.plans.checks import megatron as mcore_check
-from ckpt_tool.plans.checks.megatron import check_mcore_load, request_json
-from ckpt_tool.plans.checks.transformers import LoadCheck
-from ckpt_tool.plans.mcore import McorePlan, write_mcore
-from ckpt_tool.plans.output import WriteOptions
-from ckpt_tool.tensors.tiled import ShardedTensor
+from ckpt_tool.plans.checks.megatron import check_mcore_load, make_request
+from ckpt_tool.plans.mcore import McorePlan
+from ckpt_tool.plans.options import LoadCheck, WriteOptions
+from ckpt_tool.plans.write import write as write_plan
+from ckpt_tool.tensors.tiled import TiledTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 from tests.real.megatron_models import NAMES, write_model
 from tests.support.megatron import REFUSED, UNKNOWN
@@ -52,7 +53,7 @@ answers.write_text(json.dumps({name: answer(Request.of(it)) for name, it in aske
 
 
 def write(plan: McorePlan, out: Path, options: WriteOptions = UNSYNCED) -> McorePlan:
-    write_mcore(plan, out, options, Team(ALONE, 2, NoProgress()))
+    write_plan(plan, out, options, Team(ALONE, 2, NoProgress()))
     return plan
 
 
@@ -104,7 +105,7 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
         for layers in ("per-layer",) if name.startswith(DIFFERING) else ("stacked", "per-layer"):
             case, out = f"{name}/{layers}", tmp_path / name / layers
             plan = write(plan_to_mcore(model, ToMcoreOptions(layers=layers)), out)
-            requests[case] = request_json(plan.rules, out)
+            requests[case] = make_request(plan.rules, out)
             sizes[case] = len(plan.folder.tensors) - (name == "qwen2_5_vl")  # without patch_embed
     asked, answered = tmp_path / "requests.json", tmp_path / "answers.json"
     asked.write_text(json.dumps(requests))
@@ -140,7 +141,7 @@ def test_all_faults_are_named_and_nothing_is_published(llama, tmp_path):
     ]
     tensors["output_layer.weight"] = tensors["decoder.layers.mlp.linear_fc1.weight"]
     whole = tensors["decoder.layers.mlp.linear_fc2.weight"]
-    tensors["decoder.layers.mlp.linear_fc2.weight"] = ShardedTensor(
+    tensors["decoder.layers.mlp.linear_fc2.weight"] = TiledTensor(
         whole.shape, whole.blocks[1:], whole.sources
     )
     gone = "decoder.layers.self_attention.linear_proj._extra_state/shard_2_4"
@@ -148,8 +149,8 @@ def test_all_faults_are_named_and_nothing_is_published(llama, tmp_path):
     folder = plan_torch_dist(tensors, objects, prefix="", sums=False)
     assert len(objects) == len(plan.folder.objects) - 1
     with pytest.raises(MappingError) as refused:
-        write(replace(plan, folder=folder), tmp_path / "out", CHECKED)
-    assert str(refused.value) == f"--check-load: GPTModel of {LIBRARY} does not load this"
+        write(replace(plan, folder=folder, files=folder.files), tmp_path / "out", CHECKED)
+    assert str(refused.value) == f"`write.check_load`: GPTModel of {LIBRARY} does not load this"
     assert sorted(refused.value.names) == [
         "incomplete: decoder.layers.mlp.linear_fc2.weight:"
         " blocks of 18,432 elements, expected 24,576",
@@ -169,7 +170,7 @@ def test_truncated_file_is_an_error_that_quotes_megatron_core(llama, tmp_path, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MappingError, match=r"fails to load this: .*Error: ") as refused:
         check_mcore_load(plan.rules, tmp_path)
-    assert str(refused.value).startswith(f"--check-load: GPTModel of {LIBRARY} ")
+    assert str(refused.value).startswith(f"`write.check_load`: GPTModel of {LIBRARY} ")
     assert "\n" not in str(refused.value)
 
 

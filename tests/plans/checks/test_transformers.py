@@ -8,9 +8,11 @@ from safetensors import safe_open
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.operations.merge import MergeOptions, merge_fsdp, plan_fsdp
-from ckpt_tool.plans.checks.transformers import LoadCheck, check_load
-from ckpt_tool.plans.output import WriteOptions
+from ckpt_tool.operations.merge import merge_fsdp
+from ckpt_tool.operations.merge_plan import make_plan
+from ckpt_tool.operations.options import MergeOptions
+from ckpt_tool.plans.checks.transformers import check_load
+from ckpt_tool.plans.options import LoadCheck, WriteOptions
 
 Shapes = dict[str, tuple[int, ...]]
 Planned = Callable[[str], tuple[ModelConfig, Shapes]]
@@ -37,7 +39,7 @@ def planned(checkpoints: dict[str, Path]) -> Planned:
 
     def get(case: str) -> tuple[ModelConfig, Shapes]:
         if case not in done:
-            plan = plan_fsdp([checkpoints[case] / "actor"])
+            plan = make_plan(checkpoints[case] / "actor", "fsdp")
             assert plan.config is not None
             done[case] = plan.config, {name: t.shape for name, t in plan.tensors.items()}
         config, shapes = done[case]
@@ -52,7 +54,7 @@ def shapes_in(path: Path) -> Shapes:
 
 
 def faults(config: ModelConfig, shapes: Shapes) -> list[str]:
-    with pytest.raises(MappingError, match="--check-load") as refused:
+    with pytest.raises(MappingError, match=r"`write\.check_load`") as refused:
         check_load(config, shapes)
     return sorted(refused.value.names)
 
@@ -163,7 +165,7 @@ def test_model_that_cannot_be_built_is_a_usage_error(change, planned):
     config, shapes = planned("fsdp2_w2")
     with pytest.raises(UsageError, match="cannot build Qwen2For") as refused:
         check_load(config.with_changes(**change), shapes)
-    assert "--check-load" in refused.value.hint
+    assert "`write.check_load`" in refused.value.hint
 
 
 def test_remote_code_is_never_run(planned, tmp_path):

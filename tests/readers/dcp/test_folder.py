@@ -1,10 +1,13 @@
 """Folders of torch.distributed.checkpoint: real ones, and ours, are read back."""
 
+import builtins
 import io
 import json
+import os
 import pickle
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from ckpt_tool.common.errors import CheckpointError
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.dcp.folder import locate_dcp, open_dcp
 from ckpt_tool.tensors.dtypes import BY_NAME
-from ckpt_tool.tensors.tiled import Block, ShardedTensor
+from ckpt_tool.tensors.tiled import Block, TiledTensor
 from ckpt_tool.writers.torch_dist import layout as torch_dist
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 from tests.support.backed import distinct, layouts, same
@@ -97,9 +100,30 @@ def test_any_tiling_by_blocks_is_read(scratch, layout, limit):
         spans = zip(box.offsets, box.sizes, strict=True)
         part = tensor[tuple(slice(at, at + size) for at, size in spans)]
         blocks += Block(box.offsets, lazily(folder, part)).pieces(limit)
-    sharded = {"it": ShardedTensor(tuple(tensor.shape), tuple(blocks), ())}
+    sharded = {"it": TiledTensor(tuple(tensor.shape), tuple(blocks), ())}
     write(plan_torch_dist(sharded, (), prefix="", sums=False), folder / "out")
     assert_reads(open_dcp(folder / "out"), {"it": tensor})
+
+
+def test_each_file_is_opened_once(tmp_path, monkeypatch):
+    state = {f"layers.{number}": distinct((3,)) for number in range(60)}
+    folder = save(tmp_path / "dcp", state, thread_count=3)
+    opened: Counter[str] = Counter()
+
+    def counting(real):
+        def open_and_count(path, *arguments, **options):
+            opened[Path(str(path)).name] += 1
+            return real(path, *arguments, **options)
+
+        return open_and_count
+
+    monkeypatch.setattr(os, "open", counting(os.open))
+    monkeypatch.setattr(builtins, "open", counting(builtins.open))
+    found = open_dcp(folder)
+    assert (len(found), found.problems) == (60, ())
+    assert {name: opened[name] for name in opened if name.endswith(".distcp")} == {
+        "__0_0.distcp": 1, "__0_1.distcp": 1, "__0_2.distcp": 1
+    }  # fmt: skip
 
 
 @pytest.fixture

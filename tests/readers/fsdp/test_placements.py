@@ -11,8 +11,8 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor import _utils as torch_utils
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from ckpt_tool.readers.fsdp.placements import Placement, cut, local_box
-from ckpt_tool.tensors.geometry import Box, check_coverage, in_bounds
+from ckpt_tool.readers.fsdp.placements import Placement, cut, find_local_box
+from ckpt_tool.tensors.geometry import Box, check_coverage, is_in_bounds
 
 REPLICATE = Placement("Replicate")
 
@@ -30,7 +30,7 @@ def coordinates(mesh: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def boxes(shape, mesh, placements, order=None) -> list[Box]:
-    return [local_box(shape, mesh, at, placements, order) for at in coordinates(mesh)]
+    return [find_local_box(shape, mesh, at, placements, order) for at in coordinates(mesh)]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_shard_order_overrides_mesh_order():
 @pytest.mark.parametrize("dim", [2, -3])
 def test_a_dimension_that_is_not_there_is_refused(dim):
     with pytest.raises(ValueError, match="2 dimensions"):
-        local_box((4, 4), (2,), (0,), [shard(dim)])
+        find_local_box((4, 4), (2,), (0,), [shard(dim)])
 
 
 def test_a_scalar_cannot_be_cut():
     with pytest.raises(ValueError, match="0 dimensions"):
-        local_box((), (2,), (0,), [shard(0)])
+        find_local_box((), (2,), (0,), [shard(0)])
 
 
 def test_only_cuts_and_copies_are_known():
@@ -136,9 +136,9 @@ def assert_as_torch(shape, mesh, ours, theirs) -> None:
         sizes, offsets = torch_utils._compute_local_shape_and_global_offset(
             shape, mesh, list(at), theirs
         )
-        box = local_box(shape, mesh, at, ours)
+        box = find_local_box(shape, mesh, at, ours)
         assert box.sizes == sizes
-        assert in_bounds(shape, box)
+        assert is_in_bounds(shape, box)
         if box.volume:  # torch puts empty blocks at the end of the tensor
             assert box.offsets == offsets
 
@@ -202,5 +202,5 @@ def test_fsdp_over_tp_is_chunk_of_chunk(fsdp, tp, length):
     rows = torch.arange(length)
     for at in coordinates((fsdp, tp)):
         expected = chunk(chunk(rows, tp, at[1]), fsdp, at[0])
-        box = local_box((length,), (fsdp, tp), at, [strided(0), shard(0)])
+        box = find_local_box((length,), (fsdp, tp), at, [strided(0), shard(0)])
         assert rows[box.offsets[0] : box.offsets[0] + box.sizes[0]].tolist() == expected.tolist()

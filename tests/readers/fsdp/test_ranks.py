@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ckpt_tool.common.errors import CheckpointError, CkptError, FormatError, UsageError
 from ckpt_tool.readers import Checkpoint, open_checkpoint, open_fsdp_folders
-from ckpt_tool.tensors.geometry import contiguous_strides
+from ckpt_tool.tensors.geometry import make_strides
 from tests.real.fsdp_cases import CASES
 from tests.support.backed import raw, same
 from tests.support.crafted import (
@@ -496,7 +496,7 @@ REPLICATE = placement("Replicate")
 def mesh_of(*shape: int, strides: tuple[int, ...] | None = None) -> Call:
     """A mesh of the ranks in the storage `mesh`."""
     ranks = storage("mesh", prod(shape), "LongStorage")
-    return mesh(tensor(ranks, shape, strides or contiguous_strides(shape)))
+    return mesh(tensor(ranks, shape, strides or make_strides(shape)))
 
 
 def write_blocks(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.readers.megatron.cuts import STACKED, WHOLE, Cut, cut_of
+from ckpt_tool.readers.megatron.cuts import STACKED, WHOLE, Cut, find_cut
 from ckpt_tool.tensors.geometry import Box, check_coverage
 
 LAYER = "decoder.layers.3."
@@ -63,7 +63,7 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("name", "shape", "beside", "expected"), PARAMETERS, ids=str)
 def test_each_parameter_has_its_rule(name, shape, beside, expected):
-    assert cut_of(name, {name: shape, **beside}) == expected
+    assert find_cut(name, {name: shape, **beside}) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_each_parameter_has_its_rule(name, shape, beside, expected):
 def test_latent_down_projections_are_cut_where_they_have_too_few_rows(kind, rows, rank, expected):
     name = f"{ATTENTION}linear_{kind}_down_proj.weight"
     up = f"{ATTENTION}linear_{kind}_up_proj.weight"
-    assert cut_of(name, {name: (rows, 64), up: (40, rank)}) == expected
-    assert cut_of(name, {name: (rows, 64)}) == WHOLE
+    assert find_cut(name, {name: (rows, 64), up: (40, rank)}) == expected
+    assert find_cut(name, {name: (rows, 64)}) == WHOLE
 
 
 def boxes(cut, local, part, parts):

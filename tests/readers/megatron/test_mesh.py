@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_tool.readers.megatron.file import RankFile
-from ckpt_tool.readers.megatron.mesh import Rank, Sizes, grid_of, sizes_of
+from ckpt_tool.readers.megatron.mesh import Rank, Sizes, infer_parallel_sizes, make_grid
 
 EMPTY = RankFile([], [], {})
 
@@ -30,7 +30,7 @@ def files(ranks, **said):
     ],
 )
 def test_the_grid_of_ranks(tp, ep, expert_tp, expected):
-    assert grid_of(tp, ep, expert_tp) == expected
+    assert make_grid(tp, ep, expert_tp) == expected
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
@@ -51,23 +51,23 @@ def test_the_grid_tells_how_experts_are_cut(expert_tp, ep, factor, pp):
     """As far as it can: no two sizes are both possible without experts to compare."""
     tp = expert_tp * factor
     ranks = Sizes(tp, pp, ep, expert_tp).ranks()
-    found = sizes_of(ranks, dict.fromkeys(ranks, EMPTY))
+    found = infer_parallel_sizes(ranks, dict.fromkeys(ranks, EMPTY))
     assert (found.tp, found.pp, found.ep) == (tp, pp, ep)
-    assert grid_of(tp, ep, found.expert_tp) == grid_of(tp, ep, expert_tp)
+    assert make_grid(tp, ep, found.expert_tp) == make_grid(tp, ep, expert_tp)
 
 
 def test_what_the_arguments_say_counts_more_than_the_files_there_are():
     ranks = [Rank(0, 0, 0), Rank(1, 0, 0)]
-    found = sizes_of(ranks, files(ranks, tp=4, pp=2, ep=1, expert_tp=2))
+    found = infer_parallel_sizes(ranks, files(ranks, tp=4, pp=2, ep=1, expert_tp=2))
     assert found == Sizes(4, 2, 1, 2)
     assert found.count == 8
 
 
 def test_a_cut_of_experts_that_cannot_be_is_not_believed():
     ranks = [Rank(0, 0, 0), Rank(1, 0, 0)]
-    assert sizes_of(ranks, files(ranks, expert_tp=3)).expert_tp in (1, 2)
+    assert infer_parallel_sizes(ranks, files(ranks, expert_tp=3)).expert_tp in (1, 2)
 
 
 def test_millions_of_ranks_are_only_counted():
     ranks = [Rank(9999, 9999, 9999)]
-    assert sizes_of(ranks, files(ranks)).count == 10_000**3
+    assert infer_parallel_sizes(ranks, files(ranks)).count == 10_000**3

@@ -17,8 +17,9 @@ from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor
+from ckpt_tool.tensors.lazy import LazyTensor
 from tests.support.backed import distinct, same
 from tests.support.crafted import (
     Entry,
@@ -35,7 +36,7 @@ from tests.support.versions import torch_dtype
 
 
 def read(opened: TorchArchive, ref: TensorRef) -> torch.Tensor:
-    stored = opened.stored(ref, "it")
+    stored = opened.locate_tensor(ref, "it")
     whole = Box((0,) * len(stored.shape), stored.shape)
     chunks = (Chunk(whole, stored.region),) if whole.volume else ()
     return LazyTensor(stored.shape, stored.dtype, stored.dtype, chunks).read()
@@ -129,8 +130,8 @@ def test_a_module_state_dict_with_metadata_and_tied_weights(tmp_path, protocol):
         assert same(found[name], plain(value)), name
     with TorchArchive(tmp_path / "t.pt") as opened:
         refs = opened.load()
-        tied = [opened.stored(refs[n], n) for n in ("layers.0.weight", "head.weight")]
-        other = opened.stored(refs["layers.2.weight"], "other")
+        tied = [opened.locate_tensor(refs[n], n) for n in ("layers.0.weight", "head.weight")]
+        other = opened.locate_tensor(refs["layers.2.weight"], "other")
     assert tied[0].region == tied[1].region
     assert tied[0].storage == tied[1].storage != other.storage
 
@@ -139,7 +140,7 @@ def test_views_of_one_storage_share_its_record(tmp_path):
     torch.save({"a": BASE[0], "b": BASE[1:]}, tmp_path / "t.pt")
     with TorchArchive(tmp_path / "t.pt") as opened:
         refs = opened.load()
-        one, other = (opened.stored(refs[name], name) for name in "ab")
+        one, other = (opened.locate_tensor(refs[name], name) for name in "ab")
     assert one.storage == other.storage
     assert other.region.offset - one.region.offset == 8 * 4
 
@@ -462,21 +463,21 @@ def test_small_integer_tensors_are_read_in_row_major_order(tmp_path):
         found = opened.load()
         for name, view in views.items():
             with suppress(FormatError):  # refusing a view is right, misreading it is not
-                assert opened.integers(found[name]) == view.flatten().tolist(), name
+                assert opened.read_integers(found[name]) == view.flatten().tolist(), name
 
 
 def test_negative_integers_and_other_types_are_no_mesh(tmp_path):
     pickled = dumps({"a": tensor(storage("0", 3), (3,), (1,))})
     path = archive(tmp_path / "t.pt", pickled, {"0": A})
     with TorchArchive(path) as opened, pytest.raises(FormatError, match="mesh of float32"):
-        opened.integers(opened.load()["a"])
+        opened.read_integers(opened.load()["a"])
 
 
 def test_an_enormous_expanded_mesh_is_refused(tmp_path):
     ref = tensor(storage("0", 1, "LongStorage"), (1 << 30, 1 << 20), (0, 0))
     path = archive(tmp_path / "t.pt", dumps({"a": ref}), {"0": longs(0)})
     with TorchArchive(path) as opened, pytest.raises(FormatError, match="mesh"):
-        opened.integers(opened.load()["a"])
+        opened.read_integers(opened.load()["a"])
 
 
 @pytest.fixture(scope="module")
@@ -541,7 +542,7 @@ def test_changed_bytes_give_tensors_or_a_format_error(real, data):
         value = opened.load()
         for ref in value.values() if isinstance(value, dict) else ():
             if isinstance(ref, TensorRef):
-                stored = opened.stored(ref, "it")
+                stored = opened.locate_tensor(ref, "it")
                 room = len(content) - stored.region.offset
                 assert room >= 0 or 0 in ref.shape
                 if 0 < ref.dtype.itemsize * torch.Size(ref.shape).numel() < 1 << 20:
@@ -567,7 +568,7 @@ def test_reading_an_archive_that_shrank_meanwhile_is_a_format_error(real):
     path.write_bytes(content)
     with TorchArchive(path) as opened:
         ref = opened.load()["b"]
-        stored = opened.stored(ref, "b")
+        stored = opened.locate_tensor(ref, "b")
         path.write_bytes(content[: stored.region.offset + 8])
         whole = Chunk(Box((0,), (5,)), stored.region)
         lazy = LazyTensor((5,), stored.dtype, stored.dtype, (whole,))
@@ -575,9 +576,31 @@ def test_reading_an_archive_that_shrank_meanwhile_is_a_format_error(real):
             BlockReader(files).read(lazy, 0, 5, memoryview(bytearray(40)))
 
 
+def descriptors_of(path: Path) -> int:
+    """How many descriptors of this process are of `path`."""
+    return sum(link.resolve() == path for link in Path("/proc/self/fd").iterdir())
+
+
 def test_the_file_is_closed(tmp_path):
     path = archive(tmp_path / "t.pt", dumps({}))
-    with TorchArchive(path) as opened:
-        file = opened._file
-        assert not file.closed
-    assert file.closed
+    with TorchArchive(path):
+        assert descriptors_of(path) == 1
+    assert descriptors_of(path) == 0
+
+
+def test_the_file_of_no_archive_is_closed(tmp_path):
+    path = tmp_path / "t.pt"
+    path.write_bytes(b"no archive")
+    with pytest.raises(FormatError):
+        TorchArchive(path)
+    assert descriptors_of(path) == 0
+
+
+def test_archives_share_a_descriptor_and_leave_it_open(tmp_path):
+    path = archive(tmp_path / "t.pt", dumps({}))
+    with FileTable() as files:
+        for _ in range(3):
+            with TorchArchive(path, files=files) as opened:
+                assert opened.load() == {}
+            assert descriptors_of(path) == 1
+    assert descriptors_of(path) == 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ckpt_tool.common.errors import FormatError, UnsafeContentError
 from ckpt_tool.readers import open_checkpoint
-from ckpt_tool.readers.torch_save.names import resolve, storage_of
+from ckpt_tool.readers.torch_save.names import read_storage, resolve
 from ckpt_tool.readers.torch_save.unpickle import unpickle
 from tests.support.crafted import (
     DTENSOR,
@@ -34,7 +34,7 @@ from tests.support.crafted import (
 
 
 def loads(data: bytes):
-    return unpickle(data, resolve, storage_of)
+    return unpickle(data, resolve, read_storage)
 
 
 PLAIN = [
@@ -427,10 +427,10 @@ SMALL_MEMORY = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.readers.torch_save.names import resolve, storage_of
+from ckpt_tool.readers.torch_save.names import resolve, read_storage
 from ckpt_tool.readers.torch_save.unpickle import unpickle
 try:
-    unpickle(sys.stdin.buffer.read(), resolve, storage_of)
+    unpickle(sys.stdin.buffer.read(), resolve, read_storage)
 except FormatError:
     pass
 print("survived")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.names import TensorRef
 from ckpt_tool.tensors.dtypes import BY_NAME, BY_STORAGE, FLOAT32
-from ckpt_tool.writers.torch_dist.archive import ALIGNMENT, object_archive, tensor_frame
+from ckpt_tool.writers.torch_dist.archive import ALIGNMENT, make_archive, make_frame
 from ckpt_tool.writers.torch_dist.pickling import Instance, Name
 from tests.support.backed import distinct, dtype_of, raw, same
 from tests.support.versions import torch_dtype
@@ -33,7 +33,7 @@ def tensor_of(shape: tuple[int, ...], name: str) -> torch.Tensor:
 def archive(tensor: torch.Tensor, sums: bool = True) -> bytes:
     """The frame with the tensor in it, its CRC-32 put where the seal says."""
     payload = raw(tensor)
-    head, seal = tensor_frame(tuple(tensor.shape), dtype_of(tensor), sums=sums)
+    head, seal = make_frame(tuple(tensor.shape), dtype_of(tensor), sums=sums)
     tail = bytearray(seal.content)
     assert len(seal.places) == (2 if sums else 0)
     for place in seal.places:
@@ -73,7 +73,7 @@ def test_torch_loads_dtypes_without_a_typed_storage(name):
 
 @given(st.lists(st.integers(0, 700), max_size=3), st.integers(0, 30), st.booleans())
 def test_payloads_are_aligned_whatever_the_pickle_takes(shape, ones, sums):
-    head, _ = tensor_frame((1,) * ones + tuple(shape), FLOAT32, sums=sums)
+    head, _ = make_frame((1,) * ones + tuple(shape), FLOAT32, sums=sums)
     assert len(head) % ALIGNMENT == 0
 
 
@@ -138,7 +138,7 @@ def test_our_reader_reads_them(shape, tmp_path):
         ref = file.load()
         assert isinstance(ref, TensorRef)
         assert (ref.shape, ref.dtype) == (shape, FLOAT32)
-        offset = file.stored(ref, "it").region.offset
+        offset = file.locate_tensor(ref, "it").region.offset
     assert path.read_bytes()[offset : offset + tensor.nbytes] == raw(tensor)
 
 
@@ -147,14 +147,14 @@ PLAIN = [{}, [None], None, {"a": [1, 2.5, "x", (True,)], "b": {"c": None}}]
 
 @pytest.mark.parametrize("value", PLAIN, ids=repr)
 def test_torch_loads_objects(value):
-    data = object_archive(value)
+    data = make_archive(value)
     assert torch.load(io.BytesIO(data), weights_only=True) == value
     assert opened(data).testzip() is None
 
 
 def test_torch_loads_arguments_as_a_namespace():
     state = {"num_layers": 2, "moe_layer_freq": [0, 1], "lr": 1e-5, "name": None}
-    data = object_archive({"args": Instance(Name("argparse", "Namespace"), state), "iteration": 1})
+    data = make_archive({"args": Instance(Name("argparse", "Namespace"), state), "iteration": 1})
     expected = {"args": argparse.Namespace(**state), "iteration": 1}
     assert torch.load(io.BytesIO(data), weights_only=False) == expected
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -162,7 +162,7 @@ def test_torch_loads_arguments_as_a_namespace():
 
 
 def test_the_same_archive_is_the_same_bytes():
-    assert object_archive([None]) == object_archive([None])
+    assert make_archive([None]) == make_archive([None])
     assert archive(distinct((4,))) == archive(distinct((4,)))
 
 
@@ -173,4 +173,4 @@ def test_dates_do_not_depend_on_the_day():
 
 def test_a_tensor_of_more_than_four_gibibytes_is_refused():
     with pytest.raises(ValueError, match="zip64"):
-        tensor_frame((1, 1 << 31), FLOAT32, sums=True)
+        make_frame((1, 1 << 31), FLOAT32, sums=True)

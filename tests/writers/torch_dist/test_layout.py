@@ -15,9 +15,10 @@ from torch.distributed.checkpoint import metadata as meta
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from ckpt_tool.tensors.blocks import FileTable
-from ckpt_tool.tensors.geometry import Box, contiguous_strides
-from ckpt_tool.tensors.lazy import Chunk, LazyTensor, Region
-from ckpt_tool.tensors.tiled import Block, ShardedTensor
+from ckpt_tool.tensors.chunks import Chunk, Region
+from ckpt_tool.tensors.geometry import Box, make_strides
+from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.tiled import Block, TiledTensor
 from ckpt_tool.writers.planned import Seal
 from ckpt_tool.writers.stream import StreamWriter, WrittenFile, digest_file
 from ckpt_tool.writers.torch_dist import layout as torch_dist
@@ -33,21 +34,21 @@ TASK = 4 << 20  # StreamWriter fills so many bytes at a time
 def lazily(folder: Path, tensor: torch.Tensor) -> LazyTensor:
     path, shape, dtype = folder / f"source{next(_NUMBERS)}", tuple(tensor.shape), dtype_of(tensor)
     path.write_bytes(raw(tensor))
-    region = Region(str(path), 0, contiguous_strides(shape))
+    region = Region(str(path), 0, make_strides(shape))
     chunks = (Chunk(Box((0,) * len(shape), shape), region),) * bool(tensor.numel())
     return LazyTensor(shape, dtype, dtype, chunks)
 
 
-def one_block(folder: Path, tensor: torch.Tensor) -> ShardedTensor:
+def one_block(folder: Path, tensor: torch.Tensor) -> TiledTensor:
     block = Block((0,) * tensor.ndim, lazily(folder, tensor))
-    return ShardedTensor(tuple(tensor.shape), (block,), ("it",))
+    return TiledTensor(tuple(tensor.shape), (block,), ("it",))
 
 
-def stacked(folder: Path, tensor: torch.Tensor, lead: int) -> ShardedTensor:
+def stacked(folder: Path, tensor: torch.Tensor, lead: int) -> TiledTensor:
     """A block, which lacks them, for each entry of the leading dimensions."""
     places, rest = product(*map(range, tensor.shape[:lead])), (0,) * (tensor.ndim - lead)
     blocks = tuple(Block(place + rest, lazily(folder, tensor[place])) for place in places)
-    return ShardedTensor(tuple(tensor.shape), blocks, ("it",))
+    return TiledTensor(tuple(tensor.shape), blocks, ("it",))
 
 
 def write(plan: TorchDistPlan, folder: Path, jobs: int = 2) -> list[WrittenFile]:
@@ -106,7 +107,7 @@ OBJECTS = ("a._extra_state/shard_0_1", "b._extra_state/shard_1.2_2.3")
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> dict[str, ShardedTensor]:
+def sources(tmp_path: Path) -> dict[str, TiledTensor]:
     found = {name: one_block(tmp_path, tensor) for name, tensor in TENSORS.items()}
     return found | {"layers": stacked(tmp_path, TENSORS["layers"], 2)}
 

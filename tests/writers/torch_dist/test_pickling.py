@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.writers.torch_dist.pickling import Call, Instance, Name, Pairs, Persistent, pickled
+from ckpt_tool.writers.torch_dist.pickling import (
+    Call,
+    Instance,
+    Name,
+    Pairs,
+    Persistent,
+    make_pickle,
+)
 
 LIMIT = 1 << 200
 scalars = st.one_of(
@@ -35,7 +42,7 @@ values = st.recursive(
 
 
 def loaded(value):
-    return pickle.loads(pickled(value))
+    return pickle.loads(make_pickle(value))
 
 
 @given(values)
@@ -53,7 +60,7 @@ def test_plain_values_are_equal(value):
 @given(values)
 def test_pickles_are_what_pickletools_accepts(value):
     """Every opcode is one of protocol 2, the stack ends empty, no memo slot is used unset."""
-    data = pickled(value)
+    data = make_pickle(value)
     pickletools.dis(data, io.StringIO())
     assert max(opcode.proto for opcode, _, _ in pickletools.genops(data)) == 2
     assert data.endswith(b".")
@@ -137,7 +144,7 @@ def test_pairs_are_a_dict_with_any_keys():
 
 def growth(item: object) -> int:
     """How many bytes an item takes when it comes again."""
-    return len(pickled([item, item, item])) - len(pickled([item, item]))
+    return len(make_pickle([item, item, item])) - len(make_pickle([item, item]))
 
 
 def test_what_comes_again_comes_from_the_memo():
@@ -173,7 +180,7 @@ class Reader(pickle.Unpickler):
 
 def test_persistent_ids_reach_the_unpickler():
     identity = ("storage", Name("builtins", "int"), "0", "cpu", 6)
-    data = pickled({"a": Persistent(identity), "b": [Persistent(7)]})
+    data = make_pickle({"a": Persistent(identity), "b": [Persistent(7)]})
     assert Reader(io.BytesIO(data)).load() == {
         "a": ("from outside", ("storage", int, "0", "cpu", 6)),
         "b": [("from outside", 7)],
@@ -184,10 +191,10 @@ def test_persistent_ids_reach_the_unpickler():
 
 @given(values)
 def test_the_same_value_gives_the_same_bytes(value):
-    assert pickled(value) == pickled(loaded(value))
+    assert make_pickle(value) == make_pickle(loaded(value))
 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"bytes", 1j, object], ids=repr)
 def test_other_types_are_no_values(value):
     with pytest.raises(KeyError):
-        pickled([value])
+        make_pickle([value])

@@ -32,12 +32,12 @@ def answer(request: Request) -> dict[str, Any]:
     """Build the model and load the checkpoint, where everything is set up."""
     import megatron.core
 
-    from ckpt_tool.plans.checks.megatron_child.gpt import sharded_state
+    from ckpt_tool.plans.checks.megatron_child.gpt import make_sharded_state
     from ckpt_tool.plans.checks.megatron_child.load import LoadFaultError, check
 
     library = f"megatron-core {megatron.core.__version__}"
     try:
-        state = sharded_state(request)
+        state = make_sharded_state(request)
     except Exception as error:  # whatever building a model raises
         return {"library": library, "unusable": f"{type(error).__name__}: {error}"}
     try:

@@ -29,7 +29,7 @@ _PLAIN = {
 _GATED = {"activation_func": silu, "gated_linear_unit": True}
 
 
-def text_config(config: ModelConfig, numbers: Numbers) -> TransformerConfig:
+def make_text_config(config: ModelConfig, numbers: Numbers) -> TransformerConfig:
     """The language model. Raises what megatron-core raises of a config that it refuses."""
     text, flags = config.text, numbers.flags
     values = {
@@ -53,7 +53,7 @@ def text_config(config: ModelConfig, numbers: Numbers) -> TransformerConfig:
     return call(TransformerConfig, **values)
 
 
-def vision_config(vision: dict[str, Any], numbers: Numbers) -> TransformerConfig:
+def make_vision_config(vision: dict[str, Any], numbers: Numbers) -> TransformerConfig:
     """The blocks of a vision tower. Raises what megatron-core raises of it."""
     values = {
         **_CPU,
@@ -69,13 +69,13 @@ def vision_config(vision: dict[str, Any], numbers: Numbers) -> TransformerConfig
     return call(TransformerConfig, **values)
 
 
-def projection_config(vision: dict[str, Any], text: TransformerConfig) -> TransformerConfig:
+def make_projection_config(vision: dict[str, Any], text: TransformerConfig) -> TransformerConfig:
     """The two linear layers from patches that are joined to the language model's width."""
     values = {
         **_CPU,
         "num_layers": 1,
         "hidden_size": text.hidden_size,
-        "ffn_hidden_size": joined_width(vision),
+        "ffn_hidden_size": compute_joined_width(vision),
         "num_attention_heads": 1,
         "add_bias_linear": True,
         "activation_func": gelu,
@@ -84,7 +84,7 @@ def projection_config(vision: dict[str, Any], text: TransformerConfig) -> Transf
     return call(TransformerConfig, **values)
 
 
-def joined_width(vision: dict[str, Any]) -> int:
+def compute_joined_width(vision: dict[str, Any]) -> int:
     """The width of a square of patches that become one token."""
     return int(vision["hidden_size"]) * int(vision.get("spatial_merge_size") or 2) ** 2
 
@@ -117,7 +117,7 @@ def _experts(config: ModelConfig, numbers: Numbers) -> dict[str, Any]:
         values["moe_router_enable_expert_bias"] = True
     if "shared_experts" in numbers.flags:
         values["moe_shared_expert_intermediate_size"] = width * text["n_shared_experts"]
-    if config.model_type == "qwen2_moe":
+    if "shared_gate" in numbers.flags:
         values["moe_shared_expert_intermediate_size"] = text["shared_expert_intermediate_size"]
         values["moe_shared_expert_gate"] = True
     return values

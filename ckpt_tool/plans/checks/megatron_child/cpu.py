@@ -32,9 +32,9 @@ def set_up() -> None:
     _patch_device()
     _patch_latent_attention()
     _patch_norms()
-    if release() < (0, 12):
+    if read_release() < (0, 12):
         _patch_expert_width()
-    if release() < (0, 15):
+    if read_release() < (0, 15):
         _patch_lone_pieces()
     # A store in memory: nothing to meet at, no port that another run could have taken.
     store = distributed.HashStore()  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ def call(function: Callable[..., Result], /, **arguments: Any) -> Result:
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replace_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Have ``owner.name`` be ``value`` inside the block."""
     original = getattr(owner, name)
     setattr(owner, name, value)
@@ -66,7 +66,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-def release() -> tuple[int, ...]:
+def read_release() -> tuple[int, ...]:
     """The installed megatron-core, as in (0, 16)."""
     import megatron.core
 
@@ -135,8 +135,8 @@ def _patch_lone_pieces() -> None:
 
     def converted(*arguments: Any, **options: Any) -> Any:
         with (
-            replaced(distributed, "get_world_size", lambda *_: 2),
-            replaced(distributed_c10d, "get_process_group_ranks", lambda *_: [0, 1]),
+            replace_attribute(distributed, "get_world_size", lambda *_: 2),
+            replace_attribute(distributed_c10d, "get_process_group_ranks", lambda *_: [0, 1]),
         ):
             return convert(*arguments, **options)
 

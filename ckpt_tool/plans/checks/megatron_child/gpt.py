@@ -14,10 +14,10 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ckpt_tool.plans.checks.megatron_child.config import (
-    joined_width,
-    projection_config,
-    text_config,
-    vision_config,
+    compute_joined_width,
+    make_projection_config,
+    make_text_config,
+    make_vision_config,
 )
 from ckpt_tool.plans.checks.megatron_child.cpu import call
 from ckpt_tool.plans.checks.megatron_child.request import Request
@@ -33,7 +33,7 @@ class NoAttention(torch.nn.Module):
         super().__init__()
 
 
-def sharded_state(request: Request) -> dict[str, Any]:
+def make_sharded_state(request: Request) -> dict[str, Any]:
     """What the model asks a checkpoint for: megatron-core's own sharded state, on meta.
 
     Raises whatever megatron-core raises of a model that it cannot build.
@@ -48,25 +48,25 @@ def sharded_state(request: Request) -> dict[str, Any]:
 
 def _modules(request: Request) -> dict[str, Any]:
     """The modules by the prefix of their keys: one, or those of a model that sees too."""
-    config = text_config(request.config, request.numbers)
+    config = make_text_config(request.config, request.numbers)
     if not request.numbers.vision_layers:
         return {"": _language_model(request, config)}
     vision = request.config.raw["vision_config"]
     return {
         "language_model.": _language_model(request, config),
-        "vision_model.decoder.": _vision_blocks(vision_config(vision, request.numbers)),
+        "vision_model.decoder.": _vision_blocks(make_vision_config(vision, request.numbers)),
         "vision_model.projection.": MultimodalProjector(
-            config=projection_config(vision, config),
+            config=make_projection_config(vision, config),
             submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
             projector_type="mlp",
-            input_size=joined_width(vision),
+            input_size=compute_joined_width(vision),
         ),
     }
 
 
 def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
     spec = _block_spec(config)
-    if request.config.model_type == "qwen2_moe" and not hasattr(config, "moe_shared_expert_gate"):
+    if "shared_gate" in request.numbers.flags and not hasattr(config, "moe_shared_expert_gate"):
         _gate_shared_experts(spec)
     prediction = {}
     if request.numbers.mtp:

@@ -16,8 +16,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from ckpt_tool.plans.checks.megatron_child.cpu import replaced
-from ckpt_tool.plans.checks.megatron_child.names import engine_states, rename_to_engine
+from ckpt_tool.plans.checks.megatron_child.cpu import replace_attribute
+from ckpt_tool.plans.checks.megatron_child.names import list_engine_states, rename_to_engine
 
 #: At most this much is loaded at a time, unless one tensor is larger.
 GROUP_BYTES = 256 << 20
@@ -52,7 +52,7 @@ class Wanted:
         tensors = [entry for entry in entries if isinstance(entry, ShardedTensor)]
         objects = [entry for entry in entries if isinstance(entry, ShardedObject)]
         rename_to_engine([*tensors, *objects])
-        return cls(tensors, objects + engine_states(tensors))
+        return cls(tensors, objects + list_engine_states(tensors))
 
 
 def check(state: dict[str, Any], folder: str) -> int:
@@ -70,7 +70,7 @@ def check(state: dict[str, Any], folder: str) -> int:
     if faults:
         raise LoadFaultError("does not load this", faults)
     # Each load would read the list of all blocks anew: of a large model that takes seconds.
-    with replaced(FileSystemReader, "read_metadata", lambda *_, **__: metadata):
+    with replace_attribute(FileSystemReader, "read_metadata", lambda *_, **__: metadata):
         for group in _groups(wanted):
             _load(group, folder)
     return len({tensor.key for tensor in wanted.tensors})

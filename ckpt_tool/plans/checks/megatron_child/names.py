@@ -7,23 +7,13 @@ Sources: ``gpt_layer_specs.py`` of megatron-core 0.11 to 0.16, both specs compar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedObject
 
-from ckpt_tool.plans.checks.megatron_child.cpu import release
-
-#: ``decoder.layers.``, ``decoder.layers.3.`` or ``mtp.layers.0.transformer_layer.``, and the rest.
-_LAYER = re.compile(r"(.*decoder\.layers\.(?:\d+\.)?|.*mtp\.layers\.\d+\.transformer_layer\.)(.+)")
-
-_DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
-_EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
-_LATENT = {
-    "self_attention.q_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
-    "self_attention.kv_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight",
-}
+from ckpt_tool.mapping.megatron.keys import name_engine_keys
+from ckpt_tool.plans.checks.megatron_child.cpu import read_release
 
 #: Up to this release attention itself had a state, although it has no parameters.
 _LAST_WITH_ATTENTION = (0, 14)
@@ -32,30 +22,18 @@ _LAST_WITH_ATTENTION = (0, 14)
 def rename_to_engine(entries: Iterable[ShardedBase]) -> None:
     """Give the entries of a whole local model the keys of Transformer Engine's layers."""
     entries = list(entries)
-    keys = frozenset(entry.key for entry in entries)
-    names = {key: _renamed(key, keys) for key in keys}
+    names = name_engine_keys({entry.key for entry in entries})
     for entry in entries:
         entry.key = names[entry.key]
 
 
-def _renamed(key: str, keys: frozenset[str]) -> str:
-    found = _LAYER.fullmatch(key)
-    if not found:
-        return key
-    prefix, name = found.groups()
-    table = _EXPERTS if f"{prefix}mlp.router.weight" in keys else _DENSE
-    if f"{prefix}self_attention.linear_kv_down_proj.weight" in keys:
-        table = table | _LATENT
-    return str(prefix) + table.get(name, name)
-
-
-def engine_states(tensors: Iterable[ShardedTensor]) -> list[ShardedObject]:
+def list_engine_states(tensors: Iterable[ShardedTensor]) -> list[ShardedObject]:
     """The ``_extra_state`` entries that only Transformer Engine's layers ask for.
 
     ``tensors`` have its keys already. Norms that are modules of their own have one; so has the
     attention of older releases.
     """
-    old = release() <= _LAST_WITH_ATTENTION
+    old = read_release() <= _LAST_WITH_ATTENTION
     found = []
     for tensor in tensors:
         module, _, kind = tensor.key.rpartition(".")

@@ -21,7 +21,7 @@ class Request:
 
     @classmethod
     def of(cls, value: dict[str, Any]) -> Request:
-        """The request that :func:`ckpt_tool.plans.checks.megatron.request_json` wrote down."""
+        """The request that :func:`ckpt_tool.plans.checks.megatron.make_request` wrote down."""
         numbers = value["numbers"]
         sets = {name: frozenset(numbers[name]) for name in ("moe", "flags")}
         return cls(

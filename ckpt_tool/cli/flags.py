@@ -1,0 +1,78 @@
+"""What to type for an option: library messages name options as Python has them, in backticks.
+
+``write.resume`` is the field ``resume`` of the ``write`` of a command's options. Whatever else a
+message has in backticks stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+
+#: Each field of the options of operations, by the way to it, and its flag.
+FLAGS = {
+    "config": "--config",
+    "keep_names": "--config none",
+    "names.prefix": "--prefix",
+    "names.select": "--select",
+    "names.rename": "--rename",
+    "lora.mode": "--lora",
+    "lora.alpha": "--lora-alpha",
+    "lora.base": "--base",
+    "dtype": "--dtype",
+    "max_shard_size": "--max-shard-size",
+    "tie_word_embeddings": "--tie-word-embeddings",
+    "value_model": "--value-model",
+    "check_replicas": "--check-replicas",
+    "layout": "--layout",
+    "layers": "--layers",
+    "vocab_multiple": "--pad-vocab-to-multiple",
+    "sums": "--crc",
+    "tolerance.atol": "--atol",
+    "tolerance.rtol": "--rtol",
+    "cast_reference": "--cast-reference",
+    "ignore": "--ignore",
+    "explained": "--top",
+    "write.verify": "--verify",
+    "write.check_load": "--check-load",
+    "write.overwrite": "--overwrite",
+    "write.resume": "--resume",
+    "write.fsync": "--fsync",
+    "write.direct": "--direct-io",
+    "upload": "--upload",
+    "upload.repo": "--upload",
+    "upload.private": "--private",
+    "jobs": "--jobs",
+}
+_OPTION = re.compile(r"`([a-z_.]+)(?:=([^`]*))?`")
+_STRING = re.compile(r"\[?'([^']*)'\]?")  # alone, or the one item of a list
+
+
+def spell_flags(text: str) -> str:
+    """A message of the library with its options as flags.
+
+    >>> as_typed("Keep them apart with `lora.mode='split'`, or try `keep_names=True`.")
+    'Keep them apart with --lora split, or try --config none.'
+    >>> as_typed("Run `git lfs pull`, and leave out `write.fsync=False` and `config=DIR`.")
+    'Run `git lfs pull`, and leave out --no-fsync and --config DIR.'
+    """
+    return _OPTION.sub(_type_option, text)
+
+
+def spell_reasons(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Names of tensors, which stay, with reasons as :func:`spell_flags` gives them."""
+    return {name: spell_flags(reason) for name, reason in reasons.items()}
+
+
+def _type_option(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    if name not in FLAGS:
+        return found[0]
+    flag = FLAGS[name]
+    if value is None or value == "True":
+        return flag
+    if value == "False":
+        return flag.replace("--", "--no-", 1)
+    string = _STRING.fullmatch(value)
+    return f"{flag} {value if string is None else shlex.quote(string[1])}"

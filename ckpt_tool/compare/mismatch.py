@@ -1,0 +1,145 @@
+"""What a verification says of a tensor that differs: its numbers, the place, and the cause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from ckpt_tool.common.parallel import Team
+from ckpt_tool.compare.hints import Diagnosis, Suspect
+from ckpt_tool.compare.rows import Heads
+from ckpt_tool.compare.stats import Stats
+from ckpt_tool.tensors.geometry import unravel
+from ckpt_tool.tensors.lazy import LazyTensor
+
+RankOf = Callable[[str], int | None]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A tensor on both sides that differs.
+
+    ``kind``: ``shape``, ``dtype`` or ``values``.
+    ``left``, ``right``: dtype and shape on either side, as text.
+    ``stats``: how far they are apart; None where shapes differ.
+    ``first_index``: the first element that differs, an index per dimension.
+    ``source``: the file of the checkpoint in which that element lies; ``rank``: who wrote it, if a
+    rank did.
+    ``hint``: the cause, tested on the bytes; empty where none was found or looked for.
+    """
+
+    name: str
+    kind: str
+    left: str
+    right: str
+    stats: Stats | None
+    first_index: tuple[int, ...] | None
+    source: str
+    rank: int | None
+    hint: str
+
+
+class Differing(Protocol):
+    """What is known of a tensor that differs."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def stats(self) -> Stats | None: ...
+
+
+AnyDiffering = TypeVar("AnyDiffering", bound=Differing)
+
+
+def sort_worst_first(found: Iterable[AnyDiffering]) -> list[AnyDiffering]:
+    """Other shapes first, then other dtypes, then values by their relative distance."""
+
+    def rank_badness(each: Differing) -> tuple[int, float]:
+        kind = ("shape", "dtype", "values").index(each.kind)
+        return kind, -each.stats.distance if each.stats is not None else 0.0
+
+    return sorted(found, key=rank_badness)
+
+
+def explain(
+    suspects: Sequence[Suspect],
+    heads: Heads | None,
+    rank_of: RankOf,
+    most: int | None,
+    team: Team,
+) -> list[Mismatch]:
+    """The mismatches in the order of ``suspects``, each with its place.
+
+    The worst ``most`` of them (None: all) have their cause too: finding it reads both tensors
+    again, some of them several times. Every process of the team explains its share, and all learn
+    of all. ``rank_of`` says which rank wrote a file of the checkpoint, None where no rank did.
+    OSError and FormatError where a file cannot be read.
+    """
+    hints = _find_causes(suspects, sort_worst_first(suspects)[:most], heads, rank_of, team)
+    return [_describe(suspect, rank_of, hints.get(suspect.name, "")) for suspect in suspects]
+
+
+def _find_causes(
+    suspects: Sequence[Suspect],
+    chosen: Sequence[Suspect],
+    heads: Heads | None,
+    rank_of: RankOf,
+    team: Team,
+) -> dict[str, str]:
+    """A hint for each of ``chosen``; empty where no known cause holds."""
+    if not chosen:
+        return {}
+    share = [chosen[at] for at in team.world.share([_count_bytes(each) for each in chosen])]
+    threads = min(team.jobs, max(len(share), 1))
+    diagnosis = Diagnosis(suspects, heads, rank_of, team.jobs // threads)
+    team.progress.start("explaining", sum(map(_count_bytes, share)))
+
+    def find_cause(suspect: Suspect) -> tuple[str, str]:
+        hint = diagnosis.hint(suspect)
+        team.progress.advance(_count_bytes(suspect))
+        return suspect.name, hint
+
+    def find_all() -> list[tuple[str, str]]:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(find_cause, share))
+
+    return {name: hint for part in team.world.everyone(find_all) for name, hint in part}
+
+
+def _count_bytes(suspect: Suspect) -> int:
+    return suspect.left.nbytes
+
+
+def _describe(suspect: Suspect, rank_of: RankOf, hint: str) -> Mismatch:
+    index = suspect.stats.first_index if suspect.stats is not None else None
+    place = None if index is None else unravel(index, suspect.left.shape)
+    source = _find_source(suspect.left, place)
+    return Mismatch(
+        name=suspect.name,
+        kind=suspect.kind,
+        left=_describe_type(suspect.left),
+        right=_describe_type(suspect.right),
+        stats=suspect.stats,
+        first_index=place,
+        source=source,
+        rank=rank_of(source),
+        hint=hint,
+    )
+
+
+def _find_source(tensor: LazyTensor, place: tuple[int, ...] | None) -> str:
+    """The file that holds the element at ``place``, or the tensor's only file."""
+    for chunk in tensor.chunks if place is not None else ():
+        spans = zip(place or (), chunk.box.offsets, chunk.box.sizes, strict=True)
+        if all(offset <= at < offset + size for at, offset, size in spans):
+            return chunk.region.path
+    paths = {chunk.region.path for chunk in tensor.chunks}
+    return paths.pop() if len(paths) == 1 else ""
+
+
+def _describe_type(tensor: LazyTensor) -> str:
+    dtype = tensor.origin
+    cast = f" as {tensor.dtype}" if tensor.dtype != dtype else ""
+    return f"{dtype} {list(tensor.shape)}{cast}"

@@ -1,0 +1,111 @@
+"""Many pairs of tensors, compared by every process of a team: bits first, then numbers.
+
+Only what differs in its bits is read again to be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ckpt_tool.common.parallel import Team
+from ckpt_tool.compare.hints import Suspect, round_to_coarser
+from ckpt_tool.compare.measure import measure
+from ckpt_tool.compare.stats import Stats, Tolerance
+from ckpt_tool.tensors.equality import Pair, locate_differences
+from ckpt_tool.tensors.lazy import LazyTensor
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs, and how far.
+
+    ``suspects``: tensors that differ, in the order in which they were given. ``close``: names of
+    those that differ only within the tolerance. ``distances``: for every pair of one shape, its
+    :attr:`~ckpt_tool.compare.stats.Stats.distance`; 0 where the bits are equal.
+    """
+
+    suspects: list[Suspect]
+    close: list[str]
+    distances: dict[str, float]
+
+
+def compare_tensors(
+    rows: Iterable[tuple[str, LazyTensor, LazyTensor]],
+    tolerance: Tolerance,
+    team: Team,
+    *,
+    rounded: bool = False,
+) -> Comparison:
+    """Compare the two tensors of each row, the checkpoint's and the reference's.
+
+    ``rounded``: where dtypes differ, the finer side is rounded to the coarser one's first. Every
+    process of the team reads its share, and all learn of all. OSError and FormatError where a file
+    cannot be read.
+    """
+    pairs = [_make_pair(*row, rounded=rounded) for row in rows]
+    kinds = {pair.label: _kind_of(pair) for pair in pairs}
+    alike = [pair for pair in pairs if kinds[pair.label] == "values"]
+    differing = find_differences(alike, "comparing", team)
+    doubtful = [pair for pair in pairs if kinds[pair.label] == "dtype" or pair.label in differing]
+    stats = _measure(doubtful, tolerance, team)
+    suspects, close = [], []
+    for pair in pairs:
+        kind, found = kinds[pair.label], stats.get(pair.label)
+        if kind == "values" and found is None:
+            continue  # equal
+        if kind == "values" and found is not None and not found.num_outside:
+            close.append(pair.label)
+        else:
+            suspects.append(Suspect(pair.label, kind, pair.left, pair.right, found))
+    distances = {name: 0.0 for name, kind in kinds.items() if kind != "shape"}
+    distances |= {name: found.distance for name, found in stats.items()}
+    return Comparison(suspects, close, distances)
+
+
+def find_differences(pairs: Sequence[Pair[str]], what: str, team: Team) -> dict[str, int]:
+    """The labels of pairs that differ, each with the first differing element (row-major).
+
+    Both tensors of a pair have one shape and dtype. ``what`` the progress says that is done.
+    """
+    if not pairs:
+        return {}
+    share = _take_share(pairs, what, team)
+    parts = team.world.everyone(lambda: locate_differences(share, team.jobs, team.progress.advance))
+    return _joined(pairs, parts)
+
+
+def _measure(pairs: Sequence[Pair[str]], tolerance: Tolerance, team: Team) -> dict[str, Stats]:
+    if not pairs:
+        return {}
+    share = _take_share(pairs, "measuring", team)
+    parts = team.world.everyone(lambda: measure(share, team.jobs, tolerance, team.progress.advance))
+    return _joined(pairs, parts)
+
+
+def _take_share(pairs: Sequence[Pair[str]], what: str, team: Team) -> list[Pair[str]]:
+    """What this process reads of ``pairs``; its progress is told how much that is."""
+    share = [pairs[at] for at in team.world.share([pair.left.nbytes for pair in pairs])]
+    team.progress.start(what, sum(pair.left.nbytes for pair in share))
+    return share
+
+
+def _joined(pairs: Sequence[Pair[str]], parts: Iterable[dict[str, Result]]) -> dict[str, Result]:
+    """What all processes found, in the order of ``pairs``."""
+    found = {label: each for part in parts for label, each in part.items()}
+    return {pair.label: found[pair.label] for pair in pairs if pair.label in found}
+
+
+def _make_pair(name: str, left: LazyTensor, right: LazyTensor, *, rounded: bool) -> Pair[str]:
+    both = round_to_coarser(left, right) if rounded and left.shape == right.shape else None
+    return Pair(name, *(both or (left, right)))
+
+
+def _kind_of(pair: Pair[str]) -> str:
+    """In what the two can differ at most: ``shape``, ``dtype``, or else ``values``."""
+    if pair.left.shape != pair.right.shape:
+        return "shape"
+    return "values" if pair.left.dtype == pair.right.dtype else "dtype"

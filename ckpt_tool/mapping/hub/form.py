@@ -1,0 +1,46 @@
+"""A model on its way to the Hub: what every step of naming takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote
+from ckpt_tool.tensors.lazy import LazyTensor
+
+Tensors = dict[str, LazyTensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """One of the classes that open the same files: its config, and the tensors it ignores."""
+
+    config: ModelConfig
+    ignored: frozenset[str]
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model's tensors by name, its config, and what was done to get there.
+
+    ``config`` is None where names are kept as they are in the checkpoint. Set aside until names are
+    the Hub's are ``head``, trl's value head, and ``repeats``, what the Hub's form has twice and the
+    checkpoint once. ``dropped`` maps names that are left out on purpose to the reason.
+    ``adapter``: what is written for peft; ``lora``: what was done with adapters. ``views``: where
+    several classes open the same files, each of them, the config's own first.
+    """
+
+    tensors: Tensors
+    config: ModelConfig | None = None
+    dropped: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    lora: LoraNote | None = None
+    adapter: AdapterFiles | None = None
+    views: tuple[View, ...] = ()
+    head: Tensors = field(default_factory=dict)
+    repeats: Tensors = field(default_factory=dict)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether there is no model, only an adapter folder."""
+        return self.adapter is not None and not self.adapter.folder

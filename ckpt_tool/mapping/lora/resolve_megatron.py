@@ -1,0 +1,113 @@
+"""Checkpoints of Megatron with LoRA adapters: fused into the weights beside them, or into a base.
+
+A base is a Hugging Face model: brought into Megatron's form, updated there, and taken back, all
+of it without reading anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.form import HubModel, Tensors
+from ckpt_tool.mapping.lora.megatron import (
+    drop_adapters,
+    fuse_megatron,
+    has_megatron_adapters,
+    split_off,
+)
+from ckpt_tool.mapping.lora.options import LoraNote, LoraOptions
+from ckpt_tool.mapping.lora.resolve import Place, make_adapter_files, refuse_base, refuse_options
+from ckpt_tool.mapping.lora.settings import read_settings
+from ckpt_tool.mapping.megatron.convert import restore_model, to_megatron
+from ckpt_tool.mapping.megatron.rules import make_rules
+from ckpt_tool.tensors.lazy import LazyTensor
+
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+
+
+def resolve_megatron(
+    model: HubModel,
+    base: HubModel | None,
+    options: LoraOptions,
+    place: Place,
+    tied: bool | None = None,
+) -> HubModel:
+    """The model, whose names are Megatron's, by those on the Hub, its adapters as asked for.
+
+    Adapters that were saved alone are fused into ``base``, which has the same config. ``tied`` as
+    in :func:`~ckpt_tool.mapping.megatron.rules.infer_rules`. Raises what finding the model and
+    :func:`~ckpt_tool.mapping.lora.resolve.resolve_adapters` do.
+    """
+    tensors, config = model.tensors, model.config
+    assert config is not None, "what Megatron's tensors are is said by a config"
+    if not has_megatron_adapters(tensors):
+        refuse_options(place.path, options)
+        return restore_model(tensors, config, tied=tied)
+    plain = drop_adapters(tensors)
+    _refuse(place.path, options, alone=not plain)
+    settings = read_settings(place.folders, options.alpha)
+    given = tensors
+    if base is not None:
+        _require_all_layers(place.path, tensors, config)
+        given = tensors | _bring_into_megatron(base, config, tensors)
+    updated, ranks = fuse_megatron(given, settings)
+    found = restore_model(updated, config, tied=tied)
+    mode = options.mode or "fuse"
+    rank = Counter(ranks).most_common(1)[0][0]
+    note = LoraNote(mode, len(ranks), rank, settings.alpha, settings.source)
+    if mode == "fuse":
+        return replace(found, lora=note)
+    adapters = split_off(found.tensors, config)
+    if mode == "split":
+        found = restore_model(drop_adapters(given), config, tied=tied)
+        adapters = replace(adapters, base=found.tensors)
+    folder = None if plain or mode == "both" else ""
+    files = make_adapter_files(folder, adapters, settings, config)
+    note = replace(note, num_modules=len(adapters.modules), adapter=files.folder or ".")
+    return replace(found, lora=note, adapter=files)
+
+
+def _refuse(path: Path, options: LoraOptions, *, alone: bool) -> None:
+    if alone and options.base is None:
+        raise UsageError(
+            f"{path}: LoRA adapters of Megatron alone, without their base model",
+            hint="Name the Hugging Face model that they were trained on with `lora.base=MODEL`.",
+        )
+    if not alone:
+        refuse_base(options)
+
+
+def _require_all_layers(
+    path: Path, adapters: Mapping[str, LazyTensor], config: ModelConfig
+) -> None:
+    """MappingError where layers have no adapter.
+
+    verl 0.7 saves the adapters of the first chunk only where a stage of the pipeline has several.
+    """
+    matched = (_LAYER.match(name) for name in adapters)
+    numbers = {int(found[1]) for found in matched if found is not None}
+    count = config.text.get("num_hidden_layers")
+    if numbers and isinstance(count, int) and numbers != set(range(count)):
+        absent = [f"decoder.layers.{number}" for number in range(count) if number not in numbers]
+        extra = [f"decoder.layers.{number}" for number in sorted(numbers) if number >= count]
+        raise MappingError(
+            f"{path}: adapters of {len(numbers)} layers, the base has {count}",
+            absent + extra,
+            hint="With virtual pipeline stages verl 0.7 saves the first chunk only: the rest is"
+            " lost.",
+        )
+
+
+def _bring_into_megatron(
+    base: HubModel, config: ModelConfig, adapters: Mapping[str, LazyTensor]
+) -> Tensors:
+    """The base by Megatron's names, its layers stacked as those of the adapters are."""
+    layout = "per-layer" if any(map(_LAYER.match, adapters)) else "stacked"
+    stored = to_megatron(base.tensors, make_rules(config, base.tensors, layout))
+    return {name: tiled.tensor() for name, tiled in stored.items()}

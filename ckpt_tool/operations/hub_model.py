@@ -1,0 +1,149 @@
+"""The one way from a checkpoint of any format to the model under its names on the Hub.
+
+Which steps it takes depends on how the format names its tensors: a table of formats says that. Each
+step takes a :class:`~ckpt_tool.mapping.hub.form.HubModel` and gives the next; none reads weights
+but the proof that a head repeats its embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ckpt_tool.common.parallel import Team
+from ckpt_tool.mapping.config import ModelConfig, load_config
+from ckpt_tool.mapping.frameworks.nested import find_prefix, rename_tensors, strip_prefix
+from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtitan
+from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
+from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.names import apply_family, to_hub
+from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
+from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
+from ckpt_tool.operations.megatron_model import take_megatron
+from ckpt_tool.operations.options import ModelOptions
+from ckpt_tool.operations.request import Heads, Request
+from ckpt_tool.operations.source import Source, describe_left_out, holds_megatron
+from ckpt_tool.operations.tied_head import settle_tied_head
+from ckpt_tool.readers import find_format
+from ckpt_tool.readers.base import Checkpoint, Names
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one kind of names becomes the Hub's.
+
+    ``take`` brings the tensors to a model's names in memory, or on the Hub, with adapters resolved;
+    ``name`` brings those to the Hub, when heads are set aside or dropped.
+    """
+
+    take: Callable[[HubModel, Request], HubModel]
+    name: Callable[[HubModel], HubModel]
+
+
+def make_hub_model(
+    source: Source,
+    config: ModelConfig | None,
+    options: ModelOptions,
+    team: Team,
+    heads: Heads | None = None,
+) -> HubModel:
+    """The model in a checkpoint of any format, under its names on the Hub.
+
+    Without ``config`` names are kept. With ``heads`` these are settled for a model that is written:
+    a head that repeats the embedding is dropped, a value head copied to where classes look for it;
+    without, each is where the checkpoint has it, and what the Hub repeats is in ``repeats``. Every
+    process of the team calls this. Raises MappingError that lists what does not fit, UsageError
+    where an option is for another kind of checkpoint.
+    """
+    checkpoint, world = source.checkpoint, team.world
+    base = _make_base(source, team)
+    request = Request(checkpoint, base, options, heads or Heads())
+    way = _choose_way(checkpoint)
+    start = HubModel(dict(checkpoint), config, describe_left_out(checkpoint))
+    model = world.each(lambda: way.take(start, request))
+    if model.is_adapter:
+        return replace(model, tensors={}, config=None)
+    if heads is None:
+        return world.each(lambda: _keep_heads(way.name(take_value_head(model))))
+    split = world.each(lambda: take_value_head(model, heads.value))
+    settled = settle_tied_head(split, heads.tied, team)
+    return world.each(lambda: _finish(way.name(settled), heads))
+
+
+def _make_base(source: Source, team: Team) -> HubModel | None:
+    """The model that adapters alone are fused into."""
+    if source.base is None or source.base.side_files is None:
+        return None
+    config = load_config(source.base.side_files)
+    return make_hub_model(Source(source.base), config, ModelOptions(), team, Heads())
+
+
+def _keep_heads(model: HubModel) -> HubModel:
+    return replace(model, tensors=model.tensors | model.head, head={})
+
+
+def _finish(model: HubModel, heads: Heads) -> HubModel:
+    """The model with all that the Hub's form has: what it repeats, and its value head."""
+    whole = replace(model, tensors=model.tensors | model.repeats, repeats={})
+    return put_value_head(whole, heads.value)
+
+
+# --- how each kind of names is taken
+def _take_memory(model: HubModel, request: Request) -> HubModel:
+    """Names of a transformers model in memory; what is nested around them only where it is said."""
+    names = request.options.names
+    tensors = strip_prefix(model.tensors, names.start) if names.start else model.tensors
+    return _resolve(replace(model, tensors=rename_tensors(tensors, names.rename)), request)
+
+
+def _take_nested(model: HubModel, request: Request) -> HubModel:
+    """The same, nested in dictionaries, or spelled as torchtitan does."""
+    names, config = request.options.names, model.config
+    tensors = strip_prefix(model.tensors, names.start or find_prefix(model.tensors))
+    tensors = rename_tensors(tensors, names.rename)
+    if config is not None and is_torchtitan(tensors):
+        tensors = from_torchtitan(tensors, config)
+    return _resolve(replace(model, tensors=tensors), request)
+
+
+def _resolve(model: HubModel, request: Request) -> HubModel:
+    """The model with its adapters fused, split off, or kept where names are."""
+    lora = request.options.lora
+    if model.config is None and not lora.asked:
+        return note_kept_adapters(model)
+    return resolve_adapters(model, request.base, lora, request.place)
+
+
+def _take_hub(model: HubModel, request: Request) -> HubModel:
+    """Names of the Hub, unless somebody saved a state dict as it was in memory."""
+    if model.config is None:
+        return model
+    return replace(model, tensors=apply_family(model.tensors, model.config) or model.tensors)
+
+
+# --- how it is named
+def _complete_config(model: HubModel) -> HubModel:
+    """Names are the Hub's already: the config names the class that they are of."""
+    if model.config is None:
+        return model
+    config = name_architecture(model.tensors, model.config)
+    return replace(model, config=config, warnings=(*model.warnings, *warn_of_unknown_class(config)))
+
+
+def _keep(model: HubModel) -> HubModel:
+    return model
+
+
+#: By whose names a format has, as its row of :data:`ckpt_tool.readers.FORMATS` says.
+WAYS: dict[Names, Way] = {
+    "memory": Way(_take_memory, to_hub),
+    "nested": Way(_take_nested, to_hub),
+    "megatron": Way(take_megatron, _complete_config),
+    "hub": Way(_take_hub, _keep),
+}
+
+
+def _choose_way(checkpoint: Checkpoint) -> Way:
+    if holds_megatron(checkpoint):
+        return WAYS["megatron"]
+    return WAYS[find_format(checkpoint.format).names]

@@ -1,0 +1,122 @@
+"""Everything that a merge will write, before anything is: opened, proven, named, in files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.parallel import ALONE, Team, choose_jobs
+from ckpt_tool.common.progress import NoProgress
+from ckpt_tool.mapping.casting import cast_all, choose_dtype, find_main_dtype, require_dtype
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.operations.hub_model import make_hub_model
+from ckpt_tool.operations.kinds import require_kind
+from ckpt_tool.operations.options import MergeOptions, parse_size
+from ckpt_tool.operations.replicas import prove_replicas
+from ckpt_tool.operations.request import Heads
+from ckpt_tool.operations.source import Source, find_config, lacks_model, open_source
+from ckpt_tool.plans.huggingface import HubPlan
+from ckpt_tool.tensors.dtypes import BY_NAME
+from ckpt_tool.writers.planned import PlannedFile
+from ckpt_tool.writers.safetensors import ADAPTER_NAME, plan_file, plan_files
+
+#: The folder of a checkpoint, or those of one whose ranks lie on several nodes.
+Folders = str | Path | Sequence[str | Path]
+
+
+def make_plan(
+    paths: Folders, kind: str, options: MergeOptions | None = None, team: Team | None = None
+) -> HubPlan:
+    """What a merge would write; writes nothing. Raises what merging does before it writes."""
+    options = options or MergeOptions()
+    team = team or Team(ALONE, choose_jobs(options.jobs), NoProgress())
+    places = _list_paths(paths)
+    source = team.world.each(lambda: _open(places, kind, options))
+    prove_replicas(source.checkpoint, options.check_replicas, team)
+    config = team.world.each(lambda: _require_config(source, options))
+    heads = Heads(options.tie_word_embeddings, options.value_model)
+    model = make_hub_model(source, config, options, team, heads)
+    if model.is_adapter:
+        _refuse_without_model(source, options)
+    return team.world.each(lambda: _plan_files(source, model, options))
+
+
+def _list_paths(paths: Folders) -> list[Path]:
+    if isinstance(paths, (str, Path)):
+        return [Path(paths)]
+    return [Path(path) for path in paths]
+
+
+def _open(paths: Sequence[Path], kind: str, options: MergeOptions) -> Source:
+    """The checkpoint, if it is sound, of the kind, and the options are choices that exist."""
+    require_dtype(options.dtype)
+    parse_size(options.max_shard_size)
+    if options.keep_names and options.value_model is not None:
+        said = f"`value_model={options.value_model}`: cannot go with `keep_names=True`"
+        raise UsageError(said)
+    source = open_source(paths, options)
+    require_kind(source.checkpoint, kind, paths)
+    return source
+
+
+def _require_config(source: Source, options: MergeOptions) -> ModelConfig | None:
+    """The config to write; None where the weights are wanted without. UsageError without any."""
+    config = find_config(source, options)
+    if config is None and not options.keep_names and not lacks_model(source.checkpoint):
+        raise UsageError(
+            f"{source.checkpoint.path}: no config.json in the checkpoint",
+            hint="Name a folder that has it with `config=DIR`, or write the weights alone with"
+            " `keep_names=True`.",
+        )
+    return config
+
+
+def _refuse_without_model(source: Source, options: MergeOptions) -> None:
+    """UsageError for what is asked of a model, where adapters alone are written."""
+    asked = (options.tie_word_embeddings, options.value_model)
+    if options.write.check_load or any(choice is not None for choice in asked):
+        raise UsageError(
+            f"{source.checkpoint.path}: adapters alone: there is no model to check, and no head"
+            " in it",
+            hint="Leave out `write.check_load` and what is about heads, or name `lora.base=MODEL`.",
+        )
+
+
+def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> HubPlan:
+    """The plan for a model by its names on the Hub: dtypes and files."""
+    config = model.config
+    tensors = cast_all(model.tensors, choose_dtype(options.dtype, config), config)
+    if config is not None:
+        config = config.with_dtype(find_main_dtype(tensors.values()))
+    files = plan_files(tensors, parse_size(options.max_shard_size)) if tensors else []
+    adapter = model.adapter
+    if adapter is not None:
+        adapter = replace(
+            adapter, tensors=cast_all(adapter.tensors, BY_NAME.get(options.dtype), None)
+        )
+        files.append(plan_file(adapter.path(ADAPTER_NAME), adapter.tensors, "adapter"))
+    return HubPlan(
+        checkpoint=source.checkpoint if model.is_adapter else source.with_base(),
+        config=config,
+        model=tensors,
+        files=files,
+        dropped=model.dropped,
+        warnings=[*model.warnings, *_warn_of_trl(model, files)],
+        lora=model.lora,
+        adapter=adapter,
+        views=model.views,
+    )
+
+
+def _warn_of_trl(model: HubModel, files: Sequence[PlannedFile]) -> Iterator[str]:
+    """A warning where trl would not find the head that is in the model."""
+    weights = [file for file in files if file.role == "weights"]
+    if len(weights) > 1 and model.head.keys() & model.tensors.keys():
+        size = -(-sum(file.size for file in files) // 10**9)
+        yield (
+            f"the weights are in {len(weights)} files, and trl finds a value head in a local folder"
+            f" only if they are in one: for trl, merge with `max_shard_size='{size}GB'`"
+        )

@@ -1,0 +1,125 @@
+"""What operations can be told; the defaults are the commands'."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckpt_tool.common.errors import UsageError
+from ckpt_tool.compare.stats import Tolerance
+from ckpt_tool.mapping.lora.options import LoraOptions
+from ckpt_tool.plans.options import WriteOptions
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True)
+class NameOptions:
+    """Which tensors are the model, and how they are called.
+
+    ``prefix``: only those below it, which is cut off; empty: found. ``select``: only those whose
+    name in the checkpoint matches one of these globs. ``rename``: ``OLD=NEW``, as
+    :func:`ckpt_tool.mapping.frameworks.nested.rename_tensors` takes them, in order.
+    """
+
+    prefix: str = ""
+    select: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
+
+    @property
+    def start(self) -> str:
+        """The prefix with its last dot."""
+        return f"{self.prefix.rstrip('.')}." if self.prefix else ""
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything was asked for."""
+        return bool(self.prefix or self.select or self.rename)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the tensors of a checkpoint become those of a model on the Hub.
+
+    ``config`` is a folder with config and tokenizer (None: the checkpoint's own). ``keep_names``:
+    no config, names as they are in the checkpoint. ``names``: which tensors are the model, for
+    checkpoints in which that is not plain. ``lora``: what becomes of adapters.
+    """
+
+    config: str | Path | None = None
+    keep_names: bool = False
+    names: NameOptions = field(default_factory=NameOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+
+
+@dataclass(frozen=True)
+class MergeOptions(ModelOptions):
+    """What a merge can be told, besides how names are found.
+
+    ``dtype``: ``auto`` (what the config says), ``keep``, ``bfloat16``, ``float16``, ``float32``.
+    ``max_shard_size``: of a weight file, like ``5GB``. ``tie_word_embeddings``: whether the head is
+    the embedding (None: what the config says). ``value_model``: whether one is wanted (None: what
+    the checkpoint is). ``check_replicas``: copies that the device mesh records are read too.
+    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
+    """
+
+    dtype: str = "auto"
+    max_shard_size: str = "5GB"
+    tie_word_embeddings: bool | None = None
+    value_model: bool | None = None
+    check_replicas: bool = False
+    jobs: int = 0
+    write: WriteOptions = field(default_factory=WriteOptions)
+
+
+@dataclass(frozen=True)
+class ToMcoreOptions:
+    """What ``to-mcore`` can be told.
+
+    ``config``: a folder with config.json (None: the model's own). ``layout``: ``bare``, or
+    ``megatron-lm`` for a folder that its ``--load`` takes. ``layers``: ``stacked`` or
+    ``per-layer``, empty for what megatron-core itself would write. ``vocab_multiple``: the
+    vocabulary is padded with rows of zeros to a multiple of this. ``sums``: with CRC-32.
+    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
+    """
+
+    config: str | Path | None = None
+    dtype: str = "auto"
+    layout: str = "bare"
+    layers: str = ""
+    vocab_multiple: int = 1
+    sums: bool = True
+    jobs: int = 0
+    write: WriteOptions = field(default_factory=WriteOptions)
+
+
+@dataclass(frozen=True)
+class VerifyOptions(ModelOptions):
+    """What a comparison can be told, besides how names are found on a side that needs it.
+
+    ``tolerance``: elements ``a`` of the checkpoint and ``b`` of the reference are close where
+    ``|a - b| <= atol + rtol * |b|``; only floating-point tensors can be close. ``cast_reference``:
+    where dtypes differ, the finer side is rounded to the coarser one's first. ``ignore``: patterns
+    (of ``fnmatch``) of names on the Hub, left out on both sides. ``explained``: how many
+    differences get a hint at their cause, the worst first; None: all. It takes reading them again.
+    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
+    """
+
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    cast_reference: bool = False
+    ignore: tuple[str, ...] = ()
+    explained: int | None = None
+    jobs: int = 0
+
+
+def parse_size(text: str) -> int:
+    """Bytes in ``5GB``, ``500MB``, ``4GiB`` or a plain number; UsageError otherwise."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.strip().upper())
+    size = 0
+    if matched and matched[2] in _UNITS:
+        size = int(float(matched[1]) * _UNITS[matched[2]])
+    if size <= 0:
+        raise UsageError(f"{text!r} is not a size", hint="Write it like 5GB, 500MB or 4GiB.")
+    return size

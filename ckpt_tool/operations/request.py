@@ -1,0 +1,34 @@
+"""What the steps from a checkpoint to a model on the Hub are told beside the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.lora.resolve import Place
+from ckpt_tool.operations.options import ModelOptions
+from ckpt_tool.operations.source import list_adapter_folders
+from ckpt_tool.readers.base import Checkpoint
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What is wanted of heads: ``tied`` to the embedding, of a ``value`` model; None: as it is."""
+
+    tied: bool | None = None
+    value: bool | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Where the model is from, what its adapters are fused into, and how it is to be named."""
+
+    checkpoint: Checkpoint
+    base: HubModel | None
+    options: ModelOptions
+    heads: Heads
+
+    @property
+    def place(self) -> Place:
+        """Where adapters are from, and what may describe them."""
+        return Place(self.checkpoint.path, list_adapter_folders(self.checkpoint))

@@ -1,0 +1,222 @@
+"""What an operation takes: a checkpoint opened and proven sound, its base, its config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ckpt_tool.common.errors import (
+    CheckpointError,
+    FormatError,
+    MappingError,
+    UnsafeContentError,
+    UsageError,
+)
+from ckpt_tool.common.wording import count_noun, format_bytes
+from ckpt_tool.mapping.config import ModelConfig, load_config
+from ckpt_tool.mapping.frameworks.training import find_training_kind, is_training_state
+from ckpt_tool.mapping.lora.megatron import drop_adapters, has_megatron_adapters
+from ckpt_tool.mapping.lora.resolve import holds_only_adapters
+from ckpt_tool.mapping.megatron.keys import is_megatron
+from ckpt_tool.operations.options import ModelOptions, NameOptions
+from ckpt_tool.readers import find_format, open_checkpoint, open_fsdp_folders
+from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.readers.find import locate_config
+from ckpt_tool.readers.huggingface import is_model_folder, open_sound_model
+
+Wanted = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, and the model that its adapters are fused into, if one was named."""
+
+    checkpoint: Checkpoint
+    base: Checkpoint | None = None
+
+    def with_base(self) -> Checkpoint:
+        """The checkpoint with the files of the base beside its own: all that may be read."""
+        if self.base is None:
+            return self.checkpoint
+        files = (*self.checkpoint.files, *self.base.files)
+        return replace(self.checkpoint, files=files)
+
+
+def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
+    """Open the checkpoint at ``paths``, of any format, and the base that the options name.
+
+    State of training is left alone, and what the options do not select; a Hugging Face model is
+    taken whole. Raises what opening raises; CheckpointError with all that is wrong, also where
+    nothing is left.
+    """
+    names = options.names
+    wanted = _choose_wanted(names)
+    checkpoint = _open(paths, wanted)
+    if (names.prefix or names.select) and not is_named(checkpoint):
+        checkpoint = _leave_out(checkpoint, wanted)
+    if not checkpoint.entries and not checkpoint.problems:
+        _refuse_without_weights(checkpoint, names)
+    checkpoint.require_sound()
+    _refuse_fsdp_dtensor(checkpoint)
+    return Source(checkpoint, open_base(checkpoint, options))
+
+
+def lacks_model(checkpoint: Checkpoint) -> bool:
+    """Whether there are adapters alone, peft's or Megatron's."""
+    if has_megatron_adapters(checkpoint.entries):
+        return not drop_adapters(checkpoint.entries)
+    return holds_only_adapters(checkpoint)
+
+
+def is_named(checkpoint: Checkpoint) -> bool:
+    """Whether names are the Hub's, so that nothing has to be said about them."""
+    return find_format(checkpoint.format).names == "hub"
+
+
+def open_base(checkpoint: Checkpoint, options: ModelOptions) -> Checkpoint | None:
+    """The model that adapters are to be fused into; None where they have theirs beside them.
+
+    UsageError where the folder is no model's.
+    """
+    folder = options.lora.base
+    if folder is None or not lacks_model(checkpoint):
+        return None
+    if not is_model_folder(folder):
+        raise UsageError(
+            f"`lora.base={str(folder)!r}`: no Hugging Face model folder",
+            hint="Name a folder with config.json and *.safetensors; nothing is fetched.",
+        )
+    return open_sound_model(folder)
+
+
+def find_config(source: Source, options: ModelOptions) -> ModelConfig | None:
+    """The config of the model: the one that was named, the base's, or that of the checkpoint.
+
+    None where names are kept, or where there is none; FormatError where it is damaged.
+    """
+    if options.keep_names:
+        return None
+    if options.config is not None:
+        return load_config(Path(options.config))
+    if source.base is not None and source.base.side_files is not None:
+        return load_config(source.base.side_files)
+    near = source.checkpoint.side_files
+    return load_config(near) if near is not None else None
+
+
+def list_adapter_folders(checkpoint: Checkpoint) -> list[Path]:
+    """Where what describes adapters may lie: with the shards, or with the config.
+
+    verl 0.8 with Megatron has it in ``huggingface/adapter/``.
+    """
+    found = [Path(file.path).parent for file in checkpoint.files]
+    found += [checkpoint.path] if checkpoint.path.is_dir() else []
+    side = checkpoint.side_files
+    found += [side, side / "adapter"] if side is not None else []
+    return list(dict.fromkeys(found))
+
+
+def describe_left_out(checkpoint: Checkpoint) -> dict[str, str]:
+    """Patterns of names and what they are, one for each kind of state or first part of a name."""
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for name, entry in checkpoint.left_out.items():
+        if is_training_state(name):
+            kind = (find_training_kind(name), "state of training")
+        else:
+            kind = (name.split(".", maxsplit=1)[0], "not selected")
+        kinds.setdefault(kind, []).append(entry.nbytes)
+    return {
+        f"{start}.*": f"{why}: {count_noun(len(sizes), 'tensor')}, {format_bytes(sum(sizes))}"
+        for (start, why), sizes in kinds.items()
+    }
+
+
+def holds_megatron(checkpoint: Checkpoint) -> bool:
+    """Whether the tensors are megatron-core's, even where its folder has lost a file."""
+    names = find_format(checkpoint.format).names
+    return names == "megatron" or (names == "nested" and is_megatron(checkpoint.entries))
+
+
+def _open(paths: Sequence[Path], wanted: Wanted) -> Checkpoint:
+    if len(paths) > 1:
+        return open_fsdp_folders(paths)
+    try:
+        return open_checkpoint(paths[0], wanted)
+    except UnsafeContentError:
+        raise
+    except FormatError as error:
+        error.hint = _find_weights_beside(locate_config(paths[0])) or error.hint
+        raise
+
+
+def _choose_wanted(names: NameOptions) -> Wanted:
+    """Which tensors are opened at all; state of training only where a pattern asks for it."""
+
+    def wanted(name: str) -> bool:
+        if not name.startswith(names.start):
+            return False
+        if names.select:
+            return any(fnmatchcase(name, pattern) for pattern in names.select)
+        return not is_training_state(name.removeprefix(names.start))
+
+    return wanted
+
+
+def _leave_out(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
+    """The checkpoint without what is not wanted, whichever reader opened it."""
+    gone = {name: entry for name, entry in checkpoint.entries.items() if not wanted(name)}
+    if not gone:
+        return checkpoint
+    kept = {name: entry for name, entry in checkpoint.entries.items() if name not in gone}
+    return replace(checkpoint, entries=kept, left_out=checkpoint.left_out | gone)
+
+
+def _refuse_without_weights(checkpoint: Checkpoint, names: NameOptions) -> None:
+    """An error that says what is there instead, and where the weights may be."""
+    if not checkpoint.left_out:
+        raise CheckpointError(
+            f"{checkpoint.path}: there is no tensor in this checkpoint",
+            hint=_find_weights_beside(checkpoint.side_files),
+        )
+    if names.prefix or names.select:
+        some = ", ".join(list(checkpoint.left_out)[:4])
+        raise UsageError(
+            f"{checkpoint.path}: no tensor is under `names.prefix` or matches `names.select`",
+            hint=f"Names are like: {some}",
+        )
+    held = ", ".join(f"{name} ({what})" for name, what in describe_left_out(checkpoint).items())
+    raise CheckpointError(
+        f"{checkpoint.path}: {held}, and no weights of a model", hint=_find_weights(checkpoint)
+    )
+
+
+def _find_weights(checkpoint: Checkpoint) -> str:
+    for folder in (checkpoint.path.parent, checkpoint.path.parent.parent):
+        if (folder / "model" / "dist_ckpt").is_dir():
+            return f"The weights are in {folder / 'model'}: name {folder} instead."
+    return _find_weights_beside(checkpoint.side_files) or (
+        "A run that saves the optimizer by itself leaves the weights in another folder, or under"
+        " another step."
+    )
+
+
+def _find_weights_beside(folder: Path | None) -> str:
+    """Where verl with mbridge has the weights, if it is here; empty otherwise."""
+    if folder is None or not is_model_folder(folder):
+        return ""
+    return (
+        f"The weights are in {folder}, as a Hugging Face model already: verl with mbridge saves"
+        " them there. There is nothing to merge."
+    )
+
+
+def _refuse_fsdp_dtensor(checkpoint: Checkpoint) -> None:
+    wrapped = any(name.startswith("model.module.") for name in checkpoint.entries)
+    if checkpoint.format == "dcp" and wrapped and is_megatron(checkpoint.entries):
+        raise MappingError(
+            f"{checkpoint.path}: a checkpoint of Megatron-FSDP (--ckpt-format fsdp_dtensor), which"
+            " is not supported yet",
+            hint="Have Megatron-LM convert it: load it, and save with --ckpt-format torch_dist.",
+        )

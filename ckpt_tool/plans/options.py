@@ -1,0 +1,105 @@
+"""What writing can be told, and what it tells: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckpt_tool.mapping.lora.options import LoraNote
+from ckpt_tool.writers.stream import WrittenFile
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How an output is written. The output always appears complete, or not at all.
+
+    ``verify``: read back what was written, and compare it bit for bit with what was planned.
+    ``check_load``: have the library that will open the output say whether it does (transformers
+    for a model folder, from names and shapes, before a byte is written; megatron-core for its own
+    checkpoints, by loading the result before it appears).
+    ``overwrite``: replace an output that is there, once everything else has worked.
+    ``resume``: keep what an interrupted run has finished, after checking it; where the output is
+    complete already, write nothing.
+    ``fsync``: wait until everything is on disk; without, the kernel writes when it likes, and a
+    power cut may lose the result.
+    ``direct``: write files with tensors past the page cache (``O_DIRECT``) where the file system
+    can; None: where there is ``fsync``.
+    """
+
+    verify: bool = False
+    check_load: bool = False
+    overwrite: bool = False
+    resume: bool = False
+    fsync: bool = True
+    direct: bool | None = None
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether files with tensors are written past the page cache, where that is possible."""
+        return self.fsync if self.direct is None else self.direct
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Tensors that changed dtype.
+
+    ``source``, ``target``: names of dtypes (``float32``). ``max_abs_error``: the largest absolute
+    difference that rounding made in any of their elements; infinity where a finite value did not
+    fit, so that it became infinite.
+    """
+
+    source: str
+    target: str
+    num_tensors: int
+    max_abs_error: float
+
+
+@dataclass(frozen=True)
+class LoadCheck:
+    """What opened: the class, how many tensors it wants and found, and the library it is of.
+
+    ``library``: name and version (``transformers 5.1.0``). ``num_ignored``: tensors that no class
+    of the library has a place for, so that all ignore them. ``num_other_heads``: tensors that this
+    class ignores and another class or trl reads; ``also``: the other classes that opened.
+    """
+
+    architecture: str
+    num_tensors: int
+    library: str
+    num_ignored: int = 0
+    num_other_heads: int = 0
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What was written.
+
+    ``format``: of the source (``fsdp``, ``torch_dist``, ...). ``output``: the folder, links
+    followed. ``num_tensors``, ``total_bytes``, ``files``: the tensors written, and the files that
+    hold them, headers included; small files are not counted.
+    ``casts``: by pair of dtypes. ``dropped``: names left out on purpose, each with the reason.
+    ``seconds``: all of the work, checks included. ``bytes_per_second``: of ``total_bytes`` while
+    they were written; 0.0 where they were there before.
+    ``verified``: whether everything read back as planned; None: nobody looked. ``differences``:
+    sorted names of tensors that did not; nothing was published then.
+    ``load_check``: what the library said that was asked; None: none was.
+    ``lora``: what became of adapters; None: there were none.
+    ``already_complete``: all of it was there before, and nothing was written.
+    """
+
+    format: str
+    output: Path
+    num_tensors: int
+    total_bytes: int
+    files: list[WrittenFile]
+    casts: list[Cast]
+    seconds: float
+    bytes_per_second: float
+    verified: bool | None
+    warnings: list[str]
+    dropped: dict[str, str]
+    differences: list[str] = field(default_factory=list)
+    load_check: LoadCheck | None = None
+    lora: LoraNote | None = None
+    already_complete: bool = False

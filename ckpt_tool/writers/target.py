@@ -1,0 +1,134 @@
+"""Where an output goes: whether it may, where it is prepared, and whether there is room."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckpt_tool.common.errors import OutputError
+
+#: In an output that is a mount point: where it is prepared, and the journal of that.
+_PARTIAL, _JOURNAL = ".ckpt-partial", ".ckpt-journal"
+
+#: What a file system has in its root by itself.
+_OF_FILE_SYSTEMS = "lost+found"
+
+#: What tools of the Hub keep in a model's folder for themselves.
+_OF_HUB_TOOLS = ".cache"
+
+_LISTED = 5
+
+
+def is_mount(out: Path) -> bool:
+    """Whether a file system is mounted at ``out``, so that nothing can be renamed to it.
+
+    A folder of the same file system may be mounted there: then only the kernel's number of the
+    mount says so.
+    """
+    return out.is_dir() and (os.path.ismount(out) or _mount_id(out) != _mount_id(out.parent))
+
+
+def _mount_id(folder: Path) -> str:
+    """The number of the mount in which a folder is; empty where the system does not say."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        rows = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return next((row for row in rows if row.startswith("mnt_id:")), "")
+
+
+def make_partial_path(out: Path) -> Path:
+    """The folder in which ``out`` is prepared: beside it, or in it where it is a mount point."""
+    return out / _PARTIAL if is_mount(out) else out.parent / f".{out.name}.ckpt-partial"
+
+
+def make_journal_path(out: Path) -> Path:
+    """The journal of :func:`make_partial_path`'s folder, beside that."""
+    return out / _JOURNAL if is_mount(out) else out.parent / f".{out.name}.ckpt-journal"
+
+
+def list_entries(out: Path) -> list[str]:
+    """What is in ``out``, sorted; in a mount point without what is there while it is written."""
+    names = {path.name for path in out.iterdir()}
+    if is_mount(out):
+        names -= {_PARTIAL, _JOURNAL, _OF_FILE_SYSTEMS}
+    return sorted(names)
+
+
+def list_files(folder: Path) -> set[str]:
+    """The files of an output, and of the folders in it, by relative names with ``/``.
+
+    Without what tools of the Hub keep there for themselves.
+    """
+    found = set()
+    for name in set(list_entries(folder)) - {_OF_HUB_TOOLS}:
+        path = folder / name
+        inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else (path,)
+        found |= {file.relative_to(folder).as_posix() for file in inside if not file.is_dir()}
+    return found
+
+
+def check_target(
+    out: Path, *, replace: bool, protected: Sequence[Path], faults: Sequence[str] = ()
+) -> None:
+    """OutputError unless ``out`` may be written.
+
+    It must be absent or empty, or ``replace`` is set; and it must not be, or contain, any of the
+    ``protected`` paths, which are still to be read. ``faults``: why what is there is not what
+    would be written, where somebody has looked.
+    """
+    real = out.resolve()
+    for path in protected:
+        source = path.resolve()
+        if real == source or real in source.parents:
+            raise OutputError(
+                f"{out}: is or contains the checkpoint itself ({path})",
+                hint="Choose another output folder.",
+            )
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"{out}: exists and is not a folder")
+    if list_entries(out) and not replace:
+        raise OutputError(
+            f"{out}: exists and is not empty{_say_faults(faults)}",
+            hint="Choose another folder, or replace it with `write.overwrite=True`.",
+        )
+
+
+def _say_faults(faults: Sequence[str]) -> str:
+    if not faults:
+        return ""
+    more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+    return f", and is not what would be written: {'; '.join(faults[:_LISTED])}{more}"
+
+
+def check_space(out: Path, needed: int) -> None:
+    """OutputError unless there is room for ``needed`` bytes where ``out`` is prepared.
+
+    What an earlier run left there counts as room: it is kept, written again or cleared.
+    """
+    partial = make_partial_path(out)
+    place = partial.parent.absolute()
+    while not place.exists():
+        place = place.parent
+    free, left = shutil.disk_usage(place).free, _bytes_on_disk(partial)
+    if free + left < needed:
+        also = f", and {left:,} are in {partial}" if left else ""
+        raise OutputError(
+            f"{out}: needs {needed:,} bytes, {free:,} are free on its file system{also}",
+            hint="Free some space, choose another place, or a smaller `dtype`.",
+        )
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    """Bytes that the files of a folder take, reserved space included; 0 where it is absent."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        total += sum(os.lstat(os.path.join(parent, name)).st_blocks * 512 for name in names)
+    return total

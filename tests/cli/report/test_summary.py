@@ -1,0 +1,82 @@
+"""What is printed of a verification: no number claims more than there is, all are in columns."""
+
+import html
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from ckpt_tool.cli.report.as_json import make_object
+from ckpt_tool.cli.report.html import render
+from ckpt_tool.cli.report.summary import show_summary
+from ckpt_tool.operations.verify import VerifyResult
+from tests.support.verifications import FOLDER, mismatch, result, side, stats
+
+
+def printed(found: VerifyResult, top: int = 10, width: int = 80) -> list[str]:
+    out = io.StringIO()
+    show_summary(Console(file=out, width=width), found, top)
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "expected"),
+    [
+        (1, 10**6, "1 (0.0001%)"),
+        (250, 1000, "250 (25%)"),
+        (999_999, 10**6, "999,999 (>99%)"),
+        (10**6, 10**6, "1,000,000 (100%)"),
+        (0, 8, "0 (0%)"),
+    ],
+)
+def test_a_share_is_never_all_where_something_is_left(part: int, whole: int, expected: str) -> None:
+    one = mismatch("a.weight", stats=stats(num_different=part, num_elements=whole))
+    _, _, row, *_ = printed(result({}, [one]))
+    assert f"  {expected}  " in row
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_numbers_stand_under_their_titles(width: int) -> None:
+    names = ["norm", "model.layers.0.self_attn.q_proj.weight", "x" * 130]
+    several = [mismatch(name, stats=stats(num_different=3**at)) for at, name in enumerate(names)]
+    lines = printed(result({}, several), width=width)
+    ends = {len(line) for line in lines if line.startswith("tensor") or line.endswith("0.99990")}
+    assert len(ends) == 1, lines
+    assert sum(line.endswith("0.99990") for line in lines) == 3
+    for name in names:
+        assert any(line.startswith(name) for line in lines)
+
+
+def test_where_there_is_no_distance_none_is_told() -> None:
+    values = {"max_abs": 0.0, "sum_abs": 0.0, "max_ulp": 0, "first_values": (1.0, float("nan"))}
+    lines = printed(result({}, [mismatch("a", stats=stats(num_nan=(0, 1), **values))]), width=120)
+    assert "    NaN: 0 (reference 1), infinite: 0 (reference 0)" in lines
+    assert lines[-1].endswith(": 1, expected nan")
+
+
+def test_only_the_worst_are_printed_and_the_rest_counted() -> None:
+    several = [mismatch(f"t{at}", stats=stats(squares=(1, 1, at * 0.01))) for at in range(1, 6)]
+    lines = printed(result({}, several), top=2)
+    assert [line.split()[0] for line in lines if line.startswith("t") and line[1].isdigit()] == [
+        "t5", "t4",
+    ]  # fmt: skip
+    assert lines[-1] == "and 3 more that differ (--top N shows more)"
+
+
+def test_options_are_shown_as_flags() -> None:
+    names = ["a", "b"]
+    found = result(
+        {"a": 0.0, "b": 0.0},
+        [mismatch("c", hint="as with `keep_names=True`")],
+        left=side(FOLDER, names, ["alpha 2, `lora.alpha`"]),
+        names_hint="cut by `names.prefix='model'`",
+    )
+    typed = {"--lora-alpha", "--prefix model", "--config none"}
+    shown = json.dumps(make_object(found))
+    page = html.unescape(render(found, "now")).replace("<wbr>", "")
+    text = " ".join(printed(found))
+    assert all(flag in shown and flag in page for flag in typed)
+    assert "--prefix model" in text
+    assert "--config none" in text
+    assert "`" not in shown + text

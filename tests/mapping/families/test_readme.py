@@ -1,0 +1,92 @@
+"""The table of families in `mapping/README.md` is what the code says: it cannot drift."""
+
+from pathlib import Path
+
+import ckpt_tool
+from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts
+from ckpt_tool.mapping.families.megatron_rows import LATENT, SHARED, SHARED_GATE
+from ckpt_tool.mapping.families.table import FAMILIES, Family
+
+README = Path(ckpt_tool.__file__).parent / "mapping" / "README.md"
+HEAD = (
+    "model type",
+    "class",
+    "names on the Hub",
+    "tied",
+    "torchtitan",
+    "Megatron-Core",
+    "MTP",
+    "vision",
+    "else",
+)
+
+
+def describe_rule(rule: Rule) -> str:
+    if isinstance(rule, Rename):
+        return f"`{rule.old}` → `{rule.new}`"
+    if isinstance(rule, SplitExperts):
+        return f"`{rule.target}.E.{{{rule.gate},{rule.up},{rule.down}}}`"
+    return "fused experts, transposed"
+
+
+def describe_hub(family: Family) -> str:
+    if family.hub is None:
+        return "by transformers"
+    return ", ".join(map(describe_rule, family.hub)) or "as in memory"
+
+
+def describe_megatron(family: Family) -> str:
+    rows = family.megatron
+    if rows is None:
+        return ""
+    said = ["MLA" if rows.attention == LATENT else "GQA"]
+    if rows.moe:
+        shared = set(SHARED + SHARED_GATE) & set(rows.moe)
+        said.append("experts, shared expert" if shared else "experts")
+    return ", ".join(said)
+
+
+def describe_else(family: Family) -> str:
+    legacy = family.legacy
+    said = {
+        f"float32: `{family.float32}`".replace("|", "\\|"): family.float32,
+        "weights [in, out]": family.conv1d,
+        "parent's prefix": family.parent_prefix,
+        f"config.json: `{legacy.expert_count}`": legacy.expert_count,
+        "config.json: two rope thetas": legacy.local_rope,
+        "config.json: longrope's factors alone": legacy.longrope_only,
+    }
+    return "; ".join(text for text, holds in said.items() if holds)
+
+
+def make_row(model_type: str, family: Family) -> tuple[str, ...]:
+    rows = family.megatron
+    return (
+        f"`{model_type}`",
+        family.architecture,
+        describe_hub(family),
+        "yes" if family.tied else "",
+        family.torchtitan,
+        describe_megatron(family),
+        "yes" if rows and rows.mtp else "",
+        "yes" if rows and rows.vision else "",
+        describe_else(family),
+    )
+
+
+def make_table() -> str:
+    rows = [HEAD, ("---",) * len(HEAD), *(make_row(*item) for item in FAMILIES.items())]
+    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |").replace("|  |", "| |")
+                     for row in rows)  # fmt: skip
+
+
+def test_the_readme_has_the_table_of_families():
+    table = make_table()
+    assert table in README.read_text(), f"the table of families is now:\n{table}"
+
+
+def test_the_readme_names_every_file_of_the_room():
+    text = README.read_text()
+    files = {path.relative_to(README.parent).as_posix() for path in README.parent.rglob("*.py")}
+    files = {name for name in files if not name.endswith("__init__.py")}
+    assert {name for name in files if f"`{name}`" not in text} == set()

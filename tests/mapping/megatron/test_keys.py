@@ -1,0 +1,104 @@
+"""Megatron tensors in other spellings than the tables', found and brought back."""
+
+import re
+
+import pytest
+import torch
+
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.megatron.convert import restore_model
+from ckpt_tool.mapping.megatron.keys import is_megatron, name_engine_keys, unify_keys
+from tests.mapping.megatron.test_convert import converted, stored
+from tests.support.megatron_models import CASES, config_of, hub_tensors, rules_of
+from tests.support.saved import assert_equal
+
+#: Transformer Engine's names that are others in the per-rank files of local layers.
+LOCAL = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "self_attention.linear_q_up_proj.layer_norm_weight": "self_attention.q_layernorm.weight",
+    "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+
+
+def locally(name: str) -> str:
+    for engine, local in LOCAL.items():
+        name = name.replace(engine, local)
+    return name
+
+
+@pytest.mark.parametrize(("family", "layout", "changes"), CASES, ids=str)
+def test_the_rules_are_found_from_the_tensors(family, layout, changes, tmp_path):
+    tensors = hub_tensors(family, **changes)
+    rules = rules_of(family, layout, 8, **changes)
+    there = converted(tmp_path, tensors, rules)
+    config = config_of(family, **changes)
+    model = restore_model(stored(tmp_path, there, "mcore"), config)
+    assert_equal(model.tensors, tensors)
+    assert model.dropped
+    assert all(why.startswith("5 rows of padding") for why in model.dropped.values())
+    repeated = {name: tensors[repeat.of] for repeat in rules.repeats for name in (repeat.hf,)}
+    assert_equal(model.repeats, repeated)
+    other = {locally(name): tensor for name, tensor in there.items()}
+    assert_equal(restore_model(stored(tmp_path, other, "local"), config).tensors, tensors)
+
+
+def test_only_families_whose_files_have_copies_get_them():
+    assert {repeat.hf for repeat in rules_of("deepseek_v3").repeats} == {
+        "model.layers.3.embed_tokens.weight",
+        "model.layers.3.shared_head.head.weight",
+    }
+    assert rules_of("mimo").repeats == []
+
+
+def test_experts_gate_and_up_of_their_own(tmp_path):
+    """What `singleton_local_shards` does, by hand."""
+    tensors = hub_tensors("qwen3_moe")
+    there = converted(tmp_path, tensors, rules_of("qwen3_moe", "per-layer"))
+    alone = {}
+    for name, tensor in there.items():
+        matched = re.fullmatch(r"(.*experts\.experts\.)(.*)", name)
+        for number in range(len(tensor)) if matched else ():
+            key = f"{matched[1]}{number}.{matched[2]}"
+            if "linear_fc1" in key:
+                alone[f"{key}_w"], alone[f"{key}_v"] = tensor[number].chunk(2)
+            else:
+                alone[key] = tensor[number]
+        if not matched:
+            alone[name] = tensor
+    saved = {name: tensor.clone() for name, tensor in alone.items()}
+    assert_equal(
+        restore_model(stored(tmp_path, saved, "alone"), config_of("qwen3_moe")).tensors, tensors
+    )
+
+
+def test_two_keys_that_mean_one_are_refused(tmp_path):
+    names = ("decoder.final_layernorm.weight", "module.decoder.final_layernorm.weight")
+    with pytest.raises(MappingError, match="1 tensors have a key") as refused:
+        unify_keys(stored(tmp_path, {name: torch.ones(2) for name in names}))
+    assert refused.value.names == (f"{names[1]}: also {names[0]}",)
+
+
+def test_a_vision_tower_keeps_its_name_and_its_language_model_too():
+    names = ["vision_model.decoder.layers.0.input_layernorm.weight", "language_model.mtp.x"]
+    found = name_engine_keys(names)
+    assert found[names[0]] == (
+        "vision_model.decoder.layers.0.self_attention.linear_qkv.layer_norm_weight"
+    )
+    assert found[names[1]] == names[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("embedding.word_embeddings.weight", True),
+        ("module.embedding.word_embeddings.weight", True),
+        ("decoder.layers.3.self_attention.linear_proj.weight", True),
+        ("decoder.layers.mlp.linear_fc2.weight", True),
+        ("bert.embeddings.word_embeddings.weight", False),
+        ("model.decoder.layers.0.fc1.weight", False),
+        ("model.embed_tokens.weight", False),
+    ],
+)
+def test_what_is_named_as_megatron_names_it(name, expected):
+    assert is_megatron([name]) is expected
