@@ -1,25 +1,54 @@
-# Everything runs in .venv, which is made on first use from the pins in .ci/constraints.txt.
-PYTHON ?= python3
+# Everything runs in virtual environments that are made on first use, from the pins in .ci/:
+#   .venv         the newest Python that is there and the newest libraries
+#   .venv-oldest  Python 3.10 and the oldest libraries that pyproject.toml allows
+PYTHONS := 3.13 3.12 3.11 3.10
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell .ci/python $(PYTHONS))
+endif
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PINS := .ci/constraints-$(VERSION).txt
+STAMP := $(VENV)/.installed-$(VERSION)
+
+OLDEST := .venv-oldest
+OLDEST_PYTHON ?= $(shell .ci/python 3.10)
+OLDEST_PINS := .ci/constraints-oldest.txt
+OLDEST_STAMP := $(OLDEST)/.installed
+
+# Of make test-oldest: which tests, as pytest's arguments.
+TESTS ?= tests
 DEMO ?= demo
 BENCH ?= --gb 4.5
+INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test check format bench clean
+.PHONY: install demo test test-fast test-oldest check format bench build version pins clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml .ci/constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
-	touch $(STAMP)
+# Made anew where it is of another Python.
+$(STAMP): pyproject.toml $(PINS)
+	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python $(INSTALL) --constraint $(PINS) --editable ".[dev]"
+	touch $@
+
+$(OLDEST_STAMP): pyproject.toml $(OLDEST_PINS)
+	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(INSTALL) --constraint $(OLDEST_PINS) --editable ".[test]"
+	touch $@
 
 demo: $(STAMP)
 	$(BIN)/python -m tests.demo $(DEMO)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto
+
+# Without the tests that need a real trainer: what those save takes minutes to make.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses auto -m "not real"
+
+test-oldest: $(OLDEST_STAMP)
+	$(OLDEST)/bin/python -m pytest --numprocesses auto $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -33,5 +62,24 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(BENCH)
 
+# What a release does: build, install the wheel where nothing else is, run it.
+build: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	.ci/smoke $(BIN)/python $(PINS)
+
+version:
+	@$(PYTHON) -c 'from ckpt_tool.common.version import __version__; print(__version__)'
+
+# The newest versions, but for .ci/held.txt, for every Python; and the oldest. Takes minutes.
+pins: $(STAMP)
+	for version in $(PYTHONS); do \
+		$(BIN)/python .ci/pins.py "$$(.ci/python $$version)" dev > pins.new \
+		&& mv pins.new .ci/constraints-$$version.txt || exit 1; \
+	done
+	$(BIN)/python .ci/pins.py $(OLDEST_PYTHON) test --oldest > pins.new
+	mv pins.new $(OLDEST_PINS)
+
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(DEMO) build dist *.egg-info pins.new
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

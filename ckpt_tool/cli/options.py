@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,16 +126,20 @@ class Request:
         from ckpt_tool.plans.options import WriteOptions
 
         values = self.values
-        write = ("verify", "check_load", "overwrite", "resume", "fsync")
-        direct = values["direct_io"]
-        same = ("dtype", "max_shard_size", "tie_word_embeddings", "value_model", "jobs")
-        return MergeOptions(
-            lora=LoraOptions(values["lora"], values["lora_alpha"], values["base"]),
+        made = {
+            "lora": LoraOptions(values["lora"], values["lora_alpha"], values["base"]),
+            "write": WriteOptions(**self._take(WriteOptions), direct=values["direct_io"]),
             **settle_config(values["config"]),
-            write=WriteOptions(**{name: values[name] for name in write}, direct=direct),
-            **{name: values[name] for name in same},
-            **more,
-        )
+        }
+        return MergeOptions(**self._take(MergeOptions) | made | more)
+
+    def _take(self, options: type) -> dict[str, Any]:
+        """The values that are called as fields of these options are."""
+        return {
+            field.name: self.values[field.name]
+            for field in fields(options)
+            if field.name in self.values
+        }
 
 
 def _every_merge(

@@ -54,7 +54,7 @@ def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
     names = options.names
     wanted = _choose_wanted(names)
     checkpoint = _open(paths, wanted)
-    if (names.prefix or names.select) and not is_named(checkpoint):
+    if not is_named(checkpoint):
         checkpoint = _leave_out(checkpoint, wanted)
     if not checkpoint.entries and not checkpoint.problems:
         _refuse_without_weights(checkpoint, names)
@@ -213,8 +213,9 @@ def _find_weights_beside(folder: Path | None) -> str:
 
 
 def _refuse_fsdp_dtensor(checkpoint: Checkpoint) -> None:
+    is_nested = find_format(checkpoint.format).names == "nested"
     wrapped = any(name.startswith("model.module.") for name in checkpoint.entries)
-    if checkpoint.format == "dcp" and wrapped and is_megatron(checkpoint.entries):
+    if is_nested and wrapped and is_megatron(checkpoint.entries):
         raise MappingError(
             f"{checkpoint.path}: a checkpoint of Megatron-FSDP (--ckpt-format fsdp_dtensor), which"
             " is not supported yet",

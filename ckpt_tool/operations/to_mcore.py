@@ -32,7 +32,7 @@ from ckpt_tool.operations.tied_head import TiedHeadError, are_equal_together
 from ckpt_tool.plans.mcore import LAYOUTS, McorePlan
 from ckpt_tool.plans.options import WriteResult
 from ckpt_tool.plans.write import write
-from ckpt_tool.readers import open_checkpoint
+from ckpt_tool.readers import find_format, open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, DType
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -148,9 +148,11 @@ def _require_choices(options: ToMcoreOptions) -> None:
 def _open(model: str | Path) -> Checkpoint:
     checkpoint = open_checkpoint(model)
     if checkpoint.format not in ("huggingface", "torch"):
+        command = find_format(checkpoint.format).merge_command
+        hint = f"Make one of it first: ckpt merge {command} {model} OUT" if command else ""
         raise UsageError(
             f"{model}: a checkpoint of format {checkpoint.format}, not a Hugging Face model",
-            hint="Make one of FSDP rank files first, with ckpt merge fsdp.",
+            hint=hint or f"See what it is with: ckpt inspect {model}",
         )
     checkpoint.require_sound()
     return checkpoint

@@ -34,11 +34,10 @@ from ckpt_tool.tensors.rounding import CastErrors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+T = TypeVar("T")
 
 #: Bytes of output per block: each is one write, and fits the second-level cache.
 BLOCK_BYTES = 2 << 20
-
-T = TypeVar("T")
 
 _IO_LIMIT = 1 << 30  # Linux transfers at most 2 GiB - 4 KiB in one call
 

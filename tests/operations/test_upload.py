@@ -22,6 +22,7 @@ from ckpt_tool.writers.stream import WrittenFile
 from tests.support import hub_server
 from tests.support.hub_server import CUT, FINE, READS, UNKNOWN, Hub, Repo
 from tests.support.merging import TINY, values, write_rank
+from tests.support.versions import needs_hub_1
 
 hub = hub_server.hub
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
@@ -85,6 +86,7 @@ def test_a_private_repository_stays_so_unasked(hub: Hub, out: Path) -> None:
     assert "/api/repos/create" not in hub.writes
 
 
+@needs_hub_1
 @pytest.mark.parametrize("name", ["a/b/c", "-a", "a--b", "a/b.git", "", "a b", "../out", "ä/b"])
 def test_a_name_that_cannot_be_costs_no_request(hub: Hub, name: str) -> None:
     with pytest.raises(UsageError, match="not a name that the Hub allows"):
@@ -147,6 +149,7 @@ def test_no_token_is_said_before_anything_is_asked(hub: Hub, monkeypatch) -> Non
     assert hub.requests == []
 
 
+@needs_hub_1
 def test_a_repository_that_may_not_be_written(hub: Hub) -> None:
     hub.repos["lab/model"] = Repo(writable=False)
     with pytest.raises(UploadError, match="lab/model: the token may not write there"):
@@ -249,6 +252,7 @@ def test_who_interrupts_is_told_how_to_go_on(hub: Hub, out: Path, monkeypatch) -
         upload_folder(out, Upload("model"))
 
 
+@needs_hub_1
 def test_chunks_go_by_xet_where_it_is_installed(hub, out, tmp_path, monkeypatch) -> None:
     """As for most users: what hf_xet takes is in its storage, and the commit names its digests."""
     pytest.importorskip("hf_xet")

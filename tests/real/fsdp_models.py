@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .old_transformers import from_config
 
 _DECODER = {
     "vocab_size": 97,
@@ -126,17 +128,10 @@ class WithOwnStateDict(WithValueHead):
 def _pretrained(
     model_class: type[PreTrainedModel], dtype: torch.dtype, **values: Any
 ) -> PreTrainedModel:
-    """Build the model from its own config class.
-
-    Eager attention and experts: the reference logits then depend on no kernel that another machine
-    may lack. `_from_config` rather than `.to(dtype)`, which would round the rotary frequencies too.
-    """
-    config_class: type[PreTrainedConfig] = model_class.config_class
+    """Build the model from its own config class."""
+    config_class: type[PretrainedConfig] = model_class.config_class
     config = config_class(architectures=[model_class.__name__], **values)
-    model: PreTrainedModel = model_class._from_config(
-        config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
-    )
-    return model.eval()
+    return from_config(model_class, config, dtype).eval()
 
 
 def _decoder(class_name: str, **overrides: Any) -> Callable[[torch.dtype], PreTrainedModel]:

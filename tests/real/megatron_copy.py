@@ -35,12 +35,15 @@ def read_tensors(folder: Path) -> State:
 def copy_into(model: GPTModel, folder: Path) -> None:
     """Fill a model that no other process has a part of."""
     state = full_state(read_tensors(folder), read_config(folder))
-    wanted = {name for name in model.state_dict() if not name.endswith("_extra_state")}
-    assert state.keys() == wanted, f"differ: {sorted(state.keys() ^ wanted)}"
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in wanted:
-            assert tensor.shape == state[name].shape, f"{name}: {tensor.shape}"
-            tensor.data.copy_(state[name])
+    wanted = {
+        name.replace(".mtp_model_layer.", ".transformer_layer."): tensor  # the module since 0.17
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if not name.endswith("_extra_state")
+    }
+    assert state.keys() == wanted.keys(), f"differ: {sorted(state.keys() ^ wanted.keys())}"
+    for name, tensor in wanted.items():
+        assert tensor.shape == state[name].shape, f"{name}: {tensor.shape}"
+        tensor.data.copy_(state[name])
 
 
 def full_state(hf: State, config: HuggingFaceConfig) -> State:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from .fill import fill_distinct
 from .fsdp_reference import logits_of
+from .old_transformers import IS_OLD, from_config
 
 # Small enough that every model gets several shards and an index, as models on the Hub have.
 _SHARD_SIZE = "300KB"
@@ -152,12 +153,8 @@ def write_model(name: str, folder: Path) -> Path:
 def _build(class_name: str, config: Mapping[str, Any]) -> PreTrainedModel:
     """Eager attention and experts in fp32: what the reference computes then is plain arithmetic."""
     model_class: type[PreTrainedModel] = getattr(transformers, class_name)
-    model: PreTrainedModel = model_class._from_config(
-        model_class.config_class(architectures=[class_name], **config),
-        dtype=torch.float32,
-        attn_implementation="eager",
-        experts_implementation="eager",
-    )
+    settings = model_class.config_class(architectures=[class_name], **config)
+    model = from_config(model_class, settings, torch.float32)
     fill_distinct(model)
     return model.eval()
 
@@ -219,5 +216,6 @@ def _predict(
     rotary = model.model.rotary_emb(joined, positions)
     future = torch.full((1, 1, ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
     state = layer(joined, attention_mask=future, position_embeddings=rotary)
+    state = state[0] if IS_OLD else state
     logits: Tensor = model.lm_head(head.shared_head["norm"](state))
     return logits

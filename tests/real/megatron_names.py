@@ -15,7 +15,10 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 
 # `decoder.layers.`, `decoder.layers.3.` or `mtp.layers.0.transformer_layer.`, and what follows.
-_LAYER = re.compile(r"(decoder\.layers\.(?:\d+\.)?|mtp\.layers\.\d+\.transformer_layer\.)(.+)")
+# Modules, but not checkpoints, call the last one `mtp_model_layer` since 0.17.
+_LAYER = re.compile(
+    r"(decoder\.layers\.(?:\d+\.)?|mtp\.layers\.\d+\.(?:transformer|mtp_model)_layer\.)(.+)"
+)
 
 # (local, Transformer Engine), by kind of layer.
 _DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}

@@ -13,6 +13,8 @@ from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ckpt_tool.plans.checks.megatron_child.cpu import call
+
 from .megatron_copy import copy_into, read_config
 from .megatron_gpt import build_chunks
 from .megatron_jobs import Checkpoint, Job, Logits, Save, SaveRanks
@@ -83,9 +85,10 @@ def _save(chunks: Sequence[GPTModel], checkpoint: Checkpoint) -> None:
     if dist.get_rank() == 0:
         checkpoint.folder.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(
-        _sharded_state(chunks, checkpoint),
-        str(checkpoint.folder),
+    call(
+        dist_checkpointing.save,
+        sharded_state_dict=_sharded_state(chunks, checkpoint),
+        checkpoint_dir=str(checkpoint.folder),
         content_metadata=_LAYOUTS[checkpoint.layout],
     )
 

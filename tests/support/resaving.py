@@ -23,7 +23,7 @@ def tensors_of(folder: Path) -> Tensors:
 
 def save_dcp(state: Mapping[str, Any], folder: Path) -> Path:
     """What `torch.distributed.checkpoint.save` of one process writes."""
-    dcp.save(dict(state), checkpoint_id=folder, no_dist=True)
+    dcp.save(dict(state), checkpoint_id=folder)
     return folder
 
 

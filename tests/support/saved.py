@@ -15,6 +15,7 @@ from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.readers import Checkpoint, open_checkpoint
 from ckpt_tool.tensors.lazy import LazyTensor
 from tests.support.backed import distinct, same
+from tests.support.versions import require_transformers_5
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +32,7 @@ class Saved:
 
 def save_both(model: "PreTrainedModel", folder: Path) -> Saved:
     """Write the state dict, less tied weights, and ``save_pretrained``'s folder."""
+    require_transformers_5()
     model.save_pretrained(folder / "hub")
     tied = set(model.all_tied_weights_keys)
     state = {name: t.clone() for name, t in model.state_dict().items() if name not in tied}

@@ -7,6 +7,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from tests.real.fill import fill_distinct
+from tests.support.versions import require_transformers_5
 
 _DECODER = {
     "vocab_size": 48,
@@ -209,6 +210,7 @@ MODELS = {
 
 def build(family: str, **settings: Any) -> PreTrainedModel:
     """The family's model, every element of a tensor distinct; ``settings`` change its config."""
+    require_transformers_5()
     tiny = MODELS[family]
     model_class: type[PreTrainedModel] = getattr(transformers, tiny.model_class)
     config = model_class.config_class(**{**tiny.settings, **settings})

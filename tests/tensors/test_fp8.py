@@ -211,6 +211,19 @@ def test_several_blocks_of_output(tmp_path):
     assert same(torch.cat(pieces), expected.flatten())
 
 
+def test_matrices_by_turns(tmp_path):
+    """One reader, which works in the same memory for all of them."""
+    first, second, third = (
+        pair(tmp_path / "1", (64, 40), (8, 8)),
+        pair(tmp_path / "2", (64, 40), (8, 5), seed=2),
+        pair(tmp_path / "3", (30, 90), (16, 16), seed=3, target=FLOAT16),
+    )
+    with FileTable() as files:
+        reader = BlockReader(files)
+        for lazy, expected in (first, second, third, first, third, second):
+            assert same(part(reader, lazy, 0, lazy.numel), expected.flatten())
+
+
 def test_an_empty_matrix(tmp_path):
     for shape in [(0, 5), (5, 0), (0, 0)]:
         lazy, expected = pair(tmp_path / "w", shape)

@@ -13,6 +13,7 @@ from ckpt_tool.mapping.families.hub_rules import Rename, SplitExperts, Transpose
 from ckpt_tool.mapping.families.megatron_rows import TOP
 from ckpt_tool.mapping.families.table import FAMILIES, UNKNOWN, Family, find_family
 from tests.support.megatron_models import CONFIGS, config_of, rules_of
+from tests.support.versions import needs_transformers_5
 
 ROOT = Path(ckpt_tool.__file__).parent
 OPS = {"same", "vocabulary", "gate_up", "qkv", "stacked_qkv", "swap_halves"}
@@ -39,6 +40,7 @@ def test_a_row_says_something_and_its_rules_change_something(model_type):
     assert family.torchtitan in ("", "halves", "neighbours")
 
 
+@needs_transformers_5
 @every_family
 def test_the_class_is_that_of_transformers(model_type):
     named = FAMILIES[model_type].architecture

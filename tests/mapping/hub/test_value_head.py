@@ -8,6 +8,7 @@ from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.value_head import match_heads, refuse_value_head, take_value_head
 from tests.support.merging import TINY
 from tests.support.saved import write_config, write_shapes
+from tests.support.versions import needs_transformers_5
 
 HEAD = {"v_head.summary.weight": (1, 8), "v_head.summary.bias": (1,)}
 NORM = {"model.norm.weight": (8,)}
@@ -117,6 +118,7 @@ def test_a_head_has_the_names_it_has_on_the_other_side(tmp_path, others, expecte
     assert match_heads(tensors, others).keys() == NORM.keys() | expected
 
 
+@needs_transformers_5
 @pytest.mark.parametrize(
     ("model_type", "score", "named", "known"),
     [

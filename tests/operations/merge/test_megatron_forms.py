@@ -226,6 +226,6 @@ def test_other_formats_are_named_with_what_merges_them(checkpoints, hf, tmp_path
 def test_a_folder_that_lost_its_metadata_json_is_still_megatron_s(native, hf, tmp_path):
     shutil.copytree(native("llama"), tmp_path / "in")
     for name in ("metadata.json", "common.pt"):
-        (tmp_path / "in" / name).unlink()
+        (tmp_path / "in" / name).unlink(missing_ok=True)  # no common.pt since 0.19
     merge(tmp_path / "in", tmp_path / "out", hf("llama"))
     assert_same(load_folder(tmp_path / "out"), load_folder(hf("llama")))

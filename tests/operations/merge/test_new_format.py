@@ -1,8 +1,11 @@
 """A format and a family are a row each: with those, and nothing else, both merge and verify."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from ckpt_tool import MergeOptions, UsageError, verify_checkpoint
+from ckpt_tool import MergeOptions, UsageError, readers, verify_checkpoint
 from ckpt_tool.mapping.families.hub_rules import Rename
 from ckpt_tool.mapping.families.table import FAMILIES, Family
 from ckpt_tool.operations.merge import Job, merge
@@ -35,3 +38,16 @@ def test_other_commands_say_which_one_it_is_for(tape, tmp_path):
     with pytest.raises(UsageError, match="format tape") as refused:
         merge(Job(tape, tmp_path / "out", "fsdp"), MergeOptions(keep_names=True))
     assert refused.value.hint == f"Merge it with: ckpt merge tape {tape} OUT"
+
+
+def test_state_of_training_is_left_out_whatever_a_reader_can(tape, tmp_path, monkeypatch):
+    """A reader that cannot leave tensors alone opens them all: the merge leaves them out."""
+    row = readers.FORMATS[-1]
+    plain = replace(row, open_wanted=None)
+    monkeypatch.setattr(readers, "FORMATS", (*readers.FORMATS[:-1], plain))
+    places = json.loads((tape / "tape.json").read_text())
+    places["optimizer.first"] = places.pop("second")
+    (tape / "tape.json").write_text(json.dumps(places))
+    result = merge(Job(tape, tmp_path / "out", "tape"), MergeOptions(keep_names=True))
+    assert list(load_folder(tmp_path / "out")) == ["first"]
+    assert list(result.dropped) == ["optimizer.*"]

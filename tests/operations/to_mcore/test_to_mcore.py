@@ -58,6 +58,7 @@ def test_tensors_are_those_that_megatron_core_writes(megatron_cases, name, size)
 @pytest.mark.parametrize(("name", "size"), NATIVE)
 def test_every_extra_state_of_megatron_core_is_there(megatron_cases, name, size):
     wanted = objects_of(megatron.native(megatron_cases, name, size))
+    wanted.discard("common_state/shard_0_1")  # since 0.19 what was in common.pt
     assert wanted
     assert wanted <= objects_of(megatron.ours(megatron_cases, name))
 

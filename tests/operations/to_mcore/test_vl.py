@@ -19,6 +19,7 @@ from tests.operations.to_mcore.test_inputs import (
 )
 from tests.real.fill import fill_distinct
 from tests.support.merging import load_folder
+from tests.support.versions import require_transformers_5
 
 DEPTH, LAYERS = 3, 4
 HEADS, GROUPS, VISION_HEADS = 4, 2, 4
@@ -54,6 +55,7 @@ TOKENS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require_transformers_5()
     kind = type(AutoConfig.for_model("qwen2_5_vl"))
     built = Qwen2_5_VLForConditionalGeneration(
         kind(text_config=TEXT, vision_config=VISION, tie_word_embeddings=False, **TOKENS)

@@ -27,6 +27,7 @@ from ckpt_tool.plans.write import write as write_plan
 from ckpt_tool.tensors.tiled import TiledTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 from tests.real.megatron_models import NAMES, write_model
+from tests.support.megatron import REFUSED, UNKNOWN
 
 LIBRARY = f"megatron-core {version('megatron-core')}"
 UNSYNCED = WriteOptions(fsync=False)
@@ -84,7 +85,7 @@ def write_mimo(qwen2: Path, out: Path) -> Path:
 
 
 def models(folder: Path, vlm: Path) -> Iterator[tuple[str, Path]]:
-    for name in NAMES:
+    for name in (name for name in NAMES if name not in UNKNOWN):
         yield name, write_model(name, folder / name)
     merge_fsdp([vlm], folder / "qwen2_5_vl")
     yield "qwen2_5_vl", folder / "qwen2_5_vl"
@@ -110,8 +111,11 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
     asked.write_text(json.dumps(requests))
     subprocess.run([sys.executable, "-W", "ignore", "-c", DRIVER, asked, answered], check=True)
     found = json.loads(answered.read_text())
+    assert len(found) == 25 - len(UNKNOWN)
+    for case in [case for case in found if case.partition("/")[0] in REFUSED]:
+        assert "norm" in found.pop(case)["unusable"]
+        del sizes[case]
     assert found == {case: {"library": LIBRARY, "num_tensors": n} for case, n in sizes.items()}
-    assert len(found) == 25
 
 
 def test_check_and_verify_go_together(llama, tmp_path, monkeypatch):

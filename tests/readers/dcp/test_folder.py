@@ -32,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 KINDS = {
     f"kind.{name}": torch.tensor([True, False, True]) if name == "bool" else
     distinct((3,), getattr(torch, name)) for name in BY_NAME
+    if hasattr(torch, name)  # float8_e8m0fnu is there since 2.7
 }  # fmt: skip
 TENSORS = {
     **KINDS,
@@ -47,7 +48,7 @@ OBJECTS = {"iteration": 7, "state": io.BytesIO(b"anything"), "args": {"lr": 0.1,
 
 def save(folder: Path, state: dict, **options) -> Path:
     writer = dcp.FileSystemWriter(folder, **options)
-    dcp.save(state, storage_writer=writer, no_dist=True)
+    dcp.save(state, storage_writer=writer)
     return folder
 
 

@@ -32,6 +32,7 @@ from tests.support.crafted import (
     storage,
     tensor,
 )
+from tests.support.versions import torch_dtype
 
 
 def read(opened: TorchArchive, ref: TensorRef) -> torch.Tensor:
@@ -98,7 +99,7 @@ DTYPES = [
 @pytest.mark.parametrize("protocol", [2, 5])
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_dtype_reads_back(tmp_path, name, protocol):
-    dtype = getattr(torch, name)
+    dtype = torch_dtype(name)
     value = torch.arange(1, 97, dtype=torch.uint8)
     value = (value % 2 if name == "bool" else value).view(dtype)
     value = value.reshape(3, -1)

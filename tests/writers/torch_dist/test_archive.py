@@ -17,13 +17,14 @@ from ckpt_tool.tensors.dtypes import BY_NAME, BY_STORAGE, FLOAT32
 from ckpt_tool.writers.torch_dist.archive import ALIGNMENT, make_archive, make_frame
 from ckpt_tool.writers.torch_dist.pickling import Instance, Name
 from tests.support.backed import distinct, dtype_of, raw, same
+from tests.support.versions import torch_dtype
 
 UNSTORED = sorted(BY_NAME.keys() - {dtype.name for dtype in BY_STORAGE.values()})
 SHAPES = [(), (1,), (0,), (7,), (3, 2), (0, 4), (4, 0, 2), (1, 1, 6), (2, 3, 1, 2, 3)]
 
 
 def tensor_of(shape: tuple[int, ...], name: str) -> torch.Tensor:
-    dtype = getattr(torch, name)
+    dtype = torch_dtype(name)
     if dtype == torch.bool:
         return (torch.arange(prod(shape)) % 3 == 1).reshape(shape)
     return distinct(shape, dtype)

@@ -83,7 +83,7 @@ def assert_loads(folder: Path, tensors: dict[str, torch.Tensor], *objects: str) 
     """That torch reads these tensors, into others that hold zeros, and [None] for each object."""
     state = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     state |= dict.fromkeys(objects, "before")
-    dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+    dcp.load(state, storage_reader=dcp.FileSystemReader(folder))
     assert not [name for name in tensors if not same(state[name], tensors[name])]
     assert [state[name] for name in objects] == [[None]] * len(objects)
 
@@ -123,7 +123,7 @@ def test_torch_reads_what_was_written(sources, sums, tmp_path):
 def test_metadata_is_what_torch_writes_for_the_same_tensors(sources, tmp_path):
     whole = {name: found for name, found in sources.items() if name != "layers"}
     state = {name: TENSORS[name] for name in whole} | dict.fromkeys(OBJECTS, io.BytesIO(b"x"))
-    dcp.save(state, storage_writer=dcp.FileSystemWriter(tmp_path / "torch"), no_dist=True)
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(tmp_path / "torch"))
     write(plan_torch_dist(whole, OBJECTS, prefix="", sums=True), tmp_path / "out")
     ours, theirs = metadata_of(tmp_path / "out"), metadata_of(tmp_path / "torch")
     assert type(ours) is meta.Metadata

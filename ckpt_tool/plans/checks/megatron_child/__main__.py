@@ -35,7 +35,8 @@ def answer(request: Request) -> dict[str, Any]:
     from ckpt_tool.plans.checks.megatron_child.gpt import make_sharded_state
     from ckpt_tool.plans.checks.megatron_child.load import LoadFaultError, check
 
-    library = f"megatron-core {megatron.core.__version__}"
+    # It may add the commit of whatever repository its files lie in, the user's own among them.
+    library = f"megatron-core {megatron.core.__version__.partition('+')[0]}"
     try:
         state = make_sharded_state(request)
     except Exception as error:  # whatever building a model raises

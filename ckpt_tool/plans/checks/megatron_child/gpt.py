@@ -66,7 +66,7 @@ def _modules(request: Request) -> dict[str, Any]:
 
 def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
     spec = _block_spec(config)
-    if "shared_gate" in request.numbers.flags:
+    if "shared_gate" in request.numbers.flags and not hasattr(config, "moe_shared_expert_gate"):
         _gate_shared_experts(spec)
     prediction = {}
     if request.numbers.mtp:
