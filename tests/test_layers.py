@@ -41,6 +41,11 @@ def test_the_package_holds_its_rooms_and_nothing_else():
     assert found - {"README.md", "py.typed"} == {*rooms, "__init__.py", "__main__.py"}
 
 
+def test_every_folder_of_code_is_a_package():
+    folders = {path.parent for path in ROOT.rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
 def test_imports_go_to_a_lower_floor_or_stay_in_their_room():
     assert wrong_imports(imports_of(ROOT)) == []
 
