@@ -272,6 +272,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
 from ckpt_tool.common.errors import CkptError
 from ckpt_tool.readers import open_checkpoint
+from tests.support.versions import needs_torch_2_7
 try:
     print(bool(open_checkpoint(sys.argv[1]).problems))
 except CkptError:
@@ -639,6 +640,7 @@ def test_strided_shards_cut_where_their_split_factor_says(tmp_path, order, facto
         assert same(checkpoint["w"].read(), whole)
 
 
+@needs_torch_2_7
 def test_the_factors_above_are_torchs():
     from torch.distributed.tensor import Shard
     from torch.distributed.tensor import _utils as torch_utils
