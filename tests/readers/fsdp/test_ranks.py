@@ -37,6 +37,7 @@ from tests.support.crafted import (
     subclass,
     tensor,
 )
+from tests.support.versions import needs_torch_2_7
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 OLD_TORCH = sorted(path.name for path in FIXTURES.glob("torch*"))
@@ -272,7 +273,6 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
 from ckpt_tool.common.errors import CkptError
 from ckpt_tool.readers import open_checkpoint
-from tests.support.versions import needs_torch_2_7
 try:
     print(bool(open_checkpoint(sys.argv[1]).problems))
 except CkptError:
