@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
 from tests.support.merging import load_folder
+from tests.support.versions import needs_transformers_5
 
 
 def run(*arguments: object) -> Result:
@@ -102,6 +103,7 @@ def test_a_difference_found_by_verify_is_exit_1(
     assert not (tmp_path / "out").exists()
 
 
+@needs_transformers_5
 def test_check_load_refuses_before_anything_is_written(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -118,6 +120,7 @@ def test_check_load_refuses_before_anything_is_written(
     assert run(actor, tmp_path / "out").exit_code == 0
 
 
+@needs_transformers_5
 def test_config_none_writes_weights_alone(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     result = run(checkpoints["fsdp2_moe_w2"], tmp_path / "out", "--config", "none")
     assert result.exit_code == 0

@@ -207,7 +207,14 @@ def program(hub: Hub, home: Path) -> dict[str, str]:
 
 
 def torchrun(hub: Hub, *arguments: object) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     return subprocess.run(
         [*launcher, "-m", "ckpt_tool", "merge", "fsdp", *map(str, arguments)],
         cwd=PROJECT,

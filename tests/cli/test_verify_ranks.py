@@ -31,7 +31,14 @@ def run(
     """What was printed, and the exit code of each rank."""
     program = folder / "recording.py"
     program.write_text(RECORDING)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]
     done = subprocess.run(
         [*launcher, str(program), "verify", *map(str, arguments)],
         cwd=PROJECT,

@@ -71,7 +71,14 @@ def test_a_rank_that_is_no_number_is_a_usage_error(monkeypatch):
 
 
 def torchrun(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]
     command = [*launcher, "-m", "ckpt_tool", *arguments]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     environment["OMP_NUM_THREADS"] = "1"
@@ -95,7 +102,14 @@ def test_several_ranks_write_the_same_bytes_as_one(megatron_cases, tmp_path):
     program = tmp_path / "small.py"
     program.write_text(f"{small} runpy.run_module('ckpt_tool', run_name='__main__')")
     for ranks, out in ((1, "one"), (3, "three")):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(ranks),
+        ]
         done = subprocess.run(
             [*command, str(program), "to-mcore", str(model), str(tmp_path / out), "--verify"],
             cwd=PROJECT,
@@ -131,7 +145,14 @@ def test_what_fails_in_one_rank_stops_all(megatron_cases, tmp_path):
         "if os.environ['RANK'] == '1':\n    m.write_files = refuse\n"
         "runpy.run_module('ckpt_tool', run_name='__main__')\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     model = megatron.hf(megatron_cases, "llama")
     done = subprocess.run(
         [*launcher, str(program), "to-mcore", str(model), str(tmp_path / "out")],

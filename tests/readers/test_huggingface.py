@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from ckpt_tool.common.errors import CheckpointError, CkptError
 from ckpt_tool.readers import Checkpoint, open_checkpoint
 from tests.support.backed import distinct, same
+from tests.support.versions import needs_safetensors_0_5
 
 DTYPES = [
     *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
@@ -76,6 +77,7 @@ def write_index(folder: Path, weight_map: object, suffix: str = "safetensors") -
     (folder / f"{name}.index.json").write_text(json.dumps(index))
 
 
+@needs_safetensors_0_5
 def test_a_single_file(tmp_path):
     save_file(tensors(), tmp_path / "any name.safetensors", metadata={"format": "pt"})
     assert_reads(open_checkpoint(tmp_path / "any name.safetensors"), tensors())
@@ -104,6 +106,7 @@ def test_a_file_of_many_gigabytes(tmp_path):
     assert checkpoint["c"].narrow(0, 0, 3).read().tolist() == [[0, 0], [1, 2], [0, 0]]
 
 
+@needs_safetensors_0_5
 def test_a_folder_with_one_file(tmp_path):
     save_file(tensors(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
@@ -127,6 +130,7 @@ def test_a_folder_of_several_files_without_an_index(tmp_path):
     assert_reads(open_checkpoint(tmp_path), expected)
 
 
+@needs_safetensors_0_5
 def test_model_safetensors_stands_for_the_model_alone(tmp_path):
     save_file(tensors(), tmp_path / "model.safetensors")
     save_file({"lora": distinct((2,))}, tmp_path / "adapter_model.safetensors")

@@ -28,6 +28,12 @@ needs_hub_1 = pytest.mark.skipif(
     release("huggingface_hub") < (1, 0),
     reason="huggingface_hub 0 checks less, and goes by other ways",
 )
+#: torch's own reckoning of blocks, a private function, has another name before.
+needs_torch_2_7 = pytest.mark.skipif(TORCH < (2, 7), reason="torch 2.6 calls it otherwise")
+#: It writes neither uint64 nor complex64 before.
+needs_safetensors_0_5 = pytest.mark.skipif(
+    release("safetensors") < (0, 5), reason="safetensors 0.4 does not write every dtype"
+)
 needs_transformers_5 = pytest.mark.skipif(TRANSFORMERS < (5, 0), reason=_NEEDS_5)
 
 

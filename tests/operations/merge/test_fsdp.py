@@ -17,6 +17,7 @@ from ckpt_tool.plans.options import WriteOptions
 from tests.real.fsdp_cases import WITH_REFERENCE
 from tests.real.fsdp_reference import logits_of
 from tests.support.merging import TINY, assert_same, load_folder, values, write_rank
+from tests.support.versions import needs_transformers_5
 
 
 @pytest.mark.parametrize("case", WITH_REFERENCE)
@@ -31,6 +32,7 @@ def test_a_merged_checkpoint_is_what_save_pretrained_writes(
     assert not result.warnings
 
 
+@needs_transformers_5
 @pytest.mark.parametrize("case", WITH_REFERENCE)
 def test_a_merged_model_has_the_logits_of_the_model_that_was_sharded(
     checkpoints: dict[str, Path], tmp_path: Path, case: str
@@ -119,6 +121,7 @@ def test_a_file_is_aligned_and_says_its_framework(
         assert file.metadata() == {"format": "pt"}
 
 
+@needs_transformers_5
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "keep"])
 @pytest.mark.parametrize("case", ["fsdp2_w3", "fsdp2_bf16_w2", "fsdp2_shard1_w2"])
 def test_casts_are_those_of_torch(
@@ -137,6 +140,7 @@ def test_casts_are_those_of_torch(
     assert said["dtype"] == str(stored).removeprefix("torch.")
 
 
+@needs_transformers_5
 def test_auto_follows_the_config_and_keeps_router_biases_in_float32(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -222,6 +226,7 @@ def test_side_files_are_copied_byte_for_byte(checkpoints: dict[str, Path], tmp_p
     assert_same(load_folder(tmp_path / "out"), load_folder(checkpoints["fsdp2_w2"] / "reference"))
 
 
+@needs_transformers_5
 def test_a_config_of_transformers_5_gets_the_keys_of_4_beside_its_own(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

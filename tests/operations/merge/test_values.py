@@ -21,6 +21,7 @@ from tests.support.merging import TINY, assert_same, load_folder, values, write_
 from tests.support.resaving import resaved
 from tests.support.tiny_models import build
 from tests.support.verifying import planted, verify
+from tests.support.versions import needs_transformers_5
 
 WEIGHT, BIAS = "v_head.summary.weight", "v_head.summary.bias"
 UNSYNCED = WriteOptions(fsync=False)
@@ -69,6 +70,7 @@ def test_a_value_head_is_kept_under_both_its_names(checkpoints, tmp_path, case):
         assert verify(tmp_path / "out", side).equal
 
 
+@needs_transformers_5
 @pytest.mark.parametrize("case", VALUE_HEADS)
 def test_one_folder_opens_as_classifier_as_language_model_and_in_trl(checkpoints, tmp_path, case):
     merge(checkpoints[case], tmp_path / "out")
@@ -85,6 +87,7 @@ def test_one_folder_opens_as_classifier_as_language_model_and_in_trl(checkpoints
         assert torch.equal(both.values(known["input_ids"]), known["values"])
 
 
+@needs_transformers_5
 def test_a_head_in_float32_stays_so_beside_a_model_that_is_cast(checkpoints, tmp_path):
     merge(checkpoints["fsdp2_valuehead_w2"], tmp_path / "out", dtype="bfloat16")
     found = load_folder(tmp_path / "out")
@@ -103,6 +106,7 @@ def test_a_head_in_bfloat16_is_widened_with_the_model(tmp_path):
         assert load_folder(tmp_path / f"{dtype}_out")[WEIGHT].dtype == kept
 
 
+@needs_transformers_5
 def test_several_files_are_not_what_trl_finds_the_head_in(checkpoints, tmp_path):
     result = merge(checkpoints["fsdp2_valuehead_w2"], tmp_path / "out", max_shard_size="40KB")
     (said,) = result.warnings
@@ -186,6 +190,7 @@ def test_the_config_of_a_wrapped_model_may_name_another_class(checkpoints, tmp_p
         assert config_in(tmp_path / kind)["architectures"] == [f"Qwen2For{kind}"]
 
 
+@needs_transformers_5
 @pytest.mark.parametrize("case", ["fsdp2_tokencls_w2", "fsdp2_seqcls_w2"])
 def test_critics_and_reward_models_open_with_their_auto_class(checkpoints, tmp_path, case):
     merge(checkpoints[case], tmp_path / "out", value_model=True)

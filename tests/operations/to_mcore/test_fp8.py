@@ -16,6 +16,7 @@ from tests.operations.to_mcore.test_inputs import Tensors, assert_same, convert,
 from tests.real.fill import fill_distinct
 from tests.real.megatron_models import write_model
 from tests.support.merging import load_folder
+from tests.support.versions import needs_transformers_5
 
 LAYERS, EXPERTS, DENSE = 3, 8, 1  # the first layer has no experts
 #: No size is a multiple of 128, and most have several blocks.
@@ -168,6 +169,7 @@ def test_float32_is_the_product_itself(fp8, tmp_path):
     assert not torch.equal(rounded, expected["decoder.layers.1.self_attention.linear_proj.weight"])
 
 
+@needs_transformers_5
 def test_scales_in_bfloat16_are_read_too(plain, tmp_path):
     model = write_fp8(tmp_path / "hf", *plain, (128, 128))
     stored = load_folder(model)

@@ -10,6 +10,7 @@ import torch
 from ckpt_tool.operations.verify import VerifyResult
 from tests.support.merging import TINY, load_folder, values, write_rank
 from tests.support.verifying import Tensors, judge, read_block, the_mismatch, verify, write_block
+from tests.support.versions import needs_safetensors_0_5
 
 UP = "model.layers.1.mlp.up_proj.weight"
 NORM = "model.norm.weight"
@@ -46,6 +47,7 @@ def test_shape(plant: Plant) -> None:
     assert (result.equal, result.num_equal) == (False, 26)
 
 
+@needs_safetensors_0_5
 @pytest.mark.parametrize("dtype", ["float64", "int32", "complex64", "float8_e4m3fn"])
 def test_dtype(plant: Plant, dtype: str) -> None:
     result = plant(lambda t: t.update({NORM: t[NORM].to(getattr(torch, dtype))}))

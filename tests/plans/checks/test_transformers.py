@@ -13,6 +13,7 @@ from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.checks.transformers import check_load
 from ckpt_tool.plans.options import LoadCheck, WriteOptions
+from tests.support.versions import needs_transformers_5
 
 Shapes = dict[str, tuple[int, ...]]
 Planned = Callable[[str], tuple[ModelConfig, Shapes]]
@@ -70,6 +71,7 @@ def test_what_a_merge_writes_opens(case, planned):
     assert (found.architecture, found.num_tensors) == (SOUND[case], len(shapes))
 
 
+@needs_transformers_5
 def test_missing_tensor_is_named_with_its_shape(planned):
     config, shapes = planned("fsdp2_w2")
     del shapes["model.norm.weight"]
@@ -82,6 +84,7 @@ def test_extra_tensor_is_named(name, planned):
     assert faults(config, {**shapes, name: (3,)}) == [f"unexpected: {name}"]
 
 
+@needs_transformers_5
 def test_wrong_shape_is_named_with_both_shapes(planned):
     config, shapes = planned("fsdp2_w2")
     name = "model.layers.1.mlp.down_proj.weight"
@@ -89,6 +92,7 @@ def test_wrong_shape_is_named_with_both_shapes(planned):
     assert faults(config, shapes) == [f"mismatched: {name}: [51, 32], expected [32, 51]"]
 
 
+@needs_transformers_5
 @pytest.mark.parametrize("expert", [0, 4])
 def test_every_tensor_of_a_missing_expert_is_named(expert, planned):
     config, shapes = planned("fsdp2_moe_w2")
@@ -100,6 +104,7 @@ def test_every_tensor_of_a_missing_expert_is_named(expert, planned):
     assert faults(config, left) == missing(gone)
 
 
+@needs_transformers_5
 def test_all_faults_are_listed_together(planned):
     config, shapes = planned("fsdp2_w2")
     shapes["model.extra"] = shapes.pop("model.norm.weight")
@@ -111,6 +116,7 @@ def test_all_faults_are_listed_together(planned):
     ]
 
 
+@needs_transformers_5
 @pytest.mark.parametrize("case", ["fsdp2_moe_w2", "fsdp2_mixtral_w2", "fsdp2_vlm_w2"])
 def test_names_as_in_memory_are_refused(case, checkpoints, planned):
     config, on_hub = planned(case)
@@ -135,6 +141,7 @@ def test_experts_with_the_axes_of_memory_are_refused(checkpoints, planned):
     assert faults(config, in_memory) == expected
 
 
+@needs_transformers_5
 def test_names_without_the_prefix_of_the_base_model_are_refused(planned):
     config, shapes = planned("fsdp2_w2")
     body = {name: shape for name, shape in shapes.items() if name.startswith("model.")}
@@ -144,6 +151,7 @@ def test_names_without_the_prefix_of_the_base_model_are_refused(planned):
     assert faults(config, bare) == sorted(missing(body) + added)
 
 
+@needs_transformers_5
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])
 def test_tensors_that_the_loader_would_pass_over_are_named(name, planned):
     config, shapes = planned("fsdp2_tied_w2")
@@ -178,6 +186,7 @@ def test_remote_code_is_never_run(planned, tmp_path):
     assert not ran.exists()
 
 
+@needs_transformers_5
 def test_checking_needs_no_memory_for_the_weights(planned):
     config, shapes = planned("fsdp2_w2")
     rows = 2**40  # embedding and head of 128 TB each

@@ -13,6 +13,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from ckpt_tool.readers.fsdp.placements import Placement, cut, find_local_box
 from ckpt_tool.tensors.geometry import Box, check_coverage, is_in_bounds
+from tests.support.versions import needs_torch_2_7
 
 REPLICATE = Placement("Replicate")
 
@@ -149,6 +150,7 @@ def plain_placements(draw, mesh, shape, replicate=True):
     return [draw(st.sampled_from(kinds)) for _ in mesh]
 
 
+@needs_torch_2_7
 @settings(max_examples=150)
 @given(meshes, shapes, st.data())
 def test_shard_and_replicate_are_as_in_torch(mesh, shape, data):
@@ -158,6 +160,7 @@ def test_shard_and_replicate_are_as_in_torch(mesh, shape, data):
     assert_as_torch(shape, mesh, ours, theirs)
 
 
+@needs_torch_2_7
 @settings(max_examples=150)
 @given(meshes, shapes, st.data())
 def test_fsdp_outside_of_other_cuts_is_as_in_torch(mesh, shape, data):

@@ -37,6 +37,7 @@ from tests.support.crafted import (
     subclass,
     tensor,
 )
+from tests.support.versions import needs_torch_2_7
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 OLD_TORCH = sorted(path.name for path in FIXTURES.glob("torch*"))
@@ -639,6 +640,7 @@ def test_strided_shards_cut_where_their_split_factor_says(tmp_path, order, facto
         assert same(checkpoint["w"].read(), whole)
 
 
+@needs_torch_2_7
 def test_the_factors_above_are_torchs():
     from torch.distributed.tensor import Shard
     from torch.distributed.tensor import _utils as torch_utils
