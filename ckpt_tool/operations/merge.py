@@ -100,7 +100,7 @@ def merge_dcp(
     >>> from ckpt_tool import MergeOptions, merge_dcp
     >>> state = {"app": {"model": {"embed_tokens.weight": torch.ones(4, 2)}, "epoch": 3}}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = dcp.save(state, checkpoint_id=folder, no_dist=True)
+    ...     _ = dcp.save(state, checkpoint_id=folder)
     ...     result = merge_dcp(folder, f"{folder}/out", MergeOptions(keep_names=True))
     ...     print(result.format, result.num_tensors)
     dcp 1

@@ -85,7 +85,7 @@ def write_bin(folder: Path) -> None:
 
 
 def write_dcp(folder: Path) -> None:
-    dcp.save({"a": distinct((2,))}, checkpoint_id=folder, no_dist=True)
+    dcp.save({"a": distinct((2,))}, checkpoint_id=folder)
 
 
 def write_megatron(folder: Path) -> None:
