@@ -16,6 +16,7 @@ from tests.plans.test_resume_complete import files
 from tests.support import hub_server, megatron
 from tests.support.hub_server import READS, UNKNOWN, WRITES, Hub, Repo, serving
 from tests.support.merging import TINY, values, write_rank
+from tests.support.torchrun import torchrun_command
 
 hub = hub_server.hub
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
@@ -207,14 +208,7 @@ def program(hub: Hub, home: Path) -> dict[str, str]:
 
 
 def torchrun(hub: Hub, *arguments: object) -> subprocess.CompletedProcess[str]:
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    launcher = torchrun_command(2)
     return subprocess.run(
         [*launcher, "-m", "ckpt_tool", "merge", "fsdp", *map(str, arguments)],
         cwd=PROJECT,

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.torchrun import torchrun_command
 from tests.support.verifying import Tensors, planted
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -31,14 +31,7 @@ def run(
     """What was printed, and the exit code of each rank."""
     program = folder / "recording.py"
     program.write_text(RECORDING)
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-    ]
+    launcher = torchrun_command(ranks)
     done = subprocess.run(
         [*launcher, str(program), "verify", *map(str, arguments)],
         cwd=PROJECT,

@@ -3,7 +3,6 @@
 import filecmp
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from ckpt_tool.common import parallel
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import World
 from tests.support import megatron
+from tests.support.torchrun import torchrun_command
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -71,14 +71,7 @@ def test_a_rank_that_is_no_number_is_a_usage_error(monkeypatch):
 
 
 def torchrun(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-    ]
+    launcher = torchrun_command(ranks)
     command = [*launcher, "-m", "ckpt_tool", *arguments]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     environment["OMP_NUM_THREADS"] = "1"
@@ -102,14 +95,7 @@ def test_several_ranks_write_the_same_bytes_as_one(megatron_cases, tmp_path):
     program = tmp_path / "small.py"
     program.write_text(f"{small} runpy.run_module('ckpt_tool', run_name='__main__')")
     for ranks, out in ((1, "one"), (3, "three")):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(ranks),
-        ]
+        command = torchrun_command(ranks)
         done = subprocess.run(
             [*command, str(program), "to-mcore", str(model), str(tmp_path / out), "--verify"],
             cwd=PROJECT,
@@ -145,14 +131,7 @@ def test_what_fails_in_one_rank_stops_all(megatron_cases, tmp_path):
         "if os.environ['RANK'] == '1':\n    m.write_files = refuse\n"
         "runpy.run_module('ckpt_tool', run_name='__main__')\n"
     )
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    launcher = torchrun_command(2)
     model = megatron.hf(megatron_cases, "llama")
     done = subprocess.run(
         [*launcher, str(program), "to-mcore", str(model), str(tmp_path / "out")],
