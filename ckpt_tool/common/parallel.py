@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 from ckpt_tool.common.errors import CkptError, UsageError
-from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.progress import NoProgress, Progress
 
 T = TypeVar("T")
 
@@ -140,6 +140,21 @@ def join_world() -> Iterator[World]:
         yield _Group(rank, size, group)
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def join_team(jobs: int, progress: Progress | None) -> Iterator[Team]:
+    """The team of :func:`join_world`'s processes, each with ``jobs`` threads, 0 for the default.
+
+    Raises what joining does, UsageError where ``jobs`` makes no sense.
+    """
+    with join_world() as world:
+        yield Team(world, choose_jobs(jobs), progress or NoProgress())
+
+
+def form_team_alone(jobs: int, progress: Progress | None = None) -> Team:
+    """The team of this process alone, as :func:`join_team` makes one."""
+    return Team(ALONE, choose_jobs(jobs), progress or NoProgress())
 
 
 def is_parallel() -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt_tool.common.parallel import ALONE, Team, choose_jobs, is_first, join_world
-from ckpt_tool.common.progress import NoProgress, Progress
+from ckpt_tool.common.parallel import Team, form_team_alone, is_first, join_team
+from ckpt_tool.common.progress import Progress
 from ckpt_tool.operations.merge_plan import Folders, make_plan
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.operations.upload import (
@@ -120,8 +120,7 @@ def merge(
     whether it will take the model; :func:`send` sends it when it is there.
     """
     options = options or MergeOptions()
-    with join_world() as world:
-        team = Team(world, choose_jobs(options.jobs), progress or NoProgress())
+    with join_team(options.jobs, progress) as team:
         return merge_as_team(job, options, team, upload)
 
 
@@ -151,7 +150,7 @@ def preview_merge(
 ) -> Preview:
     """What :func:`merge` would write, with all that it would refuse refused; writes nothing."""
     options = options or MergeOptions()
-    team = Team(ALONE, choose_jobs(options.jobs), progress or NoProgress())
+    team = form_team_alone(options.jobs, progress)
     target = check_upload(upload) if upload is not None and is_first() else None
     plan = make_plan(job.paths, job.kind, options, team)
     _require_replaced(target, plan)

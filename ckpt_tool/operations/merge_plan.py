@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.parallel import ALONE, Team, choose_jobs
-from ckpt_tool.common.progress import NoProgress
+from ckpt_tool.common.parallel import Team, form_team_alone
 from ckpt_tool.mapping.casting import cast_all, choose_dtype, find_main_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
@@ -32,7 +31,7 @@ def make_plan(
 ) -> HubPlan:
     """What a merge would write; writes nothing. Raises what merging does before it writes."""
     options = options or MergeOptions()
-    team = team or Team(ALONE, choose_jobs(options.jobs), NoProgress())
+    team = team or form_team_alone(options.jobs)
     places = _list_paths(paths)
     source = team.world.each(lambda: _open(places, kind, options))
     prove_replicas(source.checkpoint, options.check_replicas, team)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
-from ckpt_tool.common.parallel import ALONE, Team, choose_jobs, join_world
-from ckpt_tool.common.progress import NoProgress, Progress
+from ckpt_tool.common.parallel import Team, form_team_alone, join_team
+from ckpt_tool.common.progress import Progress
 from ckpt_tool.mapping.casting import cast_all, choose_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub.form import HubModel
@@ -76,8 +76,7 @@ def convert_to_mcore(
     8 ['__0_0.distcp']
     """
     options = options or ToMcoreOptions()
-    with join_world() as world:
-        team = Team(world, choose_jobs(options.jobs), progress or NoProgress())
+    with join_team(options.jobs, progress) as team:
         return write(plan_to_mcore(model, options, team), Path(out), options.write, team)
 
 
@@ -87,7 +86,7 @@ def plan_to_mcore(
     """What :func:`convert_to_mcore` would write; writes nothing. Raises what it raises."""
     options = options or ToMcoreOptions()
     _require_choices(options)
-    team = team or Team(ALONE, choose_jobs(options.jobs), NoProgress())
+    team = team or form_team_alone(options.jobs)
     checkpoint = team.world.each(lambda: _open(model))
     config = team.world.each(lambda: _find_config(checkpoint, options))
     found = _name(checkpoint, config, team)

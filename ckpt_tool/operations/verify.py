@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.parallel import Team, choose_jobs, join_world
-from ckpt_tool.common.progress import NoProgress, Progress
+from ckpt_tool.common.parallel import Team, join_team
+from ckpt_tool.common.progress import Progress
 from ckpt_tool.compare.grid import IMMEASURABLE
 from ckpt_tool.compare.mismatch import Mismatch, explain
 from ckpt_tool.compare.pairs import compare_tensors
@@ -112,8 +112,7 @@ def verify_checkpoint(
     >>> folder.cleanup()
     """
     options = options or VerifyOptions()
-    with join_world() as world:
-        team = Team(world, choose_jobs(options.jobs), progress or NoProgress())
+    with join_team(options.jobs, progress) as team:
         return verify_as_team(checkpoint, reference, options, team)
 
 
