@@ -22,6 +22,8 @@ DEMO ?= demo
 BENCH ?= --gb 4.5
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
+PYTEST := -m pytest --numprocesses auto --dist worksteal
+
 .PHONY: install demo test test-fast test-oldest check format bench build version pins clean
 
 install: $(STAMP)
@@ -41,14 +43,16 @@ demo: $(STAMP)
 	$(BIN)/python -m tests.demo $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python $(PYTEST)
 
-# Without the tests that need a real trainer: what those save takes minutes to make.
+# Under a minute on two cores: without the tests that need a real trainer, for what those save takes
+# minutes to make, and without the slow ones. It ends with those that should be marked so.
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto -m "not real"
+	$(BIN)/python $(PYTEST) -m "not real and not slow" --hypothesis-profile fast \
+		--durations 5 --durations-min 0.5
 
 test-oldest: $(OLDEST_STAMP)
-	$(OLDEST)/bin/python -m pytest --numprocesses auto $(TESTS)
+	$(OLDEST)/bin/python $(PYTEST) $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,25 +1,47 @@
-"""Fixtures for all tests: real checkpoints, written once per run."""
+"""Fixtures for all tests: real checkpoints, written once per run.
+
+What takes seconds to import is imported by the fixture that needs it: pytest reads this file first,
+in the process that only hands out the tests too.
+"""
+
+from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from ckpt_tool.operations.verify import VerifyResult
-from tests.real.fsdp_cases import ALL_CASES
-from tests.real.write_fsdp import write_cases
-from tests.support import megatron, versions
-from tests.support.verifying import Plant, Tensors, judge
+if TYPE_CHECKING:
+    from ckpt_tool.operations.verify import VerifyResult
+    from tests.support.verifying import Plant, Tensors
 
 settings.register_profile(
     "ckpt", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
+settings.register_profile("fast", settings.get_profile("ckpt"), max_examples=10)
 settings.load_profile("ckpt")
 
 #: What real trainers save, for which they run first.
 _TRAINED = {"checkpoints", "megatron_cases"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect no garbage while tests are collected, nor look at any of that again.
+
+    What torch and transformers make on import stays to the end; to look for garbage in it took a
+    third of the time until the first test, and as long again on exit.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +59,10 @@ def checkpoints(
 
     A test that asks for one that the installed libraries cannot write is skipped.
     """
+    from tests.real.fsdp_cases import ALL_CASES
+    from tests.real.write_fsdp import write_cases
+    from tests.support import versions
+
     names = [name for name, case in ALL_CASES.items() if not versions.refusal(case)]
     out = once(tmp_path_factory, request, "checkpoints", lambda out: write_cases(out, names))
     return versions.Written({name: out / name for name in names})
@@ -47,6 +73,8 @@ def megatron_cases(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Path:
     """What `tests.support.megatron` builds. Read only."""
+    from tests.support import megatron, versions
+
     if versions.MEGATRON_CORE < (0, 16):
         pytest.skip("older ranks do not load every layout; what they saved is in tests/fixtures")
     return once(tmp_path_factory, request, "megatron", megatron.build)
@@ -73,6 +101,7 @@ def once(
 @pytest.fixture
 def plant(checkpoints: dict[str, Path], tmp_path: Path) -> Plant:
     """`judge` of a case, that of `fsdp2_w2` where none is named."""
+    from tests.support.verifying import judge
 
     def run(change: Callable[[Tensors], object], case: str = "fsdp2_w2") -> VerifyResult:
         return judge(checkpoints[case], tmp_path / "planted", change)

@@ -1,7 +1,7 @@
 """The shape of the package: its rooms, who imports whom, how long files are, who prints."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,20 +19,18 @@ from tests.support.house import (
 )
 
 ROOT = Path(ckpt_tool.__file__).parent
-FILES = sorted(ROOT.rglob("*.py"))
-IDS = [module_of(path, ROOT) or "__init__" for path in FILES]
+#: module -> its text, parsed
+TREES = {
+    module_of(path, ROOT): ast.parse(path.read_text(), str(path))
+    for path in sorted(ROOT.rglob("*.py"))
+}
 CHILD = "plans.checks.megatron_child"  # a process of its own, which nothing imports
 HEAVY = {"torch", "transformers", "accelerate", "megatron", "safetensors", "huggingface_hub"}
 
-every_file = pytest.mark.parametrize("path", FILES, ids=IDS)
 
-
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), str(path))
-
-
-def is_of_child(path: Path) -> bool:
-    return module_of(path, ROOT).startswith(CHILD)
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    return imports_of(ROOT)
 
 
 def test_the_package_holds_its_rooms_and_nothing_else():
@@ -46,16 +44,15 @@ def test_every_folder_of_code_is_a_package():
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
 
 
-def test_imports_go_to_a_lower_floor_or_stay_in_their_room():
-    assert wrong_imports(imports_of(ROOT)) == []
+def test_imports_go_to_a_lower_floor_or_stay_in_their_room(imports):
+    assert wrong_imports(imports) == []
 
 
-def test_there_is_no_circle():
-    assert circles(imports_of(ROOT)) == []
+def test_there_is_no_circle(imports):
+    assert circles(imports) == []
 
 
-def test_the_guard_sees_what_it_is_to_see():
-    imports = imports_of(ROOT)
+def test_the_guard_sees_what_it_is_to_see(imports):
     assert {"tensors.lazy", "readers.fsdp.ranks", "cli.app", "operations.merge", ""} <= set(imports)
     assert "common.errors" in imports["readers.fsdp.ranks"]  # an import from a room below
     assert "operations.merge" in imports["cli.merge"]  # one inside of a function
@@ -102,18 +99,32 @@ def test_a_room_that_is_on_no_floor_is_an_error():
         floor_of("attic.box")
 
 
-@every_file
-def test_files_are_short(path):
-    assert len(path.read_text().splitlines()) <= 250
+def test_files_are_short():
+    lengths = {path: len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
+    assert len(lengths) == len(TREES) > 100
+    assert {path: lines for path, lines in lengths.items() if lines > 250} == {}
 
 
-@every_file
-def test_only_the_cli_prints(path):
-    if room_of(module_of(path, ROOT)) in ("cli", "__main__"):
-        return
-    calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
-    printing = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
-    assert not printing
+def lines_that(found: Callable[[ast.AST], bool], rooms: Callable[[str], bool]) -> list[str]:
+    """``module:line`` of what is found in the modules of the rooms."""
+    return [
+        f"{module}:{getattr(node, 'lineno', 0)}"
+        for module, tree in TREES.items()
+        if rooms(room_of(module))
+        for node in ast.walk(tree)
+        if found(node)
+    ]
+
+
+def is_print(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    )
+
+
+def test_only_the_cli_prints():
+    assert lines_that(is_print, lambda room: room == "cli") != []
+    assert lines_that(is_print, lambda room: room not in ("cli", "__main__")) == []
 
 
 def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
@@ -126,39 +137,49 @@ def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
             yield node
 
 
-@every_file
-def test_heavy_packages_are_imported_where_they_are_used(path):
-    if is_of_child(path):
-        return
-    found = {
-        name.split(".")[0]
-        for statement in top_level(parse(path))
-        if isinstance(statement, (ast.Import, ast.ImportFrom))
-        for name in imported_names(statement)
-    }
-    assert not found & HEAVY
+def wrong_names(
+    names_of: Callable[[ast.Module], Iterable[str]], wrong: Callable[[str], bool]
+) -> list[str]:
+    """``module imports name``, but for the process of megatron-core's own."""
+    return [
+        f"{module} imports {name}"
+        for module, tree in TREES.items()
+        if not module.startswith(CHILD)
+        for name in names_of(tree)
+        if wrong(name)
+    ]
 
 
-@every_file
-def test_megatron_core_stays_in_its_process(path):
-    if is_of_child(path):
-        return
-    names = list(imported_names(parse(path)))
-    assert not [name for name in names if name.split(".")[0] == "megatron"]
-    assert not [name for name in names if name.startswith(f"ckpt_tool.{CHILD}")]
+def imported_at_once(tree: ast.Module) -> Iterator[str]:
+    for statement in top_level(tree):
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            yield from imported_names(statement)
+
+
+def test_heavy_packages_are_imported_where_they_are_used():
+    assert wrong_names(imported_names, lambda name: name.split(".")[0] in HEAVY) != []
+    assert wrong_names(imported_at_once, lambda name: name.split(".")[0] in HEAVY) == []
+
+
+def test_megatron_core_stays_in_its_process():
+    def is_of_megatron_core(name: str) -> bool:
+        return name.split(".", maxsplit=1)[0] == "megatron" or name.startswith(f"ckpt_tool.{CHILD}")
+
+    assert wrong_names(imported_names, is_of_megatron_core) == []
 
 
 #: What reads bytes, or opens what is on disk. Names and layouts are geometry: they need neither.
-READING = ("tensors.blocks", "tensors.equality")
+READING = ("ckpt_tool.tensors.blocks", "ckpt_tool.tensors.equality")
 
 
-@every_file
-def test_mapping_reads_no_byte_and_opens_no_checkpoint(path):
-    if room_of(module_of(path, ROOT)) != "mapping":
-        return
-    tree = parse(path)
-    names = [name.removeprefix("ckpt_tool.") for name in imported_names(tree)]
-    assert not [name for name in names if name.startswith(READING)]
-    called = [n.func.attr for n in ast.walk(tree)
-              if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]  # fmt: skip
-    assert not [name for name in called if name in ("read", "open_checkpoint")]
+def is_reading(node: ast.AST) -> bool:
+    """A call of ``.read`` or ``.open_checkpoint``, or an import of what reads."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return any(name.startswith(READING) for name in imported_names(node))
+    called = node.func if isinstance(node, ast.Call) else None
+    return isinstance(called, ast.Attribute) and called.attr in ("read", "open_checkpoint")
+
+
+def test_mapping_reads_no_byte_and_opens_no_checkpoint():
+    assert lines_that(is_reading, lambda room: room == "operations") != []
+    assert lines_that(is_reading, lambda room: room == "mapping") == []

@@ -84,6 +84,7 @@ def test_bad_usage_is_exit_2(arguments: list[str]) -> None:
     assert "Usage:" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -102,6 +103,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_many_problems_are_cut_short_unless_verbose(tmp_path: Path) -> None:
     state = {f"layers.{n}.weight": values(4) for n in range(40)}
     write_rank(tmp_path / "in", state, TINY, 0, 2)

@@ -3,6 +3,7 @@
 import itertools
 import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -102,6 +103,7 @@ def test_patterns_stand_for_every_name_exactly_once(numbers):
         assert len({names[name] for name in stands_for}) == 1
 
 
+@pytest.mark.slow
 def test_very_many_names_fold_at_once():
     """Each name is touched a few times: not once for each of the others."""
     names = dict.fromkeys((f"model.layers.{n}.weight" for n in range(60_000)), 0)

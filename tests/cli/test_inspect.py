@@ -128,6 +128,7 @@ def test_a_single_rank_file_is_shown_with_its_place(checkpoints: dict[str, Path]
     assert row["placements"] == "Shard(0), [33:66, 0:32] of [97, 32]"
 
 
+@pytest.mark.slow
 def test_model_folders_and_files_are_understood(tmp_path: Path) -> None:
     save_file({"a.0.weight": values(3, 2), "a.1.weight": values(3, 2)}, tmp_path / "m.safetensors")
     for path in (tmp_path, tmp_path / "m.safetensors"):

@@ -40,6 +40,7 @@ def partials(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if "ckpt" in path.name or path.name == "out"]
 
 
+@pytest.mark.slow
 def test_people_are_told_where_it_went(hub: Hub, source: Path, tmp_path: Path) -> None:
     result = run(source, tmp_path / "out", "--upload", "model", "--private", *SMALL)
     assert result.exit_code == 0, result.output
@@ -50,6 +51,7 @@ def test_people_are_told_where_it_went(hub: Hub, source: Path, tmp_path: Path) -
     assert str(tmp_path) not in (tmp_path / "out" / "ckpt_manifest.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_upload_is_in_the_json(hub: Hub, source: Path, tmp_path: Path) -> None:
     result = run(source, tmp_path / "out", "--upload", "lab/model", "--json")
     found = json.loads(result.stdout)
@@ -159,6 +161,7 @@ def test_a_difference_is_never_uploaded(hub, source, tmp_path, monkeypatch) -> N
     assert hub.writes == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_an_upload_that_dies_is_gone_on_with(hub, source, tmp_path, more) -> None:
     arguments = (source, tmp_path / "out", "--upload", "model", "--private", *SMALL, *more)
@@ -219,6 +222,7 @@ def torchrun(hub: Hub, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.real
 def test_of_two_ranks_one_uploads(source: Path, tmp_path: Path) -> None:
     with serving() as hub:
         arguments = (source, tmp_path / "out", "--upload", "lab/model", *SMALL)
@@ -239,6 +243,7 @@ def test_of_two_ranks_one_uploads(source: Path, tmp_path: Path) -> None:
         assert hub.repos["lab/model"].files == contents(tmp_path / "out")
 
 
+@pytest.mark.real
 def test_of_two_ranks_one_is_refused_for_both(source: Path, tmp_path: Path) -> None:
     with serving() as hub:
         done = torchrun(hub, source, tmp_path / "out", "--upload", "other/model")
@@ -249,6 +254,7 @@ def test_of_two_ranks_one_is_refused_for_both(source: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_an_upload_nothing_of_the_hub_is_imported(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "ckpt_tool", "merge", "fsdp"]
     more = [str(source), str(tmp_path / "out"), "--config", "none"]

@@ -288,6 +288,7 @@ def test_a_difference_found_by_verify_is_exit_1(hf, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported(hf, tmp_path):
     code = """if True:
         import sys

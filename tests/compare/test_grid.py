@@ -88,6 +88,7 @@ def test_sections_are_a_part_of_the_grid_each(places, others) -> None:
     assert tuple(row for section in list_sections(found) for row in section.rows) == found.rows
 
 
+@pytest.mark.slow
 def test_very_many_layers_are_cut_into_sections_at_once() -> None:
     names = (f"model.layers.{n}.{module}.weight" for n in range(50_000) for module in "ab")
     (section,) = list_sections(make_grid(dict.fromkeys(names, 0.0)))

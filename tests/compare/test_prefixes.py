@@ -85,6 +85,7 @@ def test_nor_do_they_where_they_come_first(tmp_path):
 PARTS = st.lists(st.sampled_from(["a", "b", "w"]), min_size=1, max_size=4).map(".".join)
 
 
+@pytest.mark.slow
 @given(st.sets(PARTS, max_size=12), st.sets(PARTS, max_size=12))
 def test_no_prefix_turns_more_names_into_others(tmp_path_factory, here, there):
     """Held against every prefix that there can be; all tensors are equal."""

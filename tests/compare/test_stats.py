@@ -92,6 +92,7 @@ def disturbed(tensor: torch.Tensor, step: int, scale: float = 1e-3) -> torch.Ten
     return out.reshape(tensor.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 9, BLOCK - 1, BLOCK + 1, 2 * BLOCK + 7])
 def test_float32_of_several_blocks(tmp_path, count):
     right = normal(count, seed=count)

@@ -18,6 +18,7 @@ from tests.support.measuring import compared, normal, of_bytes, patterns, stored
 SPAN = 1 << 22
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(sorted(BY_NAME)),
     st.lists(st.integers(1, 5), max_size=3).map(tuple),

@@ -178,6 +178,7 @@ def holds(result: dict[str, Any], config: dict[str, Any]) -> bool:
     )
 
 
+@pytest.mark.slow
 @given(CONFIGS)
 @example({"model_type": "phi3", "rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}})
 def test_nothing_is_removed_or_replaced_and_twice_is_once(config):

@@ -47,6 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_every_byte_arrives_in_a_new_repository(hub: Hub, out: Path) -> None:
     before = contents(out)
     result = upload_folder(out, Upload("lab/model"))
@@ -211,6 +212,7 @@ def test_a_file_that_the_hub_leaves_out_is_said(hub: Hub, out: Path) -> None:
     assert ".gitignore" in error.value.hint
 
 
+@pytest.mark.slow
 def test_a_connection_that_ends_is_gone_on_with(hub: Hub, out: Path, monkeypatch) -> None:
     monkeypatch.setattr(_http.time, "sleep", lambda _seconds: None)
     hub.fails = lambda method, _path: CUT if method == "PUT" and hub.sent else None
@@ -235,6 +237,7 @@ def test_a_commit_that_is_refused_is_said(hub: Hub, out: Path) -> None:
         upload_folder(out, Upload("model"))
 
 
+@pytest.mark.slow
 def test_what_is_there_already_is_not_sent_again(hub: Hub, out: Path) -> None:
     first = upload_folder(out, Upload("model"))
     sent = list(hub.sent)
@@ -267,6 +270,7 @@ def test_chunks_go_by_xet_where_it_is_installed(hub, out, tmp_path, monkeypatch)
     assert any(path.is_file() for path in storage.rglob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [disable_progress_bars, enable_progress_bars])
 def test_no_progress_bars_unless_they_are_wanted(hub: Hub, out: Path, capfd, before) -> None:
     """Whatever somebody else, such as transformers, has done to them in this process."""

@@ -80,6 +80,7 @@ def interrupt(source: Path, out: Path, number: int) -> tuple[subprocess.Popen[st
     return process, errors
 
 
+@pytest.mark.slow
 def test_a_killed_merge_leaves_no_output_and_resumes_where_it_was(
     large: Path, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_killed_merge_leaves_no_output_and_resumes_where_it_was(
     assert not staging_of(out).exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_merge_says_how_to_go_on(large: Path, tmp_path: Path) -> None:
     process, errors = interrupt(large, tmp_path / "out", signal.SIGINT)
     assert process.returncode == 130
@@ -101,12 +103,14 @@ def test_an_interrupted_merge_says_how_to_go_on(large: Path, tmp_path: Path) -> 
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_termination_request_is_an_interruption(large: Path, tmp_path: Path) -> None:
     process, errors = interrupt(large, tmp_path / "out", signal.SIGTERM)
     assert process.returncode == 130
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_without_resume_a_stale_staging_folder_is_cleared(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     interrupt(large, out, signal.SIGKILL)
@@ -116,6 +120,7 @@ def test_without_resume_a_stale_staging_folder_is_cleared(large: Path, tmp_path:
     assert_same(load_folder(out), torch.load(large / "model_world_size_1_rank_0.pt"))
 
 
+@pytest.mark.slow
 def test_a_file_damaged_since_is_written_again(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     interrupt(large, out, signal.SIGKILL)
@@ -127,6 +132,7 @@ def test_a_file_damaged_since_is_written_again(large: Path, tmp_path: Path) -> N
     assert_same(load_folder(out), torch.load(large / "model_world_size_1_rank_0.pt"))
 
 
+@pytest.mark.slow
 def test_resuming_with_other_options_is_refused(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     interrupt(large, out, signal.SIGKILL)
@@ -135,6 +141,7 @@ def test_resuming_with_other_options_is_refused(large: Path, tmp_path: Path) -> 
         merge_fsdp([large], out, other)
 
 
+@pytest.mark.slow
 def test_resuming_after_the_source_changed_is_refused(large: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(large, source)
@@ -149,6 +156,7 @@ def test_resuming_without_an_earlier_run_just_merges(large: Path, tmp_path: Path
     assert len(load_folder(tmp_path / "out")) == LAYERS
 
 
+@pytest.mark.slow
 def test_two_merges_into_one_output_do_not_mix(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = start(large, out)
@@ -166,6 +174,7 @@ def test_two_merges_into_one_output_do_not_mix(large: Path, tmp_path: Path) -> N
     assert len(load_folder(out)) == LAYERS
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_that_says_where(large: Path, tmp_path: Path) -> None:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -242,6 +251,7 @@ def test_the_manifest_proves_the_files(large: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_verify_finds_a_bit_that_was_written_wrong(
     large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

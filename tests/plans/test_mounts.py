@@ -161,6 +161,7 @@ def in_namespace(kind: str, what: Path | str, out: Path, *words: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_same_file_system_mounted_there(
     source: Path, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_folder_of_the_same_file_system_mounted_there(
     assert not list(out.iterdir())
 
 
+@pytest.mark.slow
 def test_another_file_system_mounted_there(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -277,6 +277,7 @@ def test_bytes_that_belong_to_nobody(tmp_path):
     assert "expected 24" in only_problem(tmp_path)[2]
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.data())
 def test_changed_bytes_are_reported_or_harmless(tmp_path_factory, data):

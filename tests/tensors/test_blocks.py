@@ -47,6 +47,7 @@ def block(reader: BlockReader, tensor: LazyTensor, start: int, stop: int) -> byt
     return bytes(buffer[len(GUARD) : len(GUARD) + size])
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(layouts(), st.data())
 def test_any_range_of_any_layout(folder, layout, data):

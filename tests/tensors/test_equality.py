@@ -54,6 +54,7 @@ def test_many_pairs_each_under_its_label(tmp_path):
         assert differences(*pairs, jobs=jobs) == {n: n for n in range(0, 40, 3)}
 
 
+@pytest.mark.slow
 def test_a_tensor_of_many_steps(tmp_path):
     """Longer than a task (64 MiB): the first difference counts, whichever thread finds one."""
     count = (80 << 20) // 8

@@ -123,6 +123,7 @@ def test_ties_are_rounded_to_even(tmp_path):
     assert agree(lazy, dequantised(weight, scales, (4, 4)))
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.data())
 def test_any_range_of_any_shape_in_any_blocks(folder, data):
@@ -163,6 +164,7 @@ def operations(draw, tensor: torch.Tensor):
     return lambda t: t.select(dim, start) if name == "select" else t.transpose(dim, other)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.data())
 def test_any_sequence_of_operations_is_what_torch_gives(folder, data):
@@ -191,6 +193,7 @@ def test_parts_of_several_matrices(tmp_path):
     assert agree(ones[0].select(0, 3).select(0, 299), twos[0][3, 299])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [(128, 128), (1, 128), (128, 1), (1, 70000), (9, 70000), (1, 1)])
 def test_matrices_wider_than_a_step_and_a_table(tmp_path, block):
     assert products.STEP < 70000
@@ -200,6 +203,7 @@ def test_matrices_wider_than_a_step_and_a_table(tmp_path, block):
     assert agree(lazy.transpose(0, 1), expected.t())
 
 
+@pytest.mark.slow
 def test_several_blocks_of_output(tmp_path):
     lazy, expected = pair(tmp_path / "w", (700, 1801))
     assert lazy.nbytes > BLOCK_BYTES
@@ -296,6 +300,7 @@ def test_other_dtypes_are_refused(tmp_path):
         assert refused(weight, scales, dtype=BY_NAME[name]).endswith(f"to {name}")
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_operands_may_lie_in_any_way(folder, data):
     """Cut into parts, in several files, turned."""
@@ -322,6 +327,7 @@ class CountingTable(FileTable):
         super().read(path, offset, buffer)
 
 
+@pytest.mark.slow
 def test_each_byte_is_read_once_and_each_row_of_scales_once(tmp_path):
     lazy, expected = pair(tmp_path / "w", (256, 6000))
     with CountingTable() as files:
@@ -336,6 +342,7 @@ def test_each_byte_is_read_once_and_each_row_of_scales_once(tmp_path):
         assert sum(files.sizes["w.scales"]) < 3 * 47 * 4
 
 
+@pytest.mark.slow
 def test_a_few_columns_need_a_few_scales(tmp_path):
     lazy, expected = pair(tmp_path / "w", (300, 6000))
     with CountingTable() as files:
@@ -345,6 +352,7 @@ def test_a_few_columns_need_a_few_scales(tmp_path):
         assert files.sizes == {"w": [10] * 300, "w.scales": [8] * 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 def test_memory_does_not_grow_with_the_matrix(tmp_path, turned):
     lazy, _ = pair(tmp_path / "w", (3000, 4000))

@@ -265,6 +265,7 @@ def test_random_tilings_are_covered(tiling):
     assert check_coverage(*tiling)
 
 
+@pytest.mark.slow
 @given(tiled_shapes(), st.data())
 def test_damaged_tilings_are_reported_element_by_element(tiling, data):
     shape, boxes = tiling

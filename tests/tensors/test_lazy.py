@@ -67,6 +67,7 @@ def operations(draw, tensor: torch.Tensor):
     return lambda t: t.narrow(dim, start, length)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(layouts(max_dims=3, max_size=4), st.data())
 def test_any_sequence_of_operations_is_what_torch_gives(folder, layout, data):

@@ -73,6 +73,7 @@ def test_magnitudes_by_hand(folder):
     assert found[1].tolist() == pytest.approx([6 / 85**0.5, 7 / 85**0.5], rel=1e-6)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_any_part_of_any_arrangement_is_exact(folder, data):
     rows, columns, rank = (data.draw(st.integers(1, 9)) for _ in range(3))

@@ -44,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("outfile")
 
 
+@pytest.mark.slow
 @given(size=st.integers(0, 3 * STEP), direct=st.booleans())
 def test_the_file_holds_exactly_what_was_written(folder: Path, size: int, direct: bool) -> None:
     write(folder / "file", content_of(size), direct=direct)
@@ -57,6 +58,7 @@ def test_threads_write_in_any_order(tmp_path: Path, direct: bool) -> None:
     assert (tmp_path / "file").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_direct_writes_leave_nothing_in_the_page_cache(tmp_path: Path) -> None:
     """By the pages that are resident: the very point of it."""
     if not _has_direct_io(tmp_path):

@@ -288,6 +288,7 @@ print(won.value, [one.exitcode for one in them])
 """
 
 
+@pytest.mark.slow
 def test_of_several_that_start_at_once_one_writes_at_a_time(tmp_path: Path) -> None:
     rounds, workers = 150, 4
     command = [sys.executable, "-c", RACE, str(tmp_path), str(rounds), str(workers)]

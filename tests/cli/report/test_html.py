@@ -217,6 +217,7 @@ def test_long_lists_are_folded_and_complete() -> None:
     assert "model.layers.9.x.weight" in page.text
 
 
+@pytest.mark.slow
 def test_a_thousand_mismatches_are_all_there() -> None:
     names = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(1000)]
     page = document(result(dict.fromkeys(names, 1e-3), [mismatch(name) for name in names]))

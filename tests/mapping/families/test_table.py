@@ -78,6 +78,7 @@ def test_what_nobody_knows_is_nothing_special():
     assert not UNKNOWN.keeps_float32("model.norm.weight")
 
 
+@pytest.mark.slow
 def test_model_types_are_named_in_the_table_only():
     found = {
         f"{path.relative_to(ROOT)}: {node.value}"

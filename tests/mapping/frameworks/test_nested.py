@@ -94,6 +94,7 @@ def test_two_tensors_of_one_name_are_refused():
     assert refused.value.names == ("b.w: also b.w",)
 
 
+@pytest.mark.slow
 @given(st.lists(st.from_regex(r"[a-z]{1,3}(\.[a-z]{1,3}){0,3}", fullmatch=True), unique=True))
 def test_a_rename_and_its_inverse(names):
     tensors = {f"old.{name}": name for name in names} | {"old.q": "q"}

@@ -132,6 +132,7 @@ def ckpt(*arguments: object, path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_broken_transformers_ends_the_command_and_weights_alone_are_the_way_out(tmp_path):
     (tmp_path / "broken" / "transformers").mkdir(parents=True)
     code = "raise RuntimeError('operator torchvision::nms does not exist')\n"

@@ -101,6 +101,7 @@ columns = st.lists(st.integers(1, 4), max_size=2)  # none: a bias
 small = st.integers(1, 4)
 
 
+@pytest.mark.slow
 @given(small, small, small, columns)
 def test_query_groups_are_those_of_torch(folder, groups, per_group, head_dim, rest):
     kv = groups * head_dim
@@ -111,6 +112,7 @@ def test_query_groups_are_those_of_torch(folder, groups, per_group, head_dim, re
     assert undone(folder, op, [query, key, value])
 
 
+@pytest.mark.slow
 @given(small, small, columns)
 def test_stacked_heads_are_those_of_torch(folder, heads, head_dim, rest):
     (tensor,) = numbered([3 * heads * head_dim, *rest])
@@ -134,6 +136,7 @@ def test_exchanging_halves_twice_changes_nothing(folder, rows, half):
     assert undone(folder, SwapHalves(), [tensor])
 
 
+@pytest.mark.slow
 @given(st.integers(1, 5), st.integers(0, 5), columns)
 def test_a_padded_vocabulary_ends_in_rows_of_zeros(folder, rows, missing, rest):
     (tensor,) = numbered([rows, *rest])

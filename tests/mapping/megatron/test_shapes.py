@@ -17,6 +17,7 @@ from tests.support.megatron import UNKNOWN
 UNSAID = {"visual.patch_embed.proj.weight"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "qwen2_moe", "mixtral", "deepseek_v3_mtp", "moonlight"])
 def test_rows_say_the_shapes_of_real_models(name, tmp_path):
     if name in UNKNOWN:

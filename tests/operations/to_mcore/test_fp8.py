@@ -146,6 +146,7 @@ def _mlp(hf: Tensors, old: str, new: str) -> Tensors:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [(128, 128), (64, 32), (24, 136)])
 def test_weights_are_their_products_bit_for_bit(plain, tmp_path, block):
     model = write_fp8(tmp_path / "hf", *plain, block)
@@ -154,6 +155,7 @@ def test_weights_are_their_products_bit_for_bit(plain, tmp_path, block):
     assert_same(loaded(tmp_path / "out"), expected)
 
 
+@pytest.mark.slow
 def test_blocks_are_of_128_where_the_config_does_not_say(plain, fp8, tmp_path):
     model = write_fp8(tmp_path / "hf", *plain, (128, 128), said=False)
     convert(model, tmp_path / "out")
@@ -169,6 +171,7 @@ def test_float32_is_the_product_itself(fp8, tmp_path):
     assert not torch.equal(rounded, expected["decoder.layers.1.self_attention.linear_proj.weight"])
 
 
+@pytest.mark.slow
 @needs_transformers_5
 def test_scales_in_bfloat16_are_read_too(plain, tmp_path):
     model = write_fp8(tmp_path / "hf", *plain, (128, 128))

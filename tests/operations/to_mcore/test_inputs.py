@@ -99,6 +99,7 @@ FORMS.append(("weights.safetensors",) * 2)
 FORMS.append(("pytorch_model.bin",) * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "given"), FORMS)
 def test_the_form_of_the_model_leaves_no_trace(models, tmp_path, form, given):
     (tmp_path / "hf").mkdir()

@@ -49,6 +49,7 @@ def common(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [DENSE, MOE, LATENT])
 def test_the_folder_is_a_release(folders, name):
     folder = folders[name]
@@ -131,6 +132,7 @@ def test_a_dense_model_has_no_experts_in_its_arguments(folders):
     assert not [key for key in args if "expert" in key and args[key] not in (None, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers"), [(DENSE, ""), (MOE, "per-layer"), (LATENT, "")])
 def test_the_tensors_are_those_of_the_bare_layout(models, folders, tmp_path, name, layers):
     convert(models[name], tmp_path / "bare", layers=layers)
@@ -156,6 +158,7 @@ def test_padding_is_in_the_arguments(models, tmp_path):
     assert found.shape == (args.padded_vocab_size, args.hidden_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [DENSE, MOE, LATENT])
 def test_other_commands_find_the_release(models, folders, name):
     for path in (folders[name], folders[name] / "release"):

@@ -132,6 +132,7 @@ def by_hand(hf: Tensors, layout: str) -> Tensors:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["stacked", "per-layer"])
 def test_every_tensor_of_both_parts(model, tmp_path, layout):
     hf = load_folder(model)

@@ -118,6 +118,7 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
     assert found == {case: {"library": LIBRARY, "num_tensors": n} for case, n in sizes.items()}
 
 
+@pytest.mark.real
 def test_check_and_verify_go_together(llama, tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise SystemExit('not the real torch')")
     monkeypatch.chdir(tmp_path)  # what lies where the user works is not imported
@@ -132,6 +133,7 @@ def test_check_and_verify_go_together(llama, tmp_path, monkeypatch):
     assert plan_to_mcore(llama, options).folder.tensors["output_layer.weight"].shape == (384, 64)
 
 
+@pytest.mark.real
 def test_all_faults_are_named_and_nothing_is_published(llama, tmp_path):
     plan = plan_to_mcore(llama)
     tensors = dict(plan.folder.tensors)
@@ -162,6 +164,7 @@ def test_all_faults_are_named_and_nothing_is_published(llama, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.real
 def test_truncated_file_is_an_error_that_quotes_megatron_core(llama, tmp_path, monkeypatch):
     plan = write(plan_to_mcore(llama), tmp_path)
     file = tmp_path / "__0_0.distcp"
@@ -174,6 +177,7 @@ def test_truncated_file_is_an_error_that_quotes_megatron_core(llama, tmp_path, m
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.real
 def test_model_that_megatron_core_refuses_is_a_usage_error(llama, tmp_path):
     plan = plan_to_mcore(llama)
     rules = replace(plan.rules, numbers=replace(plan.rules.numbers, heads=0))

@@ -193,6 +193,7 @@ def real(tmp_path_factory):
     return folder, (folder / ".metadata").read_bytes()
 
 
+@pytest.mark.slow
 def test_metadata_cut_short_anywhere_is_a_format_error(real):
     folder, content = real
     for end in range(len(content)):
@@ -203,6 +204,7 @@ def test_metadata_cut_short_anywhere_is_a_format_error(real):
         assert type(refused.value) is FormatError
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.data())
 def test_changed_bytes_of_metadata_give_problems_or_a_format_error(real, data):

@@ -90,6 +90,7 @@ def scratch():
         yield Path(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(layouts(max_dims=3), st.integers(8, 40))
 def test_any_tiling_by_blocks_is_read(scratch, layout, limit):

@@ -150,6 +150,7 @@ def plain_placements(draw, mesh, shape, replicate=True):
     return [draw(st.sampled_from(kinds)) for _ in mesh]
 
 
+@pytest.mark.slow
 @needs_torch_2_7
 @settings(max_examples=150)
 @given(meshes, shapes, st.data())
@@ -160,6 +161,7 @@ def test_shard_and_replicate_are_as_in_torch(mesh, shape, data):
     assert_as_torch(shape, mesh, ours, theirs)
 
 
+@pytest.mark.slow
 @needs_torch_2_7
 @settings(max_examples=150)
 @given(meshes, shapes, st.data())

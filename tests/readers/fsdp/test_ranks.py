@@ -431,6 +431,7 @@ def test_a_file_that_holds_no_state_dict(tmp_path, state):
     assert (problem.kind, problem.where) == ("unreadable", str(folder / rank_file(0, 1)))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.sampled_from(OLD_TORCH), st.data())
 def test_changed_bytes_of_a_pickle_give_problems_or_harmless_changes(tmp_path_factory, name, data):

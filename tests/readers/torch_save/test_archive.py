@@ -330,6 +330,7 @@ def test_a_zip64_field_behind_another_extra_field(tmp_path):
     assert loaded(tmp_path, content) == GOOD
 
 
+@pytest.mark.slow
 def test_more_records_than_16_bits_count(tmp_path):
     """torch itself writes zip64 from 65535 records on; ours must read the wide count."""
     many = [Entry(f"a/data/{n}", b"") for n in range(2, 66_000)]
@@ -489,6 +490,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return folder / "scratch.pt", (folder / "real.pt").read_bytes()
 
 
+@pytest.mark.slow
 def test_truncation_at_any_byte_is_a_format_error(real):
     path, content = real
     for end in range(len(content)):
@@ -529,6 +531,7 @@ def positions(content: bytes) -> list[int]:
     return [*range(pickle_end), *range(directory, len(content))]
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.data())
 def test_changed_bytes_give_tensors_or_a_format_error(real, data):
@@ -549,6 +552,7 @@ def test_changed_bytes_give_tensors_or_a_format_error(real, data):
                     read(opened, ref)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.data())
 def test_open_checkpoint_survives_changed_bytes(real, data):

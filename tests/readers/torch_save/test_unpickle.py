@@ -388,6 +388,7 @@ def test_unhashable_and_nested_keys_are_refused():
             loads(data)
 
 
+@pytest.mark.slow
 def test_a_key_of_a_million_nested_tuples_is_refused():
     data = b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns."
     with pytest.raises(FormatError):
@@ -406,6 +407,7 @@ DEEP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nest", DEEP.values(), ids=DEEP.keys())
 def test_deep_nesting_exhausts_nothing(nest):
     """Neither while it is read nor when it is thrown away."""
@@ -413,6 +415,7 @@ def test_deep_nesting_exhausts_nothing(nest):
         loads(b"\x80\x02" + nest(1_000_000 if len(nest(2)) == 4 else 100_000) + b".")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nest", DEEP.values(), ids=DEEP.keys())
 def test_deep_nesting_anywhere_in_a_file_is_a_problem_of_it(tmp_path, nest):
     inner = nest(20_000)
@@ -501,6 +504,7 @@ def test_truncation_anywhere_is_a_format_error():
             loads(data[:end])
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.data())
 def test_changed_bytes_give_data_or_a_format_error(data):
@@ -541,6 +545,7 @@ FRAGMENTS = [bytes([op]) for op in OPCODES] + [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=25))
 def test_any_sequence_of_opcodes_gives_data_or_a_format_error(fragments):

@@ -223,6 +223,7 @@ def straddling(folder: Path, crc: int | None, at: int, tasks: int) -> TorchDistP
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize(("crc", "at"), BOUNDARIES)
 def test_seals_across_a_boundary_of_tasks(crc, at, tasks, tmp_path):

@@ -57,6 +57,7 @@ def test_plain_values_are_equal(value):
     assert loaded(value) == value
 
 
+@pytest.mark.slow
 @given(values)
 def test_pickles_are_what_pickletools_accepts(value):
     """Every opcode is one of protocol 2, the stack ends empty, no memo slot is used unset."""
@@ -189,6 +190,7 @@ def test_persistent_ids_reach_the_unpickler():
         pickle.loads(data)
 
 
+@pytest.mark.slow
 @given(values)
 def test_the_same_value_gives_the_same_bytes(value):
     assert make_pickle(value) == make_pickle(loaded(value))
