@@ -39,8 +39,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # The real program on a slow disk: the merge would else be done before a signal reaches it.
+# What was started in the background ignores ^C.
 SLOWED = """
-import os, time
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 plain = os.pwrite
 os.pwrite = lambda *where: (time.sleep(0.05), plain(*where))[1]
 from ckpt_tool.cli.app import main
