@@ -121,10 +121,12 @@ def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json:
     with ui.guard_output():
         if as_json:
             sent = {"upload": results.make_target_json(found.target)}
-            ui.print_json(results.plan_json(found.plan, Path(job.out)) | sent)
+            planned = results.plan_json(found.plan, Path(job.out), found.verdict)
+            ui.print_json(planned | sent)
         else:
             notes = _notes(found.plan, found.target)
-            results.show_plan(found.plan, Path(job.out), _file_table(found.plan), notes)
+            table = _file_table(found.plan)
+            results.show_plan(found.plan, Path(job.out), table, notes, found.verdict)
 
 
 def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:

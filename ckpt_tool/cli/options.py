@@ -180,11 +180,14 @@ def _every_merge(
     ] = None,
     verify: Verify = False,
     check_load: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--check-load", help="First require that transformers wants exactly these tensors."
+            "--check-load/--no-check-load",
+            help="Hold the result against the class in its config, with transformers. [default: on,"
+            " with a warning where it does not know the class]",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     upload: Annotated[
         str | None,
         typer.Option(

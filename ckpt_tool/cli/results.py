@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ckpt_tool.mapping.lora.options import LoraNote
     from ckpt_tool.operations.upload import Target, UploadResult
+    from ckpt_tool.plans.checks.judge import Verdict
     from ckpt_tool.plans.options import Cast, LoadCheck, WriteResult
     from ckpt_tool.plans.plan import Plan
 
@@ -48,8 +49,17 @@ def show_result(result: WriteResult) -> None:
     _show_dropped(console, result.dropped)
     if result.verified:
         console.print("  verify   read back from disk: every bit as planned")
-    if result.load_check is not None:
-        console.print(f"  load     {load_text(result.load_check)}", soft_wrap=True)
+    _show_load(console, result.load_check)
+
+
+def _show_load(console: Console, check: LoadCheck | None) -> None:
+    if check is not None:
+        console.print(f"  load     {load_text(check)}", soft_wrap=True)
+
+
+def _split_verdict(verdict: Verdict | None) -> tuple[LoadCheck | None, tuple[str, ...]]:
+    """What opened, and warnings; nothing where nobody was asked."""
+    return (None, ()) if verdict is None else (verdict.check, verdict.warnings)
 
 
 def load_text(check: LoadCheck) -> str:
@@ -79,8 +89,17 @@ def _first_line(result: WriteResult) -> str:
     return f"Wrote {held} to {result.output} ({result.seconds:.1f} s, {speed})"
 
 
-def show_plan(plan: Plan, out: Path, table: Table, notes: Sequence[str] = ()) -> None:
-    """A plan for people: ``table`` of what is written, ``notes`` on that, and what it changes."""
+def show_plan(
+    plan: Plan,
+    out: Path,
+    table: Table,
+    notes: Sequence[str] = (),
+    verdict: Verdict | None = None,
+) -> None:
+    """A plan for people: ``table`` of what is written, ``notes`` on that, and what it changes.
+
+    ``verdict``: whether the result would load.
+    """
     console = ui.make_console()
     console.print(f"Would write to {out}", soft_wrap=True)
     console.print(table)
@@ -90,7 +109,9 @@ def show_plan(plan: Plan, out: Path, table: Table, notes: Sequence[str] = ()) ->
     for (source, target), count in plan.casts.items():
         console.print(f"  cast     {count_noun(count, 'tensor')} from {source} to {target}")
     _show_dropped(console, plan.dropped)
-    for warning in plan.warnings:
+    load_check, warnings = _split_verdict(verdict)
+    _show_load(console, load_check)
+    for warning in (*plan.warnings, *warnings):
         ui.warn(warning)
 
 
@@ -123,8 +144,9 @@ def _place_json(place: UploadResult | Target) -> dict[str, Any]:
     return {"repo": place.repo, "url": place.url, "private": place.private}
 
 
-def plan_json(plan: Plan, out: Path) -> dict[str, Any]:
+def plan_json(plan: Plan, out: Path, verdict: Verdict | None = None) -> dict[str, Any]:
     """A plan as JSON: the keys of the result, without what only writing tells."""
+    load_check, warnings = _split_verdict(verdict)
     return {
         "format": plan.checkpoint.format,
         "output": str(out),
@@ -140,7 +162,8 @@ def plan_json(plan: Plan, out: Path) -> dict[str, Any]:
         "seconds": None,
         "bytes_per_second": None,
         "verified": None,
-        "warnings": list(map(spell_flags, plan.warnings)),
+        "load_check": None if load_check is None else asdict(load_check),
+        "warnings": list(map(spell_flags, [*plan.warnings, *warnings])),
         "lora": _lora_json(plan.lora),
     }
 

@@ -23,6 +23,7 @@ from ckpt_tool.cli.options import (
 )
 from ckpt_tool.cli.tables import format_shape
 from ckpt_tool.common.parallel import is_first
+from ckpt_tool.common.progress import NoProgress
 from ckpt_tool.common.wording import count_noun, format_bytes
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ def to_mcore(
     verify: Verify = False,
     check_load: Annotated[
         bool,
-        typer.Option("--check-load", help="Load the result with megatron-core's own GPTModel."),
+        typer.Option(
+            "--check-load/--no-check-load",
+            help="Load the result with megatron-core's own GPTModel.",
+        ),
     ] = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -106,9 +110,11 @@ def to_mcore(
 def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
     from ckpt_tool.common.parallel import choose_jobs
     from ckpt_tool.operations.to_mcore import plan_to_mcore
+    from ckpt_tool.plans.write import judge_plan
 
     plan = plan_to_mcore(model, options)
     plan.check(out, options.write)
+    judge_plan(plan, options.write, NoProgress())
     if not is_first():
         return
     with ui.guard_output():

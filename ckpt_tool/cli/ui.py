@@ -161,12 +161,17 @@ def show_progress(*, quiet: bool) -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description:10}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        *map(_measured, (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())),
     )
     with Bars(*columns, console=Console(stderr=True)) as bars:
         yield _Bar(bars)
+
+
+def _measured(column: Any) -> Any:
+    """The column, empty where there is nothing to measure."""
+    show = column.render
+    column.render = lambda task: "" if task.total is None else show(task)
+    return column
 
 
 class _Bar:
@@ -176,7 +181,7 @@ class _Bar:
         self._bars = bars
         self._task: Any = None
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int | None) -> None:
         self._task = self._bars.add_task(what, total=total)
 
     def advance(self, amount: int) -> None:

@@ -8,8 +8,8 @@ from typing import Protocol
 class Progress(Protocol):
     """Gets told what is being done; methods may be called from several threads."""
 
-    def start(self, what: str, total: int) -> None:
-        """A new phase of ``total`` bytes begins."""
+    def start(self, what: str, total: int | None) -> None:
+        """A new phase of ``total`` bytes begins; None: of a wait that nobody can measure."""
 
     def advance(self, amount: int) -> None:
         """``amount`` more bytes are done."""
@@ -18,7 +18,7 @@ class Progress(Protocol):
 class NoProgress:
     """Listens to nothing."""
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int | None) -> None:
         """Ignore it."""
 
     def advance(self, amount: int) -> None:

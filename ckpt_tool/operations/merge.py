@@ -22,9 +22,10 @@ from ckpt_tool.operations.upload import (
     list_weight_names,
     upload_folder,
 )
+from ckpt_tool.plans.checks.judge import Verdict
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.plans.options import WriteResult
-from ckpt_tool.plans.write import write
+from ckpt_tool.plans.write import judge_plan, write
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,11 @@ def merge_as_team(
 
 @dataclass(frozen=True)
 class Preview:
-    """What a merge would do: the plan, and where an upload would go."""
+    """What a merge would do: the plan, where an upload would go, and whether the result loads."""
 
     plan: HubPlan
     target: Target | None
+    verdict: Verdict
 
 
 def preview_merge(
@@ -155,7 +157,7 @@ def preview_merge(
     plan = make_plan(job.paths, job.kind, options, team)
     _require_replaced(target, plan)
     plan.check(Path(job.out), options.write)
-    return Preview(plan, target)
+    return Preview(plan, target, judge_plan(plan, options.write, team.progress))
 
 
 def send(result: WriteResult, upload: Upload, *, show: bool = False) -> UploadResult:

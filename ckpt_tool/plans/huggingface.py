@@ -11,9 +11,9 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.lora.options import AdapterFiles
 from ckpt_tool.mapping.lora.settings import CONFIG
-from ckpt_tool.plans.checks.transformers import check_views
+from ckpt_tool.plans.checks.safetensors import require_readable
+from ckpt_tool.plans.checks.transformers import TransformersJudge
 from ckpt_tool.plans.manifest import MANIFEST_NAME, encode_json
-from ckpt_tool.plans.options import LoadCheck
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.readers.huggingface import open_sound_model
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -52,14 +52,22 @@ class HubPlan(Plan):
         folders = [] if self.config is None else [self.config.folder]
         return super().protected() + folders
 
-    def check_load(self) -> LoadCheck:
-        """MappingError unless transformers wants exactly these tensors; UsageError if it cannot."""
-        if self.config is None:
+    def make_judge(self, check_load: bool | None) -> TransformersJudge | None:
+        """transformers, unless there is no config or nobody wants to know."""
+        if self.config is None and check_load:
             raise UsageError(
                 "`write.check_load` needs a config: it cannot go with `keep_names=True`"
             )
+        if self.config is None or check_load is False:
+            return None
         shapes = {name: tensor.shape for name, tensor in self.model.items()}
-        return check_views(self.views or (View(self.config, frozenset()),), shapes)
+        views = self.views or (View(self.config, frozenset()),)
+        return TransformersJudge(views, shapes, must=check_load is True)
+
+    def require_readable(self, folder: Path) -> None:
+        """OutputError unless the safetensors library finds in each file what was planned."""
+        for file in self.files:
+            require_readable(file, folder / file.name)
 
     def small_files(self, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
         """Side files, manifest, index and config: in this order, the config completes it."""

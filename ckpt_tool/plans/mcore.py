@@ -10,9 +10,8 @@ from typing import Any
 from ckpt_tool.mapping.megatron.convert import from_megatron
 from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.mapping.megatron.training_args import describe_content, make_args
-from ckpt_tool.plans.checks.megatron import check_mcore_load, require_megatron
+from ckpt_tool.plans.checks.megatron import MegatronJudge
 from ckpt_tool.plans.manifest import MANIFEST_NAME
-from ckpt_tool.plans.options import LoadCheck
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.readers.dcp.folder import open_dcp
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -44,9 +43,12 @@ class McorePlan(Plan):
         """What is still to be read: the model, and the folder of its config."""
         return [*super().protected(), self.rules.config.folder]
 
-    def check_load(self) -> None:
-        """UsageError where megatron-core is not installed, which is to load the result."""
-        require_megatron()
+    def make_judge(self, check_load: bool | None) -> MegatronJudge | None:
+        """megatron-core, where it is asked for."""
+        return MegatronJudge(self.rules, self.folder.prefix) if check_load else None
+
+    def require_readable(self, folder: Path) -> None:
+        """Nothing more: torch and megatron-core read no part of it without its metadata."""
 
     def small_files(self, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
         """The other files: what marks the checkpoint as complete comes last."""
@@ -62,10 +64,6 @@ class McorePlan(Plan):
         result = open_dcp(folder / self.folder.prefix)
         result.require_sound()
         return from_megatron(result, self.rules)
-
-    def load(self, folder: Path) -> LoadCheck:
-        """MappingError where megatron-core does not load what was written."""
-        return check_mcore_load(self.rules, folder / self.folder.prefix)
 
 
 def _common_state(rules: Rules) -> dict[str, Any]:

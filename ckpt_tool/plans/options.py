@@ -14,9 +14,10 @@ class WriteOptions:
     """How an output is written. The output always appears complete, or not at all.
 
     ``verify``: read back what was written, and compare it bit for bit with what was planned.
-    ``check_load``: have the library that will open the output say whether it does (transformers
-    for a model folder, from names and shapes, before a byte is written; megatron-core for its own
-    checkpoints, by loading the result before it appears).
+    ``check_load``: have the library that will open the output say whether it does, before it
+    appears: transformers for a model folder, from names and shapes; megatron-core for its own
+    checkpoints, by loading the result. None: a model folder with a config is checked, with a
+    warning where transformers does not know its class; True: that is an error.
     ``overwrite``: replace an output that is there, once everything else has worked.
     ``resume``: keep what an interrupted run has finished, after checking it; where the output is
     complete already, write nothing.
@@ -27,7 +28,7 @@ class WriteOptions:
     """
 
     verify: bool = False
-    check_load: bool = False
+    check_load: bool | None = None
     overwrite: bool = False
     resume: bool = False
     fsync: bool = True

@@ -11,8 +11,9 @@ from pathlib import Path
 from ckpt_tool.common.errors import CheckpointError, Problem
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.mapping.lora.options import LoraNote
+from ckpt_tool.plans.checks.judge import Judge
 from ckpt_tool.plans.manifest import Comparison, compare_folder, make_manifest, take_fingerprint
-from ckpt_tool.plans.options import Cast, LoadCheck, WriteOptions
+from ckpt_tool.plans.options import Cast, WriteOptions
 from ckpt_tool.readers.base import Checkpoint, ShardFile
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -89,17 +90,13 @@ class Plan(ABC):
         more["plan"] = self.fingerprint
         return make_manifest(self.checkpoint, self.measured_casts(written), written, more)
 
-    def check(
-        self, out: Path, options: WriteOptions, faults: Sequence[str] = ()
-    ) -> LoadCheck | None:
-        """Everything that can be refused before a byte is written.
+    def check(self, out: Path, options: WriteOptions, faults: Sequence[str] = ()) -> None:
+        """OutputError unless ``out`` may be written and there is room.
 
-        OutputError unless ``out`` may be written and there is room, with ``faults`` (of
-        :meth:`compare`) where it is not empty; with ``check_load`` what :meth:`check_load` raises.
+        With ``faults``, those of :meth:`compare`, where it is not empty.
         """
         check_target(out, replace=options.overwrite, protected=self.protected(), faults=faults)
         check_space(out, self.total_bytes)
-        return self.check_load() if options.check_load else None
 
     def compare(self, out: Path, progress: Progress) -> Comparison:
         """Whether ``out`` is what would be written. It is read where nothing else differs."""
@@ -123,9 +120,16 @@ class Plan(ABC):
                 hint="Nothing was written. Run again when nobody writes there any more.",
             )
 
-    def check_load(self) -> LoadCheck | None:
-        """What can be said before anything is written of whether the output will load."""
-        return None
+    @abstractmethod
+    def make_judge(self, check_load: bool | None) -> Judge | None:
+        """Who says whether the output loads; None: nobody has to.
+
+        UsageError where ``check_load`` asks for what makes no sense here.
+        """
+
+    @abstractmethod
+    def require_readable(self, folder: Path) -> None:
+        """OutputError unless the library that its files are for reads them in ``folder``."""
 
     @abstractmethod
     def small_files(self, written: list[WrittenFile]) -> Iterable[tuple[str, bytes]]:
@@ -134,10 +138,6 @@ class Plan(ABC):
     @abstractmethod
     def read_back(self, folder: Path) -> Mapping[str, LazyTensor]:
         """The tensors that were written to ``folder``, by the names in :attr:`tensors`."""
-
-    def load(self, folder: Path) -> LoadCheck | None:
-        """Have somebody else open what was written to ``folder``; None: nobody has to."""
-        return None
 
 
 def _look_at(path: str) -> tuple[int, int]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ckpt_tool.common.errors import CheckpointError, UsageError
+from ckpt_tool.common.errors import CheckpointError, MappingError, UsageError
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.progress import Progress
+from ckpt_tool.plans.checks.judge import Judge, Verdict
 from ckpt_tool.plans.manifest import Comparison
-from ckpt_tool.plans.options import LoadCheck, WriteOptions, WriteResult
+from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -26,7 +29,7 @@ class _Outcome:
 
     written: list[WrittenFile]
     different: list[str] | None
-    loaded: LoadCheck | None
+    verdict: Verdict
     seconds: float | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -64,38 +67,89 @@ def _require_one_plan(plan: Plan, team: Team) -> None:
         )
 
 
+def judge_plan(plan: Plan, options: WriteOptions, progress: Progress) -> Verdict:
+    """What is said of whether the output would load; nothing is written."""
+    with _ask(plan, options) as judge:
+        judge.start()
+        return _hear(judge, None, progress)
+
+
+@contextmanager
+def _ask(plan: Plan, options: WriteOptions) -> Iterator[Judge]:
+    """Who says whether the output loads; nobody is left waiting in the end."""
+    judge = plan.make_judge(options.check_load) or Judge()
+    try:
+        yield judge
+    finally:
+        judge.stop()
+
+
+def _hear(judge: Judge, folder: Path | None, progress: Progress) -> Verdict:
+    """What the judge says of ``folder``; where that takes a while, it is said that one waits."""
+    if judge.is_waited_for:
+        progress.start(f"waiting for {judge.name}", None)
+    return judge.finish(folder)
+
+
 def _check_complete(
     plan: Plan, written: list[WrittenFile], out: Path, options: WriteOptions, team: Team
 ) -> _Outcome:
     """Nothing is written; what is asked for is checked on what is there."""
-    loaded = None
-    if options.check_load:
-        loaded = team.world.first(lambda: plan.check_load() or plan.load(out))
+    with _ask(plan, options) as judge:
+        team.world.first(judge.start)
+        verdict = team.world.first(lambda: _hear(judge, out, team.progress))
     different = _read_back(plan, out, team) if options.verify else None
-    return _Outcome(written, different, loaded)
+    return _Outcome(written, different, verdict)
 
 
 def _write_new(
     plan: Plan, faults: list[str], out: Path, options: WriteOptions, team: Team
 ) -> _Outcome:
-    """Check, write, read back, have it loaded, publish; ``faults`` are those of what is there."""
+    """Check, write, read back, have it judged, publish; ``faults`` are those of what is there."""
     first = team.world.first
-    loaded = first(lambda: plan.check(out, options, faults))
+    first(lambda: plan.check(out, options, faults))
+    with _ask(plan, options) as judge:
+        first(judge.start)
+        return _stage(plan, judge, out, options, team)
+
+
+def _stage(plan: Plan, judge: Judge, out: Path, options: WriteOptions, team: Team) -> _Outcome:
+    """What is written beside ``out``, and takes its place when all is well."""
+    first = team.world.first
     staging = Staging(out, fsync=options.fsync, direct=options.is_direct)
     how = {"resume": options.resume, "replace": options.overwrite}
     staging.join(*first(lambda: staging.open(plan.fingerprint, **how)))
     try:
         begun = time.monotonic()
-        written = _write_tensors(plan, staging, team)
+        written = _write_tensors(plan, staging, replace(team, progress=_Heard(team, judge)))
         seconds = time.monotonic() - begun
         first(lambda: _put_small_files(plan, written, staging))
+        first(lambda: plan.require_readable(staging.path))
         different = _read_back(plan, staging.path, team) if options.verify else None
-        if options.check_load and not different:
-            loaded = first(lambda: plan.load(staging.path)) or loaded
+        verdict = Verdict()
+        if not different:
+            verdict = first(lambda: _hear(judge, staging.path, team.progress))
         warnings = first(lambda: _close(plan, staging, options, different=bool(different)))
     except BaseException as error:
+        if judge.is_early and isinstance(error, (MappingError, UsageError)):
+            staging.discard()  # not the model that its config says
         raise explain(error, staging) from error
-    return _Outcome(written, different, loaded, seconds, warnings)
+    return _Outcome(written, different, verdict, seconds, warnings)
+
+
+class _Heard(Progress):
+    """The team's progress, on which the judge may end the work."""
+
+    def __init__(self, team: Team, judge: Judge) -> None:
+        self._told = team.progress
+        self._judge = judge
+
+    def start(self, what: str, total: int | None) -> None:
+        self._told.start(what, total)
+
+    def advance(self, amount: int) -> None:
+        self._told.advance(amount)
+        self._judge.listen()
 
 
 def _write_tensors(plan: Plan, staging: Staging, team: Team) -> list[WrittenFile]:
@@ -148,10 +202,10 @@ def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> Wr
         seconds=time.monotonic() - started,
         bytes_per_second=rate,
         verified=None if outcome.different is None else not outcome.different,
-        warnings=plan.warnings + too_large + outcome.warnings,
+        warnings=[*plan.warnings, *outcome.verdict.warnings, *too_large, *outcome.warnings],
         dropped=plan.dropped,
         differences=outcome.different or [],
-        load_check=outcome.loaded,
+        load_check=outcome.verdict.check,
         lora=plan.lora,
         already_complete=outcome.seconds is None,
     )

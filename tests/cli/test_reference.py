@@ -93,7 +93,7 @@ def test_keys_of_inspect(ranks: Path) -> None:
 def test_keys_of_merge(ranks: Path, tmp_path: Path) -> None:
     written = keys("`ckpt merge --json`")
     words = ("merge", "fsdp", ranks, tmp_path / "out", "--config", "none")
-    not_there = {"already_complete", "differences", "load_check"}
+    not_there = {"already_complete", "differences"}
     assert run(*words, "--dry-run").keys() == written - not_there | {"dry_run"}
     assert run(*words).keys() == written
 
@@ -102,7 +102,7 @@ def test_keys_of_to_mcore(tmp_path: Path) -> None:
     words = ("to-mcore", write_model("qwen3", tmp_path / "model"), tmp_path / "out")
     shared, only_planned = keys("`ckpt merge --json`") - {"upload"}, {"tensors", "layers"}
     written = shared | keys("`ckpt to-mcore --json`")
-    not_there = {"already_complete", "differences", "load_check"}
+    not_there = {"already_complete", "differences"}
     assert run(*words, "--dry-run").keys() == written - not_there | {"dry_run"}
     assert run(*words, "--no-fsync").keys() == written - only_planned
 

@@ -26,7 +26,9 @@ from ckpt_tool.writers.stream import digest_file
 from tests.support.merging import TINY, assert_same, load_folder, write_rank
 
 LAYERS = 24
-RESUME = MergeOptions(max_shard_size="4MB", write=WriteOptions(resume=True))
+#: The weights are no model's: many files are all that matters.
+UNCHECKED = MergeOptions(write=WriteOptions(check_load=False))
+RESUME = MergeOptions(max_shard_size="4MB", write=WriteOptions(check_load=False, resume=True))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ main()
 def start(source: Path, out: Path, *flags: str, **settings: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SLOWED, "merge", "fsdp", str(source), str(out)]
     return subprocess.Popen(
-        [*command, "--max-shard-size", "4MB", "--jobs", "1", *flags],
+        [*command, "--max-shard-size", "4MB", "--jobs", "1", "--no-check-load", *flags],
         stderr=subprocess.PIPE,
         text=True,
         **settings,
@@ -117,7 +119,7 @@ def test_without_resume_a_stale_staging_folder_is_cleared(large: Path, tmp_path:
     out = tmp_path / "out"
     interrupt(large, out, signal.SIGKILL)
     (staging_of(out) / "stray").write_text("from before")
-    merge_fsdp([large], out)
+    merge_fsdp([large], out, UNCHECKED)
     assert not (out / "stray").exists()
     assert_same(load_folder(out), torch.load(large / "model_world_size_1_rank_0.pt"))
 
@@ -138,7 +140,7 @@ def test_a_file_damaged_since_is_written_again(large: Path, tmp_path: Path) -> N
 def test_resuming_with_other_options_is_refused(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     interrupt(large, out, signal.SIGKILL)
-    other = MergeOptions(dtype="bfloat16", write=WriteOptions(resume=True))
+    other = MergeOptions(dtype="bfloat16", write=WriteOptions(check_load=False, resume=True))
     with pytest.raises(OutputError, match="with other options"):
         merge_fsdp([large], out, other)
 
@@ -168,7 +170,7 @@ def test_two_merges_into_one_output_do_not_mix(large: Path, tmp_path: Path) -> N
     first.send_signal(signal.SIGSTOP)
     try:
         with pytest.raises(OutputError, match="another ckpt is writing"):
-            merge_fsdp([large], out)
+            merge_fsdp([large], out, UNCHECKED)
     finally:
         first.send_signal(signal.SIGCONT)
         first.communicate()
@@ -197,7 +199,7 @@ def test_too_little_space_is_found_before_anything_is_written(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
     with pytest.raises(OutputError, match="1,048,576 are free"):
-        merge_fsdp([large], tmp_path / "out")
+        merge_fsdp([large], tmp_path / "out", UNCHECKED)
     assert not list(tmp_path.iterdir())
 
 
@@ -207,19 +209,19 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> N
     file = source / "model_world_size_1_rank_0.pt"
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(FormatError, match="ends at byte"):
-        write(plan, tmp_path / "out", WriteOptions(), Team(ALONE, 2, NoProgress()))
+        write(plan, tmp_path / "out", WriteOptions(check_load=False), Team(ALONE, 2, NoProgress()))
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
 def test_an_existing_output_is_only_replaced_on_request(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    merge_fsdp([large], out)  # empty: nothing is lost
+    merge_fsdp([large], out, UNCHECKED)  # empty: nothing is lost
     (out / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
-        merge_fsdp([large], out)
+        merge_fsdp([large], out, UNCHECKED)
     assert (out / "notes.txt").read_text() == "mine"
-    merge_fsdp([large], out, MergeOptions(write=WriteOptions(overwrite=True)))
+    merge_fsdp([large], out, MergeOptions(write=WriteOptions(check_load=False, overwrite=True)))
     assert not (out / "notes.txt").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -238,7 +240,7 @@ def test_a_failed_overwrite_leaves_the_old_output(large: Path, tmp_path: Path) -
 
 def test_the_manifest_proves_the_files(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    merge_fsdp([large], out, MergeOptions(max_shard_size="9MB"))
+    merge_fsdp([large], out, MergeOptions(max_shard_size="9MB", write=UNCHECKED.write))
     manifest = json.loads((out / "ckpt_manifest.json").read_text())
     for row in manifest["files"]:
         assert (out / row["name"]).stat().st_size == row["bytes"]
@@ -266,7 +268,7 @@ def test_verify_finds_a_bit_that_was_written_wrong(
         return honest(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", flip_one)
-    options = MergeOptions(max_shard_size="4MB", write=WriteOptions(verify=True))
+    options = MergeOptions(max_shard_size="4MB", write=WriteOptions(check_load=False, verify=True))
     result = merge_fsdp([large], tmp_path / "out", options)
     assert result.verified is False
     # 4 MB tensors, a 2 MiB block: each file's second block begins in its first tensor
@@ -275,6 +277,8 @@ def test_verify_finds_a_bit_that_was_written_wrong(
 
 
 def test_verify_of_a_sound_merge_says_so(large: Path, tmp_path: Path) -> None:
-    result = merge_fsdp([large], tmp_path / "out", MergeOptions(write=WriteOptions(verify=True)))
+    result = merge_fsdp(
+        [large], tmp_path / "out", MergeOptions(write=WriteOptions(check_load=False, verify=True))
+    )
     assert result.verified is True
     assert result.differences == []

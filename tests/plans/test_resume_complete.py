@@ -31,7 +31,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def merge(source: Path, out: Path, resume: bool = False, **more) -> WriteResult:
-    write = WriteOptions(resume=resume, **more.pop("write", {}))
+    write = WriteOptions(**{"resume": resume, "check_load": False} | more.pop("write", {}))
     return merge_fsdp([source], out, MergeOptions(**CAST | more, write=write))
 
 

@@ -1,15 +1,11 @@
 """``check_load`` of to-mcore: real megatron-core loads what was written, in a process of its own.
 
 megatron-core needs patches to run without a GPU, and keeps state of its own in the process: a child
-(:mod:`ckpt_tool.plans.checks.megatron_child`) does it all, is asked in JSON and answers in JSON.
+(:mod:`ckpt_tool.plans.checks.megatron_child`) does it all.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,21 +13,38 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.megatron.rules import Rules
+from ckpt_tool.plans.checks.child import Child
+from ckpt_tool.plans.checks.judge import Judge, Verdict
 from ckpt_tool.plans.options import LoadCheck
 
 _NEEDED = {"torch": "torch", "megatron.core": "megatron-core"}
+_CHILD = "ckpt_tool.plans.checks.megatron_child.__main__"
 _WITHOUT = "Leave `write.check_load` out, or install a megatron-core that knows the model."
 
-#: The child imports what this process would, wherever that was started from.
-_CHILD = (
-    "import sys; sys.path[:] = sys.argv[1:];"
-    " from ckpt_tool.plans.checks.megatron_child.__main__ import main; main()"
-)
 
-#: Who is who in a run of several processes: the child is alone.
-_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+class MegatronJudge(Judge):
+    """Loads what was written: there is nothing to ask before. ``prefix``: of the folder in it."""
 
-_LAST_LINES = 12
+    name = "megatron-core"
+
+    def __init__(self, rules: Rules, prefix: str) -> None:
+        self._rules = rules
+        self._prefix = prefix
+
+    def start(self) -> None:
+        """UsageError where megatron-core is not installed."""
+        require_megatron()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """It works then only."""
+        return True
+
+    def finish(self, folder: Path | None) -> Verdict:
+        """Raises what :func:`check_mcore_load` raises."""
+        if folder is None:
+            return Verdict()
+        return Verdict(check_mcore_load(self._rules, folder / self._prefix))
 
 
 def require_megatron() -> None:
@@ -56,7 +69,7 @@ def check_mcore_load(rules: Rules, folder: Path) -> LoadCheck:
     installed or cannot build the model.
     """
     require_megatron()
-    answer = _ask(make_request(rules, folder))
+    answer = Child(_CHILD, "megatron-core", make_request(rules, folder)).answer()
     model, library = _model(rules), answer["library"]
     if "unusable" in answer:
         raise UsageError(
@@ -87,27 +100,3 @@ def _model(rules: Rules) -> str:
     if rules.numbers.vision_layers:
         return "GPTModel and vision tower (without patch_embed)"
     return "GPTModel"
-
-
-def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    """The child's answer; MappingError with its last words where it has none."""
-    environment = {name: value for name, value in os.environ.items() if name not in _RANKS}
-    child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _CHILD, *sys.path],
-        input=json.dumps(request).encode(),
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
-    try:
-        answer = json.loads(child.stdout) if child.returncode == 0 else None
-    except ValueError:
-        answer = None
-    if isinstance(answer, dict):
-        return answer
-    lines = child.stderr.decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
-    raise MappingError(
-        f"`write.check_load`: the process that runs megatron-core ended with {child.returncode}",
-        lines,
-        hint="Leave `write.check_load` out to write the checkpoint unchecked.",
-    )

@@ -1,79 +1,160 @@
-"""``check_load`` of a merge: what will be planned is exactly the model that transformers wants.
+"""``check_load`` of a merge: what is written is the model that the config says, whole.
 
-Two judges, on the meta device and from names and shapes alone, before a byte is planned. First
-what the architecture has, brought into the form of the Hub by transformers' own tables, is
-compared with the plan. Then the loader itself is handed these names and shapes and reports what
-it misses or does not use.
+What a class wants is looked up in the user's cache. Where it is not there, transformers is asked
+(:mod:`ckpt_tool.plans.checks.opening`): here where it is imported already, else in a process of its
+own, while the bytes are moved.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.families.hub_rules import TransposeExperts
 from ckpt_tool.mapping.hub.form import View
-from ckpt_tool.mapping.hub.library import describe_error, quieten
-from ckpt_tool.mapping.hub.transformers_tables import build_on_meta, keep_prefixes
+from ckpt_tool.plans.checks.cache import keep_wanted, make_key, make_wanted, read_wanted
+from ckpt_tool.plans.checks.child import Child
+from ckpt_tool.plans.checks.judge import Judge, Verdict
+from ckpt_tool.plans.checks.opening import Answer, Question, answer
+from ckpt_tool.plans.checks.wanted import Shapes
 from ckpt_tool.plans.options import LoadCheck
 
-Shapes = dict[str, tuple[int, ...]]
+_CHILD = "ckpt_tool.plans.checks.transformers_child"
+_UNCHECKED = "write the model unchecked with `write.check_load=False`."
 
 
-def check_views(views: Sequence[View], planned: Shapes) -> LoadCheck:
-    """Open the model with each class that shall open it; what came of the first, config.json's.
+class TransformersJudge(Judge):
+    """Whether each of ``views`` opens what is ``planned``; the first is config.json's own class.
 
-    Raises what :func:`check_load` raises.
+    ``must``: it is an error where nobody can say.
     """
-    checks = []
-    for view in views:
+
+    name = "transformers"
+    is_early = True
+
+    def __init__(self, views: Sequence[View], planned: Shapes, *, must: bool) -> None:
+        self._must = must
+        self._questions = [_Question.of(view, planned) for view in views]
+        self._checks: dict[int, LoadCheck] = {}
+        self._warnings: list[str] = []
+        self._child: Child | None = None
+        self._lock = Lock()
+
+    def start(self) -> None:
+        """Look it up, and ask where that does not settle it.
+
+        Raises what :meth:`finish` does where the answer is there before a byte is written.
+        """
+        for index, question in enumerate(self._questions):
+            found = read_wanted(question.key)
+            if found is not None:
+                _require_whole(found.architecture, found.list_faults(question.planned))
+                self._checks[index] = question.passed(found.architecture, found.library)
+        if not self._open():
+            return
+        if "transformers" in sys.modules:
+            self._hear([answer(each.ask()) for each in self._open()])
+            return
+        asked = [each.ask() for each in self._open()]
+        self._child = Child(_CHILD, "transformers", {"models": asked})
+
+    def finish(self, folder: Path | None) -> Verdict:
+        """MappingError lists what is missing, too many or misshapen.
+
+        MappingError, too, where transformers cannot be imported or build the model. Where it does
+        not know the class: a warning, or UsageError if it ``must``.
+        """
+        self._hear_child()
+        if len(self._checks) < len(self._questions):
+            return Verdict(None, tuple(self._warnings))
+        first, *more = (self._checks[index] for index in sorted(self._checks))
+        return Verdict(replace(first, also=tuple(check.architecture for check in more)))
+
+    def listen(self) -> None:
+        """Raise what is wrong once transformers has answered: no need to write the rest."""
+        if self._child is not None and self._child.is_done:
+            self._hear_child()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether transformers was asked and has not answered."""
+        return self._child is not None and not self._child.is_done
+
+    def stop(self) -> None:
+        """End the process that was asked."""
+        if self._child is not None:
+            self._child.stop()
+
+    def _open(self) -> list[_Question]:
+        return [each for index, each in enumerate(self._questions) if index not in self._checks]
+
+    def _hear_child(self) -> None:
+        with self._lock:
+            child, self._child = self._child, None
+        if child is not None:
+            try:
+                self._hear(child.answer()["answers"])
+            finally:
+                child.stop()
+
+    def _hear(self, answers: Sequence[Answer]) -> None:
+        """Take what was answered to the questions that are open."""
+        for question, found in zip(self._open(), answers, strict=True):
+            unknown = found.get("unknown")
+            if unknown is None:
+                _require_answer(question.config, found)
+                _require_whole(found["architecture"], found["faults"])
+                if found["wanted"] is not None:
+                    keep_wanted(question.key, make_wanted(found["wanted"]))
+                index = self._questions.index(question)
+                self._checks[index] = question.passed(found["architecture"], found["library"])
+            elif self._must:
+                raise UsageError(f"`write.check_load`: {unknown}", hint=_WITHOUT_CLASS)
+            else:
+                self._warnings.append(f"not held against the architecture of its config: {unknown}")
+
+
+_WITHOUT_CLASS = f"Install a transformers that knows the model, or {_UNCHECKED}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """A class, and what it would be given to open.
+
+    ``num_ignored``: what no class has a place for; ``num_other_heads``: what another class of the
+    same files reads.
+    """
+
+    config: ModelConfig
+    planned: Shapes
+    key: str
+    num_ignored: int
+    num_other_heads: int
+
+    @classmethod
+    def of(cls, view: View, planned: Shapes) -> _Question:
+        ours = _name_prediction_layers(view.config)
         read = {name: shape for name, shape in planned.items() if name not in view.ignored}
-        checks.append(replace(check_load(view.config, read), num_other_heads=len(view.ignored)))
-    return replace(checks[0], also=tuple(check.architecture for check in checks[1:]))
+        known = {name: shape for name, shape in read.items() if not name.startswith(ours)}
+        key = make_key(view.config.to_bytes(), view.config.architecture)
+        return cls(view.config, known, key, len(read) - len(known), len(view.ignored))
 
+    def ask(self) -> Question:
+        """What transformers is asked."""
+        return {"config": self.config.to_bytes().decode(), "planned": self.planned}
 
-def check_load(config: ModelConfig, planned: Shapes) -> LoadCheck:
-    """Open a model of ``config`` with tensors of these names and shapes on the meta device.
-
-    MappingError lists every missing, unexpected and mismatched tensor; UsageError where
-    transformers cannot build the model at all.
-    """
-    library = _name_library()
-    try:
-        model = build_on_meta(config)
-    except Exception as error:  # whatever building a model raises
-        raise UsageError(
-            f"`write.check_load`: {library} cannot build"
-            f" {config.architecture or config.model_type}: {error}",
-            hint="Leave `write.check_load` out, or install a transformers that knows the model.",
-        ) from error
-    ours = _prediction_prefixes(config)
-    known = {name: shape for name, shape in planned.items() if not name.startswith(ours)}
-    with quieten():
-        faults = _compare(_wanted(model, config), known) or _loader_faults(model, known)
-    if faults:
-        raise MappingError(
-            f"`write.check_load`: this is not what {type(model).__name__} loads", faults
+    def passed(self, architecture: str, library: str) -> LoadCheck:
+        """What is said of a class that opens it."""
+        return LoadCheck(
+            architecture, len(self.planned), library, self.num_ignored, self.num_other_heads
         )
-    return LoadCheck(type(model).__name__, len(known), library, len(planned) - len(known))
 
 
-def _name_library() -> str:
-    """The installed transformers; UsageError where it cannot be imported."""
-    try:
-        import transformers
-    except Exception as error:  # a broken installation raises whatever it likes
-        raise UsageError(
-            f"`write.check_load`: transformers cannot be imported: {describe_error(error)}",
-            hint="Leave `write.check_load` out, or mend the installation.",
-        ) from error
-    return f"transformers {transformers.__version__}"
-
-
-def _prediction_prefixes(config: ModelConfig) -> tuple[str, ...]:
+def _name_prediction_layers(config: ModelConfig) -> tuple[str, ...]:
     """Where the layers for multi-token prediction are: behind the last one that a model has."""
     layers, more = (
         config.text.get(key) for key in ("num_hidden_layers", "num_nextn_predict_layers")
@@ -83,59 +164,28 @@ def _prediction_prefixes(config: ModelConfig) -> tuple[str, ...]:
     return tuple(f"model.layers.{layers + number}." for number in range(more))
 
 
-def _wanted(model: Any, config: ModelConfig) -> Shapes | None:
-    """Hub names and shapes of the architecture; None before transformers 5, which has no tables."""
-    try:
-        from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:
-        return None
-    tied = set(model.all_tied_weights_keys or {})
-    state = {name: t.to("meta") for name, t in model.state_dict().items() if name not in tied}
-    keep_prefixes(model)
-    shapes = {
-        name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()
-    }
-    for rule in config.family.hub or ():
-        if isinstance(rule, TransposeExperts):
-            shapes |= _transpose(shapes, rule)
-    return shapes
-
-
-def _transpose(shapes: Shapes, rule: TransposeExperts) -> Shapes:
-    """Fused experts as they are on the Hub: transformers 5 loads them, but saves them otherwise."""
-    ends = (f".{rule.path}.gate_up_proj", f".{rule.path}.down_proj")
-    fused = {name: shape for name, shape in shapes.items() if name.endswith(ends)}
-    return {name: (shape[0], shape[2], shape[1]) for name, shape in fused.items()}
-
-
-def _compare(wanted: Shapes | None, planned: Shapes) -> list[str]:
-    if wanted is None:
-        return []
-    missing = [f"missing: {name} {list(wanted[name])}" for name in wanted if name not in planned]
-    unexpected = [f"unexpected: {name}" for name in planned if name not in wanted]
-    mismatched = [
-        f"mismatched: {name}: {list(shape)}, expected {list(wanted[name])}"
-        for name, shape in planned.items()
-        if name in wanted and wanted[name] != shape
-    ]
-    return missing + unexpected + mismatched
-
-
-def _loader_faults(model: Any, planned: Shapes) -> list[str]:
-    """What ``from_pretrained`` itself says of these names and shapes."""
-    import torch
-
-    state = {name: torch.empty(shape, device="meta") for name, shape in planned.items()}
-    try:
-        _, report = type(model).from_pretrained(
-            None,
-            config=model.config,
-            state_dict=state,
-            device_map="meta",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
+def _require_answer(config: ModelConfig, answer: Answer) -> None:
+    """MappingError where nothing can be said of the model."""
+    library = answer["library"]
+    if "broken" in answer:
+        raise MappingError(
+            f"`write.check_load`: transformers cannot be imported: {answer['broken']}",
+            hint=f"Mend the installation, or {_UNCHECKED}",
         )
-    except (RuntimeError, ValueError) as error:
-        return [f"from_pretrained: {error}"]
-    keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    return [f"{key.removesuffix('_keys')}: {name}" for key in keys for name in sorted(report[key])]
+    if "unusable" in answer:
+        raise MappingError(
+            f"`write.check_load`: {library} cannot build {config.architecture}:"
+            f" {answer['unusable']}",
+            hint=f"Install what is missing, or correct config.json, or {_UNCHECKED}",
+        )
+
+
+def _require_whole(architecture: str, faults: Sequence[str]) -> None:
+    """MappingError that lists the faults, if there are any."""
+    if faults:
+        raise MappingError(
+            f"`write.check_load`: config.json says {architecture}, and these tensors are not those"
+            " that it loads",
+            faults,
+            hint=f"Name the config of these weights with `config=DIR`, or {_UNCHECKED}",
+        )

@@ -53,6 +53,7 @@ LAYER = {
     "feed_forward.up_proj.weight": (6, 8),
     "feed_forward.down_proj.weight": (8, 6),
 }
+NOT_HELD = "not held against the architecture of its config"
 UNSYNCED = WriteOptions(fsync=False)
 
 
@@ -87,7 +88,7 @@ def merged(tmp_path: Path) -> Path:
     source = write_rank(tmp_path / "ranks", in_memory(), CONFIG)
     result = merge_fsdp([source], tmp_path / "hub", MergeOptions(write=UNSYNCED))
     assert result.dropped.keys() == {"lm_head.weight"}
-    assert result.warnings == []
+    assert [said.partition(":")[0] for said in result.warnings] == [NOT_HELD]
     return tmp_path / "hub"
 
 

@@ -15,13 +15,13 @@ from huggingface_hub.utils import (
 )
 from transformers.utils import logging
 
-from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.hub.architecture import name_architecture
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.names import to_hub as to_hub_model
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
 from ckpt_tool.operations.merge_plan import make_plan
-from ckpt_tool.plans.checks.transformers import check_load
+from tests.support.loading import check_load
 from tests.support.merging import TINY, load_folder, values, write_rank
 from tests.support.saved import assert_equal, to_hub, write_config, write_shapes, write_tensors
 
@@ -80,9 +80,10 @@ def test_what_opens_a_value_head_is_not_known_without_it(tmp_path, remove):
         put_value_head(named, None)
 
 
-def test_loading_is_not_checked_without_it(tmp_path, remove):
+def test_loading_is_not_checked_without_it(tmp_path, remove, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     remove()
-    with pytest.raises(UsageError, match=r"`write\.check_load`: transformers cannot be imported"):
+    with pytest.raises(MappingError, match=r"`write\.check_load`: transformers cannot be imported"):
         check_load(write_config(tmp_path, **TINY), {})
 
 

@@ -19,6 +19,9 @@ from tests.real.fsdp_reference import logits_of
 from tests.support.merging import TINY, assert_same, load_folder, values, write_rank
 from tests.support.versions import needs_transformers_5
 
+#: The tensors are no model's.
+UNCHECKED = WriteOptions(check_load=False)
+
 
 @pytest.mark.parametrize("case", WITH_REFERENCE)
 def test_a_merged_checkpoint_is_what_save_pretrained_writes(
@@ -162,14 +165,16 @@ def test_integers_and_bools_are_never_cast(tmp_path: Path) -> None:
         "a.mask": torch.tensor([True, False, True]),
     }
     write_rank(tmp_path / "in", state, TINY)
-    merge_fsdp([tmp_path / "in"], tmp_path / "out", MergeOptions(dtype="bfloat16"))
+    merge_fsdp([tmp_path / "in"], tmp_path / "out", MergeOptions(dtype="bfloat16", write=UNCHECKED))
     merged = load_folder(tmp_path / "out")
     assert_same(merged, state | {"a.weight": state["a.weight"].bfloat16()})
 
 
 def test_an_overflow_is_said(tmp_path: Path) -> None:
     write_rank(tmp_path / "in", {"a.weight": torch.tensor([1.0, 70000.0])}, TINY)
-    result = merge_fsdp([tmp_path / "in"], tmp_path / "out", MergeOptions(dtype="float16"))
+    result = merge_fsdp(
+        [tmp_path / "in"], tmp_path / "out", MergeOptions(dtype="float16", write=UNCHECKED)
+    )
     assert result.casts[0].max_abs_error == float("inf")
     assert "became infinite" in result.warnings[0]
 
@@ -189,7 +194,8 @@ def test_a_head_that_differs_is_not_dropped_but_refused(tmp_path: Path) -> None:
     write_rank(tmp_path / "in", state, TINY | {"tie_word_embeddings": True})
     with pytest.raises(MappingError, match="they differ"):
         merge_fsdp([tmp_path / "in"], tmp_path / "out")
-    merge_fsdp([tmp_path / "in"], tmp_path / "out", MergeOptions(tie_word_embeddings=False))
+    options = MergeOptions(tie_word_embeddings=False, write=UNCHECKED)
+    merge_fsdp([tmp_path / "in"], tmp_path / "out", options)
     assert_same(load_folder(tmp_path / "out"), state)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False

@@ -97,11 +97,13 @@ def test_a_head_in_float32_stays_so_beside_a_model_that_is_cast(checkpoints, tmp
 
 
 def test_a_head_in_bfloat16_is_widened_with_the_model(tmp_path):
+    unchecked = WriteOptions(fsync=False, check_load=False)
     state = {"model.norm.weight": values(8), WEIGHT: values(1, 8), BIAS: values(1)}
     state = {name: tensor.bfloat16() for name, tensor in state.items()}
     for dtype in ("float32", "float16"):
         write_rank(tmp_path / dtype, state, TINY)
-        merge(tmp_path / dtype, tmp_path / f"{dtype}_out", dtype=dtype)
+        options = MergeOptions(dtype=dtype, write=unchecked)
+        merge_fsdp([tmp_path / dtype], tmp_path / f"{dtype}_out", options)
         kept = torch.float32 if dtype == "float32" else torch.bfloat16
         assert load_folder(tmp_path / f"{dtype}_out")[WEIGHT].dtype == kept
 

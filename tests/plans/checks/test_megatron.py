@@ -19,6 +19,7 @@ from ckpt_tool.common.progress import NoProgress
 from ckpt_tool.operations.merge import merge_fsdp
 from ckpt_tool.operations.options import ToMcoreOptions
 from ckpt_tool.operations.to_mcore import convert_to_mcore, plan_to_mcore
+from ckpt_tool.plans.checks import child
 from ckpt_tool.plans.checks import megatron as mcore_check
 from ckpt_tool.plans.checks.megatron import check_mcore_load, make_request
 from ckpt_tool.plans.mcore import McorePlan
@@ -189,8 +190,8 @@ def test_model_that_megatron_core_refuses_is_a_usage_error(llama, tmp_path):
 def test_child_without_an_answer_is_an_error_with_its_last_words(
     code, llama, tmp_path, monkeypatch
 ):
-    child = f"import sys; print('the last words', file=sys.stderr); {code}"
-    monkeypatch.setattr(mcore_check, "_CHILD", child)
+    said = f"import sys; print('the last words', file=sys.stderr); {code}"
+    monkeypatch.setattr(child, "_START", said)
     with pytest.raises(MappingError, match=r"ended with [07]$"):
         convert_to_mcore(llama, tmp_path / "out", ToMcoreOptions(write=CHECKED))
     assert not (tmp_path / "out").exists()

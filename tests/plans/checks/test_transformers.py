@@ -8,14 +8,15 @@ from safetensors import safe_open
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.operations.merge import merge_fsdp
 from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
-from ckpt_tool.plans.checks.transformers import check_load
+from ckpt_tool.plans.checks.transformers import TransformersJudge
 from ckpt_tool.plans.options import LoadCheck, WriteOptions
+from tests.support.loading import Shapes, check_load
 from tests.support.versions import needs_transformers_5
 
-Shapes = dict[str, tuple[int, ...]]
 Planned = Callable[[str], tuple[ModelConfig, Shapes]]
 
 SOUND = {
@@ -152,28 +153,50 @@ def test_names_without_the_prefix_of_the_base_model_are_refused(planned):
 
 
 @needs_transformers_5
-@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])
-def test_tensors_that_the_loader_would_pass_over_are_named(name, planned):
+def test_tensors_that_the_loader_would_pass_over_are_named(planned):
     config, shapes = planned("fsdp2_tied_w2")
-    assert name not in shapes
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     shapes[name] = shapes["model.embed_tokens.weight"]
     assert faults(config, shapes) == [f"unexpected: {name}"]
 
 
+@needs_transformers_5
+def test_a_tied_copy_may_be_there_in_its_own_shape_only(planned):
+    config, shapes = planned("fsdp2_tied_w2")
+    head = {"lm_head.weight": shapes["model.embed_tokens.weight"]}
+    assert not shapes.keys() & head.keys()
+    assert check_load(config, shapes | head).num_tensors == len(shapes) + 1
+    assert faults(config, shapes | {"lm_head.weight": (96, 32)}) == [
+        "mismatched: lm_head.weight: [96, 32], expected [97, 32]"
+    ]
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "said"),
     [
-        {"architectures": ["Qwen2ForTelepathy"]},
-        {"model_type": "no_such_family"},
-        {"num_attention_heads": 0},
+        ({"architectures": ["Qwen2ForTelepathy"]}, "has no class 'Qwen2ForTelepathy'"),
+        ({"model_type": "no_such_family"}, "does not know it"),
     ],
     ids=str,
 )
-def test_model_that_cannot_be_built_is_a_usage_error(change, planned):
+def test_what_transformers_does_not_know_is_said(change, said, planned):
     config, shapes = planned("fsdp2_w2")
-    with pytest.raises(UsageError, match="cannot build Qwen2For") as refused:
-        check_load(config.with_changes(**change), shapes)
-    assert "`write.check_load`" in refused.value.hint
+    other = config.with_changes(**change)
+    with pytest.raises(UsageError, match=said) as refused:
+        check_load(other, shapes)
+    assert "`write.check_load=False`" in refused.value.hint
+    judge = TransformersJudge([View(other, frozenset())], shapes, must=False)
+    judge.start()
+    verdict = judge.finish(None)
+    assert verdict.check is None
+    assert said in verdict.warnings[0]
+
+
+def test_model_that_cannot_be_built_is_an_error(planned):
+    config, shapes = planned("fsdp2_w2")
+    with pytest.raises(MappingError, match="cannot build Qwen2For") as refused:
+        check_load(config.with_changes(num_attention_heads=0), shapes)
+    assert "`write.check_load=False`" in refused.value.hint
 
 
 def test_remote_code_is_never_run(planned, tmp_path):
@@ -181,7 +204,7 @@ def test_remote_code_is_never_run(planned, tmp_path):
     ran = tmp_path / "ran"
     (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
     auto_map = {"AutoConfig": f"{tmp_path}--own.Own"}
-    with pytest.raises(UsageError, match="cannot build"):
+    with pytest.raises(UsageError, match="does not know it"):
         check_load(config.with_changes(model_type="own", auto_map=auto_map), shapes)
     assert not ran.exists()
 

@@ -1,0 +1,79 @@
+"""A process of its own for a library that judges an output: asked in JSON, it answers in JSON.
+
+The libraries take seconds and hundreds of megabytes to import, and some keep state in the process.
+What moves bytes imports none of them, and goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from threading import Thread
+from typing import Any
+
+from ckpt_tool.common.errors import MappingError
+
+#: The child imports what this process would, wherever that was started from.
+_START = (
+    "import sys; from importlib import import_module; module, *sys.path[:] = sys.argv[1:];"
+    " import_module(module).main()"
+)
+
+#: Who is who in a run of several processes: the child is alone.
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_LAST_LINES = 12
+
+
+class Child:
+    """A process that runs ``main`` of ``module``: ``request`` on its stdin, an answer on stdout.
+
+    ``runs`` says in errors what it is that it runs.
+    """
+
+    def __init__(self, module: str, runs: str, request: Mapping[str, Any]) -> None:
+        self._runs = runs
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _START, module, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name not in _RANKS},
+        )
+        self._said = (b"", b"")
+        self._talk = Thread(target=self._ask, args=[json.dumps(request).encode()], daemon=True)
+        self._talk.start()
+
+    def _ask(self, request: bytes) -> None:
+        """Talk to it until it ends: pipes hold little, so that somebody has to."""
+        self._said = self._process.communicate(request)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has answered, or ended without."""
+        return not self._talk.is_alive()
+
+    def answer(self) -> dict[str, Any]:
+        """What it answers, once it does; MappingError with its last words where it does not."""
+        self._talk.join()
+        output, errors = self._said
+        try:
+            answer = json.loads(output) if self._process.returncode == 0 else None
+        except ValueError:
+            answer = None
+        if isinstance(answer, dict):
+            return answer
+        raise MappingError(
+            f"`write.check_load`: the process that runs {self._runs} ended with"
+            f" {self._process.returncode}",
+            errors.decode(errors="replace").strip().splitlines()[-_LAST_LINES:],
+            hint="Write the output unchecked with `write.check_load=False`.",
+        )
+
+    def stop(self) -> None:
+        """End it, where nobody wants to know any more."""
+        self._process.kill()
+        self._talk.join()
