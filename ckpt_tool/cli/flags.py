@@ -21,6 +21,7 @@ FLAGS = {
     "lora.alpha": "--lora-alpha",
     "lora.base": "--base",
     "dtype": "--dtype",
+    "tokenizer": "--tokenizer",
     "max_shard_size": "--max-shard-size",
     "tie_word_embeddings": "--tie-word-embeddings",
     "value_model": "--value-model",

@@ -180,7 +180,7 @@ def _notes(plan: HubPlan, target: Target | None) -> list[str]:
     """What else is written beside the weights, and where all of it would go."""
     notes = []
     if plan.config is not None:
-        notes.append(f"beside   {', '.join(['config.json', *plan.config.side_files()])}")
+        notes.append(f"beside   {', '.join(['config.json', *plan.beside.files])}")
     if target is not None:
         notes.append(results.describe_target(target))
     return notes

@@ -150,6 +150,14 @@ def _every_merge(
             help="Take config and tokenizer from DIR; none: write weights and index only.",
         ),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Take the tokenizer from DIR. [default: with the shards, else with the config]",
+            show_default=False,
+        ),
+    ] = None,
     dtype: DType = "auto",
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Largest weight file, like 5GB or 500MB.")

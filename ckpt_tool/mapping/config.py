@@ -13,17 +13,15 @@ from ckpt_tool.mapping.families.table import Family, find_family
 from ckpt_tool.mapping.legacy_config import add_legacy_keys
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
 
-#: Files that hold weights, optimizer state, or describe a folder of them.
-_WEIGHT_SUFFIXES = frozenset(
-    ".safetensors .bin .pt .pth .ckpt .h5 .msgpack .gguf .ggml .onnx .distcp .npz .npy".split()
-)
-_NOT_SIDE_FILES = frozenset(
-    "config.json fsdp_config.json ckpt_manifest.json lora_train_meta.json README.md".split()
-)
-_SIDE_FOLDERS = ("additional_chat_templates",)
-
 #: Tensors that lose their meaning in 16 bits: router biases that decide by tiny differences.
 _FLOAT32_NAMES = re.compile(r"\.(e_score_correction_bias|expert_bias)$|\.moe_statics\.")
+
+#: Classes that wrap a model, and took its place in ``architectures``: of FSDP2 (``FSDP`` and the
+#: model's own), of peft, torch.compile, FSDP1 and DDP.
+_WRAPPERS = re.compile(
+    r"^FSDP(?=[A-Z])|^Peft(Mixed)?Model.*|^OptimizedModule$"
+    r"|^(FullyShardedDataParallel|DistributedDataParallel)$"
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,14 @@ class ModelConfig:
     """The config of a model: ``raw`` as it was read from ``folder``, ``changes`` to be written.
 
     ``float32_names``: tensors (by their names on the Hub) that transformers keeps in float32.
+    ``removed``: top-level keys that are not written.
     """
 
     folder: Path
     raw: dict[str, Any]
     changes: dict[str, Any]
     float32_names: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
 
     @property
     def model_type(self) -> str:
@@ -55,10 +55,21 @@ class ModelConfig:
         return nested if isinstance(nested, dict) else self.raw
 
     @property
-    def architecture(self) -> str:
-        """The model's class, as it will be written; empty where nothing says it."""
-        named = self.changes.get("architectures", self.raw.get("architectures"))
+    def written(self) -> dict[str, Any]:
+        """What will be written, but for keys that older libraries read."""
+        config = self.raw | self.changes
+        return {key: value for key, value in config.items() if key not in self.removed}
+
+    @property
+    def said_architecture(self) -> str:
+        """The class that is written, wrapped or not; empty where nothing says it."""
+        named = self.written.get("architectures")
         return str(named[0]) if isinstance(named, list) and named else ""
+
+    @property
+    def architecture(self) -> str:
+        """The model's class; empty where nothing says it, or a wrapper hides it."""
+        return _WRAPPERS.sub("", self.said_architecture)
 
     @property
     def dtype(self) -> DType | None:
@@ -77,6 +88,11 @@ class ModelConfig:
                 return bool(part["tie_word_embeddings"])
         return True if self.family.tied else None
 
+    @property
+    def ties_somewhere(self) -> bool:
+        """Whether any level says that head and embedding are one tensor."""
+        return any(part.get("tie_word_embeddings") is True for part in (self.raw, self.text))
+
     def keeps_float32(self, name: str) -> bool:
         """Whether the tensor ``name`` is never cast to fewer bits."""
         if name in self.float32_names or self.family.keeps_float32(name):
@@ -86,6 +102,16 @@ class ModelConfig:
     def with_changes(self, **changes: Any) -> ModelConfig:
         """The config with these top-level keys set when written."""
         return replace(self, changes=self.changes | changes)
+
+    def without(self, *keys: str) -> ModelConfig:
+        """The config without these top-level keys."""
+        return replace(self, removed=self.removed.union(keys))
+
+    def with_text(self, **changes: Any) -> ModelConfig:
+        """The config with these keys set where the language model's are."""
+        if self.text is self.raw:
+            return self.with_changes(**changes)
+        return self.with_changes(text_config=self._text() | changes)
 
     def with_tied(self, tied: bool | None) -> ModelConfig:
         """The config that says whether the head is stored, at every level that is read.
@@ -105,24 +131,15 @@ class ModelConfig:
         """The config that names the dtype of the weights as written."""
         if dtype is None:
             return self
-        written = _set_dtype(self.raw | self.changes, dtype)
+        written = _set_dtype(self.written, dtype)
         if not isinstance(written.get("dtype", written.get("torch_dtype")), str):
             written["torch_dtype"] = dtype.name
         changed = {key: value for key, value in written.items() if self.raw.get(key) != value}
         return self.with_changes(**changed)
 
-    def side_files(self) -> dict[str, Path]:
-        """Files to copy byte for byte (tokenizer, chat template, code, ...), by relative name."""
-        found = {}
-        for folder in (self.folder, *(self.folder / name for name in _SIDE_FOLDERS)):
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if path.is_file() and _is_side_file(path.name):
-                    found[str(path.relative_to(self.folder))] = path
-        return found
-
     def to_bytes(self) -> bytes:
         """The ``config.json`` to write: the original's bytes where nothing is to be changed."""
-        config = add_legacy_keys(self.raw | self.changes)
+        config = add_legacy_keys(self.written)
         if config == self.raw:
             return (self.folder / "config.json").read_bytes()
         return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -161,9 +178,3 @@ def _set_dtype(part: dict[str, Any], dtype: DType) -> dict[str, Any]:
     }
     named = [key for key in ("dtype", "torch_dtype") if isinstance(result.get(key), str)]
     return result | dict.fromkeys(named, dtype.name)
-
-
-def _is_side_file(name: str) -> bool:
-    if name.startswith(".") or name in _NOT_SIDE_FILES or name.endswith(".index.json"):
-        return False
-    return Path(name).suffix not in _WEIGHT_SUFFIXES

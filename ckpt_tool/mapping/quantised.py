@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from ckpt_tool.common.errors import MappingError
@@ -13,11 +14,35 @@ from ckpt_tool.tensors.lazy import LazyTensor
 #: DeepSeek's name of a weight's scales: what its elements are multiplied with.
 _SUFFIX = "_scale_inv"
 _BLOCK = (128, 128)
+#: What other tools call scales of fp8: of a weight, of the input, of the cache.
+_SCALES = re.compile(r"\.(weight_scale(_inv)?|input_scale|activation_scale|[kv]_scale)$")
+_PACKED = re.compile(r"(^|[._])(q?weight|weight_packed|blocks)$")
 
 
 def is_quantised(tensors: Mapping[str, LazyTensor]) -> bool:
     """Whether some weights are fp8."""
     return any(tensor.dtype.itemsize == 1 and tensor.dtype.is_float for tensor in tensors.values())
+
+
+def find_quantisation(tensors: Mapping[str, LazyTensor]) -> str:
+    """``fp8`` where weights are floats of 8 bits, ``packed`` where they are integers; else empty.
+
+    Packed are GPTQ's and AWQ's ``qweight``, ``weight_packed`` of compressed-tensors, MXFP4's
+    ``blocks``: their shapes are not those of the weights.
+    """
+    if is_quantised(tensors):
+        return "fp8"
+    packed = (
+        name
+        for name, tensor in tensors.items()
+        if _PACKED.search(name) and not tensor.dtype.is_float and tensor.shape
+    )
+    return "packed" if any(packed) else ""
+
+
+def is_scale(name: str) -> bool:
+    """Whether ``name`` is that of scales beside an fp8 weight, whoever wrote them."""
+    return _SCALES.search(name) is not None
 
 
 def has_scales(tensors: Iterable[str]) -> bool:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.config import ModelConfig, load_config
+from ckpt_tool.mapping.frameworks.foreign import set_aside_foreign
 from ckpt_tool.mapping.frameworks.nested import find_prefix, rename_tensors, strip_prefix
 from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.mapping.hub.names import apply_family, to_hub
+from ckpt_tool.mapping.hub.names import apply_family, to_hub, unwrap_names
+from ckpt_tool.mapping.hub.truth import refuse_other_part
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
 from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
 from ckpt_tool.operations.megatron_model import take_megatron
@@ -60,7 +62,7 @@ def make_hub_model(
     request = Request(checkpoint, base, options, heads or Heads())
     way = _choose_way(checkpoint)
     start = HubModel(dict(checkpoint), config, describe_left_out(checkpoint))
-    model = world.each(lambda: way.take(start, request))
+    model = world.each(lambda: _take(way, start, request))
     if model.is_adapter:
         return replace(model, tensors={}, config=None)
     if heads is None:
@@ -68,6 +70,16 @@ def make_hub_model(
     split = world.each(lambda: take_value_head(model, heads.value))
     settled = settle_tied_head(split, heads.tied, team)
     return world.each(lambda: _finish(way.name(settled), heads))
+
+
+def _take(way: Way, start: HubModel, request: Request) -> HubModel:
+    """The model in memory, without what is no part of one; it is the config's, not a part alone."""
+    if start.config is None:
+        return way.take(start, request)
+    model = way.take(set_aside_foreign(start), request)
+    if model.config is not None and not model.is_adapter:
+        refuse_other_part(model.tensors, model.config)
+    return model
 
 
 def _make_base(source: Source, team: Team) -> HubModel | None:
@@ -99,7 +111,8 @@ def _take_memory(model: HubModel, request: Request) -> HubModel:
 def _take_nested(model: HubModel, request: Request) -> HubModel:
     """The same, nested in dictionaries, or spelled as torchtitan does."""
     names, config = request.options.names, model.config
-    tensors = strip_prefix(model.tensors, names.start or find_prefix(model.tensors))
+    plain = model.tensors if config is None else unwrap_names(model.tensors)
+    tensors = strip_prefix(plain, names.start or find_prefix(plain))
     tensors = rename_tensors(tensors, names.rename)
     if config is not None and is_torchtitan(tensors):
         tensors = from_torchtitan(tensors, config)

@@ -11,12 +11,21 @@ from ckpt_tool.common.parallel import Team, form_team_alone
 from ckpt_tool.mapping.casting import cast_all, choose_dtype, find_main_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.truth import tell_truth
+from ckpt_tool.mapping.quantised import find_quantisation
+from ckpt_tool.mapping.side_files import SideFiles, gather_side_files
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.kinds import require_kind
 from ckpt_tool.operations.options import MergeOptions, parse_size
 from ckpt_tool.operations.replicas import prove_replicas
 from ckpt_tool.operations.request import Heads
-from ckpt_tool.operations.source import Source, find_config, lacks_model, open_source
+from ckpt_tool.operations.source import (
+    Source,
+    find_config,
+    lacks_model,
+    list_tokenizer_folders,
+    open_source,
+)
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.tensors.dtypes import BY_NAME
 from ckpt_tool.writers.planned import PlannedFile
@@ -86,6 +95,7 @@ def _refuse_without_model(source: Source, options: MergeOptions) -> None:
 
 def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> HubPlan:
     """The plan for a model by its names on the Hub: dtypes and files."""
+    model = tell_truth(model)
     config = model.config
     tensors = cast_all(model.tensors, choose_dtype(options.dtype, config), config)
     if config is not None:
@@ -97,17 +107,29 @@ def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> HubPl
             adapter, tensors=cast_all(adapter.tensors, BY_NAME.get(options.dtype), None)
         )
         files.append(plan_file(adapter.path(ADAPTER_NAME), adapter.tensors, "adapter"))
+    beside = _find_beside(source, config, options, quantised=bool(find_quantisation(tensors)))
     return HubPlan(
         checkpoint=source.checkpoint if model.is_adapter else source.with_base(),
         config=config,
         model=tensors,
         files=files,
-        dropped=model.dropped,
-        warnings=[*model.warnings, *_warn_of_trl(model, files)],
+        beside=beside,
+        dropped=model.dropped | beside.dropped,
+        warnings=[*model.warnings, *beside.warnings, *_warn_of_trl(model, files)],
         lora=model.lora,
         adapter=adapter,
         views=model.views,
     )
+
+
+def _find_beside(
+    source: Source, config: ModelConfig | None, options: MergeOptions, *, quantised: bool
+) -> SideFiles:
+    """What goes along with the weights; the tokenizer is the run's own, where it saved one."""
+    if config is None:
+        return SideFiles()
+    tokenizers = list_tokenizer_folders(source.checkpoint, config, options.tokenizer)
+    return gather_side_files(config, tokenizers, quantised=quantised)
 
 
 def _warn_of_trl(model: HubModel, files: Sequence[PlannedFile]) -> Iterator[str]:

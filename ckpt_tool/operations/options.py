@@ -61,7 +61,8 @@ class MergeOptions(ModelOptions):
     ``dtype``: ``auto`` (what the config says), ``keep``, ``bfloat16``, ``float16``, ``float32``.
     ``max_shard_size``: of a weight file, like ``5GB``. ``tie_word_embeddings``: whether the head is
     the embedding (None: what the config says). ``value_model``: whether one is wanted (None: what
-    the checkpoint is). ``check_replicas``: copies that the device mesh records are read too.
+    the checkpoint is). ``tokenizer``: a folder that it is taken from (None: the checkpoint's, or
+    that of the config). ``check_replicas``: copies that the device mesh records are read too.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
 
@@ -71,6 +72,7 @@ class MergeOptions(ModelOptions):
     value_model: bool | None = None
     check_replicas: bool = False
     jobs: int = 0
+    tokenizer: str | Path | None = None
     write: WriteOptions = field(default_factory=WriteOptions)
 
 

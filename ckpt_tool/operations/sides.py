@@ -11,6 +11,7 @@ from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.casting import find_main_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
+from ckpt_tool.mapping.hub.heads import find_only_embedding, is_head
 from ckpt_tool.mapping.hub.value_head import match_heads
 from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
 from ckpt_tool.mapping.lora.names import has_adapters
@@ -30,7 +31,7 @@ from ckpt_tool.operations.source import (
     open_base,
     open_source,
 )
-from ckpt_tool.operations.tied_head import are_equal_together, find_only_embedding, is_head
+from ckpt_tool.operations.tied_head import are_equal_together
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BFLOAT16
 

@@ -20,6 +20,7 @@ from ckpt_tool.mapping.frameworks.training import find_training_kind, is_trainin
 from ckpt_tool.mapping.lora.megatron import drop_adapters, has_megatron_adapters
 from ckpt_tool.mapping.lora.resolve import holds_only_adapters
 from ckpt_tool.mapping.megatron.keys import is_megatron
+from ckpt_tool.mapping.side_files import list_tokenizer
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.readers import find_format, open_checkpoint, open_fsdp_folders
 from ckpt_tool.readers.base import Checkpoint
@@ -118,11 +119,32 @@ def list_adapter_folders(checkpoint: Checkpoint) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def list_tokenizer_folders(
+    checkpoint: Checkpoint, config: ModelConfig, asked: str | Path | None
+) -> list[Path]:
+    """Where the tokenizer may be, the first that has one counts: with the shards, with the config.
+
+    UsageError where one was ``asked`` for and is not there.
+    """
+    if asked is not None:
+        if not list_tokenizer(Path(asked)):
+            raise UsageError(
+                f"`tokenizer={str(asked)!r}`: no tokenizer there",
+                hint="Name a folder with tokenizer.json, or what else a tokenizer is made of.",
+            )
+        return [Path(asked)]
+    near = [checkpoint.path] if checkpoint.path.is_dir() else []
+    near += [checkpoint.side_files] if checkpoint.side_files is not None else []
+    return [*dict.fromkeys([*near, checkpoint.path.parent, config.folder])]
+
+
 def describe_left_out(checkpoint: Checkpoint) -> dict[str, str]:
     """Patterns of names and what they are, one for each kind of state or first part of a name."""
     kinds: dict[tuple[str, str], list[int]] = {}
     for name, entry in checkpoint.left_out.items():
-        if is_training_state(name):
+        if name.endswith("_extra_state"):
+            kind = ("*._extra_state", "state of Transformer Engine's kernels, no weights")
+        elif is_training_state(name):
             kind = (find_training_kind(name), "state of training")
         else:
             kind = (name.split(".", maxsplit=1)[0], "not selected")

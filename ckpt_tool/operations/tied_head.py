@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.heads import find_only_embedding, is_head
 from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.lazy import LazyTensor
-
-#: What families call the table of token embeddings.
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
-_HEADS = ("lm_head",)
 
 
 class TiedHeadError(MappingError):
@@ -100,23 +97,6 @@ def are_equal_together(one: LazyTensor, other: LazyTensor, team: Team) -> bool:
     return all(team.world.everyone(compare))
 
 
-def find_only_embedding(names: Iterable[str]) -> str | None:
-    """The one token embedding among ``names``; None where there is none, or several."""
-    found = [name for name in names if is_weight_of(name, _EMBEDDINGS)]
-    return found[0] if len(found) == 1 else None
-
-
-def is_head(name: str) -> bool:
-    """Whether ``name`` is the weight of a language model's head."""
-    return is_weight_of(name, _HEADS)
-
-
-def is_weight_of(name: str, modules: tuple[str, ...]) -> bool:
-    """Whether ``name`` is the weight of a module with one of these names."""
-    parts = name.split(".")
-    return parts[-1] == "weight" and len(parts) > 1 and parts[-2] in modules
-
-
 def _take_share(tensor: LazyTensor, team: Team) -> LazyTensor:
     """The rows that this process looks at; all of them where there is nothing to share out."""
     world = team.world
@@ -133,7 +113,8 @@ def _without_head(config: ModelConfig, wanted: bool | None) -> TiedHead:
             "`tie_word_embeddings=False`: the checkpoint has no head of its own, and config.json"
             " ties it to the embedding",
         )
-    return TiedHead(config.tied if wanted is None else wanted)
+    tied = config.ties_somewhere or config.tied
+    return TiedHead(tied if wanted is None else wanted)
 
 
 def _without_embedding(wanted: bool | None, head: str) -> TiedHead:

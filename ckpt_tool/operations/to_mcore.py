@@ -6,7 +6,6 @@ that none is missing or left over; writing moves each byte once (:mod:`ckpt_tool
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,9 +36,6 @@ from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, DType
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
-
-#: What old files hold although the model computes it.
-_COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
 
 
 def convert_to_mcore(
@@ -182,13 +178,11 @@ def _name(checkpoint: Checkpoint, config: ModelConfig, team: Team) -> HubModel:
 
 
 def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> HubModel:
-    """The model in the dtype that is written, fp8 scales applied, without what is computed."""
+    """The model in the dtype that is written, fp8 scales applied."""
     tensors, target = model.tensors, choose_dtype(options.dtype, config)
     if is_quantised(tensors):
         tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
-    computed = dict.fromkeys(filter(_COMPUTED.search, tensors), "computed from the config")
-    kept = {name: tensor for name, tensor in tensors.items() if name not in computed}
-    return replace(model, tensors=cast_all(kept, target, config), dropped=model.dropped | computed)
+    return replace(model, tensors=cast_all(tensors, target, config))
 
 
 def _choose_wide_dtype(wanted: str, target: DType | None) -> DType:

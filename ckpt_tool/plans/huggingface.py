@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import View
+from ckpt_tool.mapping.hub.truth import drop_quantisation
 from ckpt_tool.mapping.lora.options import AdapterFiles
 from ckpt_tool.mapping.lora.settings import CONFIG
+from ckpt_tool.mapping.quantised import find_quantisation, is_scale
+from ckpt_tool.mapping.side_files import SideFiles
+from ckpt_tool.plans.checks.judge import Helpless, Judge
 from ckpt_tool.plans.checks.safetensors import require_readable
 from ckpt_tool.plans.checks.transformers import TransformersJudge
 from ckpt_tool.plans.manifest import MANIFEST_NAME, encode_json
@@ -26,11 +30,12 @@ from ckpt_tool.writers.stream import WrittenFile
 class HubPlan(Plan):
     """A Hugging Face model folder; ``config``: None for weights alone.
 
-    ``adapter``: what is written for peft. ``views``: the classes that shall open the model, where
-    these are not the config's alone.
+    ``beside``: the files that go along. ``adapter``: what is written for peft. ``views``: the
+    classes that shall open the model, where these are not the config's alone.
     """
 
     config: ModelConfig | None
+    beside: SideFiles = field(default_factory=SideFiles)
     adapter: AdapterFiles | None = None
     views: tuple[View, ...] = ()
 
@@ -50,19 +55,33 @@ class HubPlan(Plan):
     def protected(self) -> list[Path]:
         """What is still to be read: the checkpoint, and the folder of the config."""
         folders = [] if self.config is None else [self.config.folder]
+        folders += [] if self.beside.tokenizer is None else [self.beside.tokenizer]
         return super().protected() + folders
 
-    def make_judge(self, check_load: bool | None) -> TransformersJudge | None:
-        """transformers, unless there is no config or nobody wants to know."""
+    def make_judge(self, check_load: bool | None) -> Judge | None:
+        """transformers, unless there is no config or nobody wants to know.
+
+        fp8 weights have the names and shapes of others, with scales beside them.
+        """
         if self.config is None and check_load:
             raise UsageError(
                 "`write.check_load` needs a config: it cannot go with `keep_names=True`"
             )
         if self.config is None or check_load is False:
             return None
-        shapes = {name: tensor.shape for name, tensor in self.model.items()}
+        must = check_load is True
+        quantisation = find_quantisation(self.model)
+        if quantisation == "packed":
+            reason = "its weights are packed, with other names and shapes than the class has"
+            return Helpless(reason, must=must)
+        shapes = {
+            name: tensor.shape
+            for name, tensor in self.model.items()
+            if not (quantisation and is_scale(name))
+        }
         views = self.views or (View(self.config, frozenset()),)
-        return TransformersJudge(views, shapes, must=check_load is True)
+        plain = [replace(view, config=drop_quantisation(view.config)) for view in views]
+        return TransformersJudge(plain, shapes, must=must)
 
     def require_readable(self, folder: Path) -> None:
         """OutputError unless the safetensors library finds in each file what was planned."""
@@ -72,8 +91,7 @@ class HubPlan(Plan):
     def small_files(self, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
         """Side files, manifest, index and config: in this order, the config completes it."""
         if self.config is not None:
-            for name, path in self.config.side_files().items():
-                yield name, path.read_bytes()
+            yield from self.beside.read()
         if self.adapter is not None:
             yield self.adapter.path(CONFIG), encode_json(self.adapter.config)
         yield MANIFEST_NAME, self.manifest(written)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +16,7 @@ from ckpt_tool.plans.checks.judge import Judge, Verdict
 from ckpt_tool.plans.manifest import Comparison
 from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
-from ckpt_tool.tensors.equality import Pair, locate_differences
-from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.writers.files import write_files
 from ckpt_tool.writers.staging import Staging, explain
 from ckpt_tool.writers.stream import WrittenFile
@@ -98,7 +97,7 @@ def _check_complete(
     with _ask(plan, options) as judge:
         team.world.first(judge.start)
         verdict = team.world.first(lambda: _hear(judge, out, team.progress))
-    different = _read_back(plan, out, team) if options.verify else None
+    different = read_back(plan, out, team) if options.verify else None
     return _Outcome(written, different, verdict)
 
 
@@ -125,7 +124,7 @@ def _stage(plan: Plan, judge: Judge, out: Path, options: WriteOptions, team: Tea
         seconds = time.monotonic() - begun
         first(lambda: _put_small_files(plan, written, staging))
         first(lambda: plan.require_readable(staging.path))
-        different = _read_back(plan, staging.path, team) if options.verify else None
+        different = read_back(plan, staging.path, team) if options.verify else None
         verdict = Verdict()
         if not different:
             verdict = first(lambda: _hear(judge, staging.path, team.progress))
@@ -209,45 +208,3 @@ def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> Wr
         lora=plan.lora,
         already_complete=outcome.seconds is None,
     )
-
-
-def _read_back(plan: Plan, folder: Path, team: Team) -> list[str]:
-    """Names whose tensor, taken out of what was written, is not bit for bit what was planned."""
-    for file in plan.files:
-        forget_cached(folder / file.name)
-    found = team.world.each(lambda: plan.read_back(folder))
-    return find_differences(plan.tensors, found, team)
-
-
-def forget_cached(path: Path) -> None:
-    """Drop a synced file from the page cache: what is read back comes from the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-def find_differences(
-    planned: Mapping[str, LazyTensor], found: Mapping[str, LazyTensor], team: Team
-) -> list[str]:
-    """Names that only one side has, or whose tensors are not equal bit for bit.
-
-    Every process of the team compares its share, and all learn of all.
-    """
-    names = set(found) ^ set(planned)
-    pairs = []
-    for name, tensor in planned.items():
-        if name in names:
-            continue
-        other = found[name]
-        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
-            names.add(name)
-        else:
-            pairs.append(Pair(name, tensor, other))
-    share = [pairs[index] for index in team.world.share([pair.left.nbytes for pair in pairs])]
-    team.progress.start("verifying", sum(pair.left.nbytes for pair in share))
-    different = team.world.everyone(
-        lambda: list(locate_differences(share, team.jobs, team.progress.advance))
-    )
-    return sorted(names.union(*different))

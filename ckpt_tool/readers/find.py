@@ -2,7 +2,8 @@
 
 verl: ``global_step_N/{actor,critic}/``, of Megatron with ``dist_ckpt/``, ``model/dist_ckpt/`` or
 ``model/mp_rank_*/`` in it; its tracker file names the last step. Megatron-LM: ``iter_NNNNNNN/`` or
-``release/``, as its tracker file says. accelerate: ``pytorch_model_fsdp_0/``.
+``release/``, as its tracker file says. accelerate: ``pytorch_model_fsdp_0/``. SkyRL: ``policy/``
+and ``critic/`` in the step that its tracker names. NeMo: ``weights/``, NeMo-RL with a step below.
 """
 
 from __future__ import annotations
@@ -12,32 +13,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.wording import join_words
 
-_TRACKER = "latest_checkpointed_iteration.txt"
+_TRACKERS = ("latest_checkpointed_iteration.txt", "latest_ckpt_global_step.txt")
+_ROLES = {"actor": "an actor", "policy": "a policy", "critic": "a critic"}
 _ACCELERATE = "pytorch_model_fsdp_0"
-_BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model", "adapter_checkpoint", _ACCELERATE)
+_BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model", "adapter_checkpoint", "weights", _ACCELERATE)
+_ITERATION = re.compile(r"iter_[0-9]{7,}")
 _CONFIGS = ("huggingface", "hf_config_and_tokenizer")
 
 
 def find(path: Path, holds: Callable[[Path], bool]) -> Path | None:
     """The first folder at or below ``path`` for which ``holds`` is true, or None.
 
-    UsageError where there are an actor and a critic to choose from.
+    UsageError where there is more than one role to choose from, like an actor and a critic.
     """
     if not path.is_dir():
         return None
     for folder in (path / name for name in _BELOW):
         if folder.is_dir() and holds(folder):
             return folder
-    roles = {role: find(path / role, holds) for role in ("actor", "critic")}
-    found = [folder for folder in roles.values() if folder is not None]
-    if len(found) > 1:
+    roles = {role: place for role in _ROLES if (place := find(path / role, holds)) is not None}
+    if len(roles) > 1:
         raise UsageError(
-            f"{path}: holds an actor and a critic",
+            f"{path}: holds {join_words([_ROLES[role] for role in roles])}",
             hint=f"Name the one you mean: {' or '.join(str(path / role) for role in roles)}",
         )
-    if found:
-        return found[0]
+    if roles:
+        return next(iter(roles.values()))
     steps = (find(step, holds) for step in _tracked(path))
     return next((step for step in steps if step is not None), None)
 
@@ -52,9 +55,14 @@ def locate_config(folder: Path, *, beside: bool = False) -> Path | None:
 
 
 def _tracked(path: Path) -> Iterator[Path]:
-    """The folders that the tracker file in ``path`` may mean."""
-    tracker = path / _TRACKER
-    if not tracker.is_file():
+    """The folders that the tracker file in ``path`` may mean; without one, the only step there."""
+    tracker = next((path / name for name in _TRACKERS if (path / name).is_file()), None)
+    if tracker is None:
+        places = (path, path / "weights")
+        steps = [
+            s for place in places for s in place.glob("iter_*") if _ITERATION.fullmatch(s.name)
+        ]
+        yield from steps if len(steps) == 1 else ()
         return
     named = tracker.read_text(encoding="utf-8", errors="replace").strip()
     if re.fullmatch(r"[0-9]{1,18}", named):

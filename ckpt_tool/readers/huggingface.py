@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
+from ckpt_tool.common.lfs import REASON, is_pointer
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
 from ckpt_tool.readers.torch_file import open_torch_file
 from ckpt_tool.tensors.chunks import Region
@@ -36,6 +37,8 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         prefix = file.read(8)
+        if is_pointer(path):
+            raise FormatError(REASON, path=path)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
             raise FormatError(f"a header of {length} bytes in a file of {size}", path=path)

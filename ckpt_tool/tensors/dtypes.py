@@ -54,6 +54,7 @@ FLOAT64 = BY_NAME["float64"]
 FLOAT32 = BY_NAME["float32"]
 FLOAT16 = BY_NAME["float16"]
 BFLOAT16 = BY_NAME["bfloat16"]
+UINT8 = BY_NAME["uint8"]
 
 #: Types that are cast; fp8 needs its scales, and integers are not weights.
 CASTABLE = frozenset({FLOAT64, FLOAT32, FLOAT16, BFLOAT16})

@@ -197,7 +197,9 @@ def test_an_upload_that_dies_is_gone_on_with(hub, source, tmp_path, more) -> Non
 
 def test_what_differs_in_a_complete_folder_is_left_there(source, tmp_path, monkeypatch) -> None:
     run(source, tmp_path / "out")
-    monkeypatch.setattr("ckpt_tool.plans.write.find_differences", lambda *_: ["layers.1.weight"])
+    monkeypatch.setattr(
+        "ckpt_tool.plans.reading_back.find_differences", lambda *_: ["layers.1.weight"]
+    )
     result = run(source, tmp_path / "out", "--resume", "--verify")
     assert result.exit_code == 1
     assert f"1 tensor did not read back as written; {tmp_path / 'out'} was left" in result.stdout

@@ -202,7 +202,7 @@ def test_what_is_something_else_is_refused_with_the_reason(hf, tmp_path, flags, 
 def test_an_interrupted_one_goes_on(hf, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("ckpt_tool.plans.write.find_differences", interrupt)
+        patch.setattr("ckpt_tool.plans.reading_back.find_differences", interrupt)
         assert run(hf, out, "--verify").exit_code == 130
     kept = stats(tmp_path / ".out.ckpt-partial")["__0_0.distcp"]
     result = run(hf, out, "--verify", "--resume")
@@ -277,7 +277,7 @@ def test_a_difference_found_by_verify_is_exit_1(hf, tmp_path, monkeypatch):
         content[content.index(norm)] ^= 1
         path.write_bytes(content)
 
-    monkeypatch.setattr("ckpt_tool.plans.write.forget_cached", flip)
+    monkeypatch.setattr("ckpt_tool.plans.reading_back.forget_cached", flip)
     result = run(hf, tmp_path / "out", "--verify")
     assert result.exit_code == 1
     assert "1 tensor did not read back as written" in result.stdout

@@ -184,32 +184,6 @@ def test_changed_config_keeps_what_is_not_ascii(tmp_path):
     assert json.loads(changed) == {"torch_dtype": "bfloat16", "tie_word_embeddings": False, "ä": 15}
 
 
-COPIED = """
-tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json vocab.json merges.txt
-added_tokens.json chat_template.jinja chat_template.json generation_config.json LICENSE
-preprocessor_config.json processor_config.json video_preprocessor_config.json
-modeling_own.py configuration_own.py additional_chat_templates/tool_use.jinja
-""".split()
-LEFT_OUT = """
-config.json fsdp_config.json ckpt_manifest.json lora_train_meta.json README.md .gitattributes
-.hidden.json model.safetensors model-00001-of-00002.safetensors model.safetensors.index.json
-pytorch_model.bin pytorch_model.bin.index.json training_args.bin optim_world_size_2_rank_0.pt
-model_world_size_2_rank_0.pt rng_state.pth last.ckpt tf_model.h5 flax_model.msgpack model.gguf
-model.onnx __0_0.distcp weights.npz weights.npy original/params.json
-additional_chat_templates/.hidden additional_chat_templates/model.bin
-""".split()
-
-
-def test_side_files_are_all_but_weights_and_what_is_written_anew(tmp_path):
-    for name in COPIED + LEFT_OUT:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("{}")
-    (tmp_path / "folder.json").mkdir()
-    found = load_config(tmp_path).side_files()
-    assert found == {name: tmp_path / name for name in COPIED}
-
-
 def test_config_must_be_there(tmp_path):
     with pytest.raises(UsageError, match=r"config\.json: no such file") as refused:
         load_config(tmp_path)
@@ -234,3 +208,38 @@ def test_damaged_config_is_a_format_error(content, reason, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(FormatError, match=reason):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "architecture"),
+    [
+        ("FSDPLlamaForCausalLM", "LlamaForCausalLM"),
+        ("LlamaForCausalLM", "LlamaForCausalLM"),
+        *((name, "") for name in ("PeftModelForCausalLM", "PeftModel", "PeftMixedModel",
+          "OptimizedModule", "FullyShardedDataParallel", "DistributedDataParallel")),
+        ("Fsdp2Model", "Fsdp2Model"),
+    ],
+)  # fmt: skip
+def test_wrappers_are_no_classes(said, architecture, tmp_path):
+    config = write_config(tmp_path, architectures=[said])
+    assert (config.said_architecture, config.architecture) == (said, architecture)
+
+
+def test_keys_can_be_left_out(tmp_path):
+    config = write_config(tmp_path, a=1, b=2).with_changes(c=3).without("a", "c")
+    assert written(config) == {"b": 2}
+    assert config.raw == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("raw", "ties"),
+    [
+        ({"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, True),
+        ({"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": False}}, True),
+        ({"tie_word_embeddings": False}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_whether_any_level_ties_the_head(raw, ties, tmp_path):
+    assert write_config(tmp_path, **raw).ties_somewhere is ties

@@ -28,7 +28,7 @@ def name_architecture(tensors: Mapping[str, LazyTensor], config: ModelConfig) ->
         if not named.endswith(f"For{kind}Classification"):
             named = find_classifier(config, kind) or f"{family}For{kind}Classification"
         config = set_labels(config, score.shape[0])
-    if named and named != config.architecture:
+    if named and named != config.said_architecture:
         config = config.with_changes(architectures=[named])
     return config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckpt_tool.common.errors import UsageError
 from ckpt_tool.plans.options import LoadCheck
 
 
@@ -49,3 +50,23 @@ class Judge:
 
     def stop(self) -> None:
         """Nobody wants to know any more."""
+
+
+class Helpless(Judge):
+    """Nobody can say, for this ``reason``; an error where somebody ``must``."""
+
+    def __init__(self, reason: str, *, must: bool) -> None:
+        self._reason = reason
+        self._must = must
+
+    def start(self) -> None:
+        """UsageError where somebody must say."""
+        if self._must:
+            raise UsageError(
+                f"`write.check_load`: {self._reason}",
+                hint="Leave `write.check_load` out: the rest is checked all the same.",
+            )
+
+    def finish(self, folder: Path | None) -> Verdict:
+        """No verdict, and why."""
+        return Verdict(None, (f"not held against the architecture of its config: {self._reason}",))

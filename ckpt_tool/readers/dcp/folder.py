@@ -17,7 +17,7 @@ from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, Wanted
 from ckpt_tool.readers.dcp.metadata import Described, Place, read_metadata
 from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.torch_save.archive import TorchArchive
-from ckpt_tool.readers.torch_save.names import TensorRef
+from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.geometry import Box, check_coverage, is_in_bounds

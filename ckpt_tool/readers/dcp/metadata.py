@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import name_file
-from ckpt_tool.readers.torch_save.names import read_sizes, resolve_plan
+from ckpt_tool.readers.torch_save.names import resolve_plan
+from ckpt_tool.readers.torch_save.rebuilding import read_sizes
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.readers.torch_save.unpickle import unpickle
 from ckpt_tool.tensors.dtypes import DType

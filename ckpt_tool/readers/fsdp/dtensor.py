@@ -16,7 +16,7 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Holding, Mesh
 from ckpt_tool.readers.fsdp.placements import Placement, find_local_box
 from ckpt_tool.readers.torch_save.archive import TorchArchive
-from ckpt_tool.readers.torch_save.names import TensorRef, read_sizes
+from ckpt_tool.readers.torch_save.rebuilding import TensorRef, read_sizes
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds, unravel

@@ -21,6 +21,8 @@ from ckpt_tool.readers.base import Checkpoint, Entry, Mesh, ShardFile, collect, 
 from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor, RankDecoder
 from ckpt_tool.readers.torch_save.archive import TorchArchive
+from ckpt_tool.readers.torch_save.standins import StandIn
+from ckpt_tool.tensors.dtypes import UINT8
 from ckpt_tool.tensors.geometry import check_coverage
 
 #: How the files are called, for people.
@@ -30,9 +32,13 @@ RANK_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 
 @dataclass
 class Gathered:
-    """What the rank files said so far: local tensors by name, ranks read, and problems."""
+    """What the rank files said so far: local tensors by name, ranks read, and problems.
+
+    ``states``: names of objects of Transformer Engine, which are no tensors.
+    """
 
     locals: dict[str, list[tuple[int, LocalTensor]]] = field(default_factory=dict)
+    states: list[str] = field(default_factory=list)
     read_ranks: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -78,7 +84,13 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
         world_size=world_size,
         mesh=find_largest_mesh(gathered),
         side_files=next((config for config in configs if config is not None), None),
+        left_out=leave_out_states(gathered),
     )
+
+
+def leave_out_states(gathered: Gathered) -> dict[str, Entry]:
+    """Objects that are no tensors, so that it is said that they are not written."""
+    return {name: Entry(name, (0,), UINT8, "", ()) for name in gathered.states}
 
 
 def _rank_files(
@@ -144,6 +156,9 @@ def _add_tensors(
     for name, value in state.items():
         if not isinstance(name, str):
             gathered.report("tensor", where, "a name that is no text")
+            continue
+        if name.endswith("_extra_state") and isinstance(value, (StandIn, bytes, type(None))):
+            gathered.states.append(name)
             continue
         try:
             local = decoder.decode(name, value)

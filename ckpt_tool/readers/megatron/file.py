@@ -18,7 +18,8 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.torch_save.archive import StoredTensor, TorchArchive
-from ckpt_tool.readers.torch_save.names import TensorRef, resolve_run
+from ckpt_tool.readers.torch_save.names import resolve_run
+from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.lfs import REASON, is_pointer
 from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.machine import Resolve
-from ckpt_tool.readers.torch_save.names import StorageRef, TensorRef, read_storage, resolve
+from ckpt_tool.readers.torch_save.names import read_storage, resolve
+from ckpt_tool.readers.torch_save.rebuilding import StorageRef, TensorRef
 from ckpt_tool.readers.torch_save.unpickle import unpickle
 from ckpt_tool.readers.torch_save.zip_directory import Directory, read_directory
 from ckpt_tool.tensors.blocks import FileTable
@@ -31,7 +33,6 @@ _MAX_PICKLE = 1 << 30
 _MAX_SMALL_TENSOR = 1 << 22
 
 _LEGACY_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,8 @@ class TorchArchive:
         head = self._pread(0, min(self.bytes, 32))
         if not head:
             raise FormatError("empty file", path=self.path, hint="Copy it again from the cluster.")
-        if head.startswith(_LFS_POINTER):
-            raise FormatError("a Git LFS pointer", path=self.path, hint="Run `git lfs pull` first.")
+        if is_pointer(Path(self.path)):
+            raise FormatError(REASON, path=self.path)
         if head.startswith(_LEGACY_PICKLE):
             raise FormatError(
                 "written in torch's format from before 1.6",

@@ -171,7 +171,7 @@ def test_where_no_classifier_exists_trl_alone_reads_the_head(tmp_path, family):
     write_rank(tmp_path / "in", model.state_dict() | head)
     write = WriteOptions(fsync=False, check_load=True)
     result = merge_fsdp([tmp_path / "in"], tmp_path / "out", MergeOptions(write=write))
-    (said,) = result.warnings
+    (said,) = [each for each in result.warnings if "multi-token" not in each]
     assert f"no token classification class for model type {family}" in said
     assert (result.load_check.num_other_heads, result.load_check.also) == (2, ())
     found = load_folder(tmp_path / "out")

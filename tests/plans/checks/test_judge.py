@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 from typer.testing import CliRunner
 
@@ -26,31 +25,9 @@ from ckpt_tool.plans.checks.wanted import Wanted
 from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.readers.huggingface import open_sound_model
 from ckpt_tool.writers.safetensors import plan_file
-from tests.support.merging import TINY, values, write_rank
+from tests.support.merging import values, write_rank
+from tests.support.tiny_llama import LAYER, LLAMA, SHAPES, make_llama
 from tests.support.versions import needs_transformers_5
-
-LLAMA = TINY | {"intermediate_size": 12}
-LAYER = {
-    "input_layernorm": (8,),
-    "post_attention_layernorm": (8,),
-    "self_attn.q_proj": (8, 8),
-    "self_attn.k_proj": (8, 8),
-    "self_attn.v_proj": (8, 8),
-    "self_attn.o_proj": (8, 8),
-    "mlp.gate_proj": (12, 8),
-    "mlp.up_proj": (12, 8),
-    "mlp.down_proj": (8, 12),
-}
-SHAPES = {
-    "model.embed_tokens.weight": (16, 8),
-    **{f"model.layers.0.{name}.weight": shape for name, shape in LAYER.items()},
-    "model.norm.weight": (8,),
-    "lm_head.weight": (16, 8),
-}
-
-
-def llama() -> dict[str, torch.Tensor]:
-    return {name: values(*shape, start=n << 8) for n, (name, shape) in enumerate(SHAPES.items(), 1)}
 
 
 @pytest.fixture
@@ -101,7 +78,7 @@ def ask(config: ModelConfig, planned: dict[str, tuple[int, ...]], *, must: bool 
 @pytest.mark.real
 @needs_transformers_5
 def test_a_process_is_asked_once_and_never_again(beside, tmp_path, monkeypatch):
-    source = write_rank(tmp_path / "in", llama(), LLAMA)
+    source = write_rank(tmp_path / "in", make_llama(), LLAMA)
     first = run(source, tmp_path / "first").load_check
     assert (first.architecture, first.num_tensors) == ("LlamaForCausalLM", len(SHAPES))
     assert first.library == f"transformers {transformers.__version__}"
@@ -113,7 +90,7 @@ def test_a_process_is_asked_once_and_never_again(beside, tmp_path, monkeypatch):
 
 @pytest.mark.real
 def test_what_is_wrong_is_found_while_bytes_are_moved(beside, tmp_path, monkeypatch):
-    state = llama() | {"model.layers.1.mlp.up_proj.weight": values(12, 8)}
+    state = make_llama() | {"model.layers.1.mlp.up_proj.weight": values(12, 8)}
     source = write_rank(tmp_path / "in", state, LLAMA)
     monkeypatch.setattr(Child, "is_done", property(lambda child: child._talk.join() or True))
     with pytest.raises(MappingError, match=r"config\.json says LlamaForCausalLM") as refused:
@@ -128,7 +105,7 @@ def test_what_is_wrong_is_found_while_bytes_are_moved(beside, tmp_path, monkeypa
 @needs_transformers_5
 @pytest.mark.parametrize("gone", ["lm_head.weight", "model.layers.0.mlp.up_proj.weight"])
 def test_a_whole_tensor_that_is_missing_is_named(user_cache, tmp_path, gone):
-    state = llama()
+    state = make_llama()
     del state[gone]
     source = write_rank(tmp_path / "in", state, LLAMA)
     with pytest.raises(MappingError) as refused:
@@ -140,7 +117,7 @@ def test_a_whole_tensor_that_is_missing_is_named(user_cache, tmp_path, gone):
 
 @needs_transformers_5
 def test_a_layer_that_is_missing_is_named_tensor_by_tensor(user_cache, tmp_path):
-    source = write_rank(tmp_path / "in", llama(), LLAMA | {"num_hidden_layers": 2})
+    source = write_rank(tmp_path / "in", make_llama(), LLAMA | {"num_hidden_layers": 2})
     with pytest.raises(MappingError) as refused:
         preview_merge(Job([source], tmp_path / "out", "fsdp"))
     assert sorted(refused.value.names) == sorted(
@@ -238,7 +215,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tmp_path, monkeypat
 
 def test_on_the_command_line(user_cache, tmp_path):
     unknown = {"model_type": "own", "architectures": ["OwnForCausalLM"]}
-    source = write_rank(tmp_path / "in", llama(), LLAMA | unknown)
+    source = write_rank(tmp_path / "in", make_llama(), LLAMA | unknown)
 
     def command(*words: object):
         arguments = ["merge", "fsdp", "--no-fsync", *map(str, words)]
@@ -262,7 +239,7 @@ def test_on_the_command_line(user_cache, tmp_path):
 
 
 def test_without_a_config_there_is_nothing_to_hold_it_against(tmp_path):
-    source = write_rank(tmp_path / "in", llama())
+    source = write_rank(tmp_path / "in", make_llama())
     job = Job([source], tmp_path / "out", "fsdp")
     assert merge(job, MergeOptions(keep_names=True)).load_check is None
     asked = MergeOptions(keep_names=True, write=WriteOptions(check_load=True))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_tool.readers.torch_save.archive import TorchArchive
-from ckpt_tool.readers.torch_save.names import TensorRef
+from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.tensors.dtypes import BY_NAME, BY_STORAGE, FLOAT32
 from ckpt_tool.writers.torch_dist.archive import ALIGNMENT, make_archive, make_frame
 from ckpt_tool.writers.torch_dist.pickling import Instance, Name

@@ -1,0 +1,23 @@
+"""Pointers of git-lfs: what is in a clone in place of a large file.
+
+The format is three lines of text: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_FIRST = b"version https://git-lfs.github.com/spec/v1"
+
+#: What is wrong with one, and what to do about it.
+REASON = "a pointer of git-lfs, not the file itself: run `git lfs pull`"
+PULL = "Fetch the files themselves with `git lfs pull`."
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether the file is a pointer; False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_FIRST)) == _FIRST
+    except OSError:
+        return False

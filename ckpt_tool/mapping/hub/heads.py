@@ -1,0 +1,26 @@
+"""The head of a language model and its token embedding, by the ends of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+#: What families call the table of token embeddings.
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+_HEADS = ("lm_head",)
+
+
+def find_only_embedding(names: Iterable[str]) -> str | None:
+    """The one token embedding among ``names``; None where there is none, or several."""
+    found = [name for name in names if is_weight_of(name, _EMBEDDINGS)]
+    return found[0] if len(found) == 1 else None
+
+
+def is_head(name: str) -> bool:
+    """Whether ``name`` is the weight of a language model's head."""
+    return is_weight_of(name, _HEADS)
+
+
+def is_weight_of(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether ``name`` is the weight of a module with one of these names."""
+    parts = name.split(".")
+    return parts[-1] == "weight" and len(parts) > 1 and parts[-2] in modules
