@@ -25,7 +25,7 @@ from ckpt_tool.operations.megatron_model import take_megatron
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.request import Heads, Request
 from ckpt_tool.operations.source import Source, describe_left_out, holds_megatron
-from ckpt_tool.operations.tied_head import settle_tied_head
+from ckpt_tool.operations.tied_head import settle_tied_head, settle_ties
 from ckpt_tool.readers import find_format
 from ckpt_tool.readers.base import Checkpoint, Names
 
@@ -35,11 +35,13 @@ class Way:
     """How one kind of names becomes the Hub's.
 
     ``take`` brings the tensors to a model's names in memory, or on the Hub, with adapters resolved;
-    ``name`` brings those to the Hub, when heads are set aside or dropped.
+    ``name`` brings those to the Hub, when heads are set aside or dropped. ``asks_class``: it asks
+    transformers where a family has no rules.
     """
 
     take: Callable[[HubModel, Request], HubModel]
     name: Callable[[HubModel], HubModel]
+    asks_class: bool = False
 
 
 def make_hub_model(
@@ -66,10 +68,25 @@ def make_hub_model(
     if model.is_adapter:
         return replace(model, tensors={}, config=None)
     if heads is None:
-        return world.each(lambda: _keep_heads(way.name(take_value_head(model))))
+        named = world.each(lambda: _keep_heads(way.name(take_value_head(model))))
+        return settle_ties(named, team, strict=False)
     split = world.each(lambda: take_value_head(model, heads.value))
+    if way.asks_class and model.config is not None and model.config.family.hub is None:
+        return _settle_by_class(split, way, heads, team)
     settled = settle_tied_head(split, heads.tied, team)
     return world.each(lambda: _finish(way.name(settled), heads))
+
+
+def _settle_by_class(model: HubModel, way: Way, heads: Heads, team: Team) -> HubModel:
+    """The model of a family without rules: its class says what repeats what, if it is known."""
+    if model.config is not None:
+        model = replace(model, config=model.config.with_tied(heads.tied))
+    named = team.world.each(lambda: way.name(model))
+    if named.ties is None:
+        named = settle_tied_head(named, heads.tied, team)
+    else:
+        named = settle_ties(named, team)
+    return team.world.each(lambda: _finish(named, heads))
 
 
 def _take(way: Way, start: HubModel, request: Request) -> HubModel:
@@ -149,8 +166,8 @@ def _keep(model: HubModel) -> HubModel:
 
 #: By whose names a format has, as its row of :data:`ckpt_tool.readers.FORMATS` says.
 WAYS: dict[Names, Way] = {
-    "memory": Way(_take_memory, to_hub),
-    "nested": Way(_take_nested, to_hub),
+    "memory": Way(_take_memory, to_hub, asks_class=True),
+    "nested": Way(_take_nested, to_hub, asks_class=True),
     "megatron": Way(take_megatron, _complete_config),
     "hub": Way(_take_hub, _keep),
 }

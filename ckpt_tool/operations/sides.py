@@ -12,6 +12,7 @@ from ckpt_tool.mapping.casting import find_main_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.heads import find_only_embedding, is_head
+from ckpt_tool.mapping.hub.names import is_fused, split_fused
 from ckpt_tool.mapping.hub.value_head import match_heads
 from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
 from ckpt_tool.mapping.lora.names import has_adapters
@@ -209,9 +210,18 @@ def _meet(side: Side, other: Side) -> Side:
     model = side.model
     if has_scales(model.tensors) and not has_scales(other.tensors):
         model = _dequantise(model, other, side.checkpoint.path)
+    if _is_fused(model) != _is_fused(other.model) and model.config is not None:
+        model = replace(model, tensors=split_fused(model.tensors, model.config))
     repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
+    ties = {name: tie.copy for name, tie in (model.ties or {}).items()}
+    repeated |= {name: copy for name, copy in ties.items() if name in other.tensors}
     tensors = match_heads(model.tensors | repeated, other.tensors)
     return replace(side, model=replace(model, tensors=tensors))
+
+
+def _is_fused(model: HubModel) -> bool:
+    config = model.config
+    return config is not None and any(is_fused(name, config) for name in model.tensors)
 
 
 def _dequantise(model: HubModel, other: Side, path: Path) -> HubModel:

@@ -45,6 +45,31 @@ def settle_tied_head(model: HubModel, wanted: bool | None, team: Team) -> HubMod
     return replace(model, tensors=kept, config=config, dropped=model.dropped | {head.name: reason})
 
 
+def settle_ties(model: HubModel, team: Team, *, strict: bool = True) -> HubModel:
+    """The model without what repeats another tensor, as its class says, proven on the bytes.
+
+    Every process of the team compares its share. ``strict``: TiedHeadError that lists those which
+    differ; else they are tensors like others.
+    """
+    ties = model.ties or {}
+    equal = {name: are_equal_together(tie.copy, tie.original, team) for name, tie in ties.items()}
+    differing = [name for name in ties if not equal[name]]
+    if differing and strict:
+        raise TiedHeadError(
+            f"{len(differing)} tensors that the class ties to others, and that differ from these",
+            [f"{name}: tied to {ties[name].source}" for name in differing],
+            hint="Write both, and a config that does not tie them, with"
+            " `tie_word_embeddings=False`.",
+        )
+    kept = {name: ties[name].copy for name in differing}
+    dropped = {
+        name: f"equal to {tie.source}, to which the class ties it"
+        for name, tie in ties.items()
+        if equal[name]
+    }
+    return replace(model, tensors=model.tensors | kept, dropped=model.dropped | dropped)
+
+
 def find_tied_head(
     tensors: Mapping[str, LazyTensor], config: ModelConfig, wanted: bool | None, team: Team
 ) -> TiedHead:

@@ -15,6 +15,8 @@ class SplitExperts:
     """Fused experts ``<path>.gate_up_proj`` [E, 2I, H] and ``<path>.down_proj`` [E, H, I].
 
     They become ``<target>.<e>.<name>.weight``; ``gate`` is the first half of gate_up's rows.
+    ``stays``: on the Hub they are fused as well, and split only to be compared with those of a
+    checkpoint that has each by itself.
     """
 
     path: str
@@ -22,6 +24,7 @@ class SplitExperts:
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ HubRules = tuple[Rule, ...]
 #: Names on the Hub are those in memory.
 SAME: HubRules = ()
 EXPERTS: HubRules = (SplitExperts("mlp.experts", "mlp.experts"),)
+FUSED_EXPERTS: HubRules = (SplitExperts("mlp.experts", "mlp.experts", stays=True),)
 MIXTRAL_EXPERTS: HubRules = (
     SplitExperts("mlp.experts", "block_sparse_moe.experts", "w1", "w3", "w2"),
     Rename(".mlp.gate.weight", ".block_sparse_moe.gate.weight"),

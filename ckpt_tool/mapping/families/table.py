@@ -14,6 +14,7 @@ from typing import Literal
 
 from ckpt_tool.mapping.families.hub_rules import (
     EXPERTS,
+    FUSED_EXPERTS,
     GPT_NEOX,
     JAMBA_EXPERTS,
     MIXTRAL_EXPERTS,
@@ -61,7 +62,6 @@ class Family:
     ``tied``: the head is the embedding where the config does not say.
     ``float32``: a regular expression, searched in names on the Hub: these are never cast down.
     ``conv1d``: linear layers are transformers' ``Conv1D``, whose weights are [in, out].
-    ``parent_prefix``: transformers' tables have the names of the multimodal parent's text part.
     ``torchtitan``: how it pairs the rows of a head in the rotary embedding (``halves`` as
     transformers does, ``neighbours`` as Meta does); empty: its names of the family are unknown.
     ``megatron``: the tensors of megatron-core; None: it is not supported there.
@@ -72,7 +72,6 @@ class Family:
     tied: bool = False
     float32: str = ""
     conv1d: bool = False
-    parent_prefix: bool = False
     legacy: Legacy = Legacy()
     torchtitan: Literal["", "halves", "neighbours"] = ""
     megatron: MegatronRows | None = None
@@ -156,7 +155,7 @@ FAMILIES: dict[str, Family] = {
     "openai-gpt": Family("OpenAIGPTLMHeadModel", conv1d=True),
     "phi": Family("PhiForCausalLM", SAME),
     "phi3": Family("Phi3ForCausalLM", SAME, legacy=Legacy(longrope_only=True)),
-    "qwen3_5_text": Family("Qwen3_5ForCausalLM", parent_prefix=True),
+    "qwen3_5_text": Family("Qwen3_5ForCausalLM"),
     "seed_oss": Family("SeedOssForCausalLM", SAME),
     "smollm3": Family("SmolLM3ForCausalLM", SAME, tied=True),
     "stablelm": Family("StableLmForCausalLM", SAME),
@@ -177,7 +176,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "olmoe": Family("OlmoeForCausalLM", EXPERTS),
     "qwen2_moe": Family("Qwen2MoeForCausalLM", EXPERTS, megatron=_QWEN2_MOE),
-    "qwen3_5_moe_text": Family("Qwen3_5MoeForCausalLM", parent_prefix=True),
+    "qwen3_5_moe_text": Family("Qwen3_5MoeForCausalLM"),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
         EXPERTS,
@@ -191,7 +190,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=_QWEN2_5_VL),
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL),
     "qwen3_5": Family(hub=SAME),
-    "qwen3_5_moe": Family(hub=EXPERTS),
+    "qwen3_5_moe": Family(hub=FUSED_EXPERTS),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME),
     "qwen3_vl_moe": Family("Qwen3VLMoeForConditionalGeneration", TRANSPOSED_EXPERTS),
     "qwen3_vl_moe_text": Family(legacy=Legacy(expert_count="num_experts")),

@@ -20,6 +20,15 @@ class View:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """A tensor that repeats another one, as its class says; ``source``: the name of that."""
+
+    copy: LazyTensor
+    source: str
+    original: LazyTensor
+
+
+@dataclass(frozen=True)
 class HubModel:
     """A model's tensors by name, its config, and what was done to get there.
 
@@ -27,7 +36,8 @@ class HubModel:
     the Hub's are ``head``, trl's value head, and ``repeats``, what the Hub's form has twice and the
     checkpoint once. ``dropped`` maps names that are left out on purpose to the reason.
     ``adapter``: what is written for peft; ``lora``: what was done with adapters. ``views``: where
-    several classes open the same files, each of them, the config's own first.
+    several classes open the same files, each of them, the config's own first. ``ties``: set aside
+    is what the class says repeats another tensor, by name; None where it was not asked.
     """
 
     tensors: Tensors
@@ -39,6 +49,7 @@ class HubModel:
     views: tuple[View, ...] = ()
     head: Tensors = field(default_factory=dict)
     repeats: Tensors = field(default_factory=dict)
+    ties: dict[str, Tie] | None = None
 
     @property
     def is_adapter(self) -> bool:

@@ -47,7 +47,9 @@ def to_hub(model: HubModel) -> HubModel:
         return replace(model, tensors=tensors, config=config, warnings=said)
     found = name_by_transformers(plain, config)
     said = (*model.warnings, *found.warnings)
-    return replace(model, tensors=found.tensors, config=found.config, warnings=said)
+    dropped = model.dropped | found.dropped
+    named = replace(model, tensors=found.tensors, config=found.config, dropped=dropped)
+    return replace(named, warnings=said, ties=found.ties)
 
 
 def apply_family(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors | None:
@@ -61,6 +63,26 @@ def apply_family(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tens
         return None
     given = dict(tensors)
     return _collect(row for name in given for row in _apply(rules, name, given))
+
+
+def split_fused(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors:
+    """The tensors with each expert by itself, where the family's are fused on the Hub as well.
+
+    Raises what :func:`to_hub` raises of fused tensors and of names that two would get.
+    """
+    rules = [
+        replace(rule, stays=False)
+        for rule in config.family.hub or ()
+        if isinstance(rule, SplitExperts) and rule.stays
+    ]
+    given = dict(tensors)
+    return _collect(row for name in given for row in _apply(rules, name, given))
+
+
+def is_fused(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor has all experts of a layer that may be on the Hub one by one, or so."""
+    rule = _find_expert_rule(config.family.hub or (), name)
+    return isinstance(rule, SplitExperts) and rule.stays
 
 
 def rename_for_hub(name: str, config: ModelConfig) -> str:
@@ -88,6 +110,8 @@ def _collect(rows: Iterable[tuple[str, LazyTensor]]) -> Tensors:
 def _apply(rules: Sequence[Rule], name: str, tensors: Tensors) -> Rows:
     """What becomes of one tensor: fused experts by their rule, anything else by its name."""
     rule = _find_expert_rule(rules, name)
+    if isinstance(rule, SplitExperts) and rule.stays:
+        rule = None
     if rule is None:
         yield _rename(rules, name), tensors[name]
     elif isinstance(rule, SplitExperts):

@@ -17,10 +17,10 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.families.table import find_family
 from ckpt_tool.mapping.hub.conversion_tensor import ConversionTensor
-from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.form import HubModel, Tie
 from ckpt_tool.mapping.hub.library import find_unknown, quieten, refuse_unbuilt
+from ckpt_tool.mapping.hub.loader import find_computed, settle_prefixes, take_untied
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -39,10 +39,13 @@ def name_by_transformers(tensors: Mapping[str, LazyTensor], config: ModelConfig)
         return _name_by_model(tensors, config, build_known(config))
 
 
-def _name_by_model(tensors: Mapping[str, LazyTensor], config: ModelConfig, model: Any) -> HubModel:
-    tied = _find_tied(model)
-    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in tied}
-    names = set(tensors) - tied
+def _name_by_model(given: Mapping[str, LazyTensor], config: ModelConfig, model: Any) -> HubModel:
+    tensors, ties = _set_ties_aside(given, model)
+    computed = dict.fromkeys(tensors.keys() & find_computed(model), "computed by the class")
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in computed}
+    gone = _find_tied(model) | find_computed(model)
+    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in gone}
+    names = set(tensors) - gone
     in_memory = names == set(shapes)
     try:
         import transformers.core_model_loading  # noqa: F401 (not there before transformers 5)
@@ -55,9 +58,31 @@ def _name_by_model(tensors: Mapping[str, LazyTensor], config: ModelConfig, model
     wide = frozenset(name for name, found in reverted.items() if found.marked)
     config = replace(config, float32_names=wide)
     if in_memory:
-        return HubModel({name: found.tensor for name, found in reverted.items()}, config)
+        named = {name: found.tensor for name, found in reverted.items()}
+        return HubModel(named, config, computed, ties=ties)
     _refuse_other_names(names, set(reverted), model, config)
-    return HubModel(dict(tensors), config)
+    return HubModel(dict(tensors), config, computed, ties=ties)
+
+
+def _set_ties_aside(
+    given: Mapping[str, LazyTensor], model: Any
+) -> tuple[dict[str, LazyTensor], dict[str, Tie] | None]:
+    """The tensors without those that repeat another one, and these; None before transformers 5.
+
+    Where only the copy was saved, it is the one.
+    """
+    said = getattr(model, "all_tied_weights_keys", None)
+    if not isinstance(said, dict):
+        return dict(given), None
+    tensors, ties = dict(given), {}
+    for name, source in said.items():
+        if name not in tensors:
+            continue
+        copy = tensors.pop(name)
+        original = tensors.setdefault(source, copy)
+        if original is not copy:
+            ties[name] = Tie(copy, source, original)
+    return tensors, ties
 
 
 def _revert(
@@ -69,7 +94,7 @@ def _revert(
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    keep_prefixes(model)
+    settle_prefixes(model, take_untied(model))
     patterns = sorted(set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()))
     wide = re.compile("|".join(patterns)) if patterns else None
     stand_ins = {
@@ -112,18 +137,6 @@ def build_on_meta(config: ModelConfig) -> Any:
     # Without, each weight is allocated first.
     with quieten(), init_empty_weights(include_buffers=True):
         return model_class(settings)
-
-
-def keep_prefixes(model: Any) -> None:
-    """Have transformers also write the prefixes that the Hub has (``vision_model.``).
-
-    For a model that was not loaded from such a checkpoint it leaves them out. Families whose
-    table holds the prefix of their multimodal parent are the exception.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    if not find_family(model.config.model_type).parent_prefix:
-        model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
 
 
 def _find_tied(model: Any) -> set[str]:

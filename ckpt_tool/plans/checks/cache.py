@@ -26,13 +26,19 @@ from ckpt_tool.plans.checks.wanted import Shapes, Wanted
 #: What decides what a class wants, besides its config.
 _PACKAGES = ("transformers", "accelerate", "torch")
 
+#: Another one where what is said of the same model changes.
+_FORM = "2"
+
 #: Entries of a model of a thousand tensors take 60 kB; the oldest go.
 _MOST_ENTRIES = 256
 
 
-def make_key(config: bytes, architecture: str) -> str:
-    """The name of the entry for a ``config.json`` and a class, with what is installed now."""
-    parts = [__version__, architecture, *map(_describe_package, _PACKAGES)]
+def make_key(config: bytes, architecture: str, form: str = "") -> str:
+    """The name of the entry for a ``config.json`` and a class, with what is installed now.
+
+    ``form``: which of the forms that the class opens it is about, where there are several.
+    """
+    parts = [__version__, _FORM, architecture, form, *map(_describe_package, _PACKAGES)]
     digest = hashlib.sha256(config)
     for part in parts:
         digest.update(b"\0" + part.encode())

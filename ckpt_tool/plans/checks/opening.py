@@ -31,7 +31,9 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.families.hub_rules import TransposeExperts
 from ckpt_tool.mapping.hub.library import describe_error, find_unknown, quieten
-from ckpt_tool.mapping.hub.transformers_tables import build_on_meta, keep_prefixes
+from ckpt_tool.mapping.hub.loader import ask_loader, settle_prefixes, take_untied
+from ckpt_tool.mapping.hub.names import is_fused
+from ckpt_tool.mapping.hub.transformers_tables import build_on_meta
 from ckpt_tool.plans.checks.wanted import Shapes, Wanted
 
 Question = Mapping[str, Any]
@@ -61,42 +63,57 @@ def _examine(config: ModelConfig, planned: Shapes) -> Answer:
         reason = error.message if isinstance(error, MappingError) else describe_error(error)
         return found | {"unusable": reason}
     with quieten():
-        wanted = _find_wanted(model, config, found["library"])
+        fused = any(is_fused(name, config) for name in planned)
+        wanted = _find_wanted(model, config, found["library"], fused=fused)
         faults = wanted.list_faults(planned) if wanted is not None else []
         return found | {
             "architecture": type(model).__name__,
             "wanted": None if wanted is None else asdict(wanted),
-            "faults": faults or _ask_loader(model, planned),
+            "faults": faults or ask_loader(model, planned),
         }
 
 
-def _find_wanted(model: Any, config: ModelConfig, library: str) -> Wanted | None:
+def _find_wanted(model: Any, config: ModelConfig, library: str, *, fused: bool) -> Wanted | None:
     """Hub names and shapes of the architecture; None where transformers has no tables of them."""
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
-    shapes = _revert({n: t for n, t in state.items() if n not in tied}, model, config)
+    state = take_untied(model)
+    shapes = _revert(state, model, config, fused=fused)
     if shapes is None:
         return None
-    copies = {name: tuple(state[name].shape) for name in tied if name in state}
+    every = model.state_dict()
+    copies = {name: tuple(every[name].shape) for name in every.keys() - state.keys()}
     return Wanted(type(model).__name__, library, shapes, copies)
 
 
-def _revert(state: dict[str, Any], model: Any, config: ModelConfig) -> Shapes | None:
-    """Shapes of a state dict by the names, and in the layouts, of the Hub."""
+def _revert(
+    state: dict[str, Any], model: Any, config: ModelConfig, *, fused: bool
+) -> Shapes | None:
+    """Shapes of a state dict by the names, and in the layouts, of the Hub.
+
+    ``fused``: with experts as in memory, where the Hub has them so as well.
+    """
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:
         return None
-    keep_prefixes(model)
+    settle_prefixes(model, state)
     try:
         reverted = revert_weight_conversion(model, state)
     except NotImplementedError:
         return None
     shapes = {name: tuple(tensor.shape) for name, tensor in reverted.items()}
+    if fused:
+        return _keep_fused(shapes, state, config)
     for rule in config.family.hub or ():
         if isinstance(rule, TransposeExperts):
             shapes |= _transpose(shapes, rule)
     return shapes
+
+
+def _keep_fused(shapes: Shapes, state: dict[str, Any], config: ModelConfig) -> Shapes:
+    """``shapes`` with fused experts for those that transformers' tables have split off."""
+    fused = {n: tuple(t.shape) for n, t in state.items() if is_fused(n, config)}
+    stems = tuple({f"{name.rpartition('.')[0]}." for name in fused})
+    return {name: shape for name, shape in shapes.items() if not name.startswith(stems)} | fused
 
 
 def _transpose(shapes: Shapes, rule: TransposeExperts) -> Shapes:
@@ -104,23 +121,3 @@ def _transpose(shapes: Shapes, rule: TransposeExperts) -> Shapes:
     ends = (f".{rule.path}.gate_up_proj", f".{rule.path}.down_proj")
     fused = {name: shape for name, shape in shapes.items() if name.endswith(ends)}
     return {name: (shape[0], shape[2], shape[1]) for name, shape in fused.items()}
-
-
-def _ask_loader(model: Any, planned: Shapes) -> list[str]:
-    """What ``from_pretrained`` itself says of these names and shapes."""
-    import torch
-
-    state = {name: torch.empty(shape, device="meta") for name, shape in planned.items()}
-    try:
-        _, report = type(model).from_pretrained(
-            None,
-            config=model.config,
-            state_dict=state,
-            device_map="meta",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except (RuntimeError, ValueError) as error:
-        return [f"from_pretrained: {error}"]
-    keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    return [f"{key.removesuffix('_keys')}: {name}" for key in keys for name in sorted(report[key])]

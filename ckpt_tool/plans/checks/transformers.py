@@ -16,6 +16,7 @@ from threading import Lock
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import View
+from ckpt_tool.mapping.hub.names import is_fused
 from ckpt_tool.plans.checks.cache import keep_wanted, make_key, make_wanted, read_wanted
 from ckpt_tool.plans.checks.child import Child
 from ckpt_tool.plans.checks.judge import Judge, Verdict
@@ -140,7 +141,8 @@ class _Question:
         ours = _name_prediction_layers(view.config)
         read = {name: shape for name, shape in planned.items() if name not in view.ignored}
         known = {name: shape for name, shape in read.items() if not name.startswith(ours)}
-        key = make_key(view.config.to_bytes(), view.config.architecture)
+        form = "fused" if any(is_fused(name, view.config) for name in known) else ""
+        key = make_key(view.config.to_bytes(), view.config.architecture, form)
         return cls(view.config, known, key, len(read) - len(known), len(view.ignored))
 
     def ask(self) -> Question:

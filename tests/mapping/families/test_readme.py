@@ -51,7 +51,6 @@ def describe_else(family: Family) -> str:
     said = {
         f"float32: `{family.float32}`".replace("|", "\\|"): family.float32,
         "weights [in, out]": family.conv1d,
-        "parent's prefix": family.parent_prefix,
         f"config.json: `{legacy.expert_count}`": legacy.expert_count,
         "config.json: two rope thetas": legacy.local_rope,
         "config.json: longrope's factors alone": legacy.longrope_only,

@@ -10,7 +10,8 @@ import transformers
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.families.table import FAMILIES, find_family
-from ckpt_tool.mapping.hub.names import rename_for_hub
+from ckpt_tool.mapping.hub.names import rename_for_hub, split_fused
+from tests.support.merging import assert_same, load_folder
 from tests.support.saved import (
     assert_equal,
     save_both,
@@ -28,6 +29,10 @@ SPELLED_OUT = [name for name in MODELS if find_family(name).hub is not None]
 MIXTURES = [family for family in RENAMING if family in MODELS and not family.endswith("_vl")]
 
 
+#: Their experts are fused on the Hub; ``save_pretrained`` of a new model splits them.
+FUSED = {"qwen3_5_moe"}
+
+
 def hub_form(family: str, hub: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the Hub has: ``save_pretrained`` leaves Qwen3-VL-MoE's experts as they are in memory."""
     if family != "qwen3_vl_moe":
@@ -43,8 +48,26 @@ def test_every_family_whose_names_change_is_compared_with_transformers():
 def test_names_shapes_and_values_are_those_of_save_pretrained(family, saved):
     model = saved(family)
     form = to_hub(model.memory, model.config)
-    assert_equal(form.tensors, hub_form(family, model.hub))
+    split = split_fused(form.tensors, model.config)
+    assert (split.keys() != form.tensors.keys()) == (family in FUSED)
+    assert_equal(split, hub_form(family, model.hub))
     assert form.warnings == ()
+
+
+@pytest.mark.parametrize("family", sorted(FUSED))
+def test_experts_that_are_fused_on_the_hub_are_so_again_when_such_a_model_is_saved(
+    family, saved, tmp_path
+):
+    model = saved(family)
+    form = {
+        name: tensor.read() for name, tensor in to_hub(model.memory, model.config).tensors.items()
+    }
+    (tmp_path / "hub").mkdir()
+    write_tensors(tmp_path / "hub" / "model.safetensors", form)
+    (tmp_path / "hub" / "config.json").write_bytes(model.config.to_bytes())
+    opened = getattr(transformers, model.config.architecture).from_pretrained(tmp_path / "hub")
+    opened.save_pretrained(tmp_path / "again")
+    assert_same(load_folder(tmp_path / "again"), form)
 
 
 @pytest.mark.parametrize("family", MIXTURES)

@@ -223,7 +223,9 @@ def test_a_value_model_that_is_wanted_must_be_there(checkpoints, tmp_path):
     write_rank(tmp_path / "in", state, TINY)
     with pytest.raises(UsageError, match=r"score\.weight has 3 rows"):
         merge(tmp_path / "in", tmp_path / "out", value_model=True)
-    merge(tmp_path / "in", tmp_path / "out", value_model=False)
+    unchecked = WriteOptions(fsync=False, check_load=False)
+    options = MergeOptions(value_model=False, write=unchecked)
+    merge_fsdp([tmp_path / "in"], tmp_path / "out", options)
     for wanted in (True, False):
         with pytest.raises(UsageError, match="`keep_names=True`"):
             merge(checkpoints["fsdp2_w2"], tmp_path / "x", value_model=wanted, keep_names=True)
