@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 #: What configs call the numbers that make a model large, and what they are here.
@@ -27,7 +27,8 @@ _SMALL = {
     16: "q_lora_rank kv_lora_rank qk_head_dim",
     64: "max_position_embeddings n_positions n_ctx",
     48: "vocab_size",
-    1: "n_group topk_group mamba_n_groups first_k_dense_replace",
+    0: "pad_token_id",
+    1: "bos_token_id decoder_start_token_id n_group topk_group mamba_n_groups first_k_dense_replace",
 }
 _SIZES = {name: size for size, names in _SMALL.items() for name in names.split()}
 _PER_LAYER = ("layer_types", "mlp_layer_types", "block_types", "layers_block_type")
@@ -75,10 +76,12 @@ def _shrink(config: Any) -> None:
         if isinstance(value, transformers.PretrainedConfig):
             _shrink(value)
         elif type(value) is int and value > _SIZES.get(key, value):
-            setattr(config, key, _SIZES[key])
+            with suppress(Exception):  # some are computed of others
+                setattr(config, key, _SIZES[key])
     for key in _PER_LAYER:
         if isinstance(getattr(config, key, None), list):
-            setattr(config, key, getattr(config, key)[:2])
+            with suppress(Exception):
+                setattr(config, key, getattr(config, key)[:2])
 
 
 @contextmanager

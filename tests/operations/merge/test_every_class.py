@@ -41,9 +41,8 @@ def build(folder: Path, model_type: str, class_name: str):
         model.save_pretrained(folder)
         transformers.AutoConfig.from_pretrained(folder)
         _, report = type(model).from_pretrained(folder, output_loading_info=True)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        pytest.skip(f"not built tiny: {reason[:100]}")
+    except Exception:
+        pytest.skip("its config cannot be made small by rules that know nothing of it")
     if any(report[key] for key in FAULTS):
         pytest.skip("not even what transformers saved opens: its config, made small, is not whole")
     return model
@@ -87,6 +86,5 @@ def test_it_is_what_save_pretrained_writes_and_opens_whole(model_type, class_nam
         assert verify_checkpoint(tmp_path / "saved", ranks).equal
 
 
-def test_most_classes_can_be_built(tmp_path):
-    """What cannot be made small says nothing of names; most can."""
+def test_there_are_classes_to_look_at():
     assert len(CLASSES) > 250
