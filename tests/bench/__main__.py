@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,8 @@ def _run(options: argparse.Namespace) -> int:
     machine = facts(options.dir)
     results = []
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as folder:
+        # Of its own: what the first merge of a config finds out is there for the others.
+        os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
         for name, scenario in _SCENARIOS.items():
             if name in options.only:
                 results.append(scenario(size, options.repeat, Path(folder), _say))

@@ -36,6 +36,8 @@ from tests.bench.results import (
 )
 
 MERGE = "ckpt merge fsdp"
+#: The first merge of a config: transformers is asked what its class wants.
+FIRST = "the first of its config"
 BASELINE = "load, cat, save_file"
 PLAN = "ckpt inspect --json"
 VERIFY = "ckpt verify, equal"
@@ -92,6 +94,9 @@ def bench(variant: Variant, size: int, repeat: int, folder: Path, say: Say) -> R
     commands = _commands(variant, source, files, result.input_bytes)
     measure_held(result, commands, files, repeat, budget=variant.budget, say=say)
     if variant.with_baseline:
+        say(f"{variant.name}: {FIRST}")
+        _bench_first(result, variant, source, files, repeat)
+    if variant.with_baseline:
         say(f"{variant.name}: baseline")
         _bench_baseline(result, variant, source, files)
     plan = Command(PLAN, (*TOOL, "inspect", str(source), "--json"))
@@ -101,6 +106,17 @@ def bench(variant: Variant, size: int, repeat: int, folder: Path, say: Say) -> R
         _bench_verify(result, variant, source, files, repeat)
     shutil.rmtree(source)
     return result
+
+
+def _bench_first(
+    result: Result, variant: Variant, source: Path, files: Sequence[Path], repeat: int
+) -> None:
+    """The same merge where nothing is known of its class yet, nor can be kept."""
+    out = source.parent / "first"
+    argv = ("env", "XDG_CACHE_HOME=/dev/null", *_merge(variant, source, out))
+    command = Command(FIRST, argv, out, _output_bytes(variant, result.input_bytes))
+    runs = measure([command], files, repeat, _silent)[FIRST]
+    result.measurements.append(Measurement(FIRST, runs, shows_memory=True))
 
 
 def _bench_verify(
@@ -129,7 +145,7 @@ def _bench_small(result: Result, variant: Variant, size: int, folder: Path) -> N
     files = generate(folder / "in", spec_of_size(size, variant.dtype, variant.matrix_dim))
     result.small_bytes = sum(path.stat().st_size for path in files)
     reference = str(folder / "reference.safetensors")
-    found = run(_merge(variant, folder / "in", folder / "out"))
+    found = run((*_merge(variant, folder / "in", folder / "out"), "--no-check-load"))
     result.small_memory = found.anonymous
     run((*_BASELINE, "merge", str(folder / "in"), reference, *_baseline_flags(variant)))
     run((*_BASELINE, "compare", str(folder / "out"), reference))

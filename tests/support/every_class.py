@@ -28,7 +28,8 @@ _SMALL = {
     64: "max_position_embeddings n_positions n_ctx",
     48: "vocab_size",
     0: "pad_token_id",
-    1: "bos_token_id decoder_start_token_id n_group topk_group mamba_n_groups first_k_dense_replace",
+    1: "bos_token_id decoder_start_token_id n_group topk_group mamba_n_groups"
+    " first_k_dense_replace",
 }
 _SIZES = {name: size for size, names in _SMALL.items() for name in names.split()}
 _PER_LAYER = ("layer_types", "mlp_layer_types", "block_types", "layers_block_type")
