@@ -171,6 +171,7 @@ def head_counts(draw: st.DrawFn) -> Heads:
     return Heads(key_value * draw(st.integers(1, 3)), key_value, draw(st.sampled_from([2, 4, 6])))
 
 
+@pytest.mark.slow
 @given(st.data(), st.none() | head_counts(), st.booleans(), st.sampled_from([None, True, False]))
 @settings(max_examples=150)
 def test_a_permutation_is_recognised_and_named_nothing_that_it_is_not(

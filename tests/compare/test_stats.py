@@ -123,6 +123,7 @@ def test_integers(tmp_path, dtype):
     assert (stats.num_different, stats.first_values, stats.max_ulp) == (2, (120.0, 7.0), None)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(FLOATS), st.integers(1, 12), st.sampled_from([0.0, 0.5]), st.data())
 @settings(max_examples=60)
 def test_any_bits_of_floats(tmp_path_factory, dtype, count, rtol, data):

@@ -155,6 +155,7 @@ def test_resuming_after_the_source_changed_is_refused(large: Path, tmp_path: Pat
         merge_fsdp([source], out, RESUME)
 
 
+@pytest.mark.slow
 def test_resuming_without_an_earlier_run_just_merges(large: Path, tmp_path: Path) -> None:
     merge_fsdp([large], tmp_path / "out", RESUME)
     assert len(load_folder(tmp_path / "out")) == LAYERS
@@ -276,6 +277,7 @@ def test_verify_finds_a_bit_that_was_written_wrong(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_verify_of_a_sound_merge_says_so(large: Path, tmp_path: Path) -> None:
     result = merge_fsdp(
         [large], tmp_path / "out", MergeOptions(write=WriteOptions(check_load=False, verify=True))

@@ -261,6 +261,7 @@ def test_duplicate_names_in_one_header(tmp_path):
     assert only_problem(path)[0] == "unreadable"
 
 
+@pytest.mark.slow
 def test_truncation_at_any_byte(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"a": distinct((3, 2)), "b": distinct((4,), torch.int64)}, path)

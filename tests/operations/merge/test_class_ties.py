@@ -16,7 +16,7 @@ from tests.support.every_class import build_tiny
 from tests.support.merging import assert_same, load_folder, write_rank
 from tests.support.versions import needs_transformers_5
 
-pytestmark = needs_transformers_5
+pytestmark = [pytest.mark.slow, needs_transformers_5]
 
 #: Model type, class, what is tied, and to what.
 TIED = [

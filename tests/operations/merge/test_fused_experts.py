@@ -13,7 +13,7 @@ from tests.support.merging import assert_same, load_folder, write_rank
 from tests.support.tiny_models import build
 from tests.support.versions import needs_transformers_5
 
-pytestmark = needs_transformers_5
+pytestmark = [pytest.mark.slow, needs_transformers_5]
 OPTIONS = MergeOptions(write=WriteOptions(fsync=False, check_load=True))
 
 

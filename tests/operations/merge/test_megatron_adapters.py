@@ -86,6 +86,7 @@ def write_ranks(folder: Path, tp: int, pp: int, keep=lambda layer: True) -> Path
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)])
 def test_rank_files_are_fused_into_a_base(tmp_path, base, expected, tp, pp):
     result = merge(write_ranks(tmp_path / "in", tp, pp), tmp_path / "out", base)

@@ -145,6 +145,7 @@ def test_ranks_of_torch_distributed_checkpoint(checkpoints, tmp_path):
     assert verify(folder / "dcp", tmp_path / "ranks").equal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_neox"])
 def test_the_values_of_other_families(tmp_path, family):
     """Experts are split and heads have other names, and the classifier gives what trl gives."""

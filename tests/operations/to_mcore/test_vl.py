@@ -175,6 +175,7 @@ def test_names_as_transformers_5_has_them_in_memory(model, tmp_path):
     assert archives(tmp_path / "out") == archives(tmp_path / "reference")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["", "per-layer"])
 def test_there_and_back_is_the_identity(model, tmp_path, layers):
     convert_to_mcore(model, tmp_path / "there", ToMcoreOptions(layers=layers))

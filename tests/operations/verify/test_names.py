@@ -30,6 +30,7 @@ ALPHA = LoraOptions(alpha=16.0)
 RENAMES = NameOptions(rename=("^backbone=model", "h.*=layers.*"))
 
 
+@pytest.mark.slow
 def test_adapters_of_megatron_are_fused_with_the_alpha_that_is_said(tmp_path):
     merge_megatron(WRITTEN, tmp_path / "out", MergeOptions(lora=ALPHA))
     with pytest.raises(UsageError, match="alpha is unknown"):
