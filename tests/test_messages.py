@@ -1,6 +1,7 @@
 """What the library says names options as Python has them; the command line makes flags of these."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -44,8 +45,13 @@ def documentation(tree: ast.AST) -> Iterator[ast.AST]:
                 yield first.value
 
 
-def said_in(source: str) -> Iterator[str]:
+@functools.cache
+def said_in(source: str) -> list[str]:
     """Every string that is no documentation; of an f-string ``X`` is what it puts in."""
+    return list(_find_said(source))
+
+
+def _find_said(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     seen = set(documentation(tree))
     for node in ast.walk(tree):

@@ -37,6 +37,7 @@ def modules_after(*arguments: object) -> set[str]:
 HEAVY = {"torch", "transformers", "accelerate", "safetensors", "megatron"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["merge", "fsdp", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not modules_after(*arguments) & (HEAVY | {"numpy", "rich", "xxhash"})
@@ -66,6 +67,7 @@ def test_errors_are_a_few_lines_on_stderr_and_exit_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
     done = run("--verbose", "inspect", tmp_path)
     assert done.returncode == 2
@@ -73,6 +75,7 @@ def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
     assert "FormatError" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["nonsense"], ["inspect"], ["inspect", "x", "--nonsense"], ["merge", "fsdp", "only-one"]],

@@ -81,6 +81,7 @@ def test_every_merge_uploads(hub, checkpoints, megatron_cases, tmp_path, command
     assert hub.repos["ada/model"].files == contents(out)
 
 
+@pytest.mark.slow
 def test_a_dry_run_asks_and_makes_nothing(hub: Hub, source: Path, tmp_path: Path) -> None:
     arguments = (source, tmp_path / "out", "--upload", "model", "--dry-run")
     shown = run(*arguments, "--private")

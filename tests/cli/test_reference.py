@@ -98,6 +98,7 @@ def test_keys_of_merge(ranks: Path, tmp_path: Path) -> None:
     assert run(*words).keys() == written
 
 
+@pytest.mark.slow
 def test_keys_of_to_mcore(tmp_path: Path) -> None:
     words = ("to-mcore", write_model("qwen3", tmp_path / "model"), tmp_path / "out")
     shared, only_planned = keys("`ckpt merge --json`") - {"upload"}, {"tensors", "layers"}

@@ -127,6 +127,7 @@ def test_rows_that_pad_the_vocabulary_are_zeros(hf, tmp_path):
     assert ckpt("verify", tmp_path / "out", hf).exit_code == 0
 
 
+@pytest.mark.slow
 def test_without_checksums_torch_reads_what_zip_tools_do_not(hf, tmp_path):
     for name, flag in (("with", "--crc"), ("without", "--no-crc")):
         assert run(hf, tmp_path / name, flag).exit_code == 0
@@ -257,6 +258,7 @@ def test_other_checkpoints_are_refused_with_advice(hf, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_config_from_elsewhere(hf, tmp_path):
     model, out = rewritten(hf, tmp_path / "hf"), tmp_path / "out"
     (model / "config.json").unlink()

@@ -250,6 +250,7 @@ def test_names_are_found_as_a_merge_finds_them(tmp_path: Path) -> None:
     assert as_json(picked)["unexpected"] == ["x.up.weight"]
 
 
+@pytest.mark.slow
 def test_alpha_is_said_as_to_a_merge(tmp_path: Path) -> None:
     merge = ["merge", "megatron", str(BRIDGE_LORA), str(tmp_path / "out"), "--lora-alpha", "16"]
     assert CliRunner().invoke(app, merge).exit_code == 0

@@ -175,6 +175,7 @@ def test_layouts_do_not_matter(tmp_path):
 NUMBERS = st.lists(st.floats(2**-6, 1000, width=16), min_size=2, max_size=9)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(NARROW), NUMBERS, st.floats(1.03, 50) | st.floats(-50, -0.01))
 @settings(max_examples=60)
 def test_any_product_has_a_factor(tmp_path_factory, dtype, numbers, factor):

@@ -188,6 +188,7 @@ def test_a_permutation_is_recognised_and_named_nothing_that_it_is_not(
         check_name(name, order, heads, stacked=stacked)
 
 
+@pytest.mark.slow
 @given(st.data(), head_counts())
 @settings(max_examples=80)
 def test_a_known_order_has_a_name_that_is_true(data, heads):

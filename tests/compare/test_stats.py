@@ -144,6 +144,7 @@ def test_dtypes_that_differ_are_compared_by_value(tmp_path):
     assert compared(tmp_path, whole, whole.float()).num_different == 0
 
 
+@pytest.mark.slow
 def test_a_task_is_not_the_end_of_a_tensor(tmp_path):
     """Two tasks; the first difference is in the second block, most are in the second task."""
     right = distinct((SPAN + 5,))
@@ -166,6 +167,7 @@ def test_a_task_is_not_the_end_of_a_tensor(tmp_path):
     assert len(amounts) == 2
 
 
+@pytest.mark.slow
 def test_the_number_of_jobs_changes_nothing(tmp_path):
     pairs = []
     for index in range(4):

@@ -158,6 +158,7 @@ def test_integers_of_64_bits_are_not_close_because_float64_cannot_tell_them_apar
     assert compared(tmp_path, left, right, Tolerance(atol=0.5)).num_outside == 1
 
 
+@pytest.mark.slow
 @given(st.binary(min_size=1, max_size=6), st.data())
 @settings(max_examples=60)
 def test_digests_are_equal_where_the_bytes_are(tmp_path_factory, content, data):

@@ -59,6 +59,7 @@ def test_every_byte_arrives_in_a_new_repository(hub: Hub, out: Path) -> None:
     assert int(result.commit, 16) == len(hub.repos["lab/model"].commits) - 1 == 1
 
 
+@pytest.mark.slow
 def test_what_tools_of_the_hub_keep_in_a_folder_is_not_missed(hub: Hub, out: Path) -> None:
     before = contents(out)
     (out / ".cache" / "huggingface").mkdir(parents=True)
@@ -67,11 +68,13 @@ def test_what_tools_of_the_hub_keep_in_a_folder_is_not_missed(hub: Hub, out: Pat
     assert hub.repos["lab/model"].files == before
 
 
+@pytest.mark.slow
 def test_a_name_alone_is_the_users(hub: Hub, out: Path) -> None:
     assert upload_folder(out, Upload("model")).repo == "ada/model"
     assert hub.repos["ada/model"].files == contents(out)
 
 
+@pytest.mark.slow
 def test_private_is_private_from_its_first_moment(hub: Hub, out: Path) -> None:
     seen = []
     hub.created = lambda repo: seen.append(repo.private)
@@ -80,6 +83,7 @@ def test_private_is_private_from_its_first_moment(hub: Hub, out: Path) -> None:
     assert seen == [True]
 
 
+@pytest.mark.slow
 def test_a_private_repository_stays_so_unasked(hub: Hub, out: Path) -> None:
     hub.repos["ada/model"] = Repo(private=True)
     assert upload_folder(out, Upload("model")).private
@@ -205,6 +209,7 @@ def test_no_weights_are_left_beside_the_new_ones(there: list[str], left: str | N
         target.require_replaced(LARGE)
 
 
+@pytest.mark.slow
 def test_a_file_that_the_hub_leaves_out_is_said(hub: Hub, out: Path) -> None:
     hub.repos["ada/model"] = Repo(ignored="config.json")
     with pytest.raises(UploadError, match=r"not there after the upload: config\.json$") as error:
@@ -231,6 +236,7 @@ def test_a_connection_that_ends_is_gone_on_with(hub: Hub, out: Path, monkeypatch
     assert hub.repos["ada/model"].files == contents(out)
 
 
+@pytest.mark.slow
 def test_a_commit_that_is_refused_is_said(hub: Hub, out: Path) -> None:
     hub.fails = lambda _method, path: 413 if "/commit/" in path else None
     with pytest.raises(UploadError, match="413"):

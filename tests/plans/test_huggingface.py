@@ -194,6 +194,7 @@ def test_a_full_disk_is_an_error_that_says_where(large: Path, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_too_little_space_is_found_before_anything_is_written(
     large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.slow
 def test_an_existing_output_is_only_replaced_on_request(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -239,6 +241,7 @@ def test_a_failed_overwrite_leaves_the_old_output(large: Path, tmp_path: Path) -
     assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
 
 
+@pytest.mark.slow
 def test_the_manifest_proves_the_files(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     merge_fsdp([large], out, MergeOptions(max_shard_size="9MB", write=UNCHECKED.write))

@@ -63,6 +63,7 @@ def test_any_range_of_any_layout(folder, layout, data):
             assert block(reader, lazy, start, stop) == expected[start * size : stop * size]
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(layouts(), st.sampled_from([BFLOAT16, FLOAT16]), st.data())
 def test_any_range_with_a_cast(folder, layout, target, data):

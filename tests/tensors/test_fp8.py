@@ -178,6 +178,7 @@ def test_any_sequence_of_operations_is_what_torch_gives(folder, data):
     assert agree(lazy, expected.contiguous())
 
 
+@pytest.mark.slow
 def test_parts_of_several_matrices(tmp_path):
     """As a checkpoint with an expert per matrix is turned into one tensor of all experts."""
     ones, twos = zip(*(pair(tmp_path / str(n), (200, 300), seed=n) for n in range(3)), strict=True)

@@ -151,6 +151,7 @@ def test_parts_of_it_join_as_files_do(folder):
     assert same(found.select(0, 3).read(), expected[3])
 
 
+@pytest.mark.slow
 def test_an_update_of_a_large_matrix_takes_little_memory(folder):
     """The base is never whole in memory: a tile and the right factor are."""
     import tracemalloc

@@ -187,6 +187,7 @@ def test_a_name_alone_is_brought_to_the_hub(family, name, expected, tmp_path):
     assert rename_for_hub(name, write_config(tmp_path, model_type=family)) == (expected or name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["qwen3", "olmoe", "phimoe", "gemma3", "qwen2_5_vl", "qwen3_5_moe"]
 )

@@ -208,6 +208,7 @@ def test_fp8_cannot_be_kept(fp8, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_model_it_was_made_of_verifies(fp8, tmp_path):
     convert(fp8, tmp_path / "out")
     assert verify_checkpoint(tmp_path / "out", fp8).equal

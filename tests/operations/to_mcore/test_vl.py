@@ -142,6 +142,7 @@ def test_every_tensor_of_both_parts(model, tmp_path, layout):
     assert_same(loaded(tmp_path / "out"), expected)
 
 
+@pytest.mark.slow
 def test_layers_are_stacked_by_default(model, tmp_path):
     convert(model, tmp_path / "out")
     convert(model, tmp_path / "reference", layers="stacked")

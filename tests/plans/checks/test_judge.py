@@ -213,6 +213,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tmp_path, monkeypat
     assert ask(config_of(tmp_path / "model"), SHAPES).check.num_tensors == len(SHAPES)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(user_cache, tmp_path):
     unknown = {"model_type": "own", "architectures": ["OwnForCausalLM"]}
     source = write_rank(tmp_path / "in", make_llama(), LLAMA | unknown)

@@ -186,6 +186,7 @@ def test_model_that_megatron_core_refuses_is_a_usage_error(llama, tmp_path):
         check_mcore_load(rules, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["sys.exit(7)", "print('hello')", "print('[]')"])
 def test_child_without_an_answer_is_an_error_with_its_last_words(
     code, llama, tmp_path, monkeypatch
@@ -208,6 +209,7 @@ def test_missing_package_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_parent_imports_neither_torch_nor_megatron_core():
     code = (
         "import sys, ckpt_tool.operations.to_mcore, ckpt_tool.plans.checks.megatron as check\n"

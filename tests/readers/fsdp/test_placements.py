@@ -186,6 +186,7 @@ def test_fsdp_outside_of_other_cuts_is_as_in_torch(mesh, shape, data):
     assert_as_torch(shape, mesh, ours, theirs)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(meshes, shapes, st.data())
 def test_blocks_of_shards_tile_the_tensor(mesh, shape, data):

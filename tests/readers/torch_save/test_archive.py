@@ -156,6 +156,7 @@ def test_nested_containers_keep_their_form(tmp_path):
     assert (found["step"], found["size"]) == (7, (6, 8))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.data())
 def test_any_view_reads_back(data):
