@@ -159,13 +159,18 @@ def load_config(folder: Path) -> ModelConfig:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; FormatError where it holds none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not JSON ({error})", path=path) from error
+    found = read_json(path)
     if not isinstance(found, dict):
         raise FormatError("not a JSON object", path=path)
     return found
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file; FormatError where it holds none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not JSON ({error})", path=path) from error
 
 
 def _set_dtype(part: dict[str, Any], dtype: DType) -> dict[str, Any]:

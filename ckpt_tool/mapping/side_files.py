@@ -15,7 +15,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError, MappingError
 from ckpt_tool.common.lfs import PULL, is_pointer
-from ckpt_tool.mapping.config import ModelConfig, read_json_object
+from ckpt_tool.mapping.config import ModelConfig, read_json, read_json_object
 from ckpt_tool.mapping.side_forms import make_preprocessors, rewrite_tokenizer_config
 
 #: Files that hold weights, optimizer state, or describe a folder of them.
@@ -85,7 +85,9 @@ def gather_side_files(config: ModelConfig, tokenizers: list[Path], *, quantised:
         files = kept | list_tokenizer(tokenizer)
     files |= _list_named_folders(files)
     _refuse_pointers(files)
-    warnings += _warn_of_missing_code(config, files)
+    modules = _find_modules(config, files)
+    warnings += _warn_of_missing_code(modules)
+    files |= _list_code_folders(modules)
     return SideFiles(files | _rewrite(files), dropped, tuple(warnings), tokenizer)
 
 
@@ -131,9 +133,9 @@ def _drop_quantisation(files: dict[str, Path]) -> dict[str, str]:
 
 
 def _list_named_folders(files: dict[str, Path]) -> dict[str, Path]:
-    """Everything in the folders that ``auto_map`` and sentence-transformers' ``modules.json`` name.
+    """Everything in the folders that sentence-transformers' ``modules.json`` names.
 
-    They are taken whole: a module of code imports others, a layer has its config and its weights.
+    They are taken whole: a layer has its config and its weights.
     """
     found: dict[str, Path] = {}
     for path in files.values():
@@ -145,23 +147,13 @@ def _list_named_folders(files: dict[str, Path]) -> dict[str, Path]:
 
 def _name_module_folders(path: Path) -> Iterator[str]:
     try:
-        rows = _read_list(path)
+        rows = read_json(path)
     except FormatError:
         return  # somebody else's file of that name
-    for row in rows:
+    for row in rows if isinstance(rows, list) else ():
         named = row.get("path") if isinstance(row, dict) else None
         if isinstance(named, str) and named and _is_below(named):
             yield named
-
-
-def _read_list(path: Path) -> list[Any]:
-    import json
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not JSON ({error})", path=path) from error
-    return found if isinstance(found, list) else []
 
 
 def _is_below(name: str) -> bool:
@@ -178,19 +170,24 @@ def _list_below(folder: Path, name: str) -> dict[str, Path]:
     }
 
 
-def _warn_of_missing_code(config: ModelConfig, files: dict[str, Path]) -> Iterator[str]:
-    """A line for each module that ``auto_map`` names and that is nowhere; folders are added."""
-    for settings in _WITH_CODE:
-        path = files.get(settings, config.folder / settings)
-        if not path.is_file():
-            continue
-        missing = []
-        for module in _name_modules(read_json_object(path)):
-            name = module.replace(".", "/") + ".py"
-            if not (path.parent / name).is_file():
-                missing.append(name)
-            elif "/" in name:
-                files |= _list_below(path.parent, name.rpartition("/")[0])
+#: A file of settings, the folder it is in, and the files of code that it names there.
+_Modules = list[tuple[str, Path, list[str]]]
+
+
+def _find_modules(config: ModelConfig, files: dict[str, Path]) -> _Modules:
+    """What the ``auto_map`` of each file of settings names."""
+    places = {name: files.get(name, config.folder / name) for name in _WITH_CODE}
+    return [
+        (name, path.parent, _name_modules(read_json_object(path)))
+        for name, path in places.items()
+        if path.is_file()
+    ]
+
+
+def _warn_of_missing_code(modules: _Modules) -> Iterator[str]:
+    """A line for each file of settings that names code which is not there."""
+    for settings, folder, names in modules:
+        missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             yield (
                 f"{settings}: auto_map names {', '.join(missing)}, not there beside it: classes"
@@ -198,15 +195,26 @@ def _warn_of_missing_code(config: ModelConfig, files: dict[str, Path]) -> Iterat
             )
 
 
+def _list_code_folders(modules: _Modules) -> dict[str, Path]:
+    """Everything in the folders of code: a module imports others beside it."""
+    found: dict[str, Path] = {}
+    for _, folder, names in modules:
+        for name in names:
+            if "/" in name and (folder / name).is_file():
+                found |= _list_below(folder, name.rpartition("/")[0])
+    return found
+
+
 def _name_modules(settings: dict[str, Any]) -> list[str]:
-    """Modules of this folder in an ``auto_map``; ``repo--module.Class`` is somebody else's."""
+    """Files of this folder in an ``auto_map``; ``repo--module.Class`` is somebody else's."""
     named = settings.get("auto_map")
     values = named.values() if isinstance(named, dict) else []
     classes = [each for value in values for each in (value if isinstance(value, list) else [value])]
-    modules = [
+    modules = {
         each.rpartition(".")[0] for each in classes if isinstance(each, str) and "--" not in each
-    ]
-    return sorted({module for module in modules if module and "/" not in module})
+    }
+    named_here = sorted(module for module in modules if module and "/" not in module)
+    return [f"{module.replace('.', '/')}.py" for module in named_here]
 
 
 def _refuse_pointers(files: dict[str, Path]) -> None:

@@ -71,16 +71,15 @@ def make_hub_model(
         named = world.each(lambda: _keep_heads(way.name(take_value_head(model))))
         return settle_ties(named, team, strict=False)
     split = world.each(lambda: take_value_head(model, heads.value))
-    if way.asks_class and model.config is not None and model.config.family.hub is None:
-        return _settle_by_class(split, way, heads, team)
+    if way.asks_class and split.config is not None and split.config.family.hub is None:
+        said = replace(split, config=split.config.with_tied(heads.tied))
+        return _settle_by_class(said, way, heads, team)
     settled = settle_tied_head(split, heads.tied, team)
     return world.each(lambda: _finish(way.name(settled), heads))
 
 
 def _settle_by_class(model: HubModel, way: Way, heads: Heads, team: Team) -> HubModel:
     """The model of a family without rules: its class says what repeats what, if it is known."""
-    if model.config is not None:
-        model = replace(model, config=model.config.with_tied(heads.tied))
     named = team.world.each(lambda: way.name(model))
     if named.ties is None:
         named = settle_tied_head(named, heads.tied, team)

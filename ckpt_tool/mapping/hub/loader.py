@@ -53,8 +53,16 @@ def settle_prefixes(model: Any, state: Mapping[str, Any]) -> None:
 
 def take_untied(model: Any) -> dict[str, Any]:
     """The state dict on the meta device, without what repeats another tensor, or is computed."""
-    gone = set(getattr(model, "all_tied_weights_keys", None) or ()) | find_computed(model)
+    gone = find_tied(model) | find_computed(model)
     return {n: tensor.to("meta") for n, tensor in model.state_dict().items() if n not in gone}
+
+
+def find_tied(model: Any) -> set[str]:
+    """Tensors that repeat another one, as transformers 5 says it, or 4."""
+    found = getattr(model, "all_tied_weights_keys", None)
+    if found is None:
+        found = getattr(model, "_tied_weights_keys", None)
+    return set(found or ())
 
 
 def find_computed(model: Any) -> set[str]:

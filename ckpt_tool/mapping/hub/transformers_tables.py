@@ -20,7 +20,7 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.conversion_tensor import ConversionTensor
 from ckpt_tool.mapping.hub.form import HubModel, Tie
 from ckpt_tool.mapping.hub.library import find_unknown, quieten, refuse_unbuilt
-from ckpt_tool.mapping.hub.loader import find_computed, settle_prefixes, take_untied
+from ckpt_tool.mapping.hub.loader import find_computed, find_tied, settle_prefixes, take_untied
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -43,9 +43,9 @@ def _name_by_model(given: Mapping[str, LazyTensor], config: ModelConfig, model: 
     tensors, ties = _set_ties_aside(given, model)
     computed = dict.fromkeys(tensors.keys() & find_computed(model), "computed by the class")
     tensors = {name: tensor for name, tensor in tensors.items() if name not in computed}
-    gone = _find_tied(model) | find_computed(model)
-    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in gone}
-    names = set(tensors) - gone
+    state = take_untied(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    names = set(tensors) - find_tied(model)
     in_memory = names == set(shapes)
     try:
         import transformers.core_model_loading  # noqa: F401 (not there before transformers 5)
@@ -54,6 +54,7 @@ def _name_by_model(given: Mapping[str, LazyTensor], config: ModelConfig, model: 
         reason = f"transformers before 5 has no table of it; these are {type(model).__name__}'s"
         return HubModel(dict(tensors), config, warnings=(_warn_of_kept(config, reason),))
     source = tensors if in_memory else {name: _make_empty(s) for name, s in shapes.items()}
+    settle_prefixes(model, state)
     reverted = _revert(model, source, config)
     wide = frozenset(name for name, found in reverted.items() if found.marked)
     config = replace(config, float32_names=wide)
@@ -94,7 +95,6 @@ def _revert(
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    settle_prefixes(model, take_untied(model))
     patterns = sorted(set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()))
     wide = re.compile("|".join(patterns)) if patterns else None
     stand_ins = {
@@ -137,14 +137,6 @@ def build_on_meta(config: ModelConfig) -> Any:
     # Without, each weight is allocated first.
     with quieten(), init_empty_weights(include_buffers=True):
         return model_class(settings)
-
-
-def _find_tied(model: Any) -> set[str]:
-    """Tensors that repeat another one, as transformers 5 says it, or 4."""
-    found = getattr(model, "all_tied_weights_keys", None)
-    if found is None:
-        found = getattr(model, "_tied_weights_keys", None)
-    return set(found or ())
 
 
 def _warn_of_kept(config: ModelConfig, reason: str) -> str:

@@ -17,6 +17,11 @@ class Verdict:
     warnings: tuple[str, ...] = ()
 
 
+def say_unheld(reason: str) -> str:
+    """The warning that nobody could say whether a result opens."""
+    return f"not held against the architecture of its config: {reason}"
+
+
 class Judge:
     """Asked before a byte is written, heard before the output appears; this one has no objection.
 
@@ -69,4 +74,4 @@ class Helpless(Judge):
 
     def finish(self, folder: Path | None) -> Verdict:
         """No verdict, and why."""
-        return Verdict(None, (f"not held against the architecture of its config: {self._reason}",))
+        return Verdict(None, (say_unheld(self._reason),))

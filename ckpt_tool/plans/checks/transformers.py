@@ -19,7 +19,7 @@ from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.hub.names import is_fused
 from ckpt_tool.plans.checks.cache import keep_wanted, make_key, make_wanted, read_wanted
 from ckpt_tool.plans.checks.child import Child
-from ckpt_tool.plans.checks.judge import Judge, Verdict
+from ckpt_tool.plans.checks.judge import Judge, Verdict, say_unheld
 from ckpt_tool.plans.checks.opening import Answer, Question, answer
 from ckpt_tool.plans.checks.wanted import Shapes
 from ckpt_tool.plans.options import LoadCheck
@@ -55,13 +55,11 @@ class TransformersJudge(Judge):
             if found is not None:
                 _require_whole(found.architecture, found.list_faults(question.planned))
                 self._checks[index] = question.passed(found.architecture, found.library)
-        if not self._open():
-            return
-        if "transformers" in sys.modules:
-            self._hear([answer(each.ask()) for each in self._open()])
-            return
         asked = [each.ask() for each in self._open()]
-        self._child = Child(_CHILD, "transformers", {"models": asked})
+        if asked and "transformers" in sys.modules:
+            self._hear([answer(question) for question in asked])
+        elif asked:
+            self._child = Child(_CHILD, "transformers", {"models": asked})
 
     def finish(self, folder: Path | None) -> Verdict:
         """MappingError lists what is missing, too many or misshapen.
@@ -116,7 +114,7 @@ class TransformersJudge(Judge):
             elif self._must:
                 raise UsageError(f"`write.check_load`: {unknown}", hint=_WITHOUT_CLASS)
             else:
-                self._warnings.append(f"not held against the architecture of its config: {unknown}")
+                self._warnings.append(say_unheld(unknown))
 
 
 _WITHOUT_CLASS = f"Install a transformers that knows the model, or {_UNCHECKED}"
