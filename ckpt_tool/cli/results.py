@@ -180,6 +180,9 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
     if lora.trained_whole:
         names = ", ".join(lora.trained_whole)
         console.print(f"           trained whole: {names}", soft_wrap=True)
+    if lora.num_tokens:
+        rows = count_noun(lora.num_tokens, "row")
+        console.print(f"           trained alone: {rows} of embeddings", soft_wrap=True)
     if lora.adapter not in (None, "."):
         console.print(f"           adapter for peft in {lora.adapter}", soft_wrap=True)
 

@@ -1,7 +1,8 @@
 """A matrix with a low-rank update, as one tensor: LoRA and DoRA, fused.
 
 ``base + scale * (left @ right)``, where ``left`` [R, r] and ``right`` [r, C]; with ``magnitude``
-[R], each row of that is scaled to this length (DoRA, https://arxiv.org/abs/2402.09353).
+[R], each row of that is scaled to this length (DoRA, https://arxiv.org/abs/2402.09353). Of weights
+that are [in, out] it is the columns that have lengths [C]: these are found in a pass of their own.
 
 It is computed a tile of whole rows at a time. Tiles begin at the same rows whichever range is asked
 for: a matrix product adds up in an order that depends on the sizes of its operands, and an element
@@ -10,8 +11,9 @@ must not depend on how blocks are cut.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
 from ckpt_tool.tensors.dtypes import CASTABLE, FLOAT32, FLOAT64, DType
@@ -26,15 +28,25 @@ if TYPE_CHECKING:
 TILE = 1 << 18
 
 
+class Magnitude(NamedTuple):
+    """The Euclidean lengths that rows [R] of a matrix are to have, or its columns [C]."""
+
+    lengths: LazyTensor
+    of_columns: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
-    """The operands; all are read in :attr:`dtype`, in which the result is row-major too."""
+    """The operands; all are read in :attr:`dtype`, in which the result is row-major too.
+
+    Without ``right``, ``left`` [R, C] is the product.
+    """
 
     base: LazyTensor
     left: LazyTensor
-    right: LazyTensor
+    right: LazyTensor | None
     scale: float
-    magnitude: LazyTensor | None
+    magnitude: Magnitude | None
 
     @property
     def dtype(self) -> DType:
@@ -54,16 +66,19 @@ class LowRank:
     @property
     def operands(self) -> tuple[LazyTensor, ...]:
         """Base, factors and, where there is one, magnitude."""
-        parts = (self.base, self.left, self.right)
-        return parts if self.magnitude is None else (*parts, self.magnitude)
+        lengths = None if self.magnitude is None else self.magnitude.lengths
+        parts = (self.base, self.left, self.right, lengths)
+        return tuple(part for part in parts if part is not None)
 
     @property
     def recipe(self) -> str:
         """The formula."""
-        return f"base + {self.scale!r} * left @ right"
+        by_column = self.magnitude is not None and self.magnitude.of_columns
+        lengths = " in columns of such lengths" if by_column else ""
+        return f"base + {self.scale!r} * left @ right{lengths}"
 
     def open(self, reader: Reader) -> TileFiller:
-        """Reads the right factor, which every tile needs."""
+        """Reads the right factor, which every tile needs, and what lengthens columns."""
         return TileFiller(self, reader)
 
 
@@ -73,9 +88,12 @@ class TileFiller(Filler):
     def __init__(self, matrix: LowRank, reader: Reader) -> None:
         self._matrix, self._reader = matrix, reader
         self._rows = max(1, TILE // matrix.shape[1])
-        self._right = self._load(matrix.right)
+        self._right = None if matrix.right is None else self._load(matrix.right)
         self._number = -1
         self._tile: NDArray[Any] | None = None
+        self._stretch: NDArray[Any] | None = None
+        if matrix.magnitude is not None and matrix.magnitude.of_columns:
+            self._stretch = self._find_stretch(matrix.magnitude.lengths)
 
     def fill(self, box: Box, out: memoryview) -> None:
         """Put the elements of ``box``, row-major, into ``out``."""
@@ -97,17 +115,38 @@ class TileFiller(Filler):
     def _compute(self, number: int) -> NDArray[Any]:
         import numpy as np
 
+        tile, matrix = self._sum(number), self._matrix
+        if self._stretch is not None:
+            tile *= self._stretch
+        elif matrix.magnitude is not None:
+            lengths = matrix.magnitude.lengths
+            wanted = self._load(lengths.narrow(0, number * self._rows, len(tile)))
+            with np.errstate(over="ignore", invalid="ignore"):
+                tile *= _lengthening(np.linalg.norm(tile, axis=1), wanted)[:, None]
+        return tile
+
+    def _find_stretch(self, lengths: LazyTensor) -> NDArray[Any]:
+        """What brings each column of the sum to its wanted length: reads all of it."""
+        import numpy as np
+
+        squares = np.zeros(self._matrix.shape[1])
+        for number in range(-(-self._matrix.shape[0] // self._rows)):
+            squares += np.square(self._sum(number), dtype=np.float64).sum(axis=0)
+        wanted = self._load(lengths)
+        return _lengthening(np.sqrt(squares).astype(wanted.dtype), wanted)
+
+    def _sum(self, number: int) -> NDArray[Any]:
+        """A tile of base and update."""
+        import numpy as np
+
         matrix, start = self._matrix, number * self._rows
         length = min(self._rows, matrix.base.shape[0] - start)
         base = self._load(matrix.base.narrow(0, start, length))
         left = self._load(matrix.left.narrow(0, start, length))
         with np.errstate(over="ignore", invalid="ignore"):
-            product = left @ self._right
+            product = left if self._right is None else left @ self._right
             product *= base.dtype.type(matrix.scale)
             base += product
-            if matrix.magnitude is not None:
-                wanted = self._load(matrix.magnitude.narrow(0, start, length))
-                base *= _lengthening(base, wanted)[:, None]
         return base
 
     def _load(self, tensor: LazyTensor) -> NDArray[Any]:
@@ -121,12 +160,12 @@ class TileFiller(Filler):
         return loaded
 
 
-def _lengthening(rows: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
-    """What brings each row to its wanted Euclidean length."""
+def _lengthening(lengths: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
+    """What brings Euclidean lengths to those that are wanted."""
     import numpy as np
 
-    with np.errstate(divide="ignore"):
-        found: NDArray[Any] = wanted / np.linalg.norm(rows, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: NDArray[Any] = wanted / lengths
     return found
 
 
@@ -135,18 +174,31 @@ def update_matrix(
     left: LazyTensor,
     right: LazyTensor,
     scale: float,
-    magnitude: LazyTensor | None = None,
+    magnitude: Magnitude | None = None,
 ) -> LazyTensor:
     """``base`` [R, C] plus ``scale`` times ``left`` [R, r] @ ``right`` [r, C], as ``base.dtype``.
 
-    With ``magnitude`` [R], each row is then scaled to this length. Computed in float32 (float64
-    where ``base`` has that) and rounded once, to whatever dtype the result is cast to. ValueError
-    where a shape or a dtype is another one; reads nothing.
+    With ``magnitude`` each row, or column, is then scaled to this length. Computed in float32
+    (float64 where ``base`` has that) and rounded once, to whatever dtype the result is cast to.
+    ValueError where a shape or a dtype is another one; reads nothing.
     """
     _check(base, left, right, magnitude)
+    return _as_tensor(LowRank(base, left, right, scale, magnitude))
+
+
+def update_vector(base: LazyTensor, update: LazyTensor, scale: float) -> LazyTensor:
+    """``base`` [N] plus ``scale`` times ``update`` [N], as :func:`update_matrix` makes it."""
+    if len(base.shape) != 1 or base.shape != update.shape:
+        raise ValueError(f"an update of shape {list(update.shape)} for one of {list(base.shape)}")
+    _check_dtypes([base, update])
+    summed = LowRank(base.unsqueeze(1), update.unsqueeze(1), None, scale, None)
+    return _as_tensor(summed).select(1, 0)
+
+
+def _as_tensor(computed: LowRank) -> LazyTensor:
+    base = computed.base
     if not base.numel:
         return base
-    computed = LowRank(base, left, right, scale, magnitude)
     path = base.chunks[0].region.path
     region = Region(path, 0, make_strides(base.shape), computed=computed)
     chunk = Chunk(Box((0, 0), base.shape), region)
@@ -154,7 +206,7 @@ def update_matrix(
 
 
 def _check(
-    base: LazyTensor, left: LazyTensor, right: LazyTensor, magnitude: LazyTensor | None
+    base: LazyTensor, left: LazyTensor, right: LazyTensor, magnitude: Magnitude | None
 ) -> None:
     if len(base.shape) != 2:
         raise ValueError(f"a base of shape {list(base.shape)}, expected a matrix")
@@ -164,10 +216,17 @@ def _check(
             f"factors of shapes {list(left.shape)} and {list(right.shape)} for a base of shape"
             f" {list(base.shape)}"
         )
-    if magnitude is not None and magnitude.shape != base.shape[:1]:
-        raise ValueError(
-            f"magnitudes of shape {list(magnitude.shape)}, expected {list(base.shape[:1])}"
-        )
-    for tensor in (base, left, right, *([magnitude] if magnitude is not None else [])):
+    operands = [base, left, right]
+    if magnitude is not None:
+        wanted = base.shape[1:] if magnitude.of_columns else base.shape[:1]
+        operands.append(magnitude.lengths)
+        if magnitude.lengths.shape != wanted:
+            found = list(magnitude.lengths.shape)
+            raise ValueError(f"magnitudes of shape {found}, expected {list(wanted)}")
+    _check_dtypes(operands)
+
+
+def _check_dtypes(operands: Iterable[LazyTensor]) -> None:
+    for tensor in operands:
         if tensor.dtype not in CASTABLE:
             raise ValueError(f"{tensor.dtype}, expected a floating-point type of 16 bits or more")

@@ -105,6 +105,7 @@ MODELS = {
     "qwen2": _text("Qwen2ForCausalLM"),
     "qwen3": _text("Qwen3ForCausalLM", _HEADS),
     "gemma3_text": _text("Gemma3ForCausalLM", _HEADS, sliding_window=16),
+    "gpt2": _text("GPT2LMHeadModel", n_inner=40),
     "phi3": _text("Phi3ForCausalLM"),
     "gpt_neox": _text("GPTNeoXForCausalLM"),
     "gpt_oss": _text("GptOssForCausalLM", _HEADS, num_local_experts=3, num_experts_per_tok=2),

@@ -40,21 +40,40 @@ def test_reading_gives_what_was_written(folder, layout):
 @st.composite
 def operations(draw, tensor: torch.Tensor):
     """One operation that `tensor` allows, as the same function of a lazy and a torch tensor."""
-    names = ["unsqueeze", "stack", *(["narrow", "transpose", "cat", "select"] * bool(tensor.ndim))]
-    name = draw(st.sampled_from(names))
-    if name == "unsqueeze":
+    kinds = [growing, *([reshaping, cutting] * bool(tensor.ndim))]
+    return draw(draw(st.sampled_from(kinds))(tensor))
+
+
+@st.composite
+def growing(draw, tensor: torch.Tensor):
+    if draw(st.booleans()):
         dim = draw(st.integers(0, tensor.ndim))
         return lambda t: t.unsqueeze(dim)
-    if name == "stack":
-        return lambda t: stack([t, t]) if isinstance(t, LazyTensor) else torch.stack([t, t])
+    return lambda t: stack([t, t]) if isinstance(t, LazyTensor) else torch.stack([t, t])
+
+
+@st.composite
+def reshaping(draw, tensor: torch.Tensor):
+    name = draw(st.sampled_from(["transpose", "flatten", "unflatten"]))
+    dim = draw(st.integers(-tensor.ndim, tensor.ndim - 1))
+    if name == "flatten":
+        return lambda t: t.flatten(dim % tensor.ndim)
+    if name == "unflatten":
+        size = tensor.shape[dim]
+        parts = draw(st.permutations([size // 2, 2] if size and size % 2 == 0 else [1, size, 1]))
+        return lambda t: t.unflatten(dim, parts)
+    other = draw(st.integers(-tensor.ndim, tensor.ndim - 1))
+    return lambda t: t.transpose(dim, other)
+
+
+@st.composite
+def cutting(draw, tensor: torch.Tensor):
+    name = draw(st.sampled_from(["narrow", "cat", "select"]))
     dim = draw(st.integers(-tensor.ndim, tensor.ndim - 1))
     size = tensor.shape[dim]
     if name == "select" and size:
         index = draw(st.integers(0, size - 1))
         return lambda t: t.select(dim, index)
-    if name == "transpose":
-        other = draw(st.integers(-tensor.ndim, tensor.ndim - 1))
-        return lambda t: t.transpose(dim, other)
     start = draw(st.integers(0, size))
     length = draw(st.integers(0, size - start))
     if name == "cat":  # the halves exchanged

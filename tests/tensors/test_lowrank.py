@@ -17,7 +17,7 @@ from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor, cat
-from ckpt_tool.tensors.lowrank import update_matrix
+from ckpt_tool.tensors.lowrank import Magnitude, update_matrix, update_vector
 from tests.support.backed import backed, raw, same, tilings
 
 
@@ -68,7 +68,7 @@ def test_magnitudes_by_hand(folder):
     right = lazy(folder, "right", torch.tensor([[1.0, 0.0]]))
     magnitude = lazy(folder, "magnitude", torch.tensor([10.0, 1.0]))
     # the sum: [[3, 4], [6, 7]], of lengths 5 and sqrt(85)
-    found = update_matrix(base, left, right, 2.0, magnitude).read()
+    found = update_matrix(base, left, right, 2.0, Magnitude(magnitude)).read()
     assert found[0].tolist() == [6.0, 8.0]
     assert found[1].tolist() == pytest.approx([6 / 85**0.5, 7 / 85**0.5], rel=1e-6)
 
@@ -137,9 +137,9 @@ def test_rows_are_scaled_as_torch_scales_them(folder):
     b, lf, r, m = (lazy(folder, name, tensor) for name, tensor in named.items())
     whole_sum = base.double() + 0.5 * left.double() @ right.double()
     expected = magnitude[:, None] * whole_sum / whole_sum.norm(dim=1, keepdim=True)
-    found = update_matrix(b, lf, r, 0.5, m).read()
+    found = update_matrix(b, lf, r, 0.5, Magnitude(m)).read()
     assert torch.allclose(found.double(), expected, rtol=3e-6, atol=1e-6)
-    assert parts_of(update_matrix(b, lf, r, 0.5, m), [77, 1234]) == raw(found)
+    assert parts_of(update_matrix(b, lf, r, 0.5, Magnitude(m)), [77, 1234]) == raw(found)
 
 
 def test_parts_of_it_join_as_files_do(folder):
@@ -195,7 +195,7 @@ def test_shapes_that_do_not_fit(folder, shapes, message):
         for n, shape in enumerate(shapes)
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        update_matrix(base, left, right, 1.0, magnitude)
+        update_matrix(base, left, right, 1.0, magnitude and Magnitude(magnitude))
 
 
 def test_what_is_not_a_weight_is_refused(folder):
@@ -209,3 +209,45 @@ def test_an_empty_matrix_stays_empty(folder):
     base = lazy(folder, "base", torch.zeros(0, 3))
     factors = lazy(folder, "l", torch.zeros(0, 1)), lazy(folder, "r", torch.zeros(1, 3))
     assert update_matrix(base, *factors, 1.0).read().shape == (0, 3)
+
+
+def test_magnitudes_of_columns_by_hand(folder):
+    base = lazy(folder, "base", torch.tensor([[1.0, 0.0], [4.0, 7.0]]))
+    left = lazy(folder, "left", torch.tensor([[1.0], [0.0]]))
+    right = lazy(folder, "right", torch.tensor([[1.0, 3.0]]))
+    magnitude = lazy(folder, "magnitude", torch.tensor([10.0, 1.0]))
+    # the sum: [[3, 6], [4, 7]], its columns of lengths 5 and sqrt(85)
+    found = update_matrix(base, left, right, 2.0, Magnitude(magnitude, True)).read()
+    assert found[:, 0].tolist() == [6.0, 8.0]
+    assert found[:, 1].tolist() == pytest.approx([6 / 85**0.5, 7 / 85**0.5], rel=1e-6)
+
+
+def test_columns_have_their_lengths_however_it_is_cut(folder, monkeypatch):
+    base, left, right = random(50, 7), random(50, 3), random(3, 7, seed=1)
+    wanted = random(7, seed=2).abs() + 0.5
+    found = update_matrix(
+        *(lazy(folder, n, t) for n, t in (("base", base), ("left", left), ("right", right))),
+        0.5, Magnitude(lazy(folder, "magnitude", wanted), True),
+    )  # fmt: skip
+    exact = base.double() + 0.5 * (left.double() @ right.double())
+    exact *= wanted.double() / exact.norm(dim=0)
+    assert torch.allclose(found.read().double(), exact, rtol=1e-6, atol=1e-7)
+    monkeypatch.setattr(lowrank, "TILE", 21)
+    once = found.read()
+    assert torch.allclose(once.double(), exact, rtol=1e-6, atol=1e-7)
+    assert parts_of(found, [3, 40, 41, 200]) == raw(once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_vector_is_updated_too(folder, dtype):
+    base, update = whole(9, dtype=dtype), whole(9, seed=1)
+    found = update_vector(lazy(folder, "base", base), lazy(folder, "update", update), 0.25)
+    assert found.shape == (9,)
+    assert same(found.read(), (base.float() + 0.25 * update).to(dtype))
+    assert same(found.narrow(0, 3, 4).read(), (base.float() + 0.25 * update).to(dtype)[3:7])
+
+
+def test_a_vector_of_another_length_is_refused(folder):
+    base, update = (lazy(folder, str(size), torch.zeros(size)) for size in (4, 3))
+    with pytest.raises(ValueError, match=re.escape("an update of shape [3] for one of [4]")):
+        update_vector(base, update, 1.0)

@@ -1,21 +1,23 @@
-"""LoRA adapters into the weights that they update, and into the files that peft loads.
+"""LoRA adapters into the weights that they update.
 
 The update of a weight [out, in] is ``scale * B @ A``; of an embedding [num, dim], and of the
-[in, out] weights of transformers' ``Conv1D`` (GPT-2), it is that transposed.
+[in, out] weights of transformers' ``Conv1D`` (GPT-2), it is that transposed; of the kernels of a
+convolution it is that of the matrix [out, in * kernel]; of a stack of matrices each has its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.families.table import find_family
-from ckpt_tool.mapping.lora.names import Adapters, Module
+from ckpt_tool.mapping.lora.adapters import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
-from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.lowrank import update_matrix
+from ckpt_tool.mapping.lora.tokens import put_rows
+from ckpt_tool.tensors.columns import take_columns
+from ckpt_tool.tensors.lazy import LazyTensor, stack
+from ckpt_tool.tensors.lowrank import Magnitude, update_matrix, update_vector
 
 Tensors = dict[str, LazyTensor]
 
@@ -26,23 +28,25 @@ def fuse_adapters(
     """``base`` with the updates of ``adapters`` in it, and what was trained whole in its place.
 
     ``family``: the model type, empty where it is unknown. MappingError lists adapters without a
-    base weight, and those whose shapes or ranks are not what was said.
+    base weight, and those whose shapes, ranks or rows are not what was said.
     """
     result, faults = dict(base), list(find_rank_faults(adapters, settings))
-    transposed = _find_transposed(base, adapters, settings, family)
+    transposed = find_transposed(base, adapters, settings, family)
     for module in adapters.modules.values():
-        weight = base.get(module.weight)
-        if weight is None:
-            faults.append(f"{module.name}: the model has no {module.weight}")
-            continue
+        scale = settings.scale(module.key, module.rank)
         try:
-            result[module.weight] = _update(weight, module, settings, module.name in transposed)
+            weight = _find(base, module.weight)
+            result[module.weight] = _update(weight, module, scale, module.name in transposed)
+            if module.bias is not None:
+                name = f"{module.name}.bias"
+                result[name] = update_vector(_find(base, name), module.bias, scale)
         except ValueError as error:
-            faults.append(f"{module.name}: {error}")
+            faults.append(f"{module.weight}: {error}")
+    embeddings, unfit = put_rows(base, adapters, settings)
+    result |= embeddings
+    faults += unfit
     for name, tensor in adapters.trained_whole().items():
-        if name in base and base[name].shape != tensor.shape:
-            expected = f"{list(tensor.shape)}, expected {list(base[name].shape)}"
-            faults.append(f"{name}: trained whole with shape {expected}")
+        faults += _find_whole_faults(name, tensor, base, adapters)
         result[name] = tensor
     if faults:
         raise MappingError(
@@ -54,94 +58,86 @@ def fuse_adapters(
 def find_rank_faults(adapters: Adapters, settings: Settings) -> Iterator[str]:
     """Modules whose rank is not the one that the settings say."""
     for module in adapters.modules.values():
-        expected = settings.expected_rank(module.name)
+        expected = settings.expected_rank(module.key)
         if expected not in (None, module.rank):
-            yield f"{module.name}: rank {module.rank} by its shapes, {expected} by its settings"
+            yield f"{module.key}: rank {module.rank} by its shapes, {expected} by its settings"
 
 
-def name_for_peft(adapters: Adapters) -> Tensors:
-    """The adapters by the names that they have in ``adapter_model.safetensors``."""
-    found: Tensors = {}
-    for module in adapters.modules.values():
-        stem = f"base_model.model.{module.name}"
-        kind, end = ("lora_embedding_", "") if module.is_embedding else ("lora_", ".weight")
-        found[f"{stem}.{kind}A{end}"] = module.a
-        found[f"{stem}.{kind}B{end}"] = module.b
-        if module.magnitude is not None:
-            found[f"{stem}.lora_magnitude_vector"] = module.magnitude
-    whole = adapters.trained_whole().items()
-    return found | {f"base_model.model.{name}": tensor for name, tensor in whole}
-
-
-def make_peft_config(
-    adapters: Adapters, settings: Settings, family: str, task_type: str | None
-) -> dict[str, Any]:
-    """``adapter_config.json``: the checkpoint's own, else what the tensors and settings say.
-
-    Biases that were trained along are in the base model, and so is what an initialisation such as
-    PiSSA took out of it: neither must happen again when the adapter is loaded.
-    """
-    rank = settings.rank or adapters.rank or 8
-    others = {m.name: m.rank for m in adapters.modules.values() if m.rank != rank}
-    made = {
-        "peft_type": "LORA",
-        "task_type": settings.task_type or task_type,
-        "base_model_name_or_path": None,
-        "r": rank,
-        "rank_pattern": others,
-        "alpha_pattern": {},
-        "target_modules": _choose_targets(adapters),
-        "modules_to_save": sorted(adapters.saved) or None,
-        "use_dora": any(module.magnitude is not None for module in adapters.modules.values()),
-        "use_rslora": False,
-        "fan_in_fan_out": bool(_find_transposed(adapters.base, adapters, settings, family)),
-        "lora_dropout": 0.0,
-    }
-    fixed = {
-        "lora_alpha": int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
-        "bias": "none",
-        "init_lora_weights": True,
-        "inference_mode": True,
-    }
-    return made | settings.config | fixed
-
-
-def _update(weight: LazyTensor, module: Module, settings: Settings, transposed: bool) -> LazyTensor:
-    scale = settings.scale(module.name, module.rank)
-    if not (module.is_embedding or transposed):
-        return update_matrix(weight, module.b, module.a, scale, module.magnitude)
-    if module.magnitude is not None:
-        kind = "an embedding" if module.is_embedding else "a weight that is [in, out]"
-        raise ValueError(f"DoRA of {kind} is not supported; let peft merge it")
-    return update_matrix(weight, module.a.transpose(0, 1), module.b.transpose(0, 1), scale)
-
-
-def _find_transposed(
+def find_transposed(
     base: Mapping[str, LazyTensor], adapters: Adapters, settings: Settings, family: str
 ) -> set[str]:
     """Modules whose weights are [in, out]: their shapes tell, but for square ones."""
-    linear = [m for m in adapters.modules.values() if not m.is_embedding and m.weight in base]
-    shapes = {m.name: (m.b.shape[0], m.a.shape[1]) for m in linear}
-    square = {name for name, (out, into) in shapes.items() if out == into}
+    linear = [m for m in adapters.modules.values() if not m.is_embedding and _is_matrix(m, base)]
+    square = {m.name for m in linear if m.shape[0] == m.shape[1]}
     found = {
         module.name
         for module in linear
-        if module.name not in square and base[module.weight].shape == shapes[module.name][::-1]
+        if module.name not in square and base[module.weight].shape == module.shape[::-1]
     }
     if found or settings.fan_in_fan_out or find_family(family).conv1d:
         found |= square
     return found
 
 
-def _choose_targets(adapters: Adapters) -> list[str]:
-    """``target_modules`` that select the adapted ones and no others.
+def _is_matrix(module: Module, base: Mapping[str, LazyTensor]) -> bool:
+    return module.weight in base and len(base[module.weight].shape) == 2
 
-    The last part of a name, where all modules of the model that end so are adapted; else all of it.
-    """
-    chosen = set()
-    known = {name.removesuffix(".weight") for name in adapters.base if name.endswith(".weight")}
-    for name in adapters.modules:
-        last = name.rpartition(".")[2]
-        alike = {other for other in known if other.rpartition(".")[2] == last}
-        chosen.add(last if alike and alike <= adapters.modules.keys() else name)
-    return sorted(chosen)
+
+def _find(base: Mapping[str, LazyTensor], name: str) -> LazyTensor:
+    if name not in base:
+        raise ValueError(f"the model has no {name}")
+    return base[name]
+
+
+def _update(weight: LazyTensor, module: Module, scale: float, transposed: bool) -> LazyTensor:
+    """The weight with its update, whatever kind of a layer it is of."""
+    if len(module.a.shape) > 2:
+        return _update_kernels(weight, module, scale)
+    if len(weight.shape) == 3:
+        return _update_stack(weight, module, scale)
+    if not (module.is_embedding or transposed):
+        return update_matrix(weight, module.b, module.a, scale, _magnitude(module))
+    left, right = module.a.transpose(0, 1), module.b.transpose(0, 1)
+    return update_matrix(weight, left, right, scale, _magnitude(module, of_columns=True))
+
+
+def _magnitude(module: Module, *, of_columns: bool = False) -> Magnitude | None:
+    """One length for each of the features that come out."""
+    return None if module.magnitude is None else Magnitude(module.magnitude.flatten(), of_columns)
+
+
+def _update_kernels(weight: LazyTensor, module: Module, scale: float) -> LazyTensor:
+    matrix, left, right = (t.flatten(1) for t in (weight, module.b, module.a))
+    updated = update_matrix(matrix, left, right, scale, _magnitude(module))
+    return updated.unflatten(1, weight.shape[1:])
+
+
+def _update_stack(weight: LazyTensor, module: Module, scale: float) -> LazyTensor:
+    """Each of a stack of matrices with its own rows of A, and its own columns of B."""
+    return stack(
+        [
+            _update_expert(weight.select(0, number), module, number, scale)
+            for number in range(weight.shape[0])
+        ]
+    )
+
+
+def _update_expert(matrix: LazyTensor, module: Module, number: int, scale: float) -> LazyTensor:
+    a = module.a.narrow(0, number * module.rank, module.rank)
+    b = take_columns(module.b, number, module.experts)
+    if not module.turned:
+        return update_matrix(matrix, b, a, scale)
+    return update_matrix(matrix, a.transpose(0, 1), b.transpose(0, 1), scale)
+
+
+def _find_whole_faults(
+    name: str, tensor: LazyTensor, base: Mapping[str, LazyTensor], adapters: Adapters
+) -> Iterator[str]:
+    """What cannot take a parameter's place: of an embedding that was resized, rows may differ."""
+    if name not in base:
+        if name in adapters.beside:
+            yield f"{name}: saved beside the adapters, and the model has no such parameter"
+        return
+    there, resized = base[name].shape, name in adapters.beside and len(tensor.shape) > 1
+    if tensor.shape != there and not (resized and tensor.shape[1:] == there[1:]):
+        yield f"{name}: trained whole with shape {list(tensor.shape)}, expected {list(there)}"

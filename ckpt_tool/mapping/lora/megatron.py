@@ -17,7 +17,7 @@ from typing import TypeVar
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.lora.names import Adapters, Module
+from ckpt_tool.mapping.lora.adapters import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
 from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
@@ -115,13 +115,14 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
     modules = {}
     for name, parts in found.items():
         matrix = parts[0].region.computed
-        if not isinstance(matrix, LowRank) or not _are_whole_rows(parts, matrix):
+        right = matrix.right if isinstance(matrix, LowRank) else None
+        if not isinstance(matrix, LowRank) or right is None or not _are_whole_rows(parts, matrix):
             faults.append(name)
             continue
         size = matrix.shape[1] * matrix.dtype.itemsize
         rows = [matrix.left.narrow(0, c.region.offset // size, c.box.sizes[0]) for c in parts]
         module = name.removesuffix(".weight")
-        modules[module] = Module(module, matrix.right, cat(rows, 0))
+        modules[module] = Module(module, right, cat(rows, 0), wrapper=module)
     if faults:
         raise MappingError(
             f"{count_noun(len(faults), 'weight')} whose adapters peft has no module for",

@@ -2,94 +2,57 @@
 
 As peft holds a model in memory (``peft.tuners.lora``): below ``base_model.model.`` lie the
 parameters of the model. An adapted module ``M`` has ``M.base_layer.weight`` and
-``M.lora_A.<adapter>.weight`` [r, in], ``M.lora_B.<adapter>.weight`` [out, r]; an embedding
-``M.lora_embedding_A.<adapter>`` [r, num], ``M.lora_embedding_B.<adapter>`` [dim, r]; DoRA adds
-``M.lora_magnitude_vector.<adapter>.weight`` [out]. A module that was trained whole has
-``M.original_module.*`` and ``M.modules_to_save.<adapter>.*``. Files of adapters leave the
-adapter's name out.
+``M.lora_A.<adapter>.weight`` [r, in], ``M.lora_B.<adapter>.weight`` [out, r], with ``lora_bias``
+``M.lora_B.<adapter>.bias`` [out]; an embedding ``M.lora_embedding_A.<adapter>`` [r, num],
+``M.lora_embedding_B.<adapter>`` [dim, r]; DoRA adds ``M.lora_magnitude_vector.<adapter>.weight``
+[out]. Where parameters of M are adapted (``target_parameters``), each is wrapped once more: the
+first one's factors are ``M.base_layer.lora_A``, the second's ``M.lora_A``, the parameters
+themselves ``M.base_layer.base_layer.<parameter>``. A module that was trained whole has
+``M.original_module.*`` and ``M.modules_to_save.<adapter>.*``; an embedding of which rows were
+trained ``M.token_adapter.base_layer.weight`` and [n, dim]
+``M.token_adapter.trainable_tokens_delta.<adapter>``. Files of adapters leave that name out.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.hub.names import unwrap_name
+from ckpt_tool.mapping.lora.adapters import Adapters, Module
 from ckpt_tool.tensors.lazy import LazyTensor
 
 _PREFIX = re.compile(r"^(pretrained_model\.)?base_model\.model\.")
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
-_EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?")
-_MAGNITUDE = re.compile(
-    r"(?P<module>.+)\.lora_(?P<part>magnitude_vector)(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?"
-)
+_ADAPTER = r"(?:\.(?P<adapter>[^.]+))?"
+#: What an adapter has, and the part that it is.
+_PARTS = {
+    "A": re.compile(rf"(?P<module>.+)\.lora_A{_ADAPTER}\.weight"),
+    "B": re.compile(rf"(?P<module>.+)\.lora_B{_ADAPTER}\.weight"),
+    "bias": re.compile(rf"(?P<module>.+)\.lora_B{_ADAPTER}\.bias"),
+    "embedding_A": re.compile(rf"(?P<module>.+)\.lora_embedding_A{_ADAPTER}"),
+    "embedding_B": re.compile(rf"(?P<module>.+)\.lora_embedding_B{_ADAPTER}"),
+    "magnitude": re.compile(
+        r"(?P<module>.+)\.lora_magnitude_vector(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?"
+    ),
+    "tokens": re.compile(rf"(?P<module>.+)\.token_adapter\.trainable_tokens_delta{_ADAPTER}"),
+}
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<parameter>.+)")
-_UNWRAPPED = re.compile(r"\.(base_layer|original_module)\.(?!.*\.(base_layer|original_module)\.)")
+#: What peft puts around a module, below which its own parameters lie.
+_WRAPPED = re.compile(r"(?:\.token_adapter)?\.base_layer(?=\.)|\.original_module(?=\.)")
 #: What LoRA adds, and what peft puts around a module.
 _ADAPTED = re.compile(
-    r"\.(lora_(embedding_)?[AB]|lora_magnitude_vector|base_layer|original_module|modules_to_save)"
-    r"(\.|$)"
+    r"\.(lora_(embedding_)?[AB]|lora_magnitude_vector|base_layer|original_module|modules_to_save"
+    r"|token_adapter)(\.|$)"
 )
 #: What other methods of peft, and other uses of LoRA, have in their names.
 _FOREIGN = re.compile(
-    r"\.(base_layer|original_module|modules_to_save|token_adapter)\."
+    r"\.(modules_to_save|token_adapter)\."
     r"|\.(lora|ia3|vera|hada|lokr|oft|boft|randlora|hira|road|trainable_tokens|prompt_encoder)_?\w*\b"
 )
-
-
-@dataclass(frozen=True)
-class Module:
-    """A module with a low-rank update: A [r, in] and B [out, r].
-
-    Of an embedding, "in" are the tokens and "out" the features. ``magnitude`` [out] with DoRA.
-    """
-
-    name: str
-    a: LazyTensor
-    b: LazyTensor
-    magnitude: LazyTensor | None = None
-    is_embedding: bool = False
-
-    @property
-    def rank(self) -> int:
-        """r, by the factors' shapes."""
-        return self.a.shape[0]
-
-    @property
-    def weight(self) -> str:
-        """The name of the weight that it updates."""
-        return f"{self.name}.weight"
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """``base``: the model without its adapters, by the names it has without them.
-
-    ``modules`` by name. ``saved``: parameters trained in place of those of the same names, by
-    module and the name below it.
-    """
-
-    base: dict[str, LazyTensor]
-    modules: dict[str, Module]
-    saved: dict[str, dict[str, LazyTensor]]
-
-    @property
-    def rank(self) -> int:
-        """R of most modules; 0 where there is none."""
-        ranks = Counter(module.rank for module in self.modules.values())
-        return ranks.most_common(1)[0][0] if ranks else 0
-
-    def trained_whole(self) -> dict[str, LazyTensor]:
-        """Parameters of ``saved`` by their full names."""
-        return {
-            f"{module}.{name}": tensor
-            for module, found in self.saved.items()
-            for name, tensor in found.items()
-        }
+_EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 def has_adapters(names: Iterable[str]) -> bool:
@@ -134,23 +97,19 @@ class _Sorter:
     """Names as they are sorted."""
 
     base: dict[str, LazyTensor] = field(default_factory=dict)
-    factors: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    parts: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     saved: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
-    embeddings: set[str] = field(default_factory=set)
+    tokens: dict[str, LazyTensor] = field(default_factory=dict)
     adapters: set[str] = field(default_factory=set)
     bare: dict[str, str] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
 
     def put(self, name: str, tensor: LazyTensor) -> None:
-        for pattern in (_FACTOR, _EMBEDDING, _MAGNITUDE):
+        for part, pattern in _PARTS.items():
             matched = pattern.fullmatch(name)
             if matched is not None:
-                self._note(matched)
-                if pattern is _EMBEDDING:
-                    self.embeddings.add(matched["module"])
-                parts = self.factors.setdefault(matched["module"], {})
-                self._add(parts, matched["part"], name, tensor)
+                self._put_part(part, matched, tensor)
                 return
         matched = _SAVED.fullmatch(name)
         if matched is not None:
@@ -158,46 +117,55 @@ class _Sorter:
             module = self.saved.setdefault(matched["module"], {})
             self._add(module, matched["parameter"], name, tensor)
             return
-        plain = _UNWRAPPED.sub(".", name)
+        plain = _WRAPPED.sub("", name)
         if _FOREIGN.search(plain):
             self.foreign.append(name)
-        wrapped = _UNWRAPPED.search(name)
-        if wrapped is not None:
-            self.bare[name[: wrapped.start()]] = wrapped[1]
+        for wrapped in _WRAPPED.finditer(name):
+            self.bare[name[: wrapped.start()]] = wrapped[0].rpartition(".")[2]
         self._add(self.base, plain, name, tensor)
 
+    def _put_part(self, part: str, matched: re.Match[str], tensor: LazyTensor) -> None:
+        self._note(matched)
+        module = matched["module"]
+        if part == "tokens":
+            self._add(self.tokens, module, matched[0], tensor)
+        else:
+            self._add(self.parts.setdefault(module, {}), part, matched[0], tensor)
+
     def sorted(self) -> Adapters:
+        self._refuse_foreign()
+        faults = [
+            fault for name, parts in self.parts.items() for fault in _find_faults(name, parts)
+        ]
+        faults += [
+            f"{module}: {kind} without what was trained beside it"
+            for module, kind in self.bare.items()
+            if module not in self.parts and module not in self.saved and module not in self.tokens
+        ]
+        if faults:
+            raise MappingError(f"{count_noun(len(faults), 'problem')} in the LoRA adapters", faults)
+        modules = {name: _make_module(name, parts) for name, parts in self.parts.items()}
+        found = Adapters(self.base, modules, self.saved, self.tokens)
+        if not _is_alone(found):
+            return found
+        return Adapters({}, modules, self.saved, self.tokens, self.base)
+
+    def _refuse_foreign(self) -> None:
         if self.twice:
             raise MappingError(f"{count_noun(len(self.twice), 'name')} twice", self.twice)
         if self.foreign:
             raise MappingError(
                 f"{count_noun(len(self.foreign), 'tensor')} of adapters that are not supported",
                 self.foreign,
-                hint="Supported is LoRA (rsLoRA, DoRA) of linear layers and embeddings, with"
-                " modules_to_save. Let peft merge the others: merge_and_unload.",
+                hint="Supported is LoRA (rsLoRA, DoRA) of linear layers, embeddings, convolutions"
+                " and parameters of experts, with modules_to_save, trainable_token_indices and"
+                " biases. Let peft merge the others: merge_and_unload.",
             )
         if len(self.adapters) > 1:
             raise MappingError(
                 f"{len(self.adapters)} adapters in one checkpoint, expected one",
                 sorted(self.adapters),
             )
-        faults = [
-            fault for name, parts in self.factors.items() for fault in self._faults(name, parts)
-        ]
-        faults += [
-            f"{module}: {kind} without what was trained beside it"
-            for module, kind in self.bare.items()
-            if module not in self.factors and module not in self.saved
-        ]
-        if faults:
-            raise MappingError(f"{count_noun(len(faults), 'problem')} in the LoRA adapters", faults)
-        return Adapters(self.base, {name: self._module(name) for name in self.factors}, self.saved)
-
-    def _module(self, name: str) -> Module:
-        parts = self.factors[name]
-        return Module(
-            name, parts["A"], parts["B"], parts.get("magnitude_vector"), name in self.embeddings
-        )
 
     def _note(self, matched: re.Match[str]) -> None:
         if matched["adapter"]:
@@ -208,13 +176,51 @@ class _Sorter:
             self.twice.append(name)
         there[key] = tensor
 
-    def _faults(self, name: str, parts: Mapping[str, LazyTensor]) -> Iterable[str]:
-        missing = [part for part in "AB" if part not in parts]
-        if missing:
-            yield f"{name}: lora_{next(iter(parts))} without lora_{missing[0]}"
-            return
-        a, b = parts["A"].shape, parts["B"].shape
-        if len(a) != 2 or len(b) != 2:
-            yield f"{name}: factors of shapes {list(a)} and {list(b)}: of a convolution?"
-        elif a[0] != b[1]:
-            yield f"{name}: factors of shapes {list(a)} and {list(b)}, which have no common rank"
+
+def _make_module(wrapper: str, parts: Mapping[str, LazyTensor]) -> Module:
+    a, b = _factors(parts)
+    return Module(
+        name=wrapper.replace(".base_layer", ""),
+        a=parts[a],
+        b=parts[b],
+        magnitude=parts.get("magnitude"),
+        bias=parts.get("bias"),
+        is_embedding=a == "embedding_A",
+        wrapper=wrapper,
+    )
+
+
+def _factors(parts: Mapping[str, LazyTensor]) -> tuple[str, str]:
+    if any(part.startswith("embedding") for part in parts):
+        return "embedding_A", "embedding_B"
+    return "A", "B"
+
+
+def _find_faults(name: str, parts: Mapping[str, LazyTensor]) -> Iterable[str]:
+    wanted = _factors(parts)
+    missing = [part for part in wanted if part not in parts]
+    if missing:
+        yield f"{name}: lora_{next(iter(parts))} without lora_{missing[0]}"
+        return
+    a, b = (parts[part].shape for part in wanted)
+    said = f"{name}: factors of shapes {list(a)} and {list(b)}"
+    if len(a) < 2 or len(a) != len(b):
+        yield f"{said}, expected as many dimensions, at least two"
+    elif a[0] != b[1]:
+        yield f"{said}, which have no common rank"
+    elif b[2:] != (1,) * len(b[2:]):
+        yield f"{said}, expected B of a convolution to have a kernel of one element"
+
+
+def _is_alone(found: Adapters) -> bool:
+    """Whether there is no model: only what is saved beside adapters, biases and embeddings."""
+    embeddings = {module.name for module in found.modules.values() if module.is_embedding}
+    embeddings |= found.tokens.keys()
+
+    def may_be_beside(name: str) -> bool:
+        module, _, parameter = name.rpartition(".")
+        last = module.rpartition(".")[2]
+        return parameter == "bias" or module in embeddings or last in _EMBEDDINGS
+
+    anything = found.modules or found.saved or found.tokens
+    return bool(anything) and all(map(may_be_beside, found.base))

@@ -42,7 +42,8 @@ class LoraNote:
     """What was done with adapters: said with the result, in JSON and in the manifest.
 
     ``rank``: of most modules. ``trained_whole``: modules with weights of their own
-    (``modules_to_save``). ``adapter``: the folder with them below OUT, None where there is none.
+    (``modules_to_save``), and what was saved beside adapters. ``num_tokens``: rows of embeddings
+    that were trained. ``adapter``: the folder with them below OUT, None where there is none.
     """
 
     mode: str
@@ -51,6 +52,7 @@ class LoraNote:
     alpha: float
     source: str
     trained_whole: list[str] = field(default_factory=list)
+    num_tokens: int = 0
     adapter: str | None = None
 
 

@@ -14,16 +14,16 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.memory import to_memory
 from ckpt_tool.mapping.hub.names import rename_for_hub
-from ckpt_tool.mapping.lora.fuse import (
-    find_rank_faults,
-    fuse_adapters,
-    make_peft_config,
-    name_for_peft,
-)
-from ckpt_tool.mapping.lora.names import Adapters, has_adapters, take_apart
+from ckpt_tool.mapping.lora.adapters import Adapters
+from ckpt_tool.mapping.lora.fuse import find_rank_faults, fuse_adapters
+from ckpt_tool.mapping.lora.names import has_adapters, take_apart
 from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote, LoraOptions
+from ckpt_tool.mapping.lora.parameters import settle_parameters
+from ckpt_tool.mapping.lora.peft_files import make_peft_config, name_for_peft
 from ckpt_tool.mapping.lora.settings import Settings, read_settings
+from ckpt_tool.mapping.lora.tokens import list_rows
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: Where in a model's folder its adapters lie: as verl has them, and where transformers does not
@@ -58,9 +58,10 @@ def resolve_adapters(
         return _resolve_alone(replace(model, tensors={}), base, adapters, options, place)
     refuse_base(options)
     model = replace(model, tensors=adapters.base)
-    if not adapters.modules and not adapters.saved:  # a PeftModel of no adapters
+    if not (adapters.modules or adapters.saved or adapters.tokens):  # a PeftModel of no adapters
         return model
     settings = read_settings(place.folders, options.alpha)
+    adapters = settle_parameters(adapters, adapters.base, settings)
     return _apply(model, adapters, adapters, settings, options.mode or "fuse")
 
 
@@ -102,10 +103,11 @@ def make_adapter_files(
     folder: str | None, adapters: Adapters, settings: Settings, config: ModelConfig | None
 ) -> AdapterFiles:
     """What peft is given, in ``folder`` below OUT (None: where a model's adapters lie)."""
-    named = config.architecture if config is not None else ""
-    task = next((task for end, task in _TASKS.items() if named.endswith(end)), None)
+    architecture = config.architecture if config is not None else ""
+    task = next((task for end, task in _TASKS.items() if architecture.endswith(end)), None)
     made = make_peft_config(adapters, settings, _family_of(config), task)
-    return AdapterFiles(ADAPTER_FOLDER if folder is None else folder, name_for_peft(adapters), made)
+    named = name_for_peft(adapters, settings)
+    return AdapterFiles(ADAPTER_FOLDER if folder is None else folder, named, made)
 
 
 def _resolve_alone(
@@ -119,6 +121,7 @@ def _resolve_alone(
     settings = read_settings(place.folders, options.alpha)
     mode = options.mode or ("fuse" if options.base else "split")
     if mode == "split":
+        adapters = settle_parameters(adapters, {}, settings)
         _require_ranks(adapters, settings)
         files = make_adapter_files("", adapters, settings, model.config)
         return replace(model, lora=_note(mode, adapters, settings, "."), adapter=files)
@@ -127,8 +130,12 @@ def _resolve_alone(
             f"`lora.mode={mode!r}`: {place.path} holds adapters alone, without their base model",
             hint="Name the model that they were trained on with `lora.base=MODEL`.",
         )
-    model = replace(model, tensors=base.tensors, warnings=model.warnings + base.warnings)
-    return _apply(model, adapters, _rename(adapters, base.config), settings, mode)
+    named, tensors = _rename(adapters, base.config), base.tensors
+    if any(weight not in tensors for weight in _list_weights(named)):
+        named, tensors = adapters, to_memory(base.tensors, base.config)
+    named = settle_parameters(named, tensors, settings)
+    model = replace(model, tensors=tensors, warnings=model.warnings + base.warnings)
+    return _apply(model, settle_parameters(adapters, {}, settings), named, settings, mode)
 
 
 def _apply(
@@ -159,13 +166,21 @@ def _rename(adapters: Adapters, config: ModelConfig) -> Adapters:
         return rename_for_hub(f"{module}.weight", config).removesuffix(".weight")
 
     modules = {
-        name: replace(module, name=name)
-        for name, module in ((name_on_hub(m.name), m) for m in adapters.modules.values())
+        key: replace(module, name=name_on_hub(module.name))
+        for key, module in adapters.modules.items()
     }
     saved = {name_on_hub(name): found for name, found in adapters.saved.items()}
-    if len(modules) != len(adapters.modules) or len(saved) != len(adapters.saved):
-        raise MappingError("adapters of two modules that have one name on the Hub", [*modules])
-    return Adapters({}, modules, saved)
+    tokens = {name_on_hub(name): rows for name, rows in adapters.tokens.items()}
+    beside = {rename_for_hub(name, config): tensor for name, tensor in adapters.beside.items()}
+    names = {module.name for module in modules.values()}
+    if len(names) != len({module.name for module in adapters.modules.values()}):
+        raise MappingError("adapters of two modules that have one name on the Hub", sorted(names))
+    return Adapters({}, modules, saved, tokens, beside)
+
+
+def _list_weights(adapters: Adapters) -> list[str]:
+    """What of a model the adapters are about, where each is about a module's weight."""
+    return [*(module.weight for module in adapters.modules.values()), *adapters.beside]
 
 
 def _require_ranks(adapters: Adapters, settings: Settings) -> None:
@@ -213,6 +228,7 @@ def _note(mode: str, adapters: Adapters, settings: Settings, folder: str | None 
         rank=adapters.rank,
         alpha=settings.alpha,
         source=settings.source,
-        trained_whole=sorted(adapters.saved),
+        trained_whole=sorted([*adapters.saved, *adapters.beside]),
+        num_tokens=sum(rows.shape[0] for rows in list_rows(adapters, settings).values()),
         adapter=folder,
     )

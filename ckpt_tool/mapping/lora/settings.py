@@ -21,7 +21,7 @@ from ckpt_tool.mapping.config import read_json_object
 META = "lora_train_meta.json"
 CONFIG = "adapter_config.json"
 #: Options of peft with which an update is not just scale * B @ A, or not of weights alone.
-_OTHER_MATHS = ("lora_bias", "use_qalora", "alora_invocation_tokens", "layer_replication",
+_OTHER_MATHS = ("use_qalora", "alora_invocation_tokens", "layer_replication",
                 "arrow_config", "monteclora_config", "use_bdlora")  # fmt: skip
 
 
@@ -52,6 +52,45 @@ class Settings:
     def fan_in_fan_out(self) -> bool:
         """Whether weights are said to be [in, out]."""
         return bool(self.config.get("fan_in_fan_out"))
+
+    @property
+    def parameters(self) -> list[str]:
+        """What of the model's parameters was trained as such, each a name or the end of one."""
+        return list(self.config.get("target_parameters") or ())
+
+    def targets(self, parameter: str) -> bool:
+        """Whether a parameter is one of these."""
+        return any(ends_with(parameter, end) for end in self.parameters)
+
+    def token_rows(self, module: str) -> list[int] | None:
+        """The rows of an embedding that were trained; None where nothing says it.
+
+        A head that is tied to an embedding has its rows.
+        """
+        said = self.config.get("trainable_token_indices")
+        if not isinstance(said, dict):
+            return list(said) if said else None
+        found = [rows for end, rows in said.items() if ends_with(module, end)]
+        if not found and len(said) == 1:
+            found = list(said.values())
+        return list(found[0]) if found else None
+
+    def names_rows(self, module: str, is_head: bool) -> bool:
+        """Whether rows of ``module`` itself are meant, which without a name are an embedding's."""
+        said = self.config.get("trainable_token_indices")
+        if isinstance(said, dict):
+            return any(ends_with(module, end) for end in said)
+        return not is_head
+
+    def is_before(self, major: int, minor: int) -> bool | None:
+        """Whether an older release of peft wrote this; None where nothing says which did.
+
+        0.18 is the first to say so itself.
+        """
+        if not self.config:
+            return None
+        numbers = re.findall(r"\d+", str(self.config.get("peft_version") or "0.17"))
+        return tuple(map(int, numbers[:2])) < (major, minor)
 
 
 def read_settings(folders: Sequence[Path], alpha: float | None) -> Settings:
@@ -115,10 +154,16 @@ def _refuse_other_methods(config: Mapping[str, Any], path: Path | None) -> None:
         )
     for name in ("rank_pattern", "alpha_pattern"):
         for pattern in config.get(name) or ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise FormatError(f"{path}: {name}: {pattern!r} ({error})") from error
+            _check_pattern(f"{path}: {name}", pattern)
+    if isinstance(config.get("target_modules"), str):
+        _check_pattern(f"{path}: target_modules", config["target_modules"])
+
+
+def _check_pattern(where: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise FormatError(f"{where}: {pattern!r} ({error})") from error
 
 
 def _match(patterns: object, module: str, default: Any) -> Any:
@@ -126,6 +171,11 @@ def _match(patterns: object, module: str, default: Any) -> Any:
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
+
+
+def ends_with(name: str, end: str) -> bool:
+    """Whether a dotted name is ``end``, or ends with its parts."""
+    return f".{name}".endswith(f".{end}")
 
 
 def _is_number(value: object) -> bool:

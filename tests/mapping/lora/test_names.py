@@ -58,6 +58,49 @@ def test_embeddings_and_what_was_trained_whole():
     assert list(found.trained_whole()) == ["score.weight"]
 
 
+def test_parameters_are_wrapped_one_around_the_other():
+    inner = {f"e.base_layer.{name[2:]}": shape for name, shape in FACTORS.items()}
+    outer = {f"e.{name[2:]}": shape for name, shape in FACTORS.items()}
+    found = parts({"e.base_layer.base_layer.up": (3, 6, 4)} | inner | outer | {"norm.weight": (4,)})
+    assert set(found.base) == {"e.up", "norm.weight"}
+    assert {key: module.name for key, module in found.modules.items()} == {
+        "e.base_layer": "e",
+        "e": "e",
+    }
+
+
+def test_rows_of_embeddings_and_biases_of_factors():
+    found = parts(
+        FACTORS
+        | {
+            "q.lora_B.default.bias": (6,),
+            "e.token_adapter.base_layer.weight": (9, 4),
+            "e.token_adapter.trainable_tokens_delta.default": (2, 4),
+            "norm.weight": (4,),
+        }
+    )
+    assert set(found.base) == {"e.weight", "norm.weight"}
+    assert found.tokens["e"].shape == (2, 4)
+    assert found.modules["q"].bias is not None
+    assert found.modules["q"].bias.shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "alone"),
+    [
+        ({}, True),
+        ({"q.base_layer.bias": (6,), "k.bias": (6,)}, True),
+        ({"model.embed_tokens.weight": (9, 4), "lm_head.weight": (9, 4)}, True),
+        ({"q.base_layer.bias": (6,), "norm.weight": (4,)}, False),
+        ({"q.base_layer.weight": (6, 4)}, False),
+    ],
+)
+def test_what_is_saved_beside_adapters_is_no_model(shapes, alone):
+    found = parts(FACTORS | shapes)
+    assert (found.base == {}) == alone
+    assert set(found.beside) == ({n.replace(".base_layer", "") for n in shapes} if alone else set())
+
+
 def test_a_value_head_around_an_adapted_model_keeps_its_prefix():
     found = parts({"pretrained_model.base_model.model.norm.weight": (4,), "v_head.x": (1,)})
     assert set(found.base) == {"pretrained_model.norm.weight", "v_head.x"}
@@ -69,11 +112,16 @@ def test_a_value_head_around_an_adapted_model_keeps_its_prefix():
         ({"q.lora_A.default.weight": (2, 4)}, "q: lora_A without lora_B"),
         ({"q.lora_B.default.weight": (2, 4)}, "q: lora_B without lora_A"),
         (FACTORS | {"q.lora_B.default.weight": (6, 3)}, "q: factors of shapes [2, 4] and [6, 3]"),
-        (FACTORS | {"q.lora_A.default.weight": (2, 4, 1)}, "of a convolution?"),
+        (FACTORS | {"q.lora_A.default.weight": (2, 4, 1)}, "expected as many dimensions"),
+        (
+            {"q.lora_A.default.weight": (2, 4, 3), "q.lora_B.default.weight": (6, 2, 3)},
+            "B of a convolution to have a kernel of one element",
+        ),
         (FACTORS | {"k.lora_A.other.weight": (2, 4)}, "other"),
-        (FACTORS | {"q.lora_B.default.bias": (6,)}, "q.lora_B.default.bias"),
-        (FACTORS | {"e.token_adapter.trainable_tokens_delta.default": (1, 4)}, "e.token_adapter"),
-        (FACTORS | {"q.base_layer.base_layer.weight": (6, 4)}, "q.base_layer.base_layer.weight"),
+        (FACTORS | {"q.lora_A.default.bias": (2,)}, "q.lora_A.default.bias"),
+        (FACTORS | {"e.token_adapter.base_layer.weight": (9, 4)}, "e: base_layer without"),
+        (FACTORS | {"e.token_adapter.other": (9, 4)}, "e.token_adapter.other"),
+        (FACTORS | {"q.base_layer.base_layer.weight": (6, 4)}, "q.base_layer: base_layer without"),
         (FACTORS | {"k.ia3_l.default": (1, 4)}, "k.ia3_l.default"),
         (FACTORS | {"k.vera_lambda_b.default": (4,)}, "k.vera_lambda_b.default"),
         ({"q.base_layer.weight": (6, 4)}, "q: base_layer without"),

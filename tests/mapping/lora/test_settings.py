@@ -54,7 +54,7 @@ def test_alpha_0_is_what_a_merger_wrote_that_did_not_know_it(tmp_path):
         ({"meta": {"lora_alpha": 8}}, 9.0, "alpha is 8 by .*, 9 by `lora.alpha`"),
         ({"meta": {"lora_alpha": 8}, "adapter": {"lora_alpha": 9}}, None, "alpha is 8 by .*, 9 by"),
         ({"adapter": {"peft_type": "VERA"}}, 1.0, "adapters of VERA, expected LORA"),
-        ({"adapter": {"lora_alpha": 1, "lora_bias": True}}, None, "LoRA with lora_bias"),
+        ({"adapter": {"lora_alpha": 1, "use_qalora": True}}, None, "LoRA with use_qalora"),
         ({"adapter": {"alora_invocation_tokens": [1]}}, 1.0, "alora_invocation_tokens"),
     ],
 )
