@@ -104,6 +104,8 @@ _LORA_CASES = (
     Case("lora_dora_w2", "qwen2+dora", "fsdp2", (2,), lora=_META),
     Case("lora_gpt2_w2", "gpt2+lora", "fsdp2", (2,), lora=_META),
     Case("lora_critic_w2", "qwen2_critic+lora", "fsdp2", (2,), lora=_META),
+    Case("lora_experts_w2", "qwen3_moe+experts", "fsdp2", (2,), lora=_ADAPTER),
+    Case("lora_tokens_w2", "qwen2_tied+tokens", "fsdp2", (2,), lora=_ADAPTER),
     Case("lora_unknown_w1", "qwen2+lora", "fsdp2", (1,), lora=""),
     Case("lora_alone_w2", "qwen2+lora", "fsdp2", (2,), lora=_META, adapter_alone=True),
     Case("lora_alone_vlm_w2", "qwen2_vl+lora", "fsdp2", (2,), lora=_META, adapter_alone=True),

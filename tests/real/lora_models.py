@@ -57,6 +57,16 @@ MODELS: dict[str, Callable[[torch.dtype], PeftModel]] = {
         rank_pattern={"v_proj": 3, r"layers\.1\.self_attn\.q_proj": 7},
         alpha_pattern={"layers.0.mlp.down_proj": 3},
     ),
+    "qwen3_moe+experts": _adapted(
+        "qwen3_moe",
+        r=4,
+        lora_alpha=10,
+        target_modules=["q_proj"],
+        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    ),
+    "qwen2_tied+tokens": _adapted(
+        "qwen2_tied", r=4, lora_alpha=10, trainable_token_indices=[3, 90]
+    ),
     # Weights of Conv1D are [in, out], two of them square.
     "gpt2+lora": _adapted("gpt2", r=4, lora_alpha=10, target_modules=["c_attn", "c_proj", "c_fc"]),
     "qwen2_critic+lora": _adapted(
