@@ -20,6 +20,7 @@ FLAGS = {
     "lora.mode": "--lora",
     "lora.alpha": "--lora-alpha",
     "lora.base": "--base",
+    "fill_from": "--fill-from",
     "dtype": "--dtype",
     "tokenizer": "--tokenizer",
     "max_shard_size": "--max-shard-size",

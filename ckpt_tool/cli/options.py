@@ -63,6 +63,15 @@ Base = Annotated[
     Path | None,
     typer.Option(metavar="MODEL", help="The model folder of adapters that were saved alone."),
 ]
+FillFrom = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="BASE",
+        help="Take what the checkpoint lacks of its model from this model folder: a frozen tower,"
+        " layers for multi-token prediction.",
+        show_default=False,
+    ),
+]
 Prefix = Annotated[
     str,
     typer.Option(
@@ -179,6 +188,7 @@ def _every_merge(
     ] = None,
     lora_alpha: LoraAlpha = None,
     base: Base = None,
+    fill_from: FillFrom = None,
     value_model: Annotated[
         bool | None,
         typer.Option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from ckpt_tool.plans.checks.judge import Verdict
     from ckpt_tool.plans.options import Cast, LoadCheck, WriteResult
     from ckpt_tool.plans.plan import Plan
+
+
+#: A layer of the model, or the first two parts of a name.
+_WITHIN = re.compile(r"^((?:.*?\blayers\.\d+)|(?:[^.]+(?:\.[^.]+)?))\..*$")
 
 
 def report(result: WriteResult, *, as_json: bool, **more: Any) -> None:
@@ -44,6 +50,7 @@ def show_result(result: WriteResult) -> None:
         return
     console.print(_first_line(result), soft_wrap=True)
     _show_lora(console, result.lora)
+    _show_filled(console, result.filled)
     for cast in result.casts:
         console.print(_cast_line(cast))
     _show_dropped(console, result.dropped)
@@ -106,6 +113,7 @@ def show_plan(
     for note in notes:
         console.print(f"  {note}", soft_wrap=True)
     _show_lora(console, plan.lora)
+    _show_filled(console, plan.filled)
     for (source, target), count in plan.casts.items():
         console.print(f"  cast     {count_noun(count, 'tensor')} from {source} to {target}")
     _show_dropped(console, plan.dropped)
@@ -165,6 +173,7 @@ def plan_json(plan: Plan, out: Path, verdict: Verdict | None = None) -> dict[str
         "load_check": None if load_check is None else asdict(load_check),
         "warnings": list(map(spell_flags, [*plan.warnings, *warnings])),
         "lora": _lora_json(plan.lora),
+        "filled": plan.filled,
     }
 
 
@@ -189,6 +198,13 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
 
 def _lora_json(lora: LoraNote | None) -> dict[str, Any] | None:
     return None if lora is None else asdict(lora) | {"source": spell_flags(lora.source)}
+
+
+def _show_filled(console: Console, filled: list[str]) -> None:
+    """What was taken from another model, counted by layer or first parts of names."""
+    counts = Counter(_WITHIN.sub(r"\1.*", name) for name in filled)
+    for start, count in counts.items():
+        console.print(f"  fill     {start} ({count_noun(count, 'tensor')})", soft_wrap=True)
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
@@ -225,4 +241,5 @@ def make_result_json(result: WriteResult) -> dict[str, Any]:
         "load_check": asdict(result.load_check) if result.load_check is not None else None,
         "warnings": list(map(spell_flags, result.warnings)),
         "lora": _lora_json(result.lora),
+        "filled": result.filled,
     }

@@ -12,6 +12,7 @@ from ckpt_tool.cli import ui
 from ckpt_tool.cli.options import (
     AsJson,
     Base,
+    FillFrom,
     Jobs,
     LoraAlpha,
     Prefix,
@@ -64,6 +65,7 @@ def verify(
     ] = None,
     lora_alpha: LoraAlpha = None,
     base: Base = None,
+    fill_from: FillFrom = None,
     prefix: Prefix = "",
     select: Select = None,
     rename: RenameParts = None,
@@ -98,6 +100,7 @@ def verify(
         explained=shown.num_rows,
         names=NameOptions(prefix, tuple(select or ()), tuple(rename or ())),
         lora=LoraOptions(alpha=lora_alpha, base=base),
+        fill_from=fill_from,
         **settle_config(config),
     )
     if report is not None and not report.parent.is_dir():  # before the work, not after it

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.frameworks.foreign import set_aside_foreign
 from ckpt_tool.mapping.frameworks.nested import find_prefix, rename_tensors, strip_prefix
 from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
+from ckpt_tool.mapping.hub.filling import Filling, fill_known, fill_rest, make_filling
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.names import apply_family, to_hub, unwrap_names
 from ckpt_tool.mapping.hub.truth import refuse_other_part
@@ -60,13 +62,16 @@ def make_hub_model(
     where an option is for another kind of checkpoint.
     """
     checkpoint, world = source.checkpoint, team.world
-    base = _make_base(source, team)
+    base, whole = _make_whole(source.base, team), _make_whole(source.filler, team)
     request = Request(checkpoint, base, options, heads or Heads())
     way = _choose_way(checkpoint)
     start = HubModel(dict(checkpoint), config, describe_left_out(checkpoint))
     model = world.each(lambda: _take(way, start, request))
     if model.is_adapter:
+        _refuse_filling(options)
         return replace(model, tensors={}, config=None)
+    if whole is not None:
+        way = _fill_between(way, world.each(lambda: make_filling(whole, model)))
     if heads is None:
         named = world.each(lambda: _keep_heads(way.name(take_value_head(model))))
         return settle_ties(named, team, strict=False)
@@ -93,17 +98,27 @@ def _take(way: Way, start: HubModel, request: Request) -> HubModel:
     if start.config is None:
         return way.take(start, request)
     model = way.take(set_aside_foreign(start), request)
-    if model.config is not None and not model.is_adapter:
+    if model.config is not None and not model.is_adapter and request.options.fill_from is None:
         refuse_other_part(model.tensors, model.config)
     return model
 
 
-def _make_base(source: Source, team: Team) -> HubModel | None:
-    """The model that adapters alone are fused into."""
-    if source.base is None or source.base.side_files is None:
+def _make_whole(checkpoint: Checkpoint | None, team: Team) -> HubModel | None:
+    """A model folder that was named beside the checkpoint, by its names on the Hub."""
+    if checkpoint is None or checkpoint.side_files is None:
         return None
-    config = load_config(source.base.side_files)
-    return make_hub_model(Source(source.base), config, ModelOptions(), team, Heads())
+    config = load_config(checkpoint.side_files)
+    return make_hub_model(Source(checkpoint), config, ModelOptions(), team, Heads())
+
+
+def _refuse_filling(options: ModelOptions) -> None:
+    if options.fill_from is not None:
+        raise UsageError("`fill_from`: adapters alone: there is no model that lacks anything")
+
+
+def _fill_between(way: Way, filling: Filling) -> Way:
+    """The way with what is missing added: before names are changed, and when they are the Hub's."""
+    return replace(way, name=lambda model: fill_rest(way.name(fill_known(model, filling)), filling))
 
 
 def _keep_heads(model: HubModel) -> HubModel:

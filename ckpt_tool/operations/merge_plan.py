@@ -109,7 +109,7 @@ def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> HubPl
         files.append(plan_file(adapter.path(ADAPTER_NAME), adapter.tensors, "adapter"))
     beside = _find_beside(source, config, options, quantised=bool(find_quantisation(tensors)))
     return HubPlan(
-        checkpoint=source.checkpoint if model.is_adapter else source.with_base(),
+        checkpoint=source.checkpoint if model.is_adapter else source.with_others(),
         config=config,
         model=tensors,
         files=files,
@@ -117,8 +117,21 @@ def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> HubPl
         dropped=model.dropped | beside.dropped,
         warnings=[*model.warnings, *beside.warnings, *_warn_of_trl(model, files)],
         lora=model.lora,
+        filled=_list_filled(source, model),
         adapter=adapter,
         views=model.views,
+    )
+
+
+def _list_filled(source: Source, model: HubModel) -> list[str]:
+    """The tensors that are all from the model that was named for what is missing."""
+    if source.filler is None:
+        return []
+    files = {file.path for file in source.filler.files}
+    return sorted(
+        name
+        for name, tensor in model.tensors.items()
+        if tensor.chunks and all(chunk.region.path in files for chunk in tensor.chunks)
     )
 
 

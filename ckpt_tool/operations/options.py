@@ -45,13 +45,15 @@ class ModelOptions:
 
     ``config`` is a folder with config and tokenizer (None: the checkpoint's own). ``keep_names``:
     no config, names as they are in the checkpoint. ``names``: which tensors are the model, for
-    checkpoints in which that is not plain. ``lora``: what becomes of adapters.
+    checkpoints in which that is not plain. ``lora``: what becomes of adapters. ``fill_from``: a
+    model folder that has what the checkpoint lacks of its model.
     """
 
     config: str | Path | None = None
     keep_names: bool = False
     names: NameOptions = field(default_factory=NameOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
+    fill_from: str | Path | None = None
 
 
 @dataclass(frozen=True)

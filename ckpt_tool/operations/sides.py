@@ -30,6 +30,7 @@ from ckpt_tool.operations.source import (
     is_named,
     lacks_model,
     open_base,
+    open_filler,
     open_source,
 )
 from ckpt_tool.operations.tied_head import are_equal_together
@@ -74,7 +75,7 @@ def open_sides(left: Path, right: Path, options: ModelOptions, team: Team) -> tu
     is no side that it is for.
     """
     _require_fused(options)
-    named = replace(options, lora=LoraOptions())
+    named = replace(options, lora=LoraOptions(), fill_from=None)
     sources = [_open(left, named, team)]
     if is_named(sources[0].checkpoint):
         sources.append(_open(right, named, team))
@@ -138,7 +139,7 @@ def _require_fused(options: ModelOptions) -> None:
 
 def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOptions]:
     """What is said for each side; UsageError for what no side takes."""
-    plain = replace(options, names=NameOptions(), lora=LoraOptions())
+    plain = replace(options, names=NameOptions(), lora=LoraOptions(), fill_from=None)
     told = [plain for _ in sources]
     unnamed = [at for at, source in enumerate(sources) if not is_named(source.checkpoint)]
     if options.names.asked:
@@ -148,6 +149,10 @@ def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOp
                 hint="Leave out `names.prefix`, `names.select` and `names.rename`.",
             )
         told[unnamed[0]] = replace(plain, names=options.names)
+    if options.fill_from is not None:
+        if not unnamed:
+            raise UsageError("`fill_from`: both are Hugging Face models, which lack nothing")
+        told[unnamed[0]] = replace(told[unnamed[0]], fill_from=options.fill_from)
     if options.lora.asked:
         adapted = [at for at in unnamed if has_any_adapters(sources[at].checkpoint)]
         if not adapted:
@@ -173,7 +178,7 @@ def has_any_adapters(names: Iterable[str]) -> bool:
 def _name(source: Source, config: ModelConfig | None, options: ModelOptions, team: Team) -> Side:
     """A side by its names on the Hub; as they are where no config explains them."""
     checkpoint = source.checkpoint
-    source = Source(checkpoint, open_base(checkpoint, options))
+    source = Source(checkpoint, open_base(checkpoint, options), open_filler(options))
     try:
         model = make_hub_model(source, config, options, team)
     except MappingError as error:

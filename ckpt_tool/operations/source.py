@@ -32,17 +32,17 @@ Wanted = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, and the model that its adapters are fused into, if one was named."""
+    """A checkpoint; the base of its adapters and the model that fills it, if these were named."""
 
     checkpoint: Checkpoint
     base: Checkpoint | None = None
+    filler: Checkpoint | None = None
 
-    def with_base(self) -> Checkpoint:
-        """The checkpoint with the files of the base beside its own: all that may be read."""
-        if self.base is None:
-            return self.checkpoint
-        files = (*self.checkpoint.files, *self.base.files)
-        return replace(self.checkpoint, files=files)
+    def with_others(self) -> Checkpoint:
+        """The checkpoint with the files of the others beside its own: all that may be read."""
+        others = [each for each in (self.base, self.filler) if each is not None]
+        files = [file for each in (self.checkpoint, *others) for file in each.files]
+        return replace(self.checkpoint, files=tuple(dict.fromkeys(files)))
 
 
 def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
@@ -61,7 +61,7 @@ def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
         _refuse_without_weights(checkpoint, names)
     checkpoint.require_sound()
     _refuse_fsdp_dtensor(checkpoint)
-    return Source(checkpoint, open_base(checkpoint, options))
+    return Source(checkpoint, open_base(checkpoint, options), open_filler(options))
 
 
 def lacks_model(checkpoint: Checkpoint) -> bool:
@@ -84,9 +84,25 @@ def open_base(checkpoint: Checkpoint, options: ModelOptions) -> Checkpoint | Non
     folder = options.lora.base
     if folder is None or not lacks_model(checkpoint):
         return None
+    return _open_model(folder, "lora.base")
+
+
+def open_filler(options: ModelOptions) -> Checkpoint | None:
+    """The model that has what the checkpoint lacks, if one was named.
+
+    UsageError where the folder is no model's, or names are kept as they are.
+    """
+    if options.fill_from is None:
+        return None
+    if options.keep_names:
+        raise UsageError("`fill_from` needs a config: it cannot go with `keep_names=True`")
+    return _open_model(Path(options.fill_from), "fill_from")
+
+
+def _open_model(folder: Path, option: str) -> Checkpoint:
     if not is_model_folder(folder):
         raise UsageError(
-            f"`lora.base={str(folder)!r}`: no Hugging Face model folder",
+            f"`{option}={str(folder)!r}`: no Hugging Face model folder",
             hint="Name a folder with config.json and *.safetensors; nothing is fetched.",
         )
     return open_sound_model(folder)

@@ -85,7 +85,8 @@ class WriteResult:
     ``verified``: whether everything read back as planned; None: nobody looked. ``differences``:
     sorted names of tensors that did not; nothing was published then.
     ``load_check``: what the library said that was asked; None: none was.
-    ``lora``: what became of adapters; None: there were none.
+    ``lora``: what became of adapters; None: there were none. ``filled``: sorted names of tensors
+    that were taken from another model.
     ``already_complete``: all of it was there before, and nothing was written.
     """
 
@@ -103,4 +104,5 @@ class WriteResult:
     differences: list[str] = field(default_factory=list)
     load_check: LoadCheck | None = None
     lora: LoraNote | None = None
+    filled: list[str] = field(default_factory=list)
     already_complete: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +31,8 @@ class Plan(ABC):
 
     ``checkpoint``: the source. ``model``: the model's tensors by their names on the Hub.
     ``files``: those that hold tensors, in order. ``dropped`` maps names that are left out on
-    purpose to the reason. ``lora``: what was done with adapters.
+    purpose to the reason. ``lora``: what was done with adapters. ``filled``: names of tensors that
+    the checkpoint lacked, and another model had.
     """
 
     checkpoint: Checkpoint
@@ -40,6 +41,7 @@ class Plan(ABC):
     dropped: dict[str, str]
     warnings: list[str]
     lora: LoraNote | None = None
+    filled: list[str] = field(default_factory=list)
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:
@@ -87,6 +89,8 @@ class Plan(ABC):
         more: dict[str, object] = {"dropped": self.dropped}
         if self.lora is not None:
             more["lora"] = asdict(self.lora)
+        if self.filled:
+            more["filled"] = self.filled
         more["plan"] = self.fingerprint
         return make_manifest(self.checkpoint, self.measured_casts(written), written, more)
 

@@ -206,5 +206,6 @@ def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> Wr
         differences=outcome.different or [],
         load_check=outcome.verdict.check,
         lora=plan.lora,
+        filled=plan.filled,
         already_complete=outcome.seconds is None,
     )

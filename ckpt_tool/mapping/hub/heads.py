@@ -7,6 +7,9 @@ from collections.abc import Iterable
 #: What families call the table of token embeddings.
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 _HEADS = ("lm_head",)
+#: What makes tokens of features, and what labels, by the names of its module.
+OUTPUTS = frozenset(("lm_head", "embed_out", "output_projection"))
+CLASSIFIERS = ("score", "classifier")
 
 
 def find_only_embedding(names: Iterable[str]) -> str | None:
@@ -18,6 +21,17 @@ def find_only_embedding(names: Iterable[str]) -> str | None:
 def is_head(name: str) -> bool:
     """Whether ``name`` is the weight of a language model's head."""
     return is_weight_of(name, _HEADS)
+
+
+def is_output(name: str) -> bool:
+    """Whether ``name`` is a parameter of what makes tokens of features, whatever it is called."""
+    parts = name.split(".")
+    return len(parts) > 1 and parts[-2] in OUTPUTS
+
+
+def is_classifier(name: str) -> bool:
+    """Whether ``name`` is a parameter of a classifier's head, which takes the place of that."""
+    return name.split(".", maxsplit=1)[0] in CLASSIFIERS
 
 
 def is_weight_of(name: str, modules: tuple[str, ...]) -> bool:

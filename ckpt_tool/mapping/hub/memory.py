@@ -7,7 +7,8 @@ a rule for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
@@ -15,7 +16,7 @@ from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.library import find_unknown, quieten
 from ckpt_tool.mapping.hub.loader import take_untied
 from ckpt_tool.mapping.hub.names import split_fused, to_hub
-from ckpt_tool.mapping.hub.transformers_tables import build_known
+from ckpt_tool.mapping.hub.transformers_tables import build_known, name_without_prefixes
 from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.geometry import Box, Shape, make_strides, unravel
@@ -23,11 +24,22 @@ from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.tiled import Block, TiledTensor
 
 
-def to_memory(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors:
+@dataclass(frozen=True)
+class InMemory:
+    """A model as its class has it: tensors by their names there; the names of the ``rest``.
+
+    The rest has no place in the class, or is of a tensor of which a part is missing.
+    """
+
+    tensors: Tensors
+    rest: frozenset[str]
+
+
+def to_memory(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> InMemory:
     """Tensors of a model on the Hub by the names, and in the layouts, of its class in memory.
 
-    Of a tensor of which a part is missing there is nothing; what belongs to none is left out.
-    MappingError where transformers does not know the class, or cannot build it.
+    MappingError where transformers does not know the class or cannot build it, or shapes are others
+    than its.
     """
     unknown = find_unknown(config)
     if unknown:
@@ -39,19 +51,44 @@ def to_memory(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors
         state = take_untied(build_known(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     places = {name: _make_places(name, shape) for name, shape in shapes.items() if all(shape)}
-    on_hub = to_hub(HubModel(places, config)).tensors
-    if not on_hub.keys() <= tensors.keys():  # of experts that may be fused on the Hub, or not
-        on_hub = split_fused(on_hub, config)
+    on_hub = _choose_form(places, tensors.keys(), config)
+    _require_shapes(tensors, on_hub)
     blocks: dict[str, list[Block]] = {}
     for name in on_hub.keys() & tensors.keys():
         for chunk in on_hub[name].chunks:
             source = chunk.region.path
             blocks.setdefault(source, []).append(_put_back(chunk, tensors[name], shapes[source]))
-    return {
+    whole = {
         name: TiledTensor(shapes[name], tuple(found), ()).tensor()
         for name, found in blocks.items()
         if sum(block.tensor.numel for block in found) == places[name].numel
     }
+    used = {
+        name
+        for name, place in on_hub.items()
+        if all(chunk.region.path in whole for chunk in place.chunks)
+    }
+    return InMemory(whole, frozenset(tensors.keys() - used))
+
+
+def _choose_form(places: Tensors, names: Set[str], config: ModelConfig) -> Tensors:
+    """The form of the Hub that has the most of these names."""
+    forms = [to_hub(HubModel(places, config)).tensors]
+    if config.family.hub is None:
+        forms.append(name_without_prefixes(places, config))
+    else:  # of experts that may be fused on the Hub, or not
+        forms.append(split_fused(forms[0], config))
+    return max(forms, key=lambda form: len(form.keys() & names))
+
+
+def _require_shapes(tensors: Mapping[str, LazyTensor], on_hub: Tensors) -> None:
+    faults = [
+        f"{name}: shape {list(tensors[name].shape)}, expected {list(place.shape)}"
+        for name, place in on_hub.items()
+        if name in tensors and tensors[name].shape != place.shape
+    ]
+    if faults:
+        raise MappingError("a model folder whose tensors are not what its config says", faults)
 
 
 def _make_places(name: str, shape: Shape) -> LazyTensor:

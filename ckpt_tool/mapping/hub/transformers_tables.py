@@ -65,6 +65,19 @@ def _name_by_model(given: Mapping[str, LazyTensor], config: ModelConfig, model: 
     return HubModel(dict(tensors), config, computed, ties=ties)
 
 
+def name_without_prefixes(
+    tensors: Mapping[str, LazyTensor], config: ModelConfig
+) -> dict[str, LazyTensor]:
+    """All tensors of a class by the names that a model has that was not loaded from the Hub.
+
+    transformers then leaves out prefixes that the Hub has, and opens either. Raises what
+    :func:`name_by_transformers` does.
+    """
+    with quieten():
+        reverted = _revert(build_known(config), tensors, config)
+    return {name: found.tensor for name, found in reverted.items()}
+
+
 def _set_ties_aside(
     given: Mapping[str, LazyTensor], model: Any
 ) -> tuple[dict[str, LazyTensor], dict[str, Tie] | None]:
@@ -156,8 +169,8 @@ def _refuse_other_names(found: set[str], wanted: set[str], model: Any, config: M
         f" Hub: {len(missing)} missing, {len(unexpected)} unexpected; so nothing says what tensors"
         f" of model type {config.model_type} are called",
         [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected],
-        hint="Is config.json that of this model? Write the weights alone, under the names they"
-        " have, with `keep_names=True`.",
+        hint="Is config.json that of this model? `fill_from=BASE` takes what is missing from its"
+        " base. Write the weights alone, under the names they have, with `keep_names=True`.",
     )
 
 

@@ -50,7 +50,8 @@ def refuse_other_part(tensors: Iterable[str], config: ModelConfig) -> None:
     raise MappingError(
         f"config.json is a multimodal model's ({parts} beside the text), and these are weights of"
         f" a text model alone: none of {len(names)} tensors is of anything else",
-        hint="Name the config of the text model with `config=DIR`.",
+        hint="Name the config of the text model with `config=DIR`, or with `fill_from=BASE` the"
+        " model that has the rest.",
     )
 
 
@@ -144,7 +145,8 @@ def _warn_of_prediction(config: ModelConfig, tensors: Iterable[str]) -> Iterator
         return
     yield (
         f"config.json promises {config.text[key]} layers for multi-token prediction ({key}), and"
-        " there are none: servers that use them for speculative decoding will not find them"
+        " there are none: servers that use them for speculative decoding will not find them;"
+        " `fill_from=BASE` takes them from the model that has them"
     )
 
 

@@ -19,6 +19,7 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.architecture import find_architecture, find_classifier, set_labels
 from ckpt_tool.mapping.hub.form import HubModel, Tensors, View
+from ckpt_tool.mapping.hub.heads import CLASSIFIERS, OUTPUTS
 from ckpt_tool.mapping.hub.library import find_unknown
 from ckpt_tool.mapping.hub.names import unwrap_names
 from ckpt_tool.mapping.hub.transformers_tables import build_known
@@ -29,9 +30,6 @@ BASE = "pretrained_model."
 HEAD = "v_head."
 _LINEAR = "v_head.summary"
 _NAMES = frozenset((f"{_LINEAR}.weight", f"{_LINEAR}.bias"))
-#: What transformers calls the head of a token classifier, and that of a language model.
-_CLASSIFIERS = ("score", "classifier")
-_OUTPUTS = frozenset(("lm_head", "embed_out", "output_projection"))
 _AS_THEY_ARE = "Write the tensors as they are with `keep_names=True`."
 
 
@@ -106,12 +104,12 @@ def match_heads(tensors: Mapping[str, LazyTensor], others: Iterable[str]) -> Ten
     What is a copy of one head is not compared with nothing.
     """
     there, found = set(others), dict(tensors)
-    taken = any(f"{module}.weight" in found for module in _CLASSIFIERS)
+    taken = any(f"{module}.weight" in found for module in CLASSIFIERS)
     if taken or not found.keys() >= _NAMES:
         return found
     for name in sorted(_NAMES):
         kind = name.removeprefix(f"{_LINEAR}.")
-        copies = [f"{module}.{kind}" for module in _CLASSIFIERS if f"{module}.{kind}" in there]
+        copies = [f"{module}.{kind}" for module in CLASSIFIERS if f"{module}.{kind}" in there]
         found |= dict.fromkeys(copies, found[name])
         if copies and name not in there:
             del found[name]
@@ -197,7 +195,7 @@ def _add_head(model: HubModel, head: Tensors) -> HubModel:
     language = model.config
     if language is None:
         return model
-    outputs = {name for name in model.tensors if name.split(".")[0] in _OUTPUTS}
+    outputs = {name for name in model.tensors if name.split(".")[0] in OUTPUTS}
     found = _find_classifier_head(language, head)
     if found is None:
         view = View(language, frozenset(head))
@@ -236,7 +234,7 @@ def _find_classifier_head(config: ModelConfig, head: Tensors) -> tuple[str, Mode
     module = min(added, default="").partition(".")[0]
     wanted = {name.replace(_LINEAR, module, 1): tensor.shape for name, tensor in head.items()}
     removed = {name.rpartition(".")[0] for name in before if name not in after}
-    return (module, labelled) if added == wanted and removed <= _OUTPUTS else None
+    return (module, labelled) if added == wanted and removed <= OUTPUTS else None
 
 
 def _list_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

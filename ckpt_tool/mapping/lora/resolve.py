@@ -132,7 +132,7 @@ def _resolve_alone(
         )
     named, tensors = _rename(adapters, base.config), base.tensors
     if any(weight not in tensors for weight in _list_weights(named)):
-        named, tensors = adapters, to_memory(base.tensors, base.config)
+        named, tensors = adapters, to_memory(base.tensors, base.config).tensors
     named = settle_parameters(named, tensors, settings)
     model = replace(model, tensors=tensors, warnings=model.warnings + base.warnings)
     return _apply(model, settle_parameters(adapters, {}, settings), named, settings, mode)

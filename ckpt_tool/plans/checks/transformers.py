@@ -187,5 +187,6 @@ def _require_whole(architecture: str, faults: Sequence[str]) -> None:
             f"`write.check_load`: config.json says {architecture}, and these tensors are not those"
             " that it loads",
             faults,
-            hint=f"Name the config of these weights with `config=DIR`, or {_UNCHECKED}",
+            hint="Name the config of these weights with `config=DIR`, or with `fill_from=BASE` the"
+            f" model that has what is missing, or {_UNCHECKED}",
         )
