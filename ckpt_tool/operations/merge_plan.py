@@ -14,6 +14,7 @@ from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.truth import tell_truth
 from ckpt_tool.mapping.quantised import find_quantisation
 from ckpt_tool.mapping.side_files import SideFiles, gather_side_files
+from ckpt_tool.operations.beside import lacks_model
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.kinds import require_kind
 from ckpt_tool.operations.options import MergeOptions, parse_size
@@ -22,7 +23,6 @@ from ckpt_tool.operations.request import Heads
 from ckpt_tool.operations.source import (
     Source,
     find_config,
-    lacks_model,
     list_tokenizer_folders,
     open_source,
 )

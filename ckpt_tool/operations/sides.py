@@ -19,6 +19,7 @@ from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.mapping.lora.resolve import refuse_base, refuse_options
 from ckpt_tool.mapping.quantised import dequantise_weights, has_scales
+from ckpt_tool.operations.beside import lacks_model, open_base, open_filler
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.operations.replicas import prove_replicas
@@ -28,9 +29,6 @@ from ckpt_tool.operations.source import (
     find_config,
     holds_megatron,
     is_named,
-    lacks_model,
-    open_base,
-    open_filler,
     open_source,
 )
 from ckpt_tool.operations.tied_head import are_equal_together

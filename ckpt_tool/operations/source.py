@@ -17,15 +17,14 @@ from ckpt_tool.common.errors import (
 from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.frameworks.training import find_training_kind, is_training_state
-from ckpt_tool.mapping.lora.megatron import drop_adapters, has_megatron_adapters
-from ckpt_tool.mapping.lora.resolve import holds_only_adapters
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.side_files import list_tokenizer
+from ckpt_tool.operations.beside import open_base, open_filler
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.readers import find_format, open_checkpoint, open_fsdp_folders
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.find import locate_config
-from ckpt_tool.readers.huggingface import is_model_folder, open_sound_model
+from ckpt_tool.readers.huggingface import is_model_folder
 
 Wanted = Callable[[str], bool]
 
@@ -41,8 +40,8 @@ class Source:
     def with_others(self) -> Checkpoint:
         """The checkpoint with the files of the others beside its own: all that may be read."""
         others = [each for each in (self.base, self.filler) if each is not None]
-        files = [file for each in (self.checkpoint, *others) for file in each.files]
-        return replace(self.checkpoint, files=tuple(dict.fromkeys(files)))
+        files = {file.path: file for each in (self.checkpoint, *others) for file in each.files}
+        return replace(self.checkpoint, files=tuple(files.values()))
 
 
 def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
@@ -64,48 +63,9 @@ def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
     return Source(checkpoint, open_base(checkpoint, options), open_filler(options))
 
 
-def lacks_model(checkpoint: Checkpoint) -> bool:
-    """Whether there are adapters alone, peft's or Megatron's."""
-    if has_megatron_adapters(checkpoint.entries):
-        return not drop_adapters(checkpoint.entries)
-    return holds_only_adapters(checkpoint)
-
-
 def is_named(checkpoint: Checkpoint) -> bool:
     """Whether names are the Hub's, so that nothing has to be said about them."""
     return find_format(checkpoint.format).names == "hub"
-
-
-def open_base(checkpoint: Checkpoint, options: ModelOptions) -> Checkpoint | None:
-    """The model that adapters are to be fused into; None where they have theirs beside them.
-
-    UsageError where the folder is no model's.
-    """
-    folder = options.lora.base
-    if folder is None or not lacks_model(checkpoint):
-        return None
-    return _open_model(folder, "lora.base")
-
-
-def open_filler(options: ModelOptions) -> Checkpoint | None:
-    """The model that has what the checkpoint lacks, if one was named.
-
-    UsageError where the folder is no model's, or names are kept as they are.
-    """
-    if options.fill_from is None:
-        return None
-    if options.keep_names:
-        raise UsageError("`fill_from` needs a config: it cannot go with `keep_names=True`")
-    return _open_model(Path(options.fill_from), "fill_from")
-
-
-def _open_model(folder: Path, option: str) -> Checkpoint:
-    if not is_model_folder(folder):
-        raise UsageError(
-            f"`{option}={str(folder)!r}`: no Hugging Face model folder",
-            hint="Name a folder with config.json and *.safetensors; nothing is fetched.",
-        )
-    return open_sound_model(folder)
 
 
 def find_config(source: Source, options: ModelOptions) -> ModelConfig | None:
