@@ -5,6 +5,7 @@ What cannot be made small this way is said and left out: it is about the config,
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -68,6 +69,31 @@ def build_tiny(model_type: str, class_name: str) -> Any:
     torch.manual_seed(0)
     with _in_time():
         return model_class(config)
+
+
+def list_wide(model_type: str, class_name: str, dtype: str) -> list[str]:
+    """What the model, tiny, holds as float32 though it is built in ``dtype``, by names in memory.
+
+    Created as float32, or kept so by the loader; of what cannot be built nothing.
+    """
+    import torch
+    import transformers
+    from transformers.modeling_utils import local_torch_dtype
+
+    asked = getattr(torch, dtype)
+    try:
+        config = transformers.CONFIG_MAPPING[model_type]()
+        _shrink(config)
+        with _in_time(), torch.device("meta"), local_torch_dtype(asked):
+            model = getattr(transformers, class_name)(config)
+    except Exception:
+        return []
+    kept = [re.compile(pattern) for pattern in model._get_dtype_plan(asked)]
+    return [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.dtype == torch.float32 or any(pattern.search(name) for pattern in kept)
+    ]
 
 
 def _shrink(config: Any) -> None:

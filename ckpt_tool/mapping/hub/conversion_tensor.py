@@ -11,17 +11,10 @@ from ckpt_tool.tensors.lazy import LazyTensor, cat
 
 
 class ConversionTensor:
-    """Does to a lazy tensor what transformers' conversions do to a ``torch.Tensor``.
+    """Does to a lazy tensor what transformers' conversions do to a ``torch.Tensor``."""
 
-    A mark goes along: parts of a marked tensor are marked.
-    """
-
-    def __init__(self, tensor: LazyTensor, *, marked: bool) -> None:
+    def __init__(self, tensor: LazyTensor) -> None:
         self.tensor = tensor
-        self.marked = marked
-
-    def _with(self, tensor: LazyTensor) -> ConversionTensor:
-        return ConversionTensor(tensor, marked=self.marked)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,7 +31,7 @@ class ConversionTensor:
         return self
 
     def narrow(self, dim: int, start: int, length: int) -> ConversionTensor:
-        return self._with(self.tensor.narrow(dim, start, length))
+        return ConversionTensor(self.tensor.narrow(dim, start, length))
 
     def split(self, sizes: int | list[int], dim: int = 0) -> tuple[ConversionTensor, ...]:
         length = self.shape[dim]
@@ -51,7 +44,7 @@ class ConversionTensor:
         return self.split(-(-self.shape[dim] // parts), dim)
 
     def select(self, dim: int, index: int) -> ConversionTensor:
-        return self._with(self.tensor.select(dim, index))
+        return ConversionTensor(self.tensor.select(dim, index))
 
     def unbind(self, dim: int = 0) -> tuple[ConversionTensor, ...]:
         return tuple(self.select(dim, index) for index in range(self.shape[dim]))
@@ -60,7 +53,7 @@ class ConversionTensor:
         return self.select(dim, 0) if self.shape[dim] == 1 else self
 
     def transpose(self, dim0: int, dim1: int) -> ConversionTensor:
-        return self._with(self.tensor.transpose(dim0, dim1))
+        return ConversionTensor(self.tensor.transpose(dim0, dim1))
 
     def reshape(self, *sizes: Any) -> ConversionTensor:
         """Only for shapes without data: a lazy tensor's chunks cannot be reshaped."""
@@ -69,7 +62,7 @@ class ConversionTensor:
         shape = list(sizes if isinstance(sizes[0], int) else sizes[0])
         if -1 in shape:
             shape[shape.index(-1)] = self.tensor.numel // -prod(shape)
-        return self._with(replace(self.tensor, shape=tuple(shape)))
+        return ConversionTensor(replace(self.tensor, shape=tuple(shape)))
 
     view = reshape
 
@@ -77,7 +70,7 @@ class ConversionTensor:
         """Only beside shapes without data: no file has these zeros."""
         if self.tensor.chunks:
             raise NotImplementedError("new_zeros")
-        return self._with(replace(self.tensor, shape=sizes))
+        return ConversionTensor(replace(self.tensor, shape=sizes))
 
     @classmethod
     def __torch_function__(
@@ -91,8 +84,7 @@ class ConversionTensor:
         kwargs = dict(kwargs or {})
         if func.__name__ == "cat":
             dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-            joined = cat([part.tensor for part in args[0]], dim)
-            return cls(joined, marked=any(part.marked for part in args[0]))
+            return cls(cat([part.tensor for part in args[0]], dim))
         method = getattr(cls, func.__name__, None)
         if method is None:
             raise NotImplementedError(func.__name__)

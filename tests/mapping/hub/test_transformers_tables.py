@@ -95,27 +95,6 @@ def test_head_that_only_the_command_line_ties_may_be_absent(tmp_path):
     assert_equal(to_hub(model.memory, untied.with_tied(True)).tensors, model.hub)
 
 
-def test_routers_of_ernie_stay_float32(saved):
-    model = saved("ernie4_5_moe")
-    config = to_hub(model.memory, model.config).config
-    kept = {name for name in model.hub if config.keeps_float32(name)}
-    layer = "model.layers.1.mlp"
-    assert kept == {f"{layer}.gate.weight", f"{layer}.moe_statics.e_score_correction_bias"}
-
-
-@pytest.mark.parametrize("names", ["in memory", "on the Hub"])
-def test_what_stays_float32_is_asked_by_its_name_on_the_hub(names, saved, tmp_path):
-    # `self_attn.sinks` must stay float32, and is called softmax_offset there.
-    model = saved("flint")
-    checkpoint = model.memory
-    if names == "on the Hub":
-        checkpoint = write_tensors(tmp_path / "hub.safetensors", model.hub)
-    config = to_hub(checkpoint, model.config).config
-    kept = {name for name in model.hub if config.keeps_float32(name)}
-    sinks = {f"model.layers.{layer}.self_attn.softmax_offset" for layer in (0, 1)}
-    assert kept == {*sinks, "model.layers.1.mlp.gate.weight"}
-
-
 @pytest.mark.parametrize("raw", [{"model_type": "no_such_family"}, {}, {"model_type": 7}])
 def test_unknown_family_keeps_its_names_with_a_warning(raw, saved, tmp_path):
     checkpoint = saved("phimoe").memory
