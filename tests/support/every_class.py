@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -56,11 +56,18 @@ def list_classes() -> list[tuple[str, str]]:
 
 def build_tiny(model_type: str, class_name: str) -> Any:
     """The model with random weights. Raises whatever its code does where it cannot be small."""
+    return build_small(model_type, class_name, None)
+
+
+def build_small(model_type: str, class_name: str, fit: Callable[[Any], None] | None) -> Any:
+    """The same of a config that ``fit`` completes where being small has left it halves."""
     import torch
     import transformers
 
     config = transformers.CONFIG_MAPPING[model_type]()
     _shrink(config)
+    if fit is not None:
+        fit(config)
     model_class = getattr(transformers, class_name)
     with _in_time(), torch.device("meta"):
         count = sum(parameter.numel() for parameter in model_class(config).parameters())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 from ckpt_tool.tensors.lazy import LazyTensor, cat
+from ckpt_tool.tensors.reshaped import reshape
 
 
 class ConversionTensor:
@@ -56,13 +56,8 @@ class ConversionTensor:
         return ConversionTensor(self.tensor.transpose(dim0, dim1))
 
     def reshape(self, *sizes: Any) -> ConversionTensor:
-        """Only for shapes without data: a lazy tensor's chunks cannot be reshaped."""
-        if self.tensor.chunks:
-            raise NotImplementedError("reshape")
-        shape = list(sizes if isinstance(sizes[0], int) else sizes[0])
-        if -1 in shape:
-            shape[shape.index(-1)] = self.tensor.numel // -prod(shape)
-        return ConversionTensor(replace(self.tensor, shape=tuple(shape)))
+        shape = sizes if isinstance(sizes[0], int) else sizes[0]
+        return ConversionTensor(reshape(self.tensor, shape))
 
     view = reshape
 
