@@ -27,6 +27,13 @@ class ConversionTensor:
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
 
+    def numel(self) -> int:
+        return self.tensor.numel
+
+    def __getitem__(self, index: Any) -> Any:
+        """Refused: an operation that takes no stand-in for a tensor takes it for a list of some."""
+        raise NotImplementedError("[]")
+
     def contiguous(self) -> ConversionTensor:
         return self
 
