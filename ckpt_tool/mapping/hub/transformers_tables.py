@@ -93,7 +93,8 @@ def _revert(
         return dict(revert_weight_conversion(model, stand_ins))
     except NotImplementedError as error:
         raise MappingError(
-            f"model type {config.model_type}: on the Hub its weights are rearranged ({error})",
+            f"model type {config.model_type}: on the Hub its weights are rearranged ({error}), in a"
+            " way that takes more than to cut, turn and join them",
             hint="Write the tensors as they are with `keep_names=True`.",
         ) from error
 

@@ -1,6 +1,7 @@
 """Weights that the Hub has with rows in another order: as ``save_pretrained`` writes them."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ MODELS = [
     ("mistral_large4", "MistralLarge4ForConditionalGeneration", fit_mistral),
     ("inkling2_text", "Inkling2ForCausalLM", None),
     ("inkling2", "Inkling2ForConditionalGeneration", None),
+    pytest.param(
+        "inkling_mm_model",
+        "InklingForConditionalGeneration",
+        None,
+        marks=pytest.mark.skipif(find_spec("scipy") is None, reason="it needs scipy"),
+    ),
 ]
 models = pytest.mark.parametrize(("model_type", "class_name", "fit"), MODELS)
 
