@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.quantised import is_scale
+from ckpt_tool.mapping.quantised import is_quantised, is_scale
 from ckpt_tool.tensors.dtypes import BY_NAME, CASTABLE, FLOAT32, DType
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -41,13 +41,14 @@ def list_cast(
     if target is None:
         return []
     own = config.own_dtypes if config is not None and target != FLOAT32 else frozenset()
+    quantised = is_quantised(tensors)
     return [
         name
         for name, tensor in tensors.items()
         if tensor.dtype in CASTABLE
         and tensor.dtype != target
         and name not in own
-        and not is_scale(name)
+        and not (quantised and is_scale(name))
     ]
 
 

@@ -65,7 +65,7 @@ def build_small(model_type: str, class_name: str, fit: Callable[[Any], None] | N
     import transformers
 
     config = transformers.CONFIG_MAPPING[model_type]()
-    _shrink(config)
+    shrink(config)
     if fit is not None:
         fit(config)
     model_class = getattr(transformers, class_name)
@@ -79,22 +79,28 @@ def build_small(model_type: str, class_name: str, fit: Callable[[Any], None] | N
 
 
 def list_wide(model_type: str, class_name: str, dtype: str) -> list[str]:
-    """What the model, tiny, holds as float32 though it is built in ``dtype``, by names in memory.
+    """:func:`find_wide` of the model, tiny; of what cannot be built nothing."""
+    import transformers
 
-    Created as float32, or kept so by the loader; of what cannot be built nothing.
+    try:
+        config = transformers.CONFIG_MAPPING[model_type]()
+        shrink(config)
+        return find_wide(getattr(transformers, class_name), config, dtype)
+    except Exception:
+        return []
+
+
+def find_wide(model_class: Any, config: Any, dtype: str) -> list[str]:
+    """What a model holds as float32 though it is built in ``dtype``, by names in memory.
+
+    Created as float32, or kept so by the loader.
     """
     import torch
-    import transformers
     from transformers.modeling_utils import local_torch_dtype
 
     asked = getattr(torch, dtype)
-    try:
-        config = transformers.CONFIG_MAPPING[model_type]()
-        _shrink(config)
-        with _in_time(), torch.device("meta"), local_torch_dtype(asked):
-            model = getattr(transformers, class_name)(config)
-    except Exception:
-        return []
+    with _in_time(), torch.device("meta"), local_torch_dtype(asked):
+        model = model_class(config)
     kept = [re.compile(pattern) for pattern in model._get_dtype_plan(asked)]
     return [
         name
@@ -103,12 +109,13 @@ def list_wide(model_type: str, class_name: str, dtype: str) -> list[str]:
     ]
 
 
-def _shrink(config: Any) -> None:
+def shrink(config: Any) -> None:
+    """Make its numbers small, and those of the configs in it."""
     import transformers
 
     for key, value in list(vars(config).items()):
         if isinstance(value, transformers.PretrainedConfig):
-            _shrink(value)
+            shrink(value)
         elif type(value) is int and value > _SIZES.get(key, value):
             with suppress(Exception):  # some are computed of others
                 setattr(config, key, _SIZES[key])

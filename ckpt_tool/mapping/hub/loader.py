@@ -38,7 +38,7 @@ def ask_loader(model: Any, planned: Shapes, dtype: str = "auto") -> Opened:
             ignore_mismatched_sizes=True,
             **{_dtype_keyword(): dtype},
         )
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever a model's code raises
         return Opened([f"from_pretrained: {error}"], {})
     keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
     faults = [
