@@ -14,7 +14,15 @@ from math import prod
 
 from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Box, Shape, cut_linear, dot, list_runs, make_strides
+from ckpt_tool.tensors.geometry import (
+    Box,
+    Shape,
+    cut_linear,
+    dot,
+    list_runs,
+    make_strides,
+    unravel,
+)
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
@@ -30,6 +38,27 @@ def reshape(tensor: LazyTensor, sizes: Sequence[int]) -> LazyTensor:
         return replace(tensor, shape=shape)
     groups = _split_dims(tensor.shape, shape)
     return _join(tensor, shape) if groups is None else _split(tensor, groups)
+
+
+def list_paths(tensor: LazyTensor) -> set[str]:
+    """The files of its elements; of what is computed that in which its first operand begins."""
+    found: set[str] = set()
+    for chunk in tensor.chunks:
+        array = chunk.region.computed
+        found |= list_paths(array.tensor) if isinstance(array, Reshaped) else {chunk.region.path}
+    return found
+
+
+def find_path(tensor: LazyTensor, place: Shape) -> str:
+    """The file of the element at ``place``, as :func:`list_paths` has it; empty if none."""
+    for chunk, _ in tensor.chunks_in(Box(place, (1,) * len(place))):
+        region, array = chunk.region, chunk.region.computed
+        if not isinstance(array, Reshaped):
+            return region.path
+        skipped = dot(place, region.strides) - dot(chunk.box.offsets, region.strides)
+        at = region.offset // array.dtype.itemsize + skipped
+        return find_path(array.tensor, unravel(at, array.tensor.shape))
+    return ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

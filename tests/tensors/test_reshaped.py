@@ -1,6 +1,8 @@
 """Tensors in other shapes: the same elements in the same order, wherever they lie."""
 
+from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import BFLOAT16
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import cat
-from ckpt_tool.tensors.reshaped import Reshaped, reshape
+from ckpt_tool.tensors.reshaped import Reshaped, find_path, list_paths, reshape
 from tests.support.backed import backed, distinct, layouts, raw, same
 
 
@@ -67,6 +69,19 @@ def test_what_is_joined_is_cast_once_and_joined_to_others(tmp_path):
     assert same(cast_before.read(), expected.bfloat16())
     both = cat([turned, reshape(tensor, (12,)), backed(tmp_path / "y", distinct((2,)))], 0)
     assert same(both.read(), torch.cat([expected, values.reshape(12), distinct((2,))]))
+
+
+def test_the_file_of_an_element_is_found_behind_its_other_shape(tmp_path):
+    # Rows 0 to 3 in one file, 4 and 5 in another; interleaved they are 0, 3, 1, 4, 2, 5.
+    parts = [backed(tmp_path / str(n), distinct((rows, 2))) for n, rows in enumerate((4, 2))]
+    tensor = cat(parts, 0)
+    found = reshape(reshape(tensor, (2, 3, 2)).transpose(0, 1), (6, 2))
+    files = [Path(find_path(found, (row, 1))).name for row in range(6)]
+    assert files == ["0", "0", "0", "1", "0", "1"]
+    assert [Path(find_path(found.narrow(0, 3, 2), (row, 0))).name for row in (0, 1)] == ["1", "0"]
+    assert find_path(tensor, (4, 0)) == str(tmp_path / "1")
+    assert list_paths(found) == list_paths(tensor) == {str(tmp_path / "0"), str(tmp_path / "1")}
+    assert find_path(replace(tensor, chunks=()), (0, 0)) == ""
 
 
 @pytest.mark.parametrize("sizes", [(5,), (-1, -1), (-1, 5), (-2, -6), (12, 0)])

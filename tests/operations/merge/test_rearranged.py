@@ -103,4 +103,6 @@ def test_rows_in_another_order_are_a_difference(model_type, class_name, fit, tmp
         file.unlink()
     save_file(hub, tmp_path / "saved" / "model.safetensors", {"format": "pt"})
     found = verify_checkpoint(tmp_path / "ranks", tmp_path / "saved")
-    assert [each.name for each in found.mismatched] == [name]
+    (mismatch,) = found.mismatched
+    assert (mismatch.name, mismatch.rank) == (name, 0)
+    assert mismatch.source == str(tmp_path / "ranks" / "model_world_size_1_rank_0.pt")
