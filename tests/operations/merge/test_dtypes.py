@@ -104,7 +104,6 @@ def test_there_are_classes_that_hold_float32():
         ("flint", {"mlp.gate.weight", "self_attn.softmax_offset"}),
         ("ernie4_5_moe", {"mlp.gate.weight", "mlp.moe_statics.e_score_correction_bias"}),
         ("deepseek_v3", {"mlp.gate.e_score_correction_bias"}),
-        ("qwen3", set()),
     ],
 )
 def test_a_class_that_holds_float32(model_type, wide, tmp_path):

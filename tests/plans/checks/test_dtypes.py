@@ -89,9 +89,16 @@ def test_it_is_asked_once_for_casting_and_for_the_load_check(asked, user_cache, 
     run(source, tmp_path / "again")
     assert len(asked) == 1
     assert wide(tmp_path / "again") == WIDE
-    run(source, tmp_path / "half", dtype="float16")
-    assert len(asked) == 2
-    assert len(list(user_cache.iterdir())) == 2
+    assert len(list(user_cache.iterdir())) == 1
+
+
+@needs_transformers_5
+def test_another_dtype_is_asked_about_anew(asked, user_cache, tmp_path):
+    source = write_hunyuan(tmp_path / "in")
+    for dtype in ("bfloat16", "float16"):
+        run(source, tmp_path / dtype, dtype=dtype)
+        assert wide(tmp_path / dtype) == WIDE
+    assert len(asked) == len(list(user_cache.iterdir())) == 2
 
 
 @needs_transformers_5
