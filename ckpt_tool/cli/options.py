@@ -50,7 +50,7 @@ DType = Annotated[
     str,
     typer.Option(
         metavar="auto|keep|bfloat16|float16|float32",
-        help="auto: what config.json says. What must stay float32 stays.",
+        help="auto: what config.json says. What its class holds as float32 stays.",
     ),
 ]
 

@@ -102,6 +102,8 @@ class Diagnosis:
         return f"equal to the reference's {other}"
 
     def _one_rank(self, suspect: Suspect) -> str:
+        if suspect.left.is_computed:  # a chunk of it is of several ranks
+            return ""
         chunks = suspect.left.chunks
         ranks = {self._rank_of(chunk.region.path) for chunk in chunks}
         if len(ranks) < 2 or None in ranks:

@@ -13,6 +13,7 @@ from ckpt_tool.compare.rows import Heads
 from ckpt_tool.compare.stats import Stats
 from ckpt_tool.tensors.geometry import unravel
 from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.reshaped import find_path, list_paths
 
 RankOf = Callable[[str], int | None]
 
@@ -131,11 +132,9 @@ def _describe(suspect: Suspect, rank_of: RankOf, hint: str) -> Mismatch:
 
 def _find_source(tensor: LazyTensor, place: tuple[int, ...] | None) -> str:
     """The file that holds the element at ``place``, or the tensor's only file."""
-    for chunk in tensor.chunks if place is not None else ():
-        spans = zip(place or (), chunk.box.offsets, chunk.box.sizes, strict=True)
-        if all(offset <= at < offset + size for at, offset, size in spans):
-            return chunk.region.path
-    paths = {chunk.region.path for chunk in tensor.chunks}
+    if place is not None:
+        return find_path(tensor, place)
+    paths = list_paths(tensor)
     return paths.pop() if len(paths) == 1 else ""
 
 

@@ -1,15 +1,21 @@
-"""Which dtype the weights are written in, and which of them keep their own."""
+"""Which dtype the weights are written in, and which of them have another one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.quantised import is_quantised, is_scale
 from ckpt_tool.tensors.dtypes import BY_NAME, CASTABLE, FLOAT32, DType
 from ckpt_tool.tensors.lazy import LazyTensor
 
 DTYPES = ("auto", "keep", "bfloat16", "float16", "float32")
+
+#: Tensors that lose their meaning in 16 bits, where nobody knows the class: router biases that
+#: decide by tiny differences.
+_FLOAT32_NAMES = re.compile(r"\.(e_score_correction_bias|expert_bias)$|\.moe_statics\.")
 
 
 def require_dtype(name: str) -> None:
@@ -25,22 +31,53 @@ def choose_dtype(name: str, config: ModelConfig | None) -> DType | None:
     return None if name == "keep" else BY_NAME[name]
 
 
-def cast_all(
+def list_cast(
     tensors: Mapping[str, LazyTensor], target: DType | None, config: ModelConfig | None
-) -> dict[str, LazyTensor]:
-    """Weights in ``target``; integers, fp8 and what must not have fewer bits as they are."""
+) -> list[str]:
+    """The weights that are to be cast, unless their class holds them otherwise.
+
+    Integers, fp8 and its scales are none, nor is what keeps its dtype beside the model.
+    """
     if target is None:
-        return dict(tensors)
-
-    def is_cast(name: str, tensor: LazyTensor) -> bool:
-        if tensor.dtype not in CASTABLE:
-            return False
-        return target == FLOAT32 or config is None or not config.keeps_float32(name)
-
-    return {
-        name: tensor.to(target) if is_cast(name, tensor) else tensor
+        return []
+    own = config.own_dtypes if config is not None and target != FLOAT32 else frozenset()
+    quantised = is_quantised(tensors)
+    return [
+        name
         for name, tensor in tensors.items()
-    }
+        if tensor.dtype in CASTABLE
+        and tensor.dtype != target
+        and name not in own
+        and not (quantised and is_scale(name))
+    ]
+
+
+def hold_known(names: Iterable[str], config: ModelConfig) -> dict[str, DType]:
+    """Which of the tensors ``names`` are float32 in any case, as far as it is known without asking.
+
+    Where the family's row says nothing of it, these are the biases of routers.
+    """
+    said = config.family.known_float32
+    known = _FLOAT32_NAMES if said is None else re.compile(said or r"(?!)")
+    return {name: FLOAT32 for name in names if known.search(name)}
+
+
+def cast_all(
+    tensors: Mapping[str, LazyTensor],
+    target: DType | None,
+    config: ModelConfig | None,
+    held: Mapping[str, DType] | None = None,
+) -> dict[str, LazyTensor]:
+    """Weights in ``target``, and those in ``held`` in the dtype that their class holds them in.
+
+    What is in ``target`` already stays so: nothing is won by making it wider.
+    """
+    cast, other = set(list_cast(tensors, target, config)), held or {}
+
+    def convert(name: str, tensor: LazyTensor) -> LazyTensor:
+        return tensor if target is None or name not in cast else tensor.to(other.get(name, target))
+
+    return {name: convert(name, tensor) for name, tensor in tensors.items()}
 
 
 def find_main_dtype(tensors: Iterable[LazyTensor]) -> DType | None:

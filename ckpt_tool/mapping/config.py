@@ -13,9 +13,6 @@ from ckpt_tool.mapping.families.table import Family, find_family
 from ckpt_tool.mapping.legacy_config import add_legacy_keys
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
 
-#: Tensors that lose their meaning in 16 bits: router biases that decide by tiny differences.
-_FLOAT32_NAMES = re.compile(r"\.(e_score_correction_bias|expert_bias)$|\.moe_statics\.")
-
 #: Classes that wrap a model, and took its place in ``architectures``: of FSDP2 (``FSDP`` and the
 #: model's own), of peft, torch.compile, FSDP1 and DDP.
 _WRAPPERS = re.compile(
@@ -28,14 +25,14 @@ _WRAPPERS = re.compile(
 class ModelConfig:
     """The config of a model: ``raw`` as it was read from ``folder``, ``changes`` to be written.
 
-    ``float32_names``: tensors (by their names on the Hub) that transformers keeps in float32.
+    ``own_dtypes``: tensors (by their names on the Hub) that keep theirs where the model is cast.
     ``removed``: top-level keys that are not written.
     """
 
     folder: Path
     raw: dict[str, Any]
     changes: dict[str, Any]
-    float32_names: frozenset[str] = frozenset()
+    own_dtypes: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
 
     @property
@@ -92,12 +89,6 @@ class ModelConfig:
     def ties_somewhere(self) -> bool:
         """Whether any level says that head and embedding are one tensor."""
         return any(part.get("tie_word_embeddings") is True for part in (self.raw, self.text))
-
-    def keeps_float32(self, name: str) -> bool:
-        """Whether the tensor ``name`` is never cast to fewer bits."""
-        if name in self.float32_names or self.family.keeps_float32(name):
-            return True
-        return _FLOAT32_NAMES.search(name) is not None
 
     def with_changes(self, **changes: Any) -> ModelConfig:
         """The config with these top-level keys set when written."""

@@ -15,6 +15,7 @@ from ckpt_tool.mapping.hub.truth import tell_truth
 from ckpt_tool.mapping.quantised import find_quantisation
 from ckpt_tool.mapping.side_files import SideFiles, gather_side_files
 from ckpt_tool.operations.beside import lacks_model
+from ckpt_tool.operations.dtypes import settle_dtypes
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.kinds import require_kind
 from ckpt_tool.operations.options import MergeOptions, parse_size
@@ -26,8 +27,10 @@ from ckpt_tool.operations.source import (
     list_tokenizer_folders,
     open_source,
 )
+from ckpt_tool.plans.checks.dtypes import Held
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.tensors.dtypes import BY_NAME
+from ckpt_tool.tensors.reshaped import list_paths
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.safetensors import ADAPTER_NAME, plan_file, plan_files
 
@@ -49,7 +52,9 @@ def make_plan(
     model = make_hub_model(source, config, options, team, heads)
     if model.is_adapter:
         _refuse_without_model(source, options)
-    return team.world.each(lambda: _plan_files(source, model, options))
+    true = team.world.each(lambda: tell_truth(model))
+    held = team.world.first(lambda: settle_dtypes(true, options, team.progress))
+    return team.world.each(lambda: _plan_files(source, true, held, options))
 
 
 def _list_paths(paths: Folders) -> list[Path]:
@@ -93,13 +98,13 @@ def _refuse_without_model(source: Source, options: MergeOptions) -> None:
         )
 
 
-def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> HubPlan:
+def _plan_files(source: Source, model: HubModel, held: Held, options: MergeOptions) -> HubPlan:
     """The plan for a model by its names on the Hub: dtypes and files."""
-    model = tell_truth(model)
+    target = choose_dtype(options.dtype, model.config)
+    tensors = cast_all(model.tensors, target, model.config, held.dtypes)
+    is_cast = target is not None and any(tensor.dtype == target for tensor in tensors.values())
+    model = model.with_dtype(target if is_cast else find_main_dtype(tensors.values()))
     config = model.config
-    tensors = cast_all(model.tensors, choose_dtype(options.dtype, config), config)
-    if config is not None:
-        config = config.with_dtype(find_main_dtype(tensors.values()))
     files = plan_files(tensors, parse_size(options.max_shard_size)) if tensors else []
     adapter = model.adapter
     if adapter is not None:
@@ -115,11 +120,12 @@ def _plan_files(source: Source, model: HubModel, options: MergeOptions) -> HubPl
         files=files,
         beside=beside,
         dropped=model.dropped | beside.dropped,
-        warnings=[*model.warnings, *beside.warnings, *_warn_of_trl(model, files)],
+        warnings=[*model.warnings, *held.warnings, *beside.warnings, *_warn_of_trl(model, files)],
         lora=model.lora,
         filled=_list_filled(source, model),
         adapter=adapter,
         views=model.views,
+        heard=held.heard,
     )
 
 
@@ -131,7 +137,7 @@ def _list_filled(source: Source, model: HubModel) -> list[str]:
     return sorted(
         name
         for name, tensor in model.tensors.items()
-        if tensor.chunks and all(chunk.region.path in files for chunk in tensor.chunks)
+        if tensor.chunks and list_paths(tensor) <= files
     )
 
 

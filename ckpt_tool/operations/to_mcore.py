@@ -12,7 +12,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import Team, form_team_alone, join_team
 from ckpt_tool.common.progress import Progress
-from ckpt_tool.mapping.casting import cast_all, choose_dtype, require_dtype
+from ckpt_tool.mapping.casting import cast_all, choose_dtype, hold_known, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.value_head import refuse_value_head
@@ -182,7 +182,8 @@ def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -
     tensors, target = model.tensors, choose_dtype(options.dtype, config)
     if is_quantised(tensors):
         tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
-    return replace(model, tensors=cast_all(tensors, target, config))
+    held = hold_known(tensors, config)
+    return replace(model, tensors=cast_all(tensors, target, config, held))
 
 
 def _choose_wide_dtype(wanted: str, target: DType | None) -> DType:

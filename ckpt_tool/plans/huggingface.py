@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import View
-from ckpt_tool.mapping.hub.truth import drop_quantisation
 from ckpt_tool.mapping.lora.options import AdapterFiles
 from ckpt_tool.mapping.lora.settings import CONFIG
-from ckpt_tool.mapping.quantised import find_quantisation, is_scale
+from ckpt_tool.mapping.quantised import find_quantisation
 from ckpt_tool.mapping.side_files import SideFiles
 from ckpt_tool.plans.checks.judge import Helpless, Judge
+from ckpt_tool.plans.checks.opening import Answer
+from ckpt_tool.plans.checks.question import PACKED, list_questions
 from ckpt_tool.plans.checks.safetensors import require_readable
 from ckpt_tool.plans.checks.transformers import TransformersJudge
 from ckpt_tool.plans.manifest import MANIFEST_NAME, encode_json
@@ -31,13 +32,15 @@ class HubPlan(Plan):
     """A Hugging Face model folder; ``config``: None for weights alone.
 
     ``beside``: the files that go along. ``adapter``: what is written for peft. ``views``: the
-    classes that shall open the model, where these are not the config's alone.
+    classes that shall open the model, where these are not the config's alone. ``heard``: what
+    transformers was asked about it already.
     """
 
     config: ModelConfig | None
     beside: SideFiles = field(default_factory=SideFiles)
     adapter: AdapterFiles | None = None
     views: tuple[View, ...] = ()
+    heard: Mapping[str, Answer] = field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:
@@ -59,10 +62,7 @@ class HubPlan(Plan):
         return super().protected() + folders
 
     def make_judge(self, check_load: bool | None) -> Judge | None:
-        """transformers, unless there is no config or nobody wants to know.
-
-        fp8 weights have the names and shapes of others, with scales beside them.
-        """
+        """transformers, unless there is no config or nobody wants to know."""
         if self.config is None and check_load:
             raise UsageError(
                 "`write.check_load` needs a config: it cannot go with `keep_names=True`"
@@ -70,18 +70,10 @@ class HubPlan(Plan):
         if self.config is None or check_load is False:
             return None
         must = check_load is True
-        quantisation = find_quantisation(self.model)
-        if quantisation == "packed":
-            reason = "its weights are packed, with other names and shapes than the class has"
-            return Helpless(reason, must=must)
-        shapes = {
-            name: tensor.shape
-            for name, tensor in self.model.items()
-            if not (quantisation and is_scale(name))
-        }
-        views = self.views or (View(self.config, frozenset()),)
-        plain = [replace(view, config=drop_quantisation(view.config)) for view in views]
-        return TransformersJudge(plain, shapes, must=must)
+        if find_quantisation(self.model) == "packed":
+            return Helpless(PACKED, must=must)
+        questions = list_questions(self.config, self.views, self.model)
+        return TransformersJudge(questions, self.heard, must=must)
 
     def require_readable(self, folder: Path) -> None:
         """OutputError unless the safetensors library finds in each file what was planned."""

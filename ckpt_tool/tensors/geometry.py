@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from math import prod
 from operator import mul
 from typing import NamedTuple
@@ -137,6 +138,18 @@ def cut_linear(shape: Shape, start: int, stop: int) -> Iterator[Box]:
         rows = min(left // inner[dim], shape[dim] - offsets[dim])
         yield Box(offsets, (1,) * dim + (rows,) + shape[dim + 1 :])
         start += rows * inner[dim]
+
+
+def list_runs(shape: Shape, box: Box) -> Iterator[tuple[int, int]]:
+    """The runs of the row-major order of ``shape`` that make up ``box``: start and length each."""
+    steps, whole = make_strides(shape), len(shape)
+    while whole and box.sizes[whole - 1] == shape[whole - 1]:
+        whole -= 1
+    outer = max(whole - 1, 0)
+    length = prod(box.sizes[outer:])
+    first = dot(box.offsets, steps)
+    for index in product(*map(range, box.sizes[:outer])):
+        yield first + dot(index, steps[:outer]), length
 
 
 def check_coverage(shape: Shape, boxes: Iterable[Box]) -> Coverage:

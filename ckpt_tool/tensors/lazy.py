@@ -7,9 +7,8 @@ move when :mod:`ckpt_tool.tensors.blocks` is asked for a range of the row-major 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import TYPE_CHECKING
 
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
@@ -81,37 +80,6 @@ class LazyTensor(Chunked):
         )
         return replace(self, shape=_insert(self.shape, dim, 1), chunks=chunks)
 
-    def unflatten(self, dim: int, sizes: Sequence[int]) -> LazyTensor:
-        """Dimension ``dim`` as dimensions of ``sizes``, whose product it has, all of them known."""
-        dim = self._dim(dim)
-        if self.shape[dim] != prod(sizes) or not sizes:
-            raise ValueError(f"dimension {dim} of shape {self.shape} as {tuple(sizes)}")
-        if not self.numel:
-            return replace(self, shape=(*self.shape[:dim], *sizes, *self.shape[dim + 1 :]))
-        result = self
-        for size in reversed(sizes[1:]):
-            result = result._split_dim(dim, size)
-        return result
-
-    def flatten(self, start: int = 0) -> LazyTensor:
-        """All dimensions from ``start`` on as one."""
-        result = self
-        while len(result.shape) > start + 1:
-            result = result._join_last()
-        return result
-
-    def _split_dim(self, dim: int, inner: int) -> LazyTensor:
-        """Dimension ``dim`` as two, the second of size ``inner``."""
-        chunks = [part for chunk in self.chunks for part in _split_chunk(chunk, dim, inner, self)]
-        shape = (*self.shape[:dim], self.shape[dim] // inner, inner, *self.shape[dim + 1 :])
-        return replace(self, shape=shape, chunks=tuple(chunks))
-
-    def _join_last(self) -> LazyTensor:
-        """The last two dimensions as one."""
-        chunks = [part for chunk in self.chunks for part in _join_chunk(chunk, self)]
-        shape = (*self.shape[:-2], self.shape[-2] * self.shape[-1])
-        return replace(self, shape=shape, chunks=tuple(chunks))
-
     def to(self, dtype: DType) -> LazyTensor:
         """The tensor cast to ``dtype`` when read.
 
@@ -182,44 +150,6 @@ def cat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
 def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
     """Tensors of one shape as the entries of a new leading dimension."""
     return cat([tensor.unsqueeze(0) for tensor in tensors], 0)
-
-
-def _split_chunk(chunk: Chunk, dim: int, inner: int, tensor: LazyTensor) -> Iterator[Chunk]:
-    """The chunk as blocks of whole rows of ``inner`` elements, and parts of such rows."""
-    offsets, sizes = chunk.box
-    at, end = offsets[dim], offsets[dim] + sizes[dim]
-    while at < end:
-        row, skip = divmod(at, inner)
-        whole = (end - at) // inner if not skip else 0
-        rows, length = (whole, inner) if whole else (1, min(inner - skip, end - at))
-        common = Box(_put(offsets, dim, at), _put(sizes, dim, rows * length))
-        region = narrow_region(chunk, common, tensor.source_dtype.itemsize)
-        stride = region.strides[dim]
-        strides = (*region.strides[:dim], stride * inner, *region.strides[dim:])
-        box = Box(
-            (*offsets[:dim], row, skip, *offsets[dim + 1 :]),
-            (*sizes[:dim], rows, length, *sizes[dim + 1 :]),
-        )
-        yield Chunk(box, region._replace(strides=strides))
-        at += rows * length
-
-
-def _join_chunk(chunk: Chunk, tensor: LazyTensor) -> Iterator[Chunk]:
-    """The chunk with its last two dimensions as one: whole, or row by row where rows lie apart."""
-    width, (offsets, sizes) = tensor.shape[-1], chunk.box
-    row, column = offsets[-2:]
-    rows, columns = sizes[-2:]
-    apart, step = chunk.region.strides[-2:]
-    if columns == 1 == width:
-        step = apart
-    if rows == 1 or (columns == width and apart == step * width):
-        box = Box((*offsets[:-2], row * width + column), (*sizes[:-2], rows * columns))
-        yield Chunk(box, chunk.region._replace(strides=(*chunk.region.strides[:-2], step)))
-        return
-    for index in range(rows):
-        common = Box((*offsets[:-2], row + index, column), (*sizes[:-2], 1, columns))
-        region = narrow_region(chunk, common, tensor.source_dtype.itemsize)
-        yield from _join_chunk(Chunk(common, region), tensor)
 
 
 def _put(values: Shape, dim: int, value: int) -> Shape:

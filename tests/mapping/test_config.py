@@ -76,18 +76,6 @@ def test_architecture_is_the_first_named_or_the_changed_one(tmp_path):
     assert write_config(tmp_path, architectures=[]).architecture == ""
 
 
-def test_names_that_stay_float32(tmp_path):
-    llama, ernie = (write_config(tmp_path, model_type=kind) for kind in ("llama", "ernie4_5_moe"))
-    bias = "model.layers.0.mlp.gate.e_score_correction_bias"
-    gate = "model.layers.0.mlp.gate.weight"
-    assert llama.keeps_float32(bias)
-    assert not llama.keeps_float32(f"{bias}_norm")
-    assert not llama.keeps_float32(gate)
-    assert ernie.keeps_float32(gate)
-    assert ernie.keeps_float32("model.layers.0.mlp.moe_statics.e_score_correction_bias")
-    assert not ernie.keeps_float32("model.layers.0.mlp.experts.0.gate_proj.weight")
-
-
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("top", [{}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False}])
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ What cannot be made small this way is said and left out: it is about the config,
 
 from __future__ import annotations
 
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -55,11 +56,18 @@ def list_classes() -> list[tuple[str, str]]:
 
 def build_tiny(model_type: str, class_name: str) -> Any:
     """The model with random weights. Raises whatever its code does where it cannot be small."""
+    return build_small(model_type, class_name, None)
+
+
+def build_small(model_type: str, class_name: str, fit: Callable[[Any], None] | None) -> Any:
+    """The same of a config that ``fit`` completes where being small has left it halves."""
     import torch
     import transformers
 
     config = transformers.CONFIG_MAPPING[model_type]()
-    _shrink(config)
+    shrink(config)
+    if fit is not None:
+        fit(config)
     model_class = getattr(transformers, class_name)
     with _in_time(), torch.device("meta"):
         count = sum(parameter.numel() for parameter in model_class(config).parameters())
@@ -70,12 +78,44 @@ def build_tiny(model_type: str, class_name: str) -> Any:
         return model_class(config)
 
 
-def _shrink(config: Any) -> None:
+def list_wide(model_type: str, class_name: str, dtype: str) -> list[str]:
+    """:func:`find_wide` of the model, tiny; of what cannot be built nothing."""
+    import transformers
+
+    try:
+        config = transformers.CONFIG_MAPPING[model_type]()
+        shrink(config)
+        return find_wide(getattr(transformers, class_name), config, dtype)
+    except Exception:
+        return []
+
+
+def find_wide(model_class: Any, config: Any, dtype: str) -> list[str]:
+    """What a model holds as float32 though it is built in ``dtype``, by names in memory.
+
+    Created as float32, or kept so by the loader.
+    """
+    import torch
+    from transformers.modeling_utils import local_torch_dtype
+
+    asked = getattr(torch, dtype)
+    with _in_time(), torch.device("meta"), local_torch_dtype(asked):
+        model = model_class(config)
+    kept = [re.compile(pattern) for pattern in model._get_dtype_plan(asked)]
+    return [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.dtype == torch.float32 or any(pattern.search(name) for pattern in kept)
+    ]
+
+
+def shrink(config: Any) -> None:
+    """Make its numbers small, and those of the configs in it."""
     import transformers
 
     for key, value in list(vars(config).items()):
         if isinstance(value, transformers.PretrainedConfig):
-            _shrink(value)
+            shrink(value)
         elif type(value) is int and value > _SIZES.get(key, value):
             with suppress(Exception):  # some are computed of others
                 setattr(config, key, _SIZES[key])

@@ -15,6 +15,7 @@ from ckpt_tool.tensors.geometry import (
     intersect,
     is_in_bounds,
     is_run,
+    list_runs,
     make_strides,
     unravel,
 )
@@ -277,3 +278,21 @@ def test_damaged_tilings_are_reported_element_by_element(tiling, data):
     assert (counted(shape, list(coverage.missing)) == (counts == 0)).all()
     assert (counted(shape, list(coverage.overlapping)) == (counts > 1)).all()
     assert bool(coverage) == bool((counts == 1).all())
+
+
+def test_runs_of_a_box():
+    assert list(list_runs((2, 3, 4), Box((0, 1, 0), (2, 2, 4)))) == [(4, 8), (16, 8)]
+    assert list(list_runs((2, 3, 4), Box((1, 1, 2), (1, 2, 2)))) == [(18, 2), (22, 2)]
+    assert list(list_runs((2, 3, 4), Box((0, 0, 0), (2, 3, 4)))) == [(0, 24)]
+    assert list(list_runs((5,), Box((3,), (2,)))) == [(3, 2)]
+    assert list(list_runs((), Box((), ()))) == [(0, 1)]
+
+
+@given(shapes, st.data())
+def test_runs_are_the_elements_of_the_box_in_order(shape, data):
+    offsets = [data.draw(st.integers(0, size - 1)) for size in shape]
+    sizes = [data.draw(st.integers(1, size - at)) for size, at in zip(shape, offsets, strict=True)]
+    box = Box(tuple(offsets), tuple(sizes))
+    numbers = np.arange(prod(shape)).reshape(shape)
+    found = [n for start, length in list_runs(shape, box) for n in range(start, start + length)]
+    assert found == numbers[slices(box)].ravel().tolist()

@@ -40,7 +40,7 @@ def test_reading_gives_what_was_written(folder, layout):
 @st.composite
 def operations(draw, tensor: torch.Tensor):
     """One operation that `tensor` allows, as the same function of a lazy and a torch tensor."""
-    kinds = [growing, *([reshaping, cutting] * bool(tensor.ndim))]
+    kinds = [growing, *([turning, cutting] * bool(tensor.ndim))]
     return draw(draw(st.sampled_from(kinds))(tensor))
 
 
@@ -53,16 +53,8 @@ def growing(draw, tensor: torch.Tensor):
 
 
 @st.composite
-def reshaping(draw, tensor: torch.Tensor):
-    name = draw(st.sampled_from(["transpose", "flatten", "unflatten"]))
-    dim = draw(st.integers(-tensor.ndim, tensor.ndim - 1))
-    if name == "flatten":
-        return lambda t: t.flatten(dim % tensor.ndim)
-    if name == "unflatten":
-        size = tensor.shape[dim]
-        parts = draw(st.permutations([size // 2, 2] if size and size % 2 == 0 else [1, size, 1]))
-        return lambda t: t.unflatten(dim, parts)
-    other = draw(st.integers(-tensor.ndim, tensor.ndim - 1))
+def turning(draw, tensor: torch.Tensor):
+    dim, other = (draw(st.integers(-tensor.ndim, tensor.ndim - 1)) for _ in range(2))
     return lambda t: t.transpose(dim, other)
 
 

@@ -8,7 +8,6 @@ of transformers 5 writes.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +59,9 @@ class Family:
     ``architecture``: the class where ``config.json`` names none; empty: transformers is asked.
     ``hub``: what becomes of names in memory on the Hub; None: transformers' own tables say it.
     ``tied``: the head is the embedding where the config does not say.
-    ``float32``: a regular expression, searched in names on the Hub: these are never cast down.
+    ``float32``: a regular expression, searched in names on the Hub: what its classes create as
+    float32 whatever the model's dtype is; empty: nothing; None: transformers is asked, as it is for
+    a row without tensors.
     ``conv1d``: linear layers are transformers' ``Conv1D``, whose weights are [in, out].
     ``torchtitan``: how it pairs the rows of a head in the rotary embedding (``halves`` as
     transformers does, ``neighbours`` as Meta does); empty: its names of the family are unknown.
@@ -70,16 +71,20 @@ class Family:
     architecture: str = ""
     hub: HubRules | None = None
     tied: bool = False
-    float32: str = ""
+    float32: str | None = ""
     conv1d: bool = False
     legacy: Legacy = Legacy()
     torchtitan: Literal["", "halves", "neighbours"] = ""
     megatron: MegatronRows | None = None
 
-    def keeps_float32(self, name: str) -> bool:
-        """Whether the tensor ``name``, as it is called on the Hub, is never cast down."""
-        return bool(self.float32) and re.search(self.float32, name) is not None
+    @property
+    def known_float32(self) -> str | None:
+        """:attr:`float32` of a row that says what its tensors are; else None."""
+        return None if self.hub is None and self.megatron is None else self.float32
 
+
+#: What :attr:`Family.float32` says of routers whose biases decide by tiny differences.
+_ROUTER_BIAS = r"\.e_score_correction_bias$"
 
 _LLAMA = MegatronRows(
     GROUPED,
@@ -162,14 +167,16 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family("Starcoder2ForCausalLM", SAME, tied=True),
     # Language models with experts.
     "deepseek_v2": Family("DeepseekV2ForCausalLM", EXPERTS),
-    "deepseek_v3": Family("DeepseekV3ForCausalLM", EXPERTS, megatron=_DEEPSEEK),
-    "dots1": Family("Dots1ForCausalLM", EXPERTS),
-    "ernie4_5_moe": Family("Ernie4_5_MoeForCausalLM", float32=r"\.mlp\.gate\.weight$"),
-    "glm4_moe": Family("Glm4MoeForCausalLM", EXPERTS, megatron=_GLM4_MOE),
-    "gpt_oss": Family("GptOssForCausalLM", SAME),
-    "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS),
+    "deepseek_v3": Family(
+        "DeepseekV3ForCausalLM", EXPERTS, megatron=_DEEPSEEK, float32=_ROUTER_BIAS
+    ),
+    "dots1": Family("Dots1ForCausalLM", EXPERTS, float32=_ROUTER_BIAS),
+    "ernie4_5_moe": Family("Ernie4_5_MoeForCausalLM"),
+    "glm4_moe": Family("Glm4MoeForCausalLM", EXPERTS, megatron=_GLM4_MOE, float32=_ROUTER_BIAS),
+    "gpt_oss": Family("GptOssForCausalLM", SAME, float32=None),
+    "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS, float32=None),
     "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),
-    "kimi_k2": Family(hub=EXPERTS, megatron=_DEEPSEEK),
+    "kimi_k2": Family(hub=EXPERTS, megatron=_DEEPSEEK, float32=_ROUTER_BIAS),
     "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
     "mixtral": Family(
         "MixtralForCausalLM", MIXTRAL_EXPERTS, megatron=MegatronRows(GROUPED, (), MIXTRAL)

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 from ckpt_tool.tensors.lazy import LazyTensor, cat
+from ckpt_tool.tensors.reshaped import reshape
 
 
 class ConversionTensor:
-    """Does to a lazy tensor what transformers' conversions do to a ``torch.Tensor``.
+    """Does to a lazy tensor what transformers' conversions do to a ``torch.Tensor``."""
 
-    A mark goes along: parts of a marked tensor are marked.
-    """
-
-    def __init__(self, tensor: LazyTensor, *, marked: bool) -> None:
+    def __init__(self, tensor: LazyTensor) -> None:
         self.tensor = tensor
-        self.marked = marked
-
-    def _with(self, tensor: LazyTensor) -> ConversionTensor:
-        return ConversionTensor(tensor, marked=self.marked)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,11 +27,18 @@ class ConversionTensor:
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
 
+    def numel(self) -> int:
+        return self.tensor.numel
+
+    def __getitem__(self, index: Any) -> Any:
+        """Refused: an operation that takes no stand-in for a tensor takes it for a list of some."""
+        raise NotImplementedError("[]")
+
     def contiguous(self) -> ConversionTensor:
         return self
 
     def narrow(self, dim: int, start: int, length: int) -> ConversionTensor:
-        return self._with(self.tensor.narrow(dim, start, length))
+        return ConversionTensor(self.tensor.narrow(dim, start, length))
 
     def split(self, sizes: int | list[int], dim: int = 0) -> tuple[ConversionTensor, ...]:
         length = self.shape[dim]
@@ -51,7 +51,7 @@ class ConversionTensor:
         return self.split(-(-self.shape[dim] // parts), dim)
 
     def select(self, dim: int, index: int) -> ConversionTensor:
-        return self._with(self.tensor.select(dim, index))
+        return ConversionTensor(self.tensor.select(dim, index))
 
     def unbind(self, dim: int = 0) -> tuple[ConversionTensor, ...]:
         return tuple(self.select(dim, index) for index in range(self.shape[dim]))
@@ -60,16 +60,11 @@ class ConversionTensor:
         return self.select(dim, 0) if self.shape[dim] == 1 else self
 
     def transpose(self, dim0: int, dim1: int) -> ConversionTensor:
-        return self._with(self.tensor.transpose(dim0, dim1))
+        return ConversionTensor(self.tensor.transpose(dim0, dim1))
 
     def reshape(self, *sizes: Any) -> ConversionTensor:
-        """Only for shapes without data: a lazy tensor's chunks cannot be reshaped."""
-        if self.tensor.chunks:
-            raise NotImplementedError("reshape")
-        shape = list(sizes if isinstance(sizes[0], int) else sizes[0])
-        if -1 in shape:
-            shape[shape.index(-1)] = self.tensor.numel // -prod(shape)
-        return self._with(replace(self.tensor, shape=tuple(shape)))
+        shape = sizes if isinstance(sizes[0], int) else sizes[0]
+        return ConversionTensor(reshape(self.tensor, shape))
 
     view = reshape
 
@@ -77,7 +72,7 @@ class ConversionTensor:
         """Only beside shapes without data: no file has these zeros."""
         if self.tensor.chunks:
             raise NotImplementedError("new_zeros")
-        return self._with(replace(self.tensor, shape=sizes))
+        return ConversionTensor(replace(self.tensor, shape=sizes))
 
     @classmethod
     def __torch_function__(
@@ -91,8 +86,7 @@ class ConversionTensor:
         kwargs = dict(kwargs or {})
         if func.__name__ == "cat":
             dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-            joined = cat([part.tensor for part in args[0]], dim)
-            return cls(joined, marked=any(part.marked for part in args[0]))
+            return cls(cat([part.tensor for part in args[0]], dim))
         method = getattr(cls, func.__name__, None)
         if method is None:
             raise NotImplementedError(func.__name__)

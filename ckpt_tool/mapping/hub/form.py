@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote
+from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.lazy import LazyTensor
 
 Tensors = dict[str, LazyTensor]
@@ -55,3 +56,10 @@ class HubModel:
     def is_adapter(self) -> bool:
         """Whether there is no model, only an adapter folder."""
         return self.adapter is not None and not self.adapter.folder
+
+    def with_dtype(self, dtype: DType | None) -> HubModel:
+        """The model whose configs name the dtype of the weights as written."""
+        if self.config is None:
+            return self
+        views = tuple(replace(view, config=view.config.with_dtype(dtype)) for view in self.views)
+        return replace(self, config=self.config.with_dtype(dtype), views=views)

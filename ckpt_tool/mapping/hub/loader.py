@@ -3,29 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def ask_loader(model: Any, planned: Shapes) -> list[str]:
-    """What ``from_pretrained`` misses, does not use, or finds in another shape; in lines."""
+@dataclass(frozen=True)
+class Opened:
+    """What came of loading: ``faults`` in lines, and ``dtypes`` by names in memory.
+
+    ``dtypes``: of the floating-point tensors that are not in the dtype that was asked for.
+    """
+
+    faults: list[str]
+    dtypes: dict[str, str]
+
+
+def ask_loader(model: Any, planned: Shapes, dtype: str = "auto") -> Opened:
+    """What ``from_pretrained`` misses, does not use, or finds in another shape, on the meta device.
+
+    ``dtype``: the one that it is asked for; ``auto``: the config's.
+    """
     import torch
 
     state = {name: torch.empty(shape, device="meta") for name, shape in planned.items()}
     try:
-        _, report = type(model).from_pretrained(
+        opened, report = type(model).from_pretrained(
             None,
             config=model.config,
             state_dict=state,
             device_map="meta",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **{_dtype_keyword(): dtype},
         )
-    except (RuntimeError, ValueError) as error:
-        return [f"from_pretrained: {error}"]
+    except Exception as error:  # whatever a model's code raises
+        return Opened([f"from_pretrained: {error}"], {})
     keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    return [f"{key.removesuffix('_keys')}: {name}" for key in keys for name in sorted(report[key])]
+    faults = [
+        f"{key.removesuffix('_keys')}: {name}" for key in keys for name in sorted(report[key])
+    ]
+    held = {name: name_dtype(tensor) for name, tensor in opened.state_dict().items()
+            if tensor.is_floating_point()}  # fmt: skip
+    return Opened(faults, {name: found for name, found in held.items() if found != dtype})
+
+
+def _dtype_keyword() -> str:
+    """What ``from_pretrained`` calls it: transformers before 5 knows the longer name."""
+    import transformers
+
+    return "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+
+
+def name_dtype(tensor: Any) -> str:
+    """The dtype of a ``torch.Tensor`` as :mod:`ckpt_tool.tensors.dtypes` calls it."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def settle_prefixes(model: Any, state: Mapping[str, Any]) -> None:
@@ -34,10 +67,14 @@ def settle_prefixes(model: Any, state: Mapping[str, Any]) -> None:
     For a model that was not loaded from such a checkpoint it leaves them out. A text model's table
     holds the prefix of its multimodal parent, from whose checkpoints it opens too: its own have
     none. Where names with prefixes do not come back through the loader, they are left out as well.
-    ``state``: its tensors on the meta device, by their names in memory.
+    ``state``: its tensors on the meta device, by their names in memory. Before transformers 5 there
+    is nothing to settle.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import revert_weight_conversion
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return
 
     if model.config.get_text_config() is model.config:
         return
@@ -47,7 +84,7 @@ def settle_prefixes(model: Any, state: Mapping[str, Any]) -> None:
         reverted = revert_weight_conversion(model, dict(state))
     except NotImplementedError:  # said where the tensors themselves are brought into that form
         return
-    if ask_loader(model, {name: tuple(tensor.shape) for name, tensor in reverted.items()}):
+    if ask_loader(model, {name: tuple(t.shape) for name, t in reverted.items()}).faults:
         model._weight_conversions = before
 
 

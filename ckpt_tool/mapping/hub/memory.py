@@ -52,6 +52,7 @@ def to_memory(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> InMemor
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     places = {name: _make_places(name, shape) for name, shape in shapes.items() if all(shape)}
     on_hub = _choose_form(places, tensors.keys(), config)
+    _require_geometry(on_hub, config)
     _require_shapes(tensors, on_hub)
     blocks: dict[str, list[Block]] = {}
     for name in on_hub.keys() & tensors.keys():
@@ -69,6 +70,16 @@ def to_memory(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> InMemor
         if all(chunk.region.path in whole for chunk in place.chunks)
     }
     return InMemory(whole, frozenset(tensors.keys() - used))
+
+
+def _require_geometry(on_hub: Tensors, config: ModelConfig) -> None:
+    computed = [name for name, place in on_hub.items() if place.is_computed]
+    if computed:
+        raise MappingError(
+            f"model type {config.model_type}: on the Hub its weights are rearranged, in a way that"
+            " is not undone here",
+            computed,
+        )
 
 
 def _choose_form(places: Tensors, names: Set[str], config: ModelConfig) -> Tensors:

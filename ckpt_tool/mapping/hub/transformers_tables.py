@@ -8,9 +8,7 @@ tensors. Importing transformers takes seconds, so this is the second choice.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,8 +54,6 @@ def _name_by_model(given: Mapping[str, LazyTensor], config: ModelConfig, model: 
     source = tensors if in_memory else {name: _make_empty(s) for name, s in shapes.items()}
     settle_prefixes(model, state)
     reverted = _revert(model, source, config)
-    wide = frozenset(name for name, found in reverted.items() if found.marked)
-    config = replace(config, float32_names=wide)
     if in_memory:
         named = {name: found.tensor for name, found in reverted.items()}
         return HubModel(named, config, computed, ties=ties)
@@ -102,23 +98,16 @@ def _set_ties_aside(
 def _revert(
     model: Any, tensors: Mapping[str, LazyTensor], config: ModelConfig
 ) -> dict[str, ConversionTensor]:
-    """Transformers' own conversion to the form of the Hub; what stays float32 is marked.
-
-    Which tensors those are is said of names in memory, so the mark has to travel with them.
-    """
+    """Transformers' own conversion to the form of the Hub."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    patterns = sorted(set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()))
-    wide = re.compile("|".join(patterns)) if patterns else None
-    stand_ins = {
-        name: ConversionTensor(tensor, marked=bool(wide and wide.search(name)))
-        for name, tensor in tensors.items()
-    }
+    stand_ins = {name: ConversionTensor(tensor) for name, tensor in tensors.items()}
     try:
         return dict(revert_weight_conversion(model, stand_ins))
     except NotImplementedError as error:
         raise MappingError(
-            f"model type {config.model_type}: on the Hub its weights are rearranged ({error})",
+            f"model type {config.model_type}: on the Hub its weights are rearranged ({error}), in a"
+            " way that takes more than to cut, turn and join them",
             hint="Write the tensors as they are with `keep_names=True`.",
         ) from error
 

@@ -199,7 +199,7 @@ def _add_head(model: HubModel, head: Tensors) -> HubModel:
     found = _find_classifier_head(language, head)
     if found is None:
         view = View(language, frozenset(head))
-        kept = replace(language, float32_names=language.float32_names | set(head))
+        kept = replace(language, own_dtypes=language.own_dtypes | set(head))
         said = (
             "transformers has no token classification class for model type"
             f" {language.model_type}: the value head is v_head, which trl alone reads"
@@ -214,7 +214,7 @@ def _add_head(model: HubModel, head: Tensors) -> HubModel:
     module, config = found
     copy = {name.replace(_LINEAR, module, 1): tensor for name, tensor in head.items()}
     names = frozenset(copy) | frozenset(head)
-    config = replace(config, float32_names=config.float32_names | names)
+    config = replace(config, own_dtypes=config.own_dtypes | names)
     views = (View(config, frozenset(head) | outputs), View(language, names))
     return replace(model, tensors=head | copy | model.tensors, config=config, views=views)
 

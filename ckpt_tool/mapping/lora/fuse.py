@@ -18,6 +18,7 @@ from ckpt_tool.mapping.lora.tokens import put_rows
 from ckpt_tool.tensors.columns import take_columns
 from ckpt_tool.tensors.lazy import LazyTensor, stack
 from ckpt_tool.tensors.lowrank import Magnitude, update_matrix, update_vector
+from ckpt_tool.tensors.reshaped import reshape
 
 Tensors = dict[str, LazyTensor]
 
@@ -103,13 +104,15 @@ def _update(weight: LazyTensor, module: Module, scale: float, transposed: bool) 
 
 def _magnitude(module: Module, *, of_columns: bool = False) -> Magnitude | None:
     """One length for each of the features that come out."""
-    return None if module.magnitude is None else Magnitude(module.magnitude.flatten(), of_columns)
+    if module.magnitude is None:
+        return None
+    return Magnitude(reshape(module.magnitude, (-1,)), of_columns)
 
 
 def _update_kernels(weight: LazyTensor, module: Module, scale: float) -> LazyTensor:
-    matrix, left, right = (t.flatten(1) for t in (weight, module.b, module.a))
+    matrix, left, right = (reshape(t, (t.shape[0], -1)) for t in (weight, module.b, module.a))
     updated = update_matrix(matrix, left, right, scale, _magnitude(module))
-    return updated.unflatten(1, weight.shape[1:])
+    return reshape(updated, weight.shape)
 
 
 def _update_stack(weight: LazyTensor, module: Module, scale: float) -> LazyTensor:

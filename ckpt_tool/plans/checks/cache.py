@@ -27,7 +27,7 @@ from ckpt_tool.plans.checks.wanted import Shapes, Wanted
 _PACKAGES = ("transformers", "accelerate", "torch")
 
 #: Another one where what is said of the same model changes.
-_FORM = "2"
+_FORM = "3"
 
 #: Entries of a model of a thousand tensors take 60 kB; the oldest go.
 _MOST_ENTRIES = 256
@@ -104,6 +104,7 @@ def make_wanted(entry: Any) -> Wanted:
         str(entry["library"]),
         _make_shapes(entry["shapes"]),
         _make_shapes(entry["tied"]),
+        {str(name): str(dtype) for name, dtype in entry["dtypes"].items()},
     )
 
 

@@ -2,7 +2,8 @@
 
 Two judges. What the architecture has, brought into the form of the Hub by transformers' own
 tables, is compared with what is planned. Then the loader itself is handed these names and shapes
-and reports what it misses, does not use, or finds in another shape.
+and reports what it misses, does not use, or finds in another shape; and what it has then loaded
+says in which dtypes the class holds its weights: ``save_pretrained`` would write these.
 
 A question has ``config``, the text of a ``config.json``, and ``planned``, shapes by name. An answer
 is plain data as well, as it may come from another process:
@@ -17,12 +18,15 @@ is plain data as well, as it may come from another process:
     transformers 5, which has no tables, and where these cannot be applied backwards.
 ``faults``
     What is wrong, in lines; empty where it opens.
+``dtypes``
+    By names on the Hub, of what the class holds in another dtype than the config names; where
+    there are no faults.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,10 +35,17 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.families.hub_rules import TransposeExperts
 from ckpt_tool.mapping.hub.library import describe_error, find_unknown, quieten
-from ckpt_tool.mapping.hub.loader import ask_loader, settle_prefixes, take_untied
+from ckpt_tool.mapping.hub.loader import (
+    Opened,
+    ask_loader,
+    name_dtype,
+    settle_prefixes,
+    take_untied,
+)
 from ckpt_tool.mapping.hub.names import is_fused
 from ckpt_tool.mapping.hub.transformers_tables import build_on_meta
 from ckpt_tool.plans.checks.wanted import Shapes, Wanted
+from ckpt_tool.tensors.dtypes import FLOAT32
 
 Question = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -66,28 +77,59 @@ def _examine(config: ModelConfig, planned: Shapes) -> Answer:
         fused = any(is_fused(name, config) for name in planned)
         wanted = _find_wanted(model, config, found["library"], fused=fused)
         faults = wanted.list_faults(planned) if wanted is not None else []
+        dtype = (config.dtype or FLOAT32).name
+        opened = Opened(faults, {}) if faults else ask_loader(model, planned, dtype)
+        dtypes = {} if opened.faults else _name_dtypes(opened.dtypes, model, config, fused=fused)
         return found | {
             "architecture": type(model).__name__,
-            "wanted": None if wanted is None else asdict(wanted),
-            "faults": faults or ask_loader(model, planned),
+            "wanted": None if wanted is None else asdict(replace(wanted, dtypes=dtypes)),
+            "faults": opened.faults,
+            "dtypes": dtypes,
         }
 
 
 def _find_wanted(model: Any, config: ModelConfig, library: str, *, fused: bool) -> Wanted | None:
     """Hub names and shapes of the architecture; None where transformers has no tables of them."""
     state = take_untied(model)
-    shapes = _revert(state, model, config, fused=fused)
-    if shapes is None:
+    settle_prefixes(model, state)
+    reverted = _revert(state, model, config, fused=fused)
+    if reverted is None:
         return None
     every = model.state_dict()
     copies = {name: tuple(every[name].shape) for name in every.keys() - state.keys()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in reverted.items()}
     return Wanted(type(model).__name__, library, shapes, copies)
+
+
+def _name_dtypes(
+    held: Mapping[str, str], model: Any, config: ModelConfig, *, fused: bool
+) -> dict[str, str]:
+    """``held``, dtypes by names in memory, by those on the Hub.
+
+    Where tensors of two dtypes become one, torch says which it has.
+    """
+    import torch
+
+    if not held:
+        return {}
+    main = (config.dtype or FLOAT32).name
+    state = {
+        name: tensor.to(getattr(torch, held.get(name, main)))
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in take_untied(model).items()
+    }
+    copies = {name: dtype for name, dtype in held.items() if name not in state}
+    reverted = _revert(state, model, config, fused=fused)
+    named = {n: name_dtype(t) for n, t in (state if reverted is None else reverted).items()
+             if t.is_floating_point()}  # fmt: skip
+    return copies | {name: dtype for name, dtype in named.items() if dtype != main}
 
 
 def _revert(
     state: dict[str, Any], model: Any, config: ModelConfig, *, fused: bool
-) -> Shapes | None:
-    """Shapes of a state dict by the names, and in the layouts, of the Hub.
+) -> dict[str, Any] | None:
+    """A state dict by the names, and in the layouts, of the Hub; None where nothing says these.
 
     ``fused``: with experts as in memory, where the Hub has them so as well.
     """
@@ -95,29 +137,28 @@ def _revert(
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:
         return None
-    settle_prefixes(model, state)
     try:
-        reverted = revert_weight_conversion(model, state)
+        reverted = dict(revert_weight_conversion(model, state))
     except NotImplementedError:
         return None
-    shapes = {name: tuple(tensor.shape) for name, tensor in reverted.items()}
     if fused:
-        return _keep_fused(shapes, state, config)
+        return _keep_fused(reverted, state, config)
     for rule in config.family.hub or ():
         if isinstance(rule, TransposeExperts):
-            shapes |= _transpose(shapes, rule)
-    return shapes
+            reverted |= _transpose(reverted, rule)
+    return reverted
 
 
-def _keep_fused(shapes: Shapes, state: dict[str, Any], config: ModelConfig) -> Shapes:
-    """``shapes`` with fused experts for those that transformers' tables have split off."""
-    fused = {n: tuple(t.shape) for n, t in state.items() if is_fused(n, config)}
+def _keep_fused(
+    reverted: dict[str, Any], state: dict[str, Any], config: ModelConfig
+) -> dict[str, Any]:
+    """``reverted`` with fused experts for those that transformers' tables have split off."""
+    fused = {name: tensor for name, tensor in state.items() if is_fused(name, config)}
     stems = tuple({f"{name.rpartition('.')[0]}." for name in fused})
-    return {name: shape for name, shape in shapes.items() if not name.startswith(stems)} | fused
+    return {name: t for name, t in reverted.items() if not name.startswith(stems)} | fused
 
 
-def _transpose(shapes: Shapes, rule: TransposeExperts) -> Shapes:
+def _transpose(reverted: dict[str, Any], rule: TransposeExperts) -> dict[str, Any]:
     """Fused experts as they are on the Hub: transformers 5 loads them, but saves them otherwise."""
     ends = (f".{rule.path}.gate_up_proj", f".{rule.path}.down_proj")
-    fused = {name: shape for name, shape in shapes.items() if name.endswith(ends)}
-    return {name: (shape[0], shape[2], shape[1]) for name, shape in fused.items()}
+    return {name: t.transpose(1, 2) for name, t in reverted.items() if name.endswith(ends)}

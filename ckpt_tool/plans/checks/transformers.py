@@ -2,47 +2,48 @@
 
 What a class wants is looked up in the user's cache. Where it is not there, transformers is asked
 (:mod:`ckpt_tool.plans.checks.opening`): here where it is imported already, else in a process of its
-own, while the bytes are moved.
+own, while the bytes are moved; or it was asked before, because a cast depends on it
+(:mod:`ckpt_tool.plans.checks.dtypes`).
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.hub.form import View
-from ckpt_tool.mapping.hub.names import is_fused
-from ckpt_tool.plans.checks.cache import keep_wanted, make_key, make_wanted, read_wanted
+from ckpt_tool.plans.checks.cache import keep_wanted, make_wanted, read_wanted
 from ckpt_tool.plans.checks.child import Child
 from ckpt_tool.plans.checks.judge import Judge, Verdict, say_unheld
-from ckpt_tool.plans.checks.opening import Answer, Question, answer
-from ckpt_tool.plans.checks.wanted import Shapes
+from ckpt_tool.plans.checks.opening import Answer
+from ckpt_tool.plans.checks.question import Question, ask, hear
 from ckpt_tool.plans.options import LoadCheck
 
-_CHILD = "ckpt_tool.plans.checks.transformers_child"
 _UNCHECKED = "write the model unchecked with `write.check_load=False`."
 
 
 class TransformersJudge(Judge):
-    """Whether each of ``views`` opens what is ``planned``; the first is config.json's own class.
+    """Whether the class of each of ``questions`` opens what is planned; the first is config.json's.
 
-    ``must``: it is an error where nobody can say.
+    ``must``: it is an error where nobody can say. ``heard``: what was answered before, by key.
     """
 
     name = "transformers"
     is_early = True
 
-    def __init__(self, views: Sequence[View], planned: Shapes, *, must: bool) -> None:
+    def __init__(
+        self, questions: Sequence[Question], heard: Mapping[str, Answer], *, must: bool
+    ) -> None:
         self._must = must
-        self._questions = [_Question.of(view, planned) for view in views]
+        self._heard = heard
+        self._questions = questions
         self._checks: dict[int, LoadCheck] = {}
         self._warnings: list[str] = []
         self._child: Child | None = None
+        self._asked: Sequence[Question] = ()
         self._lock = Lock()
 
     def start(self) -> None:
@@ -55,11 +56,14 @@ class TransformersJudge(Judge):
             if found is not None:
                 _require_whole(found.architecture, found.list_faults(question.planned))
                 self._checks[index] = question.passed(found.architecture, found.library)
-        asked = [each.ask() for each in self._open()]
-        if asked and "transformers" in sys.modules:
-            self._hear([answer(question) for question in asked])
-        elif asked:
-            self._child = Child(_CHILD, "transformers", {"models": asked})
+        known = [each for each in self._open() if each.key in self._heard]
+        self._hear((each, self._heard[each.key]) for each in known)
+        asked = [each for each in self._open() if each not in known]
+        found_now = ask(asked) if asked else []
+        if isinstance(found_now, Child):
+            self._child, self._asked = found_now, asked
+        else:
+            self._hear(zip(asked, found_now, strict=True))
 
     def finish(self, folder: Path | None) -> Verdict:
         """MappingError lists what is missing, too many or misshapen.
@@ -88,21 +92,18 @@ class TransformersJudge(Judge):
         if self._child is not None:
             self._child.stop()
 
-    def _open(self) -> list[_Question]:
+    def _open(self) -> list[Question]:
         return [each for index, each in enumerate(self._questions) if index not in self._checks]
 
     def _hear_child(self) -> None:
         with self._lock:
             child, self._child = self._child, None
         if child is not None:
-            try:
-                self._hear(child.answer()["answers"])
-            finally:
-                child.stop()
+            self._hear(zip(self._asked, hear(child), strict=True))
 
-    def _hear(self, answers: Sequence[Answer]) -> None:
-        """Take what was answered to the questions that are open."""
-        for question, found in zip(self._open(), answers, strict=True):
+    def _hear(self, answers: Iterable[tuple[Question, Answer]]) -> None:
+        """Take what was answered."""
+        for question, found in answers:
             unknown = found.get("unknown")
             if unknown is None:
                 _require_answer(question.config, found)
@@ -118,50 +119,6 @@ class TransformersJudge(Judge):
 
 
 _WITHOUT_CLASS = f"Install a transformers that knows the model, or {_UNCHECKED}"
-
-
-@dataclass(frozen=True, eq=False)
-class _Question:
-    """A class, and what it would be given to open.
-
-    ``num_ignored``: what no class has a place for; ``num_other_heads``: what another class of the
-    same files reads.
-    """
-
-    config: ModelConfig
-    planned: Shapes
-    key: str
-    num_ignored: int
-    num_other_heads: int
-
-    @classmethod
-    def of(cls, view: View, planned: Shapes) -> _Question:
-        ours = _name_prediction_layers(view.config)
-        read = {name: shape for name, shape in planned.items() if name not in view.ignored}
-        known = {name: shape for name, shape in read.items() if not name.startswith(ours)}
-        form = "fused" if any(is_fused(name, view.config) for name in known) else ""
-        key = make_key(view.config.to_bytes(), view.config.architecture, form)
-        return cls(view.config, known, key, len(read) - len(known), len(view.ignored))
-
-    def ask(self) -> Question:
-        """What transformers is asked."""
-        return {"config": self.config.to_bytes().decode(), "planned": self.planned}
-
-    def passed(self, architecture: str, library: str) -> LoadCheck:
-        """What is said of a class that opens it."""
-        return LoadCheck(
-            architecture, len(self.planned), library, self.num_ignored, self.num_other_heads
-        )
-
-
-def _name_prediction_layers(config: ModelConfig) -> tuple[str, ...]:
-    """Where the layers for multi-token prediction are: behind the last one that a model has."""
-    layers, more = (
-        config.text.get(key) for key in ("num_hidden_layers", "num_nextn_predict_layers")
-    )
-    if not isinstance(layers, int) or not isinstance(more, int):
-        return ()
-    return tuple(f"model.layers.{layers + number}." for number in range(more))
 
 
 def _require_answer(config: ModelConfig, answer: Answer) -> None:

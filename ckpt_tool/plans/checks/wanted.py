@@ -1,9 +1,9 @@
-"""What a class of transformers wants of a folder of weights: names on the Hub, and shapes."""
+"""What a class of transformers wants of a folder of weights: names on the Hub, shapes, dtypes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -12,13 +12,15 @@ Shapes = dict[str, tuple[int, ...]]
 class Wanted:
     """``shapes``: of every tensor that has to be there; ``tied``: of those that may be, as copies.
 
-    ``architecture``: the class; ``library``: whose it is, with its version.
+    ``architecture``: the class; ``library``: whose it is, with its version. ``dtypes``: by torch's
+    names, of those that it holds in another one than its config names.
     """
 
     architecture: str
     library: str
     shapes: Shapes
     tied: Shapes
+    dtypes: dict[str, str] = field(default_factory=dict)
 
     def list_faults(self, planned: Shapes) -> list[str]:
         """What is missing, too many, or has another shape, in lines; empty where nothing is."""

@@ -49,7 +49,8 @@ def describe_megatron(family: Family) -> str:
 def describe_else(family: Family) -> str:
     legacy = family.legacy
     said = {
-        f"float32: `{family.float32}`".replace("|", "\\|"): family.float32,
+        f"float32: `{family.float32}`": family.float32,
+        "float32: transformers is asked": family.float32 is None,
         "weights [in, out]": family.conv1d,
         f"config.json: `{legacy.expert_count}`": legacy.expert_count,
         "config.json: two rope thetas": legacy.local_rope,

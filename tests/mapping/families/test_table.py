@@ -1,6 +1,7 @@
 """Every row of the table of families: well formed, and what transformers says where it says it."""
 
 import ast
+import contextlib
 import re
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import ckpt_tool
 from ckpt_tool.mapping.families.hub_rules import Rename, SplitExperts, TransposeExperts
 from ckpt_tool.mapping.families.megatron_rows import TOP
 from ckpt_tool.mapping.families.table import FAMILIES, UNKNOWN, Family, find_family
+from tests.support.every_class import find_wide, shrink
 from tests.support.megatron_models import CONFIGS, config_of, rules_of
+from tests.support.tiny_models import MODELS, build
 from tests.support.versions import needs_transformers_5
 
 ROOT = Path(ckpt_tool.__file__).parent
@@ -53,6 +56,44 @@ def test_the_class_is_that_of_transformers(model_type):
         assert hasattr(transformers, named)
 
 
+def list_family(model_type: str) -> list[str]:
+    """Its classes that write text, or judge it."""
+    kinds = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION")
+    tables = [getattr(auto, f"MODEL_FOR_{kind}_MAPPING_NAMES") for kind in kinds]
+    return sorted({table[model_type] for table in tables if model_type in table})
+
+
+def look_for_float32(model_type: str, dtype: str) -> dict[str, list[str]]:
+    """What each class of a family holds as float32, of those that can be built tiny."""
+    found = {}
+    for name in list_family(model_type):
+        model_class = getattr(transformers, name)
+        if model_type in MODELS and MODELS[model_type].model_class == name:
+            found[name] = find_wide(model_class, build(model_type).config, dtype)
+            continue
+        with contextlib.suppress(Exception):
+            config = transformers.CONFIG_MAPPING[model_type]()
+            shrink(config)
+            found[name] = find_wide(model_class, config, dtype)
+    return found
+
+
+@needs_transformers_5
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [m for m, row in FAMILIES.items() if row.hub is not None])
+def test_what_a_row_says_of_float32_holds_for_each_class_of_the_family(model_type):
+    row = FAMILIES[model_type]
+    held = {dtype: look_for_float32(model_type, dtype) for dtype in ("bfloat16", "float16")}
+    if not held["bfloat16"]:
+        pytest.skip("transformers does not have it, or its config cannot be made small")
+    names = [name for found in held.values() for each in found.values() for name in each]
+    if row.float32 is None:
+        assert names  # else the row could say it, and nobody would have to ask
+    else:
+        assert [name for name in names if not re.search(row.float32 or r"(?!)", name)] == []
+        assert bool(names) is bool(row.float32)
+
+
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_rows_of_megatron_are_spelled_in_words_that_are_known(model_type):
     rows = FAMILIES[model_type].megatron
@@ -75,7 +116,7 @@ def test_rows_of_megatron_are_spelled_in_words_that_are_known(model_type):
 def test_what_nobody_knows_is_nothing_special():
     assert find_family("no_such_family") is UNKNOWN
     assert Family() == UNKNOWN
-    assert not UNKNOWN.keeps_float32("model.norm.weight")
+    assert UNKNOWN.known_float32 is None
 
 
 @pytest.mark.slow

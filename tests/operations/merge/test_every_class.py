@@ -26,7 +26,7 @@ FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 CLASSES = list_classes() if TRANSFORMERS >= (5, 0) else []
 
 #: Their weights are on the Hub in another shape, which is refused by name.
-REARRANGED = {"inkling2", "inkling2_text", "kimi_k25", "step3p7", "mistral_large4"}
+REARRANGED: set[str] = set()
 #: The Hub has another form than ``save_pretrained`` of a model that was not loaded from there:
 #: prefixes of a vision model or of a language model, fused experts, fused experts turned.
 OTHER_FORM = re.compile(

@@ -16,9 +16,9 @@ from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.operations.merge import Job, merge, preview_merge
 from ckpt_tool.operations.options import MergeOptions
-from ckpt_tool.plans.checks import cache
-from ckpt_tool.plans.checks import transformers as checks
+from ckpt_tool.plans.checks import cache, question
 from ckpt_tool.plans.checks.child import Child
+from ckpt_tool.plans.checks.question import Question
 from ckpt_tool.plans.checks.safetensors import require_readable
 from ckpt_tool.plans.checks.transformers import TransformersJudge
 from ckpt_tool.plans.checks.wanted import Wanted
@@ -51,8 +51,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(checks, "Child", refuse)
-    monkeypatch.setattr(checks, "answer", refuse)
+    monkeypatch.setattr(question, "Child", refuse)
+    monkeypatch.setattr(question, "answer", refuse)
 
 
 def config_of(folder: Path, **changes: object) -> ModelConfig:
@@ -67,7 +67,7 @@ def run(source: Path, out: Path, **options: object) -> WriteResult:
 
 
 def ask(config: ModelConfig, planned: dict[str, tuple[int, ...]], *, must: bool = True) -> object:
-    judge = TransformersJudge([View(config, frozenset())], planned, must=must)
+    judge = TransformersJudge([Question.of(View(config, frozenset()), planned)], {}, must=must)
     try:
         judge.start()
         return judge.finish(None)
@@ -83,7 +83,7 @@ def test_a_process_is_asked_once_and_never_again(beside, tmp_path, monkeypatch):
     assert (first.architecture, first.num_tensors) == ("LlamaForCausalLM", len(SHAPES))
     assert first.library == f"transformers {transformers.__version__}"
     assert len(list(beside.iterdir())) == 1
-    monkeypatch.setattr(checks, "Child", None)
+    monkeypatch.setattr(question, "Child", None)
     assert run(source, tmp_path / "second").load_check == first
     assert "transformers" not in sys.modules
 
@@ -132,9 +132,8 @@ def test_what_is_known_finds_faults_before_a_byte_is_written(tmp_path, request):
     ask(config, SHAPES)
     request.getfixturevalue("alone")
     assert ask(config, SHAPES).check.num_tensors == len(SHAPES)
-    judge = TransformersJudge(
-        [View(config, frozenset())], SHAPES | {"lm_head.weight": (15, 8)}, must=False
-    )
+    planned = SHAPES | {"lm_head.weight": (15, 8)}
+    judge = TransformersJudge([Question.of(View(config, frozenset()), planned)], {}, must=False)
     with pytest.raises(MappingError) as refused:
         judge.start()
     assert list(refused.value.names) == ["mismatched: lm_head.weight: [15, 8], expected [16, 8]"]
@@ -161,7 +160,7 @@ def test_another_library_is_asked_anew(monkeypatch):
 
 
 KEY = "0" * 64
-ENTRY = Wanted("A", "transformers 5", {"a": (2, 3), "b": ()}, {"c": (1,)})
+ENTRY = Wanted("A", "transformers 5", {"a": (2, 3), "b": ()}, {"c": (1,)}, {"b": "float32"})
 
 
 def test_an_entry_is_what_was_kept(user_cache):

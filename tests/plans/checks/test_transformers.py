@@ -12,6 +12,7 @@ from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.operations.merge import merge_fsdp
 from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
+from ckpt_tool.plans.checks.question import Question
 from ckpt_tool.plans.checks.transformers import TransformersJudge
 from ckpt_tool.plans.options import LoadCheck, WriteOptions
 from tests.support.loading import Shapes, check_load
@@ -185,7 +186,7 @@ def test_what_transformers_does_not_know_is_said(change, said, planned):
     with pytest.raises(UsageError, match=said) as refused:
         check_load(other, shapes)
     assert "`write.check_load=False`" in refused.value.hint
-    judge = TransformersJudge([View(other, frozenset())], shapes, must=False)
+    judge = TransformersJudge([Question.of(View(other, frozenset()), shapes)], {}, must=False)
     judge.start()
     verdict = judge.finish(None)
     assert verdict.check is None
