@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from ckpt_tool.plans.checks.wanted import Shapes, Wanted
 _PACKAGES = ("transformers", "accelerate", "torch")
 
 #: Another one where what is said of the same model changes.
-_FORM = "3"
+_FORM = "4"
 
 #: Entries of a model of a thousand tensors take 60 kB; the oldest go.
 _MOST_ENTRIES = 256
@@ -105,7 +106,16 @@ def make_wanted(entry: Any) -> Wanted:
         _make_shapes(entry["shapes"]),
         _make_shapes(entry["tied"]),
         {str(name): str(dtype) for name, dtype in entry["dtypes"].items()},
+        tuple(map(_make_pattern, entry["overlooked"])),
     )
+
+
+def _make_pattern(found: Any) -> str:
+    try:
+        re.compile(found)
+    except re.error as error:
+        raise ValueError(found) from error
+    return str(found)
 
 
 def _make_shapes(found: Any) -> Shapes:

@@ -16,6 +16,8 @@ is plain data as well, as it may come from another process:
 ``architecture``, ``wanted``
     The class, and a :class:`~ckpt_tool.plans.checks.wanted.Wanted` as a dictionary; None before
     transformers 5, which has no tables, and where these cannot be applied backwards.
+``overlooked``
+    How many tensors the class leaves alone.
 ``faults``
     What is wrong, in lines; empty where it opens.
 ``dtypes``
@@ -85,6 +87,7 @@ def _examine(config: ModelConfig, planned: Shapes) -> Answer:
             "wanted": None if wanted is None else asdict(replace(wanted, dtypes=dtypes)),
             "faults": opened.faults,
             "dtypes": dtypes,
+            "overlooked": 0 if wanted is None else wanted.count_overlooked(planned),
         }
 
 
@@ -98,7 +101,8 @@ def _find_wanted(model: Any, config: ModelConfig, library: str, *, fused: bool) 
     every = model.state_dict()
     copies = {name: tuple(every[name].shape) for name in every.keys() - state.keys()}
     shapes = {name: tuple(tensor.shape) for name, tensor in reverted.items()}
-    return Wanted(type(model).__name__, library, shapes, copies)
+    overlooked = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    return Wanted(type(model).__name__, library, shapes, copies, overlooked=overlooked)
 
 
 def _name_dtypes(

@@ -52,11 +52,10 @@ class Question:
         """What transformers is asked."""
         return {"config": self.config.to_bytes().decode(), "planned": self.planned}
 
-    def passed(self, architecture: str, library: str) -> LoadCheck:
-        """What is said of a class that opens it."""
-        return LoadCheck(
-            architecture, len(self.planned), library, self.num_ignored, self.num_other_heads
-        )
+    def passed(self, architecture: str, library: str, overlooked: int) -> LoadCheck:
+        """What is said of a class that opens it, but for ``overlooked`` tensors."""
+        wanted, ignored = len(self.planned) - overlooked, self.num_ignored + overlooked
+        return LoadCheck(architecture, wanted, library, ignored, self.num_other_heads)
 
 
 def list_questions(

@@ -55,7 +55,9 @@ class TransformersJudge(Judge):
             found = read_wanted(question.key)
             if found is not None:
                 _require_whole(found.architecture, found.list_faults(question.planned))
-                self._checks[index] = question.passed(found.architecture, found.library)
+                overlooked = found.count_overlooked(question.planned)
+                passed = question.passed(found.architecture, found.library, overlooked)
+                self._checks[index] = passed
         known = [each for each in self._open() if each.key in self._heard]
         self._hear((each, self._heard[each.key]) for each in known)
         asked = [each for each in self._open() if each not in known]
@@ -111,7 +113,8 @@ class TransformersJudge(Judge):
                 if found["wanted"] is not None:
                     keep_wanted(question.key, make_wanted(found["wanted"]))
                 index = self._questions.index(question)
-                self._checks[index] = question.passed(found["architecture"], found["library"])
+                said = (found["architecture"], found["library"], found["overlooked"])
+                self._checks[index] = question.passed(*said)
             elif self._must:
                 raise UsageError(f"`write.check_load`: {unknown}", hint=_WITHOUT_CLASS)
             else:

@@ -1,5 +1,6 @@
 """Every merge is held against its class: in a process beside it, or from what is known already."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -160,7 +161,9 @@ def test_another_library_is_asked_anew(monkeypatch):
 
 
 KEY = "0" * 64
-ENTRY = Wanted("A", "transformers 5", {"a": (2, 3), "b": ()}, {"c": (1,)}, {"b": "float32"})
+ENTRY = Wanted(
+    "A", "transformers 5", {"a": (2, 3), "b": ()}, {"c": (1,)}, {"b": "float32"}, ("^mtp",)
+)
 
 
 def test_an_entry_is_what_was_kept(user_cache):
@@ -263,3 +266,16 @@ def test_safetensors_finds_what_was_planned_and_nothing_else(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 20)
     with pytest.raises(OutputError, match="does not open what was written"):
         require_readable(plan_file("x", tensors), tmp_path / "model.safetensors")
+
+
+def test_what_a_class_leaves_alone_is_no_fault_and_is_counted():
+    wanted = dataclasses.replace(ENTRY, overlooked=(r"^mtp\.", "position_ids"))
+    planned = {"a": (2, 3), "b": (), "mtp.layers.0.w": (1,), "x.mtp.w": (1,)}
+    assert wanted.list_faults(planned) == ["unexpected: x.mtp.w"]
+    assert wanted.count_overlooked(planned) == 1
+
+
+def test_an_entry_whose_expressions_are_none_is_as_good_as_none(user_cache):
+    cache.keep_wanted(KEY, dataclasses.replace(ENTRY, overlooked=("(",)))
+    assert (user_cache / f"{KEY}.json").exists()
+    assert cache.read_wanted(KEY) is None
