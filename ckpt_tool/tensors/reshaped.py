@@ -49,16 +49,31 @@ def list_paths(tensor: LazyTensor) -> set[str]:
     return found
 
 
+def is_reshaped(tensor: LazyTensor) -> bool:
+    """Whether dimensions of it were joined whose elements do not lie back to back."""
+    return any(isinstance(chunk.region.computed, Reshaped) for chunk in tensor.chunks)
+
+
 def find_path(tensor: LazyTensor, place: Shape) -> str:
     """The file of the element at ``place``, as :func:`list_paths` has it; empty if none."""
+    found = find_element(tensor, place)
+    return "" if found is None else found.path
+
+
+def find_element(tensor: LazyTensor, place: Shape) -> Region | None:
+    """Where the element at ``place`` lies: equal for one element of a file, whatever its way here.
+
+    Its strides are empty. None where there are no elements.
+    """
     for chunk, _ in tensor.chunks_in(Box(place, (1,) * len(place))):
         region, array = chunk.region, chunk.region.computed
-        if not isinstance(array, Reshaped):
-            return region.path
         skipped = dot(place, region.strides) - dot(chunk.box.offsets, region.strides)
-        at = region.offset // array.dtype.itemsize + skipped
-        return find_path(array.tensor, unravel(at, array.tensor.shape))
-    return ""
+        at = region.offset + skipped * tensor.source_dtype.itemsize
+        if not isinstance(array, Reshaped):
+            return Region(region.path, at, (), array)
+        inner = array.tensor
+        return find_element(inner, unravel(at // array.dtype.itemsize, inner.shape))
+    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,10 +10,15 @@ from ckpt_tool.tensors.lazy import LazyTensor, cat
 from ckpt_tool.tensors.reshaped import reshape
 
 
-class ConversionTensor:
-    """Does to a lazy tensor what transformers' conversions do to a ``torch.Tensor``."""
+class ConversionTensor(list[Any]):
+    """Does to a lazy tensor what transformers' conversions do to a ``torch.Tensor``.
+
+    It is the list of itself as well: operations are given tensors in lists or by themselves, and
+    some tell these apart in a way that a stand-in for a tensor does not pass.
+    """
 
     def __init__(self, tensor: LazyTensor) -> None:
+        super().__init__([self])
         self.tensor = tensor
 
     @property
@@ -31,8 +36,9 @@ class ConversionTensor:
         return self.tensor.numel
 
     def __getitem__(self, index: Any) -> Any:
-        """Refused: an operation that takes no stand-in for a tensor takes it for a list of some."""
-        raise NotImplementedError("[]")
+        if index != 0:
+            raise NotImplementedError("[]")
+        return self
 
     def contiguous(self) -> ConversionTensor:
         return self

@@ -17,10 +17,13 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.conversion_tensor import ConversionTensor
 from ckpt_tool.mapping.hub.form import HubModel, Tie
+from ckpt_tool.mapping.hub.inverse import list_changed
 from ckpt_tool.mapping.hub.library import find_unknown, quieten, refuse_unbuilt
 from ckpt_tool.mapping.hub.loader import find_computed, find_tied, settle_prefixes, take_untied
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
+
+_AS_THEY_ARE = "Write the tensors as they are with `keep_names=True`."
 
 
 def name_by_transformers(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubModel:
@@ -55,6 +58,7 @@ def _name_by_model(given: Mapping[str, LazyTensor], config: ModelConfig, model: 
     settle_prefixes(model, state)
     reverted = _revert(model, source, config)
     if in_memory:
+        _refuse_changed(model, tensors, reverted, config)
         named = {name: found.tensor for name, found in reverted.items()}
         return HubModel(named, config, computed, ties=ties)
     _refuse_other_names(names, set(reverted), model, config)
@@ -108,8 +112,28 @@ def _revert(
         raise MappingError(
             f"model type {config.model_type}: on the Hub its weights are rearranged ({error}), in a"
             " way that takes more than to cut, turn and join them",
-            hint="Write the tensors as they are with `keep_names=True`.",
+            hint=_AS_THEY_ARE,
         ) from error
+
+
+def _refuse_changed(
+    model: Any,
+    tensors: Mapping[str, LazyTensor],
+    reverted: Mapping[str, ConversionTensor],
+    config: ModelConfig,
+) -> None:
+    """MappingError where transformers would not load what it saves as it was."""
+    try:
+        faults = list_changed(model, tensors, reverted)
+    except Exception as error:  # whatever a conversion raises
+        faults = [f"{type(error).__name__}: {error}"]
+    if faults:
+        raise MappingError(
+            f"model type {config.model_type}: on the Hub its weights are rearranged, and"
+            " transformers does not bring them back as they were",
+            faults,
+            hint=_AS_THEY_ARE,
+        )
 
 
 def build_known(config: ModelConfig) -> Any:

@@ -177,6 +177,19 @@ def test_what_no_geometry_gives_is_refused(saved, monkeypatch):
     assert "`keep_names=True`" in refused.value.hint
 
 
+def test_what_would_not_come_back_is_refused_by_name(saved, monkeypatch):
+    from transformers.core_model_loading import Interleave
+
+    model = saved("inkling2_text")
+    backwards = property(lambda found: Interleave(found.dim, inverse=found.inverse))
+    monkeypatch.setattr(Interleave, "reverse_op", backwards)  # the same way twice: 2 x 24 rows
+    with pytest.raises(MappingError, match="does not bring them back as they were") as refused:
+        to_hub(model.memory, model.config)
+    changed = [name.partition(": would be loaded")[0] for name in refused.value.names]
+    experts = "mlp.experts.gate_up_proj"
+    assert sorted(changed) == [f"model.layers.{layer}.{experts}" for layer in (0, 1)]
+
+
 def test_reverting_reads_no_bytes(saved, tmp_path):
     model = saved("phimoe")
     form = to_hub(model.memory, model.config)
