@@ -19,7 +19,7 @@ from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtit
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.filling import Filling, fill_known, fill_rest, make_filling
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.mapping.hub.names import apply_family, to_hub, unwrap_names
+from ckpt_tool.mapping.hub.names import apply_family, to_hub, unwrap_all, unwrap_names
 from ckpt_tool.mapping.hub.truth import refuse_other_part
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
 from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
@@ -136,6 +136,7 @@ def _take_memory(model: HubModel, request: Request) -> HubModel:
     """Names of a transformers model in memory; what is nested around them only where it is said."""
     names = request.options.names
     tensors = strip_prefix(model.tensors, names.start) if names.start else model.tensors
+    tensors = tensors if model.config is None else unwrap_all(tensors)
     return _resolve(replace(model, tensors=rename_tensors(tensors, names.rename)), request)
 
 

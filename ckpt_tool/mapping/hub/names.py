@@ -16,6 +16,7 @@ from ckpt_tool.tensors.lazy import LazyTensor
 
 #: Parts that wrappers (FSDP1, torch.compile, activation checkpointing) put into names.
 _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+_PARALLEL = "module."
 
 Rows = Iterator[tuple[str, LazyTensor]]
 
@@ -23,6 +24,17 @@ Rows = Iterator[tuple[str, LazyTensor]]
 def unwrap_names(tensors: Mapping[str, LazyTensor]) -> Tensors:
     """The tensors by names without the parts of wrappers; MappingError where two then meet."""
     return _collect((unwrap_name(name), tensor) for name, tensor in tensors.items())
+
+
+def unwrap_all(tensors: Mapping[str, LazyTensor]) -> Tensors:
+    """The same, and without what DistributedDataParallel puts before all of them.
+
+    That is a word which models have as well, so it goes only where every name begins with it.
+    """
+    plain = unwrap_names(tensors)
+    while plain and all(name.startswith(_PARALLEL) for name in plain):
+        plain = {name.removeprefix(_PARALLEL): tensor for name, tensor in plain.items()}
+    return plain
 
 
 def unwrap_name(name: str) -> str:

@@ -10,7 +10,9 @@ import transformers
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.families.table import FAMILIES, find_family
-from ckpt_tool.mapping.hub.names import rename_for_hub, split_fused
+from ckpt_tool.mapping.hub.names import rename_for_hub, split_fused, unwrap_all
+from ckpt_tool.tensors.dtypes import FLOAT32
+from ckpt_tool.tensors.lazy import LazyTensor
 from tests.support.merging import assert_same, load_folder
 from tests.support.saved import (
     assert_equal,
@@ -241,3 +243,17 @@ def test_model_with_both_heads_stays_a_language_model(tmp_path):
     config = write_config(tmp_path, model_type="qwen2")
     checkpoint = score_model(tmp_path, "lm_head.weight", labels=1)
     assert to_hub(checkpoint, config).config.architecture == "Qwen2ForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("names", "plain"),
+    [
+        (["module.a.w", "module._orig_mod.b.w"], {"a.w", "b.w"}),
+        (["_orig_mod.module.module.a.w"], {"a.w"}),
+        (["module.a.w", "b.w"], {"module.a.w", "b.w"}),
+        (["_fsdp_wrapped_module.a.module.w"], {"a.module.w"}),
+    ],
+)
+def test_what_is_before_every_name_goes(names, plain):
+    tensors = {name: LazyTensor((1,), FLOAT32, FLOAT32, ()) for name in names}
+    assert unwrap_all(tensors).keys() == plain
