@@ -15,6 +15,7 @@ from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.frameworks.foreign import set_aside_foreign
 from ckpt_tool.mapping.frameworks.nested import find_prefix, rename_tensors, strip_prefix
+from ckpt_tool.mapping.frameworks.sentence_transformers import take_transformer
 from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.filling import Filling, fill_known, fill_rest, make_filling
@@ -136,7 +137,8 @@ def _take_memory(model: HubModel, request: Request) -> HubModel:
     """Names of a transformers model in memory; what is nested around them only where it is said."""
     names = request.options.names
     tensors = strip_prefix(model.tensors, names.start) if names.start else model.tensors
-    tensors = tensors if model.config is None else unwrap_all(tensors)
+    if model.config is not None:
+        tensors = take_transformer(unwrap_all(tensors))
     return _resolve(replace(model, tensors=rename_tensors(tensors, names.rename)), request)
 
 
@@ -144,6 +146,8 @@ def _take_nested(model: HubModel, request: Request) -> HubModel:
     """The same, nested in dictionaries, or spelled as torchtitan does."""
     names, config = request.options.names, model.config
     plain = model.tensors if config is None else unwrap_names(model.tensors)
+    if config is not None and not names.start:
+        plain = take_transformer(plain)
     tensors = strip_prefix(plain, names.start or find_prefix(plain))
     tensors = rename_tensors(tensors, names.rename)
     if config is not None and is_torchtitan(tensors):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from ckpt_tool.common.errors import CheckpointError, MappingError, UsageError
@@ -233,3 +234,21 @@ def test_tensors_of_no_class_can_still_be_had(tmp_path):
     state = {"a.inv": values(4), "b.rotary_emb.inv_freq": values(2)}
     merge(tmp_path, state, keep_names=True)
     assert_same(load_folder(tmp_path / "out"), state)
+
+
+@needs_transformers_5
+@pytest.mark.parametrize("start", ["0.auto_model.", "model.0.model."])
+def test_an_encoder_of_sentence_transformers_comes_with_its_modules(tmp_path, start):
+    """As its trainer saves them: the whole list of modules, and what describes it beside it."""
+    bare = {name.removeprefix("model."): tensor for name, tensor in make_llama().items()}
+    del bare["lm_head.weight"]
+    dcp.save({start + name: tensor for name, tensor in bare.items()}, checkpoint_id=tmp_path / "in")
+    side = tmp_path / "in" / "huggingface"
+    (side / "1_Pooling").mkdir(parents=True)
+    (side / "config.json").write_text(json.dumps(LLAMA | {"architectures": ["LlamaModel"]}))
+    (side / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}]))
+    (side / "1_Pooling" / "config.json").write_text("{}")
+    result = merge_dcp(tmp_path / "in", tmp_path / "out", MergeOptions())
+    assert result.load_check.architecture == "LlamaModel"
+    assert_same(load_folder(tmp_path / "out"), bare)
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").exists()
