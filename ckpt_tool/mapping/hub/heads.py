@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 #: What families call the table of token embeddings.
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
-_HEADS = ("lm_head",)
+#: What they call the head; `embed_out` is that of GPT-NeoX, on the Hub only.
+_HEADS = ("lm_head", "embed_out")
 
 
 def find_only_embedding(names: Iterable[str]) -> str | None:
