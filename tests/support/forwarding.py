@@ -9,12 +9,14 @@ from typing import Any
 from tests.support.shrinking import walk
 
 _LENGTH = 8
+#: Where none is said.
+_VOCABULARY = 32
 #: Classifiers of sequences take more only where they know what padding is.
 _BATCH = 1
 
 
 def compute(model: Any) -> list[Any]:
-    """Every floating-point tensor of the output, in order. Raises whatever the model's code does."""
+    """Every floating-point tensor of the output, in order. Raises whatever its code does."""
     import torch
 
     inputs = make_inputs(model)
@@ -38,6 +40,8 @@ def make_inputs(model: Any) -> dict[str, Any]:
             inputs[name] = _MAKERS.get(name, _make_ids)(model)
     if "bbox" in taken and "input_ids" in inputs:
         inputs["bbox"] = torch.zeros(_BATCH, _LENGTH, 4, dtype=torch.long)
+    if "inputs" in inputs:
+        inputs.pop("input_ids", None)
     if "use_cache" in taken:
         inputs["use_cache"] = False
     return inputs
@@ -55,7 +59,8 @@ def _make_ids(model: Any) -> Any:
     import torch
 
     configs = list(walk(model.config))
-    vocabulary = min(n for c in configs if (n := getattr(c, "vocab_size", None)))
+    sizes = [getattr(each, "vocab_size", None) for each in configs]
+    vocabulary = min((size for size in sizes if size), default=_VOCABULARY)
     special = {
         value
         for each in configs
@@ -85,6 +90,8 @@ def _find(model: Any, *names: str, default: int) -> int:
 def _make_pixels(model: Any) -> Any:
     import torch
 
+    if "Video" in type(model).__name__:
+        return _make_video(model)
     size = _find(model, "image_size", "input_size", default=64)
     return torch.randn(_BATCH, _find(model, "num_channels", "in_channels", default=3), size, size)
 
@@ -111,7 +118,14 @@ def _make_wave(model: Any) -> Any:
 def _make_features(model: Any) -> Any:
     import torch
 
-    width = _find(model, "num_mel_bins", "input_feat_per_channel", "feature_size", default=80)
+    width = _find(
+        model,
+        "feature_projection_input_dim",
+        "num_mel_bins",
+        "input_feat_per_channel",
+        "feature_size",
+        default=80,
+    )
     length = _find(model, "max_source_positions", default=64)
     if "whisper" in model.config.model_type or "moonshine" in model.config.model_type:
         return torch.randn(_BATCH, width, 2 * length)

@@ -13,11 +13,12 @@ from typing import Any
 _SMALL = {
     32: "hidden_size d_model n_embd dim embedding_size embed_dim out_hidden_size image_size"
     " projection_dim text_hidden_size hidden_dim lm_head_hidden_size emb_dim num_mel_bins"
-    " lru_width pooler_hidden_size d_embedding text_embed_dim hidden_size_global moe_hidden_size"
+    " lru_width pooler_hidden_size intra_bottleneck_size text_embed_dim hidden_size_global"
     " projector_hidden_size base_channels latent_channels image_token_embed_dim adapter_rank"
-    " pred_hidden_size crop_size d_latents upsample_groups conv_dim_size",
+    " pred_hidden_size crop_size d_latents upsample_groups",
     2: "num_hidden_layers n_layer num_layers n_layers encoder_layers decoder_layers depth"
-    " num_decoder_layers num_encoder_layers num_key_value_heads num_experts_per_tok moe_layers moe_k num_experts_per_token"
+    " num_decoder_layers num_encoder_layers num_key_value_heads num_experts_per_tok moe_layers"
+    " moe_k num_experts_per_token"
     " num_blocks num_cross_attention_layers num_global_layers num_pooler_layers num_filters"
     " pred_num_hidden_layers num_self_attends_per_block frames_per_clip",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads num_experts"
@@ -31,12 +32,13 @@ _SMALL = {
     " rotary_dim mamba_d_state mamba_n_heads mamba_d_head num_conv_pos_embeddings global_head_dim"
     " hidden_size_per_layer_input",
     16: "q_lora_rank kv_lora_rank qk_head_dim num_latents",
-    64: "attention_hidden_size max_position_embeddings n_positions n_ctx vocab_size_per_layer_input",
+    64: "attention_hidden_size max_position_embeddings n_positions n_ctx"
+    " vocab_size_per_layer_input",
     48: "vocab_size num_embeddings encoder_hash_byte_group_vocab entity_vocab_size"
     " pronunciation_vocab_size shape_vocab_size",
     0: "pad_token_id blank_token_id",
-    1: "bos_token_id decoder_start_token_id n_group num_group num_expert_group topk_group mamba_n_groups"
-    " first_k_dense_replace",
+    1: "bos_token_id decoder_start_token_id n_group num_group num_expert_group topk_group"
+    " mamba_n_groups first_k_dense_replace",
 }
 _SIZES = {name: size for size, names in _SMALL.items() for name in names.split()}
 #: Widths, stage by stage, and how many layers a stage has.
@@ -63,6 +65,8 @@ def shrink(config: Any) -> None:
     for each in walk(config):
         layers = _choose_layers(each)
         small = {key: _find_small(key, value) for key, value in vars(each).items()} | layers
+        if "_out_features" in small:  # stages that are no more; the last is what is left out
+            small |= {"_out_features": None, "_out_indices": None}
         if each is not config and _rotates(each):
             small["rope_parameters"] = _ROTARY | small["rope_parameters"]
         if "kv_lora_rank" in small:  # latent attention has a key for each query

@@ -1,4 +1,4 @@
-"""What the rules of :mod:`tests.support.shrinking` cannot know of a family: its config's arguments."""
+"""What :mod:`tests.support.shrinking` cannot know of a family: arguments of its config."""
 
 from __future__ import annotations
 
@@ -57,17 +57,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "<image>": 40, "<|extra_200|>": 41, "<|visual token 000000|>": 42}},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "ernie4_5_vl_moe": {"text_config": _MROPE},
+    "esmc": {"num_attention_heads": 2, "num_key_value_heads": 2},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
-    "fun_asr_nano": {"text_config": {"hidden_size": 32}, "adaptor_config": {"hidden_size": 32, "intermediate_size": 8}},
+    "fun_asr_nano": {"text_config": {"hidden_size": 32},
+                     "adaptor_config": {"hidden_size": 32, "intermediate_size": 8}},
     "gemma3n_text": {"num_hidden_layers": 2, "num_kv_shared_layers": 0, "layer_types": [
         "sliding_attention", "full_attention"]},
     "gemma4": {"text_config": _GEMMA4},
     "gemma4_text": _GEMMA4,
     "gemma4_unified": {"text_config": _GEMMA4},
     "gemma4_unified_text": _GEMMA4,
-    "gemma4_assistant": {"text_config": _GEMMA4 | {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
-    "gemma4_unified_assistant": {"text_config": _GEMMA4 | {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
-    "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2"},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"],
                          "num_hidden_layers": 2},
     "hunyuan_v1_dense": _HEAD,
@@ -78,6 +77,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "kyutai_speech_to_text": {"audio_pad_token_id": 40, "codebook_vocab_size": 16},
     "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+    "mistral4": {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
     "mamba2": {"hidden_size": 32, "expand": 1, "n_groups": 1, "num_heads": 4, "head_dim": 8},
     "ministral": _HEAD,
     "musicgen": {"decoder": {"num_codebooks": 1}},

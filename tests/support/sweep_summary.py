@@ -1,4 +1,4 @@
-"""What `pytest` says at its end of the sweep of every class: how many hold, and what was not tried."""
+"""What `pytest` says at the end of the sweep: how many classes hold, and what was not tried."""
 
 from __future__ import annotations
 

@@ -22,6 +22,8 @@ def write_two_ranks(model: Any, folder: Path) -> Path:
 
     RuntimeError with what a rank says where it fails.
     """
+    import torch.distributed.fsdp  # noqa: F401 - takes a second, which each fork would take again
+
     folder.mkdir(parents=True, exist_ok=True)
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=_be_rank, args=(model, folder, r)) for r in range(WORLD_SIZE)]
@@ -31,7 +33,9 @@ def write_two_ranks(model: Any, folder: Path) -> Path:
         rank.join(_SECONDS)
         rank.kill()
         rank.join()
-    failed = [f"rank {number}: {rank.exitcode}" for number, rank in enumerate(ranks) if rank.exitcode]
+    failed = [
+        f"rank {number}: {rank.exitcode}" for number, rank in enumerate(ranks) if rank.exitcode
+    ]
     if failed:
         said = [log.read_text() for log in sorted(folder.glob("*.log"))]
         raise RuntimeError("\n".join([*failed, *said]))
