@@ -18,9 +18,9 @@ _SMALL = {
     " pred_hidden_size crop_size d_latents upsample_groups",
     2: "num_hidden_layers n_layer num_layers n_layers encoder_layers decoder_layers depth"
     " num_decoder_layers num_encoder_layers num_key_value_heads num_experts_per_tok moe_layers"
-    " moe_k num_experts_per_token"
-    " num_blocks num_cross_attention_layers num_global_layers num_pooler_layers num_filters"
-    " pred_num_hidden_layers num_self_attends_per_block frames_per_clip",
+    " moe_k num_experts_per_token num_blocks num_cross_attention_layers num_global_layers"
+    " num_pooler_layers num_filters pred_num_hidden_layers num_self_attends_per_block"
+    " frames_per_clip",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads num_experts"
     " decoder_attention_heads num_local_experts n_routed_experts moe_num_experts"
     " mm_tokens_per_image num_conv_pos_embedding_groups"
@@ -43,7 +43,7 @@ _SMALL = {
 _SIZES = {name: size for size, names in _SMALL.items() for name in names.split()}
 #: Widths, stage by stage, and how many layers a stage has.
 _WIDTHS = (
-    "hidden_sizes embed_dims embed_dim embed_dims conv_dim neck_hidden_sizes encoder_hidden_sizes"
+    "hidden_sizes embed_dims embed_dim conv_dim neck_hidden_sizes encoder_hidden_sizes"
     " stage_in_channels stage_mid_channels stage_out_channels"
 ).split()
 _DEPTHS = "depths stage_num_blocks stage_numb_of_layers encoder_layers".split()

@@ -57,7 +57,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "<image>": 40, "<|extra_200|>": 41, "<|visual token 000000|>": 42}},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "ernie4_5_vl_moe": {"text_config": _MROPE},
-    "esmc": {"num_attention_heads": 2, "num_key_value_heads": 2},
+    "esmc": {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
     "fun_asr_nano": {"text_config": {"hidden_size": 32},
                      "adaptor_config": {"hidden_size": 32, "intermediate_size": 8}},
