@@ -34,8 +34,8 @@ _SMALL = {
     16: "q_lora_rank kv_lora_rank qk_head_dim num_latents",
     64: "attention_hidden_size max_position_embeddings n_positions n_ctx"
     " vocab_size_per_layer_input",
-    48: "vocab_size num_embeddings encoder_hash_byte_group_vocab entity_vocab_size"
-    " pronunciation_vocab_size shape_vocab_size",
+    48: "vocab_size unpadded_vocab_size num_embeddings encoder_hash_byte_group_vocab"
+    " entity_vocab_size pronunciation_vocab_size shape_vocab_size",
     0: "pad_token_id blank_token_id",
     1: "bos_token_id decoder_start_token_id n_group num_group num_expert_group topk_group"
     " mamba_n_groups first_k_dense_replace",

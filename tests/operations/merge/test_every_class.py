@@ -45,7 +45,10 @@ SHARE = {
 }  # fmt: skip
 
 #: Their weights are on the Hub in another shape, which is refused by name.
-REARRANGED = {"inkling2", "inkling2_text", "kimi_k25", "step3p7", "mistral_large4"}
+REARRANGED = {
+    "inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text", "kimi_k25", "step3p7",
+    "mistral_large4",
+}  # fmt: skip
 #: The Hub has other prefixes than ``save_pretrained`` of a model that was not loaded from there,
 #: and experts of some families in another form: that they are right is seen when they are opened.
 PREFIXES = {"model", "vision_model", "language_model", "ultrabert"}
