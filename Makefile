@@ -16,7 +16,7 @@ OLDEST_PYTHON ?= $(shell .ci/python 3.10)
 OLDEST_PINS := .ci/constraints-oldest.txt
 OLDEST_STAMP := $(OLDEST)/.installed
 
-# Of make test-oldest: which tests, as pytest's arguments.
+# Of make test-all and make test-oldest: which tests, as pytest's arguments.
 TESTS ?= tests
 DEMO ?= demo
 BENCH ?= --gb 4.5
@@ -24,7 +24,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install demo test test-fast test-oldest check format bench build version pins clean
+.PHONY: install demo test test-all test-fast test-oldest check format bench build version pins clean
 
 install: $(STAMP)
 
@@ -43,7 +43,11 @@ demo: $(STAMP)
 	$(BIN)/python -m tests.demo $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) -m "not sweep"
+
+# With every class of transformers, for some ten minutes on two cores; it ends with what holds.
+test-all: $(STAMP)
+	$(BIN)/python $(PYTEST) $(TESTS)
 
 # Under a minute on two cores: without the tests that need a real trainer, for what those save takes
 # minutes to make, and without the slow ones. It ends with those that should be marked so.

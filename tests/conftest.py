@@ -51,6 +51,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.real)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many classes of transformers hold, where any were looked at."""
+    from tests.support.sweep_summary import summarise
+
+    reports = [
+        each
+        for outcome in ("passed", "failed", "skipped")
+        for each in terminalreporter.stats.get(outcome, ())
+        if hasattr(each, "user_properties")
+    ]
+    for number, line in enumerate(summarise(reports)):
+        if not number:
+            terminalreporter.section("every class of transformers")
+        terminalreporter.line(line)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A user's cache that is empty: tests neither read the real one nor leave anything there."""

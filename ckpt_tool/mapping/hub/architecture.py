@@ -26,7 +26,7 @@ def name_architecture(tensors: Mapping[str, LazyTensor], config: ModelConfig) ->
     if score is not None and "lm_head.weight" not in tensors and family != named:
         kind = "Token" if "score.bias" in tensors else "Sequence"
         if not named.endswith(f"For{kind}Classification"):
-            named = find_classifier(config, kind) or f"{family}For{kind}Classification"
+            named = _find_own_classifier(config, kind) or f"{family}For{kind}Classification"
         config = set_labels(config, score.shape[0])
     if named and named != config.said_architecture:
         config = config.with_changes(architectures=[named])
@@ -48,6 +48,16 @@ def find_architecture(config: ModelConfig) -> str:
         if config.model_type in table:
             return str(table[config.model_type])
     return ""
+
+
+def _find_own_classifier(config: ModelConfig, kind: str) -> str:
+    """The family's classifier of ``kind``; the one that the config names where there is no other.
+
+    Empty where there is none at all. MappingError where transformers cannot be imported.
+    """
+    others = {find_classifier(config, other) for other in ("Token", "Sequence")}
+    named = config.architecture if config.architecture in others else ""
+    return find_classifier(config, kind) or named
 
 
 def find_classifier(config: ModelConfig, kind: str) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 #: What families call the table of token embeddings.
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
-_HEADS = ("lm_head",)
+#: What they call the head; `embed_out` is that of GPT-NeoX, on the Hub only.
+_HEADS = ("lm_head", "embed_out")
 #: What makes tokens of features, and what labels, by the names of its module.
 OUTPUTS = frozenset(("lm_head", "embed_out", "output_projection"))
 CLASSIFIERS = ("score", "classifier")

@@ -133,7 +133,7 @@ def _correct_vocabulary(
 
 def _is_whole(tensors: Mapping[str, LazyTensor], width: int) -> bool:
     """Whether norms are as wide as the model: those of half a checkpoint are not."""
-    norms = [t.shape for n, t in tensors.items() if n.endswith("layernorm.weight")]
+    norms = [t.shape for n, t in tensors.items() if n.endswith("input_layernorm.weight")]
     return all(shape == (width,) for shape in norms if len(shape) == 1)
 
 

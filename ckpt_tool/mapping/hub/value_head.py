@@ -35,7 +35,7 @@ _AS_THEY_ARE = "Write the tensors as they are with `keep_names=True`."
 
 def refuse_value_head(names: Iterable[str]) -> None:
     """MappingError where there is trl's value head, for what takes models with one head only."""
-    heads = [name for name in names if name.startswith((HEAD, BASE)) or f".{HEAD}" in name]
+    heads = [name for name in names if name.startswith(BASE) or _is_head(name)]
     if heads:
         raise MappingError(
             "a model with trl's value head (v_head) beside its own, and Megatron has one head",
@@ -128,8 +128,13 @@ def _strip_prefix(base: Tensors) -> Tensors:
     return {name.removeprefix(BASE): tensor for name, tensor in base.items()}
 
 
+def _is_head(name: str) -> bool:
+    """Whether it is of a value head, at any depth; attention that calls its values so has none."""
+    return name.startswith(HEAD) or f".{_LINEAR}." in name
+
+
 def _refuse_other_heads(base: Tensors) -> None:
-    nested = [name for name in base if name.startswith(HEAD) or f".{HEAD}" in name]
+    nested = list(filter(_is_head, base))
     if nested:
         what = "a value head (v_head) inside the model, where trl has it beside"
         raise MappingError(what, nested, hint=_AS_THEY_ARE)

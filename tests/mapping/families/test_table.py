@@ -13,7 +13,7 @@ import ckpt_tool
 from ckpt_tool.mapping.families.hub_rules import Rename, SplitExperts, TransposeExperts
 from ckpt_tool.mapping.families.megatron_rows import TOP
 from ckpt_tool.mapping.families.table import FAMILIES, UNKNOWN, Family, find_family
-from tests.support.every_class import find_wide, shrink
+from tests.support.every_class import find_wide, make_config
 from tests.support.megatron_models import CONFIGS, config_of, rules_of
 from tests.support.tiny_models import MODELS, build
 from tests.support.versions import needs_transformers_5
@@ -72,9 +72,7 @@ def look_for_float32(model_type: str, dtype: str) -> dict[str, list[str]]:
             found[name] = find_wide(model_class, build(model_type).config, dtype)
             continue
         with contextlib.suppress(Exception):
-            config = transformers.CONFIG_MAPPING[model_type]()
-            shrink(config)
-            found[name] = find_wide(model_class, config, dtype)
+            found[name] = find_wide(model_class, make_config(model_type, model_class), dtype)
     return found
 
 

@@ -34,7 +34,8 @@ def test_the_head_is_taken_off(split, wrapper, prefix):
 
 
 def test_a_plain_model_is_left_as_it_is(split):
-    shapes = {"_orig_mod.model.norm.weight": (8,), "model.v_head_norm.weight": (2,)}
+    attention = {"model.attention.v_head.weight": (8, 8), "model.attention.v_head.bias": (8,)}
+    shapes = {"_orig_mod.model.norm.weight": (8,), "model.v_head_norm.weight": (2,)} | attention
     assert split(shapes).tensors.keys() == shapes.keys()
 
 
@@ -144,3 +145,15 @@ def test_classifiers_have_transformers_class_or_a_warning(
     assert list(config.changes["id2label"]) == ["0"]
     warnings = warn_of_unknown_class(config)
     assert [named in said for said in warnings] == ([] if known else [True])
+
+
+@needs_transformers_5
+def test_the_only_classifier_of_a_family_stays(tmp_path):
+    from transformers.models.auto import modeling_auto as auto
+
+    named = auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.get("qwen3_asr")
+    if named is None:
+        pytest.skip("this transformers does not have it")
+    tensors = write_shapes(tmp_path / "x.safetensors", NORM | {"score.weight": (3, 8)})
+    said = write_config(tmp_path, model_type="qwen3_asr", architectures=[named])
+    assert name_architecture(tensors, said).architecture == named

@@ -121,3 +121,14 @@ def test_a_copy_that_differs_is_a_difference_to_a_reference_without_it(tmp_path)
     state["lm_head.weight"][0, 0] += 1
     ranks = write(tmp_path, model, state)
     assert verify_checkpoint(ranks, tmp_path / "saved").unexpected == ["lm_head.weight"]
+
+
+def test_verify_knows_a_tied_head_by_its_name_on_the_hub(tmp_path):
+    model = build_tiny("gpt_neox", "GPTNeoXForCausalLM", tied=True)
+    state = clones(model)
+    ranks = write(tmp_path, model, state)
+    assert verify_checkpoint(ranks, tmp_path / "saved").tied.keys() == {"embed_out.weight"}
+    assert verify_checkpoint(ranks, tmp_path / "saved").equal
+    state["lm_head.weight"][0, 0] += 1
+    ranks = write_rank(tmp_path / "in", state)
+    assert verify_checkpoint(ranks, tmp_path / "saved").unexpected == ["embed_out.weight"]

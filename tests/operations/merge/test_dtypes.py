@@ -10,7 +10,7 @@ import transformers
 from ckpt_tool.operations.merge import merge_fsdp
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.options import WriteOptions, WriteResult
-from tests.support.every_class import build_tiny, list_classes, list_wide
+from tests.support.every_class import GENERATING, build_tiny, list_classes, list_wide
 from tests.support.merging import assert_same, load_folder
 from tests.support.tiny_models import build
 from tests.support.versions import TRANSFORMERS
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(TRANSFORMERS < (5, 0), reason="transformers 4 has no tables of names"),
     pytest.mark.filterwarnings("ignore"),
 ]
-CLASSES = list_classes() if TRANSFORMERS >= (5, 0) else []
+CLASSES = list_classes(GENERATING) if TRANSFORMERS >= (5, 0) else []
 FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 QUICK = WriteOptions(fsync=False)
 

@@ -92,7 +92,7 @@ def test_the_text_model_alone_becomes_the_whole_one(family, tmp_path):
 
 
 def test_a_thinker_becomes_the_whole_omni_model(tmp_path):
-    model = build_tiny("qwen2_5_omni", "Qwen2_5OmniForConditionalGeneration")
+    model = build_tiny("qwen3_omni_moe", "Qwen3OmniMoeForConditionalGeneration")
     model.save_pretrained(tmp_path / "base")
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     before = model.state_dict()
