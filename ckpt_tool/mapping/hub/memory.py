@@ -16,10 +16,14 @@ from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.library import find_unknown, quieten
 from ckpt_tool.mapping.hub.loader import take_untied
 from ckpt_tool.mapping.hub.names import split_fused, to_hub
-from ckpt_tool.mapping.hub.transformers_tables import build_known, name_without_prefixes
-from ckpt_tool.tensors.chunks import Chunk, Region
+from ckpt_tool.mapping.hub.transformers_tables import (
+    build_known,
+    make_places,
+    name_without_prefixes,
+)
+from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.dtypes import FLOAT32
-from ckpt_tool.tensors.geometry import Box, Shape, make_strides, unravel
+from ckpt_tool.tensors.geometry import Shape, make_strides, unravel
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.tiled import Block, TiledTensor
 
@@ -50,7 +54,7 @@ def to_memory(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> InMemor
     with quieten():
         state = take_untied(build_known(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    places = {name: _make_places(name, shape) for name, shape in shapes.items() if all(shape)}
+    places = {name: make_places(name, shape) for name, shape in shapes.items() if all(shape)}
     on_hub = _choose_form(places, tensors.keys(), config)
     _require_geometry(on_hub, config)
     _require_shapes(tensors, on_hub)
@@ -100,12 +104,6 @@ def _require_shapes(tensors: Mapping[str, LazyTensor], on_hub: Tensors) -> None:
     ]
     if faults:
         raise MappingError("a model folder whose tensors are not what its config says", faults)
-
-
-def _make_places(name: str, shape: Shape) -> LazyTensor:
-    """A tensor whose elements stand for those of the tensor ``name`` in memory."""
-    region = Region(name, 0, make_strides(shape))
-    return LazyTensor(shape, FLOAT32, FLOAT32, (Chunk(Box((0,) * len(shape), shape), region),))
 
 
 def _put_back(chunk: Chunk, tensor: LazyTensor, shape: Shape) -> Block:

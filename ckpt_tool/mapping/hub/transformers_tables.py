@@ -19,8 +19,16 @@ from ckpt_tool.mapping.hub.conversion_tensor import ConversionTensor
 from ckpt_tool.mapping.hub.form import HubModel, Tie
 from ckpt_tool.mapping.hub.inverse import list_changed
 from ckpt_tool.mapping.hub.library import find_unknown, quieten, refuse_unbuilt
-from ckpt_tool.mapping.hub.loader import find_computed, find_tied, settle_prefixes, take_untied
+from ckpt_tool.mapping.hub.loader import (
+    Shapes,
+    find_computed,
+    find_tied,
+    settle_prefixes,
+    take_untied,
+)
+from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import FLOAT32
+from ckpt_tool.tensors.geometry import Box, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor
 
 _AS_THEY_ARE = "Write the tensors as they are with `keep_names=True`."
@@ -55,14 +63,38 @@ def _name_by_model(given: Mapping[str, LazyTensor], config: ModelConfig, model: 
         reason = f"transformers before 5 has no table of it; these are {type(model).__name__}'s"
         return HubModel(dict(tensors), config, warnings=(_warn_of_kept(config, reason),))
     source = tensors if in_memory else {name: _make_empty(s) for name, s in shapes.items()}
+    plain = set() if in_memory else set(_revert(model, source, config))
     settle_prefixes(model, state)
     reverted = _revert(model, source, config)
     if in_memory:
         _refuse_changed(model, tensors, reverted, config)
         named = {name: found.tensor for name, found in reverted.items()}
         return HubModel(named, config, computed, ties=ties)
-    _refuse_other_names(names, set(reverted), model, config)
+    if names == plain != set(reverted):
+        tensors = _add_prefixes(tensors, model, shapes, config)
+    else:
+        _refuse_other_names(names, set(reverted), model, config)
     return HubModel(dict(tensors), config, computed, ties=ties)
+
+
+def _add_prefixes(
+    tensors: Mapping[str, LazyTensor], model: Any, shapes: Shapes, config: ModelConfig
+) -> dict[str, LazyTensor]:
+    """Tensors that have the names which transformers gives a model that is not from the Hub.
+
+    ``model`` writes those on the Hub, which may have prefixes more. Of which elements in memory a
+    tensor is tells which of these it is.
+    """
+    places = {name: make_places(name, shape) for name, shape in shapes.items()}
+    plain = {t.chunks: name for name, t in name_without_prefixes(places, config).items()}
+    whole = {name: found.tensor for name, found in _revert(model, places, config).items()}
+    return {name: tensors[plain[place.chunks]] for name, place in whole.items()}
+
+
+def make_places(name: str, shape: tuple[int, ...]) -> LazyTensor:
+    """A tensor whose elements stand for those of the tensor ``name`` in memory."""
+    region = Region(name, 0, make_strides(shape))
+    return LazyTensor(shape, FLOAT32, FLOAT32, (Chunk(Box((0,) * len(shape), shape), region),))
 
 
 def name_without_prefixes(

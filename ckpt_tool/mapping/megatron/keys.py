@@ -20,7 +20,8 @@ Tensors = Mapping[str, LazyTensor]
 _TOP = r"decoder|embedding|output_layer|mtp|language_model|vision_model"
 _PREFIX = re.compile(rf"^(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
 _OWN = re.compile(
-    r"(^|\.)(embedding\.word_embeddings\.weight$|self_attention\.linear_|mlp\.linear_fc)"
+    r"(^|\.)(embedding\.word_embeddings\.weight$|self_attention\.linear_"
+    r"|layers\.(\d+\.)?(transformer_layer\.)?mlp\.linear_fc)"  # not visual.blocks.0 of Qwen3-VL
 )
 #: ``decoder.layers.``, ``decoder.layers.3.`` or ``mtp.layers.0.transformer_layer.``, and the rest.
 _LAYER = re.compile(

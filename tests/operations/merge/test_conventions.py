@@ -9,7 +9,7 @@ from transformers.utils import logging
 from ckpt_tool.operations.merge import Job, merge
 from tests.support.conventions import CONVENTIONS, Model
 from tests.support.merging import load_folder
-from tests.support.tiny_models import build
+from tests.support.tiny_models import MODELS, build
 from tests.support.versions import TRANSFORMERS
 
 pytestmark = [
@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 TIED = {"tie_word_embeddings": True}
+TEXT = MODELS["qwen3_vl"].settings["text_config"]
 #: Dense, tied, with experts of each form on the Hub, multimodal, with a head of another name.
 FAMILIES = {
     **{name: (name, {}) for name in (
@@ -27,7 +28,7 @@ FAMILIES = {
     )},
     "qwen2, tied": ("qwen2", TIED),
     "gpt2, tied": ("gpt2", TIED),
-    "qwen3_vl, tied": ("qwen3_vl", TIED | {"text_config": TIED}),
+    "qwen3_vl, tied": ("qwen3_vl", TIED | {"text_config": TEXT | TIED}),
 }  # fmt: skip
 Get = Callable[[str], Model]
 
