@@ -33,6 +33,7 @@ def test_the_result_as_json(checkpoints, tmp_path):
         "alpha": 10.0,
         "source": "lora_train_meta.json",
         "trained_whole": [],
+        "num_tokens": 0,
         "adapter": "lora_adapter",
     }
     names = ["model.safetensors", "lora_adapter/adapter_model.safetensors"]

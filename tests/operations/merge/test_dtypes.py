@@ -73,6 +73,7 @@ def make_reformer():
     return ReformerModelWithLMHead(config)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("model_type", "class_name"), CLASSES)
@@ -91,6 +92,7 @@ def test_every_class_that_holds_float32(model_type, class_name, dtype, tmp_path)
     assert wide
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_there_are_classes_that_hold_float32():
     assert len([row for row in CLASSES if list_wide(*row, "bfloat16")]) > 25
