@@ -67,6 +67,7 @@ NOT_RUN = {
     "Pix2StructForConditionalGeneration": _INPUTS,
     "Qwen3OmniMoeForConditionalGeneration": "it generates, and has no forward",
     "Siglip2ForImageClassification": _INPUTS,
+    "Step3p7ForConditionalGeneration": "it wants a sliding window that its own config has not",
     "TextNetForImageClassification": _PARTS,
     "UdopForConditionalGeneration": _INPUTS,
     "VoxtralRealtimeForConditionalGeneration": _INPUTS,
