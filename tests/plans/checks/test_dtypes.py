@@ -35,20 +35,6 @@ class Listener(NoProgress):
 
 
 @pytest.fixture
-def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The entries of a user who has merged nothing yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "ckpt-tool" / "wanted"
-
-
-@pytest.fixture
-def beside(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As where nobody has imported transformers."""
-    monkeypatch.delitem(sys.modules, "transformers", raising=False)
-    return user_cache
-
-
-@pytest.fixture
 def asked(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows with every question that transformers is asked."""
     heard: list[str] = []

@@ -32,20 +32,6 @@ from tests.support.versions import needs_transformers_5
 
 
 @pytest.fixture
-def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The entries of a user who has merged nothing yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "ckpt-tool" / "wanted"
-
-
-@pytest.fixture
-def beside(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As where nobody has imported transformers: it is asked in a process of its own."""
-    monkeypatch.delitem(sys.modules, "transformers", raising=False)
-    return user_cache
-
-
-@pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody may be asked."""
 
