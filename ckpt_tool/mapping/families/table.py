@@ -166,13 +166,12 @@ FAMILIES: dict[str, Family] = {
     "stablelm": Family("StableLmForCausalLM", SAME),
     "starcoder2": Family("Starcoder2ForCausalLM", SAME, tied=True),
     # Language models with experts.
-    "deepseek_v2": Family("DeepseekV2ForCausalLM", EXPERTS),
-    "deepseek_v3": Family(
-        "DeepseekV3ForCausalLM", EXPERTS, megatron=_DEEPSEEK, float32=_ROUTER_BIAS
-    ),
-    "dots1": Family("Dots1ForCausalLM", EXPERTS, float32=_ROUTER_BIAS),
+    # Routers of DeepSeek's kind are float32 since transformers 5.24.
+    "deepseek_v2": Family("DeepseekV2ForCausalLM", EXPERTS, float32=None),
+    "deepseek_v3": Family("DeepseekV3ForCausalLM", EXPERTS, megatron=_DEEPSEEK, float32=None),
+    "dots1": Family("Dots1ForCausalLM", EXPERTS, float32=None),
     "ernie4_5_moe": Family("Ernie4_5_MoeForCausalLM"),
-    "glm4_moe": Family("Glm4MoeForCausalLM", EXPERTS, megatron=_GLM4_MOE, float32=_ROUTER_BIAS),
+    "glm4_moe": Family("Glm4MoeForCausalLM", EXPERTS, megatron=_GLM4_MOE, float32=None),
     "gpt_oss": Family("GptOssForCausalLM", SAME, float32=None),
     "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS, float32=None),
     "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),

@@ -16,7 +16,7 @@ from ckpt_tool.mapping.families.table import FAMILIES, UNKNOWN, Family, find_fam
 from tests.support.every_class import find_wide, make_config
 from tests.support.megatron_models import CONFIGS, config_of, rules_of
 from tests.support.tiny_models import MODELS, build
-from tests.support.versions import needs_transformers_5
+from tests.support.versions import TRANSFORMERS, needs_transformers_5
 
 ROOT = Path(ckpt_tool.__file__).parent
 OPS = {"same", "vocabulary", "gate_up", "qkv", "stacked_qkv", "swap_halves"}
@@ -85,8 +85,8 @@ def test_what_a_row_says_of_float32_holds_for_each_class_of_the_family(model_typ
     if not held["bfloat16"]:
         pytest.skip("transformers does not have it, or its config cannot be made small")
     names = [name for found in held.values() for each in found.values() for name in each]
-    if row.float32 is None:
-        assert names  # else the row could say it, and nobody would have to ask
+    if row.float32 is None:  # else the row could say it, and nobody would have to ask
+        assert names or TRANSFORMERS < (5, 24)
     else:
         assert [name for name in names if not re.search(row.float32 or r"(?!)", name)] == []
         assert bool(names) is bool(row.float32)
