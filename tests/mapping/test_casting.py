@@ -25,7 +25,7 @@ def dtypes_of(tensors: dict[str, LazyTensor]) -> list[str]:
     ("model_type", "known"),
     [
         ("llama", []),
-        ("deepseek_v3", [BIAS, STATICS]),
+        ("deepseek_v3", [BIAS, STATICS, NAMES[-1]]),
         ("kimi_k2", [BIAS, STATICS]),
         ("ernie4_5_moe", [BIAS, STATICS, NAMES[-1]]),
         ("no_such_family", [BIAS, STATICS, NAMES[-1]]),
