@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
+from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Box, Shape, make_strides
-from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.lazy import LazyTensor, hold
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,6 +102,4 @@ def take_columns(matrix: LazyTensor, first: int, step: int) -> LazyTensor:
     computed = Columns(matrix, first, step)
     if not matrix.numel:
         return LazyTensor(computed.shape, matrix.dtype, matrix.dtype, ())
-    region = Region(matrix.chunks[0].region.path, 0, make_strides(computed.shape), computed)
-    chunk = Chunk(Box((0, 0), computed.shape), region)
-    return LazyTensor(computed.shape, matrix.dtype, computed.dtype, (chunk,))
+    return hold(computed, matrix.dtype, matrix)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
+from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, FLOAT32, DType
-from ckpt_tool.tensors.geometry import Box, Shape, make_strides
-from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.geometry import Shape
+from ckpt_tool.tensors.lazy import LazyTensor, hold
 
 #: What scales turn into weights: one byte, sign and 4 bits of exponent and 3 of mantissa.
 FLOAT8 = BY_NAME["float8_e4m3fn"]
@@ -70,10 +70,7 @@ def scale_weight(
     _check_shapes(weight.shape, scales.shape, block)
     if not weight.numel:
         return LazyTensor(weight.shape, dtype, FLOAT32, ())
-    computed = Scaled(weight, scales, block)
-    path = weight.chunks[0].region.path
-    region = Region(path, 0, make_strides(weight.shape), computed)
-    return LazyTensor(weight.shape, dtype, FLOAT32, (Chunk(Box((0, 0), weight.shape), region),))
+    return hold(Scaled(weight, scales, block), dtype, weight)
 
 
 def _check_dtypes(weight: LazyTensor, scales: LazyTensor, dtype: DType) -> None:

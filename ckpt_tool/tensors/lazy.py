@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
-from ckpt_tool.tensors.chunks import Chunk, Chunked, narrow_region
+from ckpt_tool.tensors.chunks import Chunk, Chunked, Computed, Region, narrow_region
 from ckpt_tool.tensors.dtypes import CASTABLE, DType
-from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.geometry import Box, Shape, make_strides
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +127,13 @@ class LazyTensor(Chunked):
             for c in self.chunks
         )
         return replace(self, shape=pick(self.shape), chunks=chunks)
+
+
+def hold(computed: Computed, dtype: DType, first: Chunked) -> LazyTensor:
+    """What is computed, as a tensor of ``dtype``; its file is that of ``first``, an operand."""
+    whole = Box((0,) * len(computed.shape), computed.shape)
+    region = Region(first.chunks[0].region.path, 0, make_strides(computed.shape), computed)
+    return LazyTensor(computed.shape, dtype, computed.dtype, (Chunk(whole, region),))
 
 
 def cat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:

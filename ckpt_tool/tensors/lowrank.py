@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
+from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import CASTABLE, FLOAT32, FLOAT64, DType
-from ckpt_tool.tensors.geometry import Box, Shape, make_strides
-from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.lazy import LazyTensor, hold
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -199,10 +199,7 @@ def _as_tensor(computed: LowRank) -> LazyTensor:
     base = computed.base
     if not base.numel:
         return base
-    path = base.chunks[0].region.path
-    region = Region(path, 0, make_strides(base.shape), computed=computed)
-    chunk = Chunk(Box((0, 0), base.shape), region)
-    return LazyTensor(base.shape, base.dtype, computed.dtype, (chunk,))
+    return hold(computed, base.dtype, base)
 
 
 def _check(

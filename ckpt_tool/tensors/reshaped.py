@@ -23,7 +23,7 @@ from ckpt_tool.tensors.geometry import (
     make_strides,
     unravel,
 )
-from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.lazy import LazyTensor, hold
 
 
 def reshape(tensor: LazyTensor, sizes: Sequence[int]) -> LazyTensor:
@@ -179,7 +179,4 @@ def _split_chunk(chunk: Chunk, groups: Sequence[Shape], itemsize: int) -> Iterat
 
 def _join(tensor: LazyTensor, shape: Shape) -> LazyTensor:
     plain = replace(tensor, dtype=tensor.source_dtype)
-    path = tensor.chunks[0].region.path
-    region = Region(path, 0, make_strides(shape), Reshaped(plain, shape))
-    chunk = Chunk(Box((0,) * len(shape), shape), region)
-    return replace(tensor, shape=shape, chunks=(chunk,))
+    return hold(Reshaped(plain, shape), tensor.dtype, tensor)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
+from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import CASTABLE, FLOAT32, FLOAT64, DType
-from ckpt_tool.tensors.geometry import Box, Shape, make_strides
-from ckpt_tool.tensors.lazy import LazyTensor, cat
+from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.lazy import LazyTensor, cat, hold
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,10 +84,7 @@ def replace_rows(tensor: LazyTensor, rows: Sequence[int], by: LazyTensor) -> Laz
     if same and not tensor.is_computed and not by.is_computed:
         return cat(parts, 0)
     dtype = FLOAT64 if FLOAT64 in (tensor.dtype, by.dtype) else FLOAT32
-    computed = Joined(tuple(parts), dtype)
-    region = Region(tensor.chunks[0].region.path, 0, make_strides(tensor.shape), computed)
-    chunk = Chunk(Box((0,) * len(tensor.shape), tensor.shape), region)
-    return LazyTensor(tensor.shape, tensor.dtype, dtype, (chunk,))
+    return hold(Joined(tuple(parts), dtype), tensor.dtype, tensor)
 
 
 def _alternate(tensor: LazyTensor, rows: Sequence[int], by: LazyTensor) -> Iterator[LazyTensor]:

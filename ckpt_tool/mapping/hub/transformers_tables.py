@@ -31,7 +31,7 @@ from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.geometry import Box, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor
 
-_AS_THEY_ARE = "Write the tensors as they are with `keep_names=True`."
+AS_THEY_ARE = "Write the tensors as they are with `keep_names=True`."
 
 
 def name_by_transformers(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> HubModel:
@@ -63,14 +63,13 @@ def _name_by_model(given: Mapping[str, LazyTensor], config: ModelConfig, model: 
         reason = f"transformers before 5 has no table of it; these are {type(model).__name__}'s"
         return HubModel(dict(tensors), config, warnings=(_warn_of_kept(config, reason),))
     source = tensors if in_memory else {name: _make_empty(s) for name, s in shapes.items()}
-    plain = set() if in_memory else set(_revert(model, source, config))
     settle_prefixes(model, state)
     reverted = _revert(model, source, config)
     if in_memory:
         _refuse_changed(model, tensors, reverted, config)
         named = {name: found.tensor for name, found in reverted.items()}
         return HubModel(named, config, computed, ties=ties)
-    if names == plain != set(reverted):
+    if names != set(reverted) and names == name_without_prefixes(source, config).keys():
         tensors = _add_prefixes(tensors, model, shapes, config)
     else:
         _refuse_other_names(names, set(reverted), model, config)
@@ -144,7 +143,7 @@ def _revert(
         raise MappingError(
             f"model type {config.model_type}: on the Hub its weights are rearranged ({error}), in a"
             " way that takes more than to cut, turn and join them",
-            hint=_AS_THEY_ARE,
+            hint=AS_THEY_ARE,
         ) from error
 
 
@@ -164,7 +163,7 @@ def _refuse_changed(
             f"model type {config.model_type}: on the Hub its weights are rearranged, and"
             " transformers does not bring them back as they were",
             faults,
-            hint=_AS_THEY_ARE,
+            hint=AS_THEY_ARE,
         )
 
 

@@ -22,7 +22,7 @@ from ckpt_tool.mapping.hub.form import HubModel, Tensors, View
 from ckpt_tool.mapping.hub.heads import CLASSIFIERS, OUTPUTS
 from ckpt_tool.mapping.hub.library import find_unknown
 from ckpt_tool.mapping.hub.names import unwrap_names
-from ckpt_tool.mapping.hub.transformers_tables import build_known
+from ckpt_tool.mapping.hub.transformers_tables import AS_THEY_ARE, build_known
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: What trl nests a model in, and its head beside that: together they are the model.
@@ -30,7 +30,6 @@ BASE = "pretrained_model."
 HEAD = "v_head."
 _LINEAR = "v_head.summary"
 _NAMES = frozenset((f"{_LINEAR}.weight", f"{_LINEAR}.bias"))
-_AS_THEY_ARE = "Write the tensors as they are with `keep_names=True`."
 
 
 def refuse_value_head(names: Iterable[str]) -> None:
@@ -123,7 +122,7 @@ def _strip_prefix(base: Tensors) -> Tensors:
             f"{len(others)} of {len(base)} tensors belong neither to {BASE[:-1]} nor to"
             f" {HEAD[:-1]}, the two parts of a model with trl's value head",
             others,
-            hint=_AS_THEY_ARE,
+            hint=AS_THEY_ARE,
         )
     return {name.removeprefix(BASE): tensor for name, tensor in base.items()}
 
@@ -137,7 +136,7 @@ def _refuse_other_heads(base: Tensors) -> None:
     nested = list(filter(_is_head, base))
     if nested:
         what = "a value head (v_head) inside the model, where trl has it beside"
-        raise MappingError(what, nested, hint=_AS_THEY_ARE)
+        raise MappingError(what, nested, hint=AS_THEY_ARE)
 
 
 def _require_head(head: Tensors, config: ModelConfig) -> None:
@@ -147,7 +146,7 @@ def _require_head(head: Tensors, config: ModelConfig) -> None:
             f"an encoder-decoder ({config.model_type}) with trl's value head, which is not"
             " supported yet",
             sorted(head),
-            hint=_AS_THEY_ARE,
+            hint=AS_THEY_ARE,
         )
     sizes = (config.text.get(key) for key in ("word_embed_proj_dim", "hidden_size", "n_embd"))
     hidden, weight = next(filter(None, sizes), None), head.get(f"{_LINEAR}.weight")
@@ -164,7 +163,7 @@ def _require_head(head: Tensors, config: ModelConfig) -> None:
         raise MappingError(
             "the value head is not that of trl, a linear layer with one row and a bias",
             sorted(faults),
-            hint=_AS_THEY_ARE,
+            hint=AS_THEY_ARE,
         )
 
 
