@@ -6,18 +6,16 @@ the answer to each.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+from typing import Any
 
+from ckpt_tool.plans.checks.child import serve
 from ckpt_tool.plans.checks.opening import answer
 
 
 def main() -> None:
-    """Answer the one request. Whatever else is printed goes to stderr."""
-    answers = os.dup(1)
-    os.dup2(2, 1)
-    request = json.load(sys.stdin)
-    found = {"answers": [answer(question) for question in request["models"]]}
-    with os.fdopen(answers, "w") as stream:
-        json.dump(found, stream)
+    """Answer the one request."""
+    serve(_answer)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    return {"answers": [answer(question) for question in request["models"]]}

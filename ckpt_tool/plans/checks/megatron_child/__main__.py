@@ -6,26 +6,26 @@ which says why megatron-core cannot build the model.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from typing import Any
 
+from ckpt_tool.plans.checks.child import serve
 from ckpt_tool.plans.checks.megatron_child.cpu import hide_gpus, set_up, tear_down
 from ckpt_tool.plans.checks.megatron_child.request import Request
 
 
 def main() -> None:
-    """Answer the one request. Whatever else is printed goes to stderr."""
-    answers = os.dup(1)
-    os.dup2(2, 1)
-    request = Request.of(json.load(sys.stdin))
+    """Answer the one request."""
+    serve(_answer)
+
+
+def _answer(asked: dict[str, Any]) -> dict[str, Any]:
+    request = Request.of(asked)
     hide_gpus()
     set_up()
-    found = answer(request)
-    tear_down()
-    with os.fdopen(answers, "w") as stream:
-        json.dump(found, stream)
+    try:
+        return answer(request)
+    finally:
+        tear_down()
 
 
 def answer(request: Request) -> dict[str, Any]:
