@@ -144,17 +144,22 @@ def test_casts_are_those_of_torch(
 
 
 @needs_transformers_5
-def test_auto_follows_the_config_and_keeps_router_biases_in_float32(
+def test_auto_follows_the_config_and_keeps_in_float32_what_transformers_does(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
+    from transformers import AutoModelForCausalLM
+
     actor = tmp_path / "actor"
     shutil.copytree(checkpoints["fsdp2_deepseek_w2"] / "actor", actor)
     config = actor / "huggingface" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
     merge_fsdp([actor], tmp_path / "out")
     merged = load_folder(tmp_path / "out")
-    wide = [name for name, tensor in merged.items() if tensor.dtype == torch.float32]
-    assert wide == [f"model.layers.{n}.mlp.gate.e_score_correction_bias" for n in (1,)]
+    wide = {name for name, tensor in merged.items() if tensor.dtype == torch.float32}
+    reference = checkpoints["fsdp2_deepseek_w2"] / "reference"
+    held = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.bfloat16).state_dict()
+    assert "model.layers.1.mlp.gate.e_score_correction_bias" in wide
+    assert wide == {name for name, tensor in held.items() if tensor.dtype == torch.float32}
     assert {t.dtype for name, t in merged.items() if name not in wide} == {torch.bfloat16}
 
 
