@@ -136,6 +136,13 @@ def hold(computed: Computed, dtype: DType, first: Chunked) -> LazyTensor:
     return LazyTensor(computed.shape, dtype, computed.dtype, (Chunk(whole, region),))
 
 
+def make_zeros(shape: Shape, dtype: DType) -> LazyTensor:
+    """A tensor of zeros: the system has a file of them."""
+    region = Region("/dev/zero", 0, make_strides(shape))
+    chunk = Chunk(Box((0,) * len(shape), shape), region)
+    return LazyTensor(shape, dtype, dtype, (chunk,) if chunk.box.volume else ())
+
+
 def cat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
     """Tensors joined along ``dim``; ValueError unless dtypes and the other sizes agree."""
     first = tensors[0]

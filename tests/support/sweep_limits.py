@@ -57,6 +57,7 @@ NOT_RUN = {
     "LiltForQuestionAnswering": _PARTS,
     "LiltForSequenceClassification": _PARTS,
     "LiltForTokenClassification": _PARTS,
+    "Llama4ForConditionalGeneration": "it asks its text model for what that has not",
     "LongformerForQuestionAnswering": _INPUTS,
     "LxmertForQuestionAnswering": _INPUTS,
     "Mistral4ForCausalLM": _PARTS,

@@ -22,7 +22,6 @@ def summarise(reports: Iterable[Any]) -> list[str]:
         f"{len(held)} of {len(found)} classes hold: {models} models, tied and untied,"
         f" of which {run} give the same outputs"
     ]
-    lines += _count(whole, "refused", "refused by name")
     lines += _count(whole, "unbuilt", "not built")
     lines += _count(held, "why", "not run")
     return lines

@@ -67,9 +67,3 @@ class Written(dict[str, Path]):
         if name not in ALL_CASES:
             raise KeyError(name)
         pytest.skip(refusal(ALL_CASES[name]))
-
-
-#: Since 5.24 transformers adds zeros to Inkling's weights when it saves them: refused by name.
-inkling_without_zeros = pytest.mark.skipif(
-    TRANSFORMERS >= (5, 24), reason="transformers adds zeros to Inkling's weights since 5.24"
-)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
-from ckpt_tool.tensors.lazy import LazyTensor, cat
+from ckpt_tool.tensors.lazy import LazyTensor, cat, make_zeros
 from ckpt_tool.tensors.reshaped import reshape
 
 
@@ -36,9 +37,25 @@ class ConversionTensor(list[Any]):
         return self.tensor.numel
 
     def __getitem__(self, index: Any) -> Any:
-        if index != 0:
+        """The tensor, as the first of its list; or parts of its first dimensions, all of them kept.
+
+        These are slices without a step, and lists of places.
+        """
+        if isinstance(index, int) and index == 0:
+            return self
+        found = self
+        for dim, part in enumerate(index if isinstance(index, tuple) else (index,)):
+            found = found._take(dim, part)
+        return found
+
+    def _take(self, dim: int, part: Any) -> ConversionTensor:
+        if isinstance(part, slice) and part.step in (None, 1):
+            start, stop, _ = part.indices(self.shape[dim])
+            return self.narrow(dim, start, max(stop - start, 0))
+        if not isinstance(part, list) or not part or min(part) < 0:
             raise NotImplementedError("[]")
-        return self
+        rows = [self.tensor.narrow(dim, place, 1) for place in part]
+        return ConversionTensor(cat(rows, dim))
 
     def contiguous(self) -> ConversionTensor:
         return self
@@ -74,11 +91,20 @@ class ConversionTensor(list[Any]):
 
     view = reshape
 
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> ConversionTensor:
+        stop = end_dim % self.ndim + 1
+        joined = prod(self.shape[start_dim:stop])
+        return self.reshape(*self.shape[:start_dim], joined, *self.shape[stop:])
+
+    def unflatten(self, dim: int, sizes: tuple[int, ...]) -> ConversionTensor:
+        dim %= self.ndim
+        return self.reshape(*self.shape[:dim], *sizes, *self.shape[dim + 1 :])
+
     def new_zeros(self, *sizes: int) -> ConversionTensor:
-        """Only beside shapes without data: no file has these zeros."""
-        if self.tensor.chunks:
-            raise NotImplementedError("new_zeros")
-        return ConversionTensor(replace(self.tensor, shape=sizes))
+        if not self.tensor.chunks:  # a shape without data
+            return ConversionTensor(replace(self.tensor, shape=sizes))
+        zeros = make_zeros(sizes, self.tensor.source_dtype)
+        return ConversionTensor(zeros.to(self.tensor.dtype))
 
     @classmethod
     def __torch_function__(

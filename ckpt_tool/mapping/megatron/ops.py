@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ckpt_tool.tensors.chunks import Chunk, Region
-from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Box, Shape, make_strides
-from ckpt_tool.tensors.lazy import LazyTensor, cat
+from ckpt_tool.tensors.geometry import Shape
+from ckpt_tool.tensors.lazy import LazyTensor, cat, make_zeros
 
 #: Vocabularies are padded to a multiple of, at most, some hundred rows for each tensor rank.
 _MOST_PADDING = 1 << 14
@@ -64,7 +62,7 @@ class Vocabulary:
         missing = self.padded - self.rows
         if not missing:
             return list(tensors)
-        return [*tensors, _make_zeros((missing, *tensors[0].shape[1:]), tensors[0].dtype)]
+        return [*tensors, make_zeros((missing, *tensors[0].shape[1:]), tensors[0].dtype)]
 
     def split(self, whole: LazyTensor) -> list[LazyTensor]:
         if not whole.shape or whole.shape[0] < self.rows:
@@ -190,9 +188,3 @@ class SwapHalves:
         if self.find_fault([whole.shape]):
             raise ValueError(self.find_fault([whole.shape]))
         return self.join([whole])
-
-
-def _make_zeros(shape: Shape, dtype: DType) -> LazyTensor:
-    """A tensor of zeros: the system has a file of them."""
-    region = Region("/dev/zero", 0, make_strides(shape))
-    return LazyTensor(shape, dtype, dtype, (Chunk(Box((0,) * len(shape), shape), region),))

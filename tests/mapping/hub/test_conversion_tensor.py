@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_tool.mapping.hub.conversion_tensor import ConversionTensor
+from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32
 from tests.support.backed import backed, distinct, same, tilings
 from tests.support.versions import needs_transformers_5
 
@@ -88,11 +89,37 @@ def test_heads_that_are_fused_and_permuted(tmp_path_factory, data):
     assert all(same(parts[name].tensor.read(), memory[name]) for name in QKV)
 
 
+@given(data=st.data())
+def test_parts_of_dimensions_and_others_joined(tmp_path_factory, data):
+    values = distinct((4, 5, 3))
+    boxes = data.draw(tilings((4, 5, 3)))
+    tensor = stand_in(tmp_path_factory.mktemp("parts") / "x", values, boxes)
+    assert tensor[0] is tensor
+    for index in (slice(1, 3), slice(3, 1), (slice(None), [0, 3]), ([2, 0, 2], slice(4), [1])):
+        expected = values
+        for dim, part in enumerate(index if isinstance(index, tuple) else (index,)):
+            places = torch.arange(expected.shape[dim])[part]
+            expected = expected.index_select(dim, places)
+        assert same(tensor[index].tensor.read(), expected)
+    assert same(tensor.flatten(0, 1).tensor.read(), values.flatten(0, 1))
+    assert same(tensor[:, [0, 3]].flatten().tensor.read(), values[:, [0, 3]].flatten())
+    assert same(tensor.unflatten(0, (-1, 2)).tensor.read(), values.unflatten(0, (-1, 2)))
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_rows_of_zeros_are_added_also_to_what_is_cast(tmp_path, rows, dtype):
+    values = distinct((4, 3))
+    tensor = ConversionTensor(backed(tmp_path / "x", values).to(dtype))
+    padded = torch.cat([tensor, tensor.new_zeros(rows, 3)], dim=0)
+    expected = torch.cat([values, torch.zeros(rows, 3)]).to(getattr(torch, dtype.name))
+    assert same(padded.tensor.read(), expected)
+
+
 def test_what_is_no_geometry_is_refused(tmp_path):
     tensor = stand_in(tmp_path / "x", distinct((4, 3)))
-    with pytest.raises(NotImplementedError, match="new_zeros"):
-        tensor.new_zeros(2, 3)
     with pytest.raises(NotImplementedError, match="flip"):
         torch.flip(tensor, [0])
-    with pytest.raises(NotImplementedError):
-        tensor[:2]
+    for index in (slice(0, 4, 2), 1, [], [-1], (slice(0, 2), torch.tensor([0]))):
+        with pytest.raises(NotImplementedError):
+            tensor[index]

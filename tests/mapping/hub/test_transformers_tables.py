@@ -19,7 +19,6 @@ from tests.support.saved import (
     write_tensors,
 )
 from tests.support.tiny_models import build
-from tests.support.versions import inkling_without_zeros
 
 TEXT = [
     "phimoe",
@@ -28,7 +27,7 @@ TEXT = [
     "ernie4_5_moe",
     "qwen3_5_moe_text",
     "flint",
-    pytest.param("inkling2_text", marks=inkling_without_zeros),
+    "inkling2_text",
 ]
 # transformers 5 saves a model that was not loaded from the Hub without `vision_model.`, and 4.57
 # then loads it with a random tower. This is what 4.57 itself writes.
@@ -169,7 +168,6 @@ def test_remote_code_of_a_known_family_is_never_run(saved, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@inkling_without_zeros
 def test_what_no_geometry_gives_is_refused(saved, monkeypatch):
     model = saved("inkling2_text")
     flipped = lambda _, parts, **__: {"x": torch.flip(next(iter(parts.values()))[0], [0])}  # noqa: E731
@@ -179,7 +177,6 @@ def test_what_no_geometry_gives_is_refused(saved, monkeypatch):
     assert "`keep_names=True`" in refused.value.hint
 
 
-@inkling_without_zeros
 def test_what_would_not_come_back_is_refused_by_name(saved, monkeypatch):
     from transformers.core_model_loading import Interleave
 

@@ -17,7 +17,7 @@ from ckpt_tool.tensors.reshaped import Reshaped
 from tests.real.fill import fill_distinct
 from tests.support.every_class import build_tiny
 from tests.support.merging import assert_same, load_folder
-from tests.support.versions import inkling_without_zeros, needs_transformers_5
+from tests.support.versions import needs_transformers_5
 
 pytestmark = [needs_transformers_5, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -27,8 +27,8 @@ MODELS = [
     ("kimi_k25", "Kimi_K25ForConditionalGeneration"),
     ("step3p7", "Step3p7ForConditionalGeneration"),
     ("mistral_large4", "MistralLarge4ForConditionalGeneration"),
-    pytest.param("inkling2_text", "Inkling2ForCausalLM", marks=inkling_without_zeros),
-    pytest.param("inkling2", "Inkling2ForConditionalGeneration", marks=inkling_without_zeros),
+    ("inkling2_text", "Inkling2ForCausalLM"),
+    ("inkling2", "Inkling2ForConditionalGeneration"),
     pytest.param(
         "inkling_mm_model",
         "InklingForConditionalGeneration",
