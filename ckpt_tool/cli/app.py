@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -49,6 +51,8 @@ def main() -> None:
     """Run the program; exits with 0, 1 (differs), 2 (cannot) or 130 (interrupted)."""
     # A short-lived process makes many small objects and no cycles of any size.
     gc.set_threshold(100_000, 50, 50)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the encoding, names can be shown
+        sys.stdout.reconfigure(errors="backslashreplace")
     # numpy's linear algebra would start a thread per core, which ours would have to share with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app()

@@ -44,8 +44,9 @@ def show_result(result: WriteResult) -> None:
     if result.differences:
         count = count_noun(len(result.differences), "tensor")
         kept = f"{result.output} was left" if result.already_complete else "nothing was kept"
-        console.print(f"[red]{count} did not read back as written; {kept}[/red]", soft_wrap=True)
-        for name in result.differences:
+        said = f"{count} did not read back as written; {kept}"
+        console.print(said, style="red", soft_wrap=True)
+        for name in map(ui.make_printable, result.differences):
             console.print(f"  {name}", soft_wrap=True)
         return
     console.print(_first_line(result), soft_wrap=True)
@@ -187,7 +188,7 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
     numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({spell_flags(lora.source)})"
     console.print(f"  lora     {what}: {numbers}", soft_wrap=True)
     if lora.trained_whole:
-        names = ", ".join(lora.trained_whole)
+        names = ", ".join(map(ui.make_printable, lora.trained_whole))
         console.print(f"           trained whole: {names}", soft_wrap=True)
     if lora.num_tokens:
         rows = count_noun(lora.num_tokens, "row")
@@ -203,13 +204,13 @@ def _lora_json(lora: LoraNote | None) -> dict[str, Any] | None:
 def _show_filled(console: Console, filled: list[str]) -> None:
     """What was taken from another model, counted by layer or first parts of names."""
     counts = Counter(_WITHIN.sub(r"\1.*", name) for name in filled)
-    for start, count in counts.items():
+    for start, count in zip(map(ui.make_printable, counts), counts.values(), strict=True):
         console.print(f"  fill     {start} ({count_noun(count, 'tensor')})", soft_wrap=True)
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
     for name, reason in spell_reasons(dropped).items():
-        console.print(f"  drop     {name} ({reason})", soft_wrap=True)
+        console.print(f"  drop     {ui.make_printable(name)} ({reason})", soft_wrap=True)
 
 
 def _cast_line(cast: Cast) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli.folding import Fold, fold
+from ckpt_tool.cli.ui import make_printable
 from ckpt_tool.common.wording import format_bytes
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def make_tensor_table(entries: Sequence[Entry], width: int, *, folded: bool) -> 
     titles = ["#", "shape", "dtype", "placement"]
     if all(entry.placements == "whole" for entry in entries):
         titles, cells = titles[:-1], [row[:-1] for row in cells]
-    return _table([row.pattern for row in rows], titles, cells, width)
+    return _table([make_printable(row.pattern) for row in rows], titles, cells, width)
 
 
 def make_file_table(files: Sequence[ShardFile], root: Path) -> Any:
@@ -68,7 +69,7 @@ def list_shards(entries: Iterable[Entry], files: Iterable[ShardFile]) -> Iterato
     texts = {file.path: describe_rank(file) for file in files}
     for entry in entries:
         facts = f"  {format_shape(entry.shape)}  {entry.dtype.name}  {entry.placements}"
-        yield Text.assemble((entry.name, "bold"), facts)
+        yield Text.assemble((make_printable(entry.name), "bold"), facts)
         ranks = [texts.get(held.region.path, "") for held in entry.holdings]
         shapes = [format_shape(held.box.sizes) for held in entry.holdings]
         wide = max(map(len, ranks), default=0), max(map(len, shapes), default=0)

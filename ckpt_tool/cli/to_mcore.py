@@ -151,10 +151,10 @@ def _tensor_table(plan: McorePlan) -> Table:
         size = sum(tensor.nbytes for _, tensor in group)
         for number, row in enumerate(fold(dict.fromkeys(name for name, _ in group))):
             cells = (format_shape(first.shape), first.dtype.name, f"{size:,}")
-            table.add_row(row.pattern, *(cells if not number else ()))
+            table.add_row(ui.make_printable(row.pattern), *(cells if not number else ()))
         sources = dict.fromkeys(name for _, tensor in group for name in tensor.sources)
         for row in fold(sources):
-            table.add_row(f"  < {row.pattern}", style="dim")
+            table.add_row(f"  < {ui.make_printable(row.pattern)}", style="dim")
     return table
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ from ckpt_tool.common.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.segment import Segment
 
 EXIT_DIFFERENT = 1
 EXIT_FAILED = 2
@@ -52,7 +53,7 @@ def guard(command: Command) -> Command:
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:  # a mistake of ours must not look like exit 1, a difference
-            traceback.print_exception(error)
+            _trace(error)
             _say("error: this is a bug in ckpt; please report it with the lines above")
             raise typer.Exit(EXIT_FAILED) from None
         finally:
@@ -76,9 +77,22 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def make_printable(text: str) -> str:
-    """Text from a file with its control characters shown, not sent to the terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+def make_printable(text: str, kept: str = "") -> str:
+    """Text from a file with its control characters shown, not sent to the terminal.
+
+    So are half characters, which no encoding has, and marks that turn text around; those in
+    ``kept`` are left.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else _spell(ord(c)) for c in text)
+
+
+def _spell(code: int) -> str:
+    """A character as Python spells it."""
+    if code > 0xFFFF:
+        return f"\\U{code:08x}"
+    return f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -94,9 +108,14 @@ def _say(text: str) -> None:
     print(f"ckpt: {_make_line(text)}", file=sys.stderr)  # noqa: T201
 
 
+def _trace(error: BaseException) -> None:
+    for text in traceback.format_exception(error):
+        print(make_printable(text, "\n"), end="", file=sys.stderr)  # noqa: T201
+
+
 def _explain(error: CkptError | OSError) -> None:
     if verbose:
-        traceback.print_exception(error)
+        _trace(error)
     if not is_first():  # the first process of several says what went wrong in any of them
         return
     if not isinstance(error, CkptError):
@@ -130,16 +149,27 @@ def print_json(value: Any) -> None:
 
 
 def make_console() -> Console:
-    """The console for results (stdout); plain and 100 wide where it is no terminal."""
+    """The console for results (stdout); plain and 100 wide where it is no terminal.
+
+    What it is told is text, no markup, and shown (:func:`make_printable`) but for line breaks.
+    """
     from rich.console import Console
 
     class Result(Console):
+        def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
+            for segment in super().render(*args, **kwargs):
+                yield segment if segment.control else _show_text(segment)
+
         def on_broken_pipe(self) -> None:
             """Rich would exit with 1, which is a verdict of ours."""
             raise BrokenPipeError
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
-    return Result(width=width, highlight=False)
+    return Result(width=width, highlight=False, markup=False, emoji=False)
+
+
+def _show_text(segment: Segment) -> Segment:
+    return segment._replace(text=make_printable(segment.text, "\n"))
 
 
 @contextmanager

@@ -165,4 +165,4 @@ def _show_text(result: VerifyResult, shown: _Shown) -> None:
         distances = {ui.make_printable(name): d for name, d in collect_distances(result).items()}
         console.print("", draw_heatmap(make_grid(distances), console.width), sep="\n")
     if shown.report is not None:
-        console.print(f"Report: {shown.report}", soft_wrap=True, markup=False, emoji=False)
+        console.print(f"Report: {shown.report}", soft_wrap=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ckpt_tool.common.regular import open_regular
+
 _FIRST = b"version https://git-lfs.github.com/spec/v1"
 
 #: What is wrong with one, and what to do about it.
@@ -17,7 +19,12 @@ PULL = "Fetch the files themselves with `git lfs pull`."
 def is_pointer(path: Path) -> bool:
     """Whether the file is a pointer; False where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return file.read(len(_FIRST)) == _FIRST
+        with open_regular(path) as file:
+            return starts_pointer(file.read(len(_FIRST)))
     except OSError:
         return False
+
+
+def starts_pointer(head: bytes) -> bool:
+    """Whether these are the first bytes of a pointer; 64 are enough."""
+    return head.startswith(_FIRST)

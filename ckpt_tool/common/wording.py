@@ -29,6 +29,17 @@ def count_noun(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def list_gaps(numbers: Sequence[int], start: int, stop: int) -> str:
+    """``0-3, 7``: what a sorted list lacks of the numbers from ``start`` to below ``stop``."""
+    gaps = []
+    for before, after in zip([start - 1, *numbers], [*numbers, stop], strict=True):
+        if after - before == 2:
+            gaps.append(str(before + 1))
+        elif after - before > 2:
+            gaps.append(f"{before + 1}-{after - 1}")
+    return ", ".join(gaps)
+
+
 def join_words(words: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``: one word at least."""
     *most, last = words

@@ -18,6 +18,9 @@ from ckpt_tool.tensors.lazy import LazyTensor
 #: Told the FQN of a tensor, says whether to look at it.
 Wanted = Callable[[str], bool]
 
+#: What is wrong with blocks of which nobody can say whether they tile their tensor.
+TANGLED = "its blocks cut across each other in more ways than any writer cuts a tensor"
+
 _SHOWN_BOXES = 3
 
 

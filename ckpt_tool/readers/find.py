@@ -20,6 +20,8 @@ _ROLES = {"actor": "an actor", "policy": "a policy", "critic": "a critic"}
 _ACCELERATE = "pytorch_model_fsdp_0"
 _BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model", "adapter_checkpoint", "weights", _ACCELERATE)
 _ITERATION = re.compile(r"iter_[0-9]{7,}")
+#: A run, its step, a role in it. A link that leads back up would be followed for ever.
+_MOST_LEVELS = 4
 _CONFIGS = ("huggingface", "hf_config_and_tokenizer")
 
 
@@ -28,12 +30,20 @@ def find(path: Path, holds: Callable[[Path], bool]) -> Path | None:
 
     UsageError where there is more than one role to choose from, like an actor and a critic.
     """
-    if not path.is_dir():
+    return _find(path, holds, _MOST_LEVELS)
+
+
+def _find(path: Path, holds: Callable[[Path], bool], levels: int) -> Path | None:
+    if not levels or not path.is_dir():
         return None
     for folder in (path / name for name in _BELOW):
         if folder.is_dir() and holds(folder):
             return folder
-    roles = {role: place for role in _ROLES if (place := find(path / role, holds)) is not None}
+    roles = {
+        role: place
+        for role in _ROLES
+        if (place := _find(path / role, holds, levels - 1)) is not None
+    }
     if len(roles) > 1:
         raise UsageError(
             f"{path}: holds {join_words([_ROLES[role] for role in roles])}",
@@ -41,7 +51,7 @@ def find(path: Path, holds: Callable[[Path], bool]) -> Path | None:
         )
     if roles:
         return next(iter(roles.values()))
-    steps = (find(step, holds) for step in _tracked(path))
+    steps = (_find(step, holds, levels - 1) for step in _tracked(path))
     return next((step for step in steps if step is not None), None)
 
 

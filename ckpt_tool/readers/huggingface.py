@@ -9,6 +9,7 @@ gaps. A folder with several files has ``*.safetensors.index.json``: ``{"metadata
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from math import prod
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
-from ckpt_tool.common.lfs import REASON, is_pointer
+from ckpt_tool.common.lfs import REASON, starts_pointer
+from ckpt_tool.common.regular import is_regular, open_regular
+from ckpt_tool.common.wording import list_gaps
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
 from ckpt_tool.readers.torch_file import open_torch_file
 from ckpt_tool.tensors.chunks import Region
@@ -24,6 +27,7 @@ from ckpt_tool.tensors.dtypes import BY_SAFETENSORS
 from ckpt_tool.tensors.geometry import Box, make_strides
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
+_MOST_DIMS = 64
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
 _WEIGHTS = (
     ("model.safetensors", "safetensors"),
@@ -34,11 +38,12 @@ _WEIGHTS = (
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     """The JSON header of a file and the byte at which its data starts; FormatError if damaged."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        if is_pointer(path):
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if starts_pointer(file.read(64)):
             raise FormatError(REASON, path=path)
+        file.seek(0)
+        prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
             raise FormatError(f"a header of {length} bytes in a file of {size}", path=path)
@@ -127,7 +132,7 @@ def _weight_files(
         file = path / name
         if Path(name).name != name:
             problems.append(Problem("index", name, "the index names a file outside of the folder"))
-        elif file.is_file():
+        elif is_regular(file):
             files.append(file)
         else:
             problems.append(Problem("missing-file", str(file), "in the index, but not there"))
@@ -137,10 +142,11 @@ def _weight_files(
 def _missing_of_numbered(files: list[Path]) -> Iterator[Problem]:
     """Without an index the names say how many files there are: ``model-00001-of-00003``."""
     numbered = [match for file in files if (match := _NUMBERED.search(file.name))]
-    for count in {match[2] for match in numbered}:
-        here = {int(match[1]) for match in numbered if match[2] == count}
-        for number in sorted({*range(1, int(count) + 1)} - here):
-            message = f"file {number} of {int(count)} is not there, and there is no index"
+    for count in sorted({match[2] for match in numbered}):
+        here = sorted({int(match[1]) for match in numbered if match[2] == count})
+        gaps = list_gaps([number for number in here if 0 < number <= int(count)], 1, int(count) + 1)
+        if gaps:
+            message = f"file {gaps} of {int(count)} is not there, and there is no index"
             yield Problem("missing-file", str(files[0].parent), message)
 
 
@@ -183,7 +189,9 @@ def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list
 
 def _sizes(values: Any) -> tuple[int, ...]:
     """A list of sizes as a tuple; ValueError unless each is an integer that a file can have."""
-    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 1 << 48 for v in values):
+    if not isinstance(values, list) or len(values) > _MOST_DIMS:
+        raise ValueError("not a list of a few sizes")
+    if not all(type(v) is int and 0 <= v < 1 << 48 for v in values):
         raise ValueError("not a list of sizes")
     return tuple(values)
 
@@ -216,7 +224,7 @@ def _index_problems(
     for name, file in weight_map.items():
         entry = entries.get(name)
         if entry is None:
-            if (folder / file).is_file():
+            if is_regular(folder / file):
                 problems.append(Problem("missing-tensor", name, f"the index says it is in {file}"))
         elif Path(entry.holdings[0].region.path).name != file:
             problems.append(Problem("index", name, f"not in {file}, as the index says"))

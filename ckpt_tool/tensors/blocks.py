@@ -19,6 +19,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.regular import open_descriptor
 from ckpt_tool.tensors.chunks import Chunked, Computed, Filler, Piece, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import (
@@ -57,7 +58,7 @@ class FileTable:
             os.close(self._descriptors.popitem()[1])
 
     def descriptor(self, path: str) -> int:
-        """The descriptor for ``path``; OSError where it cannot be opened."""
+        """The descriptor for ``path``; OSError where it cannot be, or is no regular file."""
         found = self._descriptors.get(path)
         if found is not None:
             return found
@@ -65,7 +66,7 @@ class FileTable:
             if path not in self._descriptors:
                 if len(self._descriptors) == 200:
                     _allow_many_files()
-                self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._descriptors[path] = open_descriptor(path)
             return self._descriptors[path]
 
     def read(self, path: str, offset: int, buffer: memoryview) -> None:

@@ -33,13 +33,18 @@ class Box(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """How boxes fail to tile a tensor: blocks nobody holds, and blocks held more than once."""
+    """How boxes fail to tile a tensor: blocks nobody holds, and blocks held more than once.
+
+    ``is_tangled``: they cut across each other so often that it was not found out; no writer cuts
+    a tensor so. What was found until then is there.
+    """
 
     missing: tuple[Box, ...]
     overlapping: tuple[Box, ...]
+    is_tangled: bool = False
 
     def __bool__(self) -> bool:
-        return not self.missing and not self.overlapping
+        return not self.missing and not self.overlapping and not self.is_tangled
 
 
 def dot(a: Shape, b: Shape) -> int:
@@ -156,37 +161,59 @@ def check_coverage(shape: Shape, boxes: Iterable[Box]) -> Coverage:
     """Prove that ``boxes`` tile ``shape`` exactly once, or say where they do not.
 
     Boxes must be in bounds; empty ones count for nothing. Replicas (equal boxes) are overlaps
-    here: callers that allow them pass each box once.
+    here: callers that allow them pass each box once. The work is linear in the number of boxes.
     """
-    missing: list[Box] = []
-    overlapping: list[Box] = []
     held = [box for box in boxes if box.volume]
+    sweep = _Sweep(shape, _MOST_STEPS * (len(held) + 1) * (len(shape) + 1))
     if prod(shape):
-        _sweep(shape, held, Box((), ()), missing, overlapping)
-    return Coverage(tuple(missing), tuple(overlapping))
+        sweep.cut(held, Box((), ()))
+    return Coverage(tuple(sweep.missing), tuple(sweep.overlapping), sweep.room < 0)
 
 
-def _sweep(
-    shape: Shape, boxes: list[Box], prefix: Box, missing: list[Box], overlapping: list[Box]
-) -> None:
-    """Cut dimension ``len(prefix.offsets)`` into slabs and require the rest to be tiled in each."""
-    dim = len(prefix.offsets)
-    rest = Box(prefix.offsets + (0,) * (len(shape) - dim), prefix.sizes + shape[dim:])
-    if not boxes:
-        missing.append(rest)
-        return
-    if dim == len(shape):
-        if len(boxes) > 1:
-            overlapping.append(prefix)
-        return
-    spans = [(box.offsets[dim], box.offsets[dim] + box.sizes[dim]) for box in boxes]
-    cuts = sorted({0, shape[dim], *(cut for span in spans for cut in span)})
-    slabs: list[list[Box]] = [[] for _ in cuts]
-    for box, (start, stop) in zip(boxes, spans, strict=True):
-        for slab in range(bisect_left(cuts, start), bisect_left(cuts, stop)):
-            slabs[slab].append(box)
-    for start, stop, slab_boxes in zip(cuts, cuts[1:], slabs, strict=False):
-        if len(slab_boxes) == 1 and slab_boxes[0].sizes[dim + 1 :] == shape[dim + 1 :]:
-            continue
-        inner = Box((*prefix.offsets, start), (*prefix.sizes, stop - start))
-        _sweep(shape, slab_boxes, inner, missing, overlapping)
+#: Slabs that boxes may be put into, or that may be empty, per box and dimension. In a grid, whole
+#: or with gaps, these are three at most; ragged rows and columns have some more.
+_MOST_STEPS = 64
+
+
+class _Sweep:
+    """One proof; ``room``: steps that are left, below 0 where it was given up."""
+
+    def __init__(self, shape: Shape, room: int) -> None:
+        self.shape = shape
+        self.room = room
+        self.missing: list[Box] = []
+        self.overlapping: list[Box] = []
+
+    def cut(self, boxes: list[Box], prefix: Box) -> None:
+        """Cut dimension ``len(prefix.offsets)`` into slabs; the rest has to be tiled in each."""
+        shape, dim = self.shape, len(prefix.offsets)
+        if not boxes:
+            rest = Box(prefix.offsets + (0,) * (len(shape) - dim), prefix.sizes + shape[dim:])
+            self.missing.append(rest)
+            return
+        if dim == len(shape):
+            if len(boxes) > 1:
+                self.overlapping.append(prefix)
+            return
+        for start, stop, held in self._list_slabs(boxes, dim):
+            if len(held) == 1 and held[0].sizes[dim + 1 :] == shape[dim + 1 :]:
+                continue
+            self.cut(held, Box((*prefix.offsets, start), (*prefix.sizes, stop - start)))
+
+    def _list_slabs(self, boxes: list[Box], dim: int) -> Iterator[tuple[int, int, list[Box]]]:
+        """The slabs between all cuts of a dimension, each with the boxes that are in it."""
+        spans = [(box.offsets[dim], box.offsets[dim] + box.sizes[dim]) for box in boxes]
+        cuts = sorted({0, self.shape[dim], *(cut for span in spans for cut in span)})
+        slabs: list[list[Box]] = [[] for _ in cuts]
+        self.room -= len(cuts)
+        for box, (start, stop) in zip(boxes, spans, strict=True):
+            first, last = bisect_left(cuts, start), bisect_left(cuts, stop)
+            self.room -= last - first
+            if self.room < 0:
+                return
+            for slab in slabs[first:last]:
+                slab.append(box)
+        for start, stop, held in zip(cuts, cuts[1:], slabs, strict=False):
+            if self.room < 0:
+                return
+            yield start, stop, held

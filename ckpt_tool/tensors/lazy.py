@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ckpt_tool.common.regular import ZEROS
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.chunks import Chunk, Chunked, Computed, Region, narrow_region
 from ckpt_tool.tensors.dtypes import CASTABLE, DType
@@ -138,7 +139,7 @@ def hold(computed: Computed, dtype: DType, first: Chunked) -> LazyTensor:
 
 def make_zeros(shape: Shape, dtype: DType) -> LazyTensor:
     """A tensor of zeros: the system has a file of them."""
-    region = Region("/dev/zero", 0, make_strides(shape))
+    region = Region(ZEROS, 0, make_strides(shape))
     chunk = Chunk(Box((0,) * len(shape), shape), region)
     return LazyTensor(shape, dtype, dtype, (chunk,) if chunk.box.volume else ())
 

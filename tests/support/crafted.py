@@ -1,7 +1,7 @@
 """Torch-shaped archives with any pickle and any storages: what an attacker, or a crash, may leave.
 
-`dumps` pickles plain data together with :class:`Name`, :class:`Call` and :class:`Persistent`, which
-stand for whatever opcodes they say, without importing anything.
+`dumps` pickles plain data together with :class:`Name`, :class:`Call`, :class:`Persistent` and
+:class:`Raw`, which stand for whatever opcodes they say, without importing anything.
 """
 
 import io
@@ -41,6 +41,13 @@ class Persistent:
     pid: Any
 
 
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """Opcodes that leave one value on the stack."""
+
+    opcodes: bytes
+
+
 class _Pickler(pickle._Pickler):
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         if isinstance(obj, Name):
@@ -52,6 +59,8 @@ class _Pickler(pickle._Pickler):
             if obj.state is not None:
                 self.save(obj.state)
                 self.write(pickle.BUILD)
+        elif isinstance(obj, Raw):
+            self.write(obj.opcodes)
         elif isinstance(obj, Persistent):
             self.save(obj.pid)
             self.write(pickle.BINPERSID)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ckpt_tool.tensors.geometry import (
     Box,
+    Coverage,
     check_coverage,
     cut_linear,
     find_bounds,
@@ -205,21 +206,23 @@ def test_box_volume_and_text():
 def test_tilings_are_covered(shape, boxes):
     coverage = check_coverage(shape, boxes)
     assert coverage
-    assert coverage == ((), ())
+    assert coverage == Coverage((), ())
 
 
 def test_a_gap_is_named():
-    assert check_coverage((6,), [Box((0,), (2,)), Box((5,), (1,))]) == ((Box((2,), (3,)),), ())
+    assert check_coverage((6,), [Box((0,), (2,)), Box((5,), (1,))]) == Coverage(
+        (Box((2,), (3,)),), ()
+    )
 
 
 def test_an_overlap_is_named():
     boxes = [Box((0, 0), (2, 3)), Box((1, 1), (1, 2))]
-    assert check_coverage((2, 3), boxes) == ((), (Box((1, 1), (1, 2)),))
+    assert check_coverage((2, 3), boxes) == Coverage((), (Box((1, 1), (1, 2)),))
 
 
 def test_a_gap_and_an_overlap_at_once():
     boxes = [Box((0,), (3,)), Box((2,), (2,)), Box((5,), (1,))]
-    assert check_coverage((6,), boxes) == ((Box((4,), (1,)),), (Box((2,), (1,)),))
+    assert check_coverage((6,), boxes) == Coverage((Box((4,), (1,)),), (Box((2,), (1,)),))
 
 
 def test_the_missing_corner_of_an_l():

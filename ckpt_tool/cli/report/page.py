@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+from ckpt_tool.cli.ui import make_printable
+
 #: Nothing is fetched, whatever a name in a checkpoint may contain.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -166,7 +168,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 def make_page(title: str, body: str) -> str:
     """A complete document; ``body`` is HTML, ``title`` is escaped here.
 
-    It can always be written as UTF-8: bytes of paths that are none are shown by their codes.
+    It can always be written as UTF-8 and hides nothing: what is no character, or none to be seen,
+    is shown by its code.
     """
     document = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -175,4 +178,4 @@ def make_page(title: str, body: str) -> str:
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
-    return document.encode("utf-8", "backslashreplace").decode("utf-8")
+    return make_printable(document, "\n")

@@ -31,7 +31,7 @@ def show_summary(console: Console, result: VerifyResult, top: int) -> None:
     from ckpt_tool.compare.mismatch import sort_worst_first
 
     colour = "green" if result.equal else "red"
-    console.print(f"[bold {colour}]{say_verdict(result)}[/bold {colour}]", soft_wrap=True)
+    console.print(say_verdict(result), style=f"bold {colour}", soft_wrap=True)
     for line in _list_notes(result):
         _print_plain(console, f"  {line}")
     _show_names(console, "missing", "in the reference only", result.missing)
@@ -101,7 +101,7 @@ def _show_names(console: Console, kind: str, where: str, names: Sequence[str]) -
 
 def _print_plain(console: Console, line: str) -> None:
     """A line with names in it, which are text of somebody else: shown, never obeyed."""
-    console.print(ui.make_printable(line), soft_wrap=True, markup=False, emoji=False)
+    console.print(ui.make_printable(line), soft_wrap=True)
 
 
 def _show_mismatches(console: Console, shown: Sequence[Mismatch]) -> None:

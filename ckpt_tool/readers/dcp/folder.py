@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from ckpt_tool.common.errors import FormatError, Problem
-from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, Wanted, collect
+from ckpt_tool.readers.base import (
+    TANGLED,
+    Checkpoint,
+    Entry,
+    Holding,
+    ShardFile,
+    Wanted,
+    collect,
+)
 from ckpt_tool.readers.dcp.metadata import Described, Place, read_metadata
 from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.torch_save.archive import TorchArchive
@@ -138,6 +146,8 @@ class _Reader:
             self._note("coverage", name, f"{block} of {list(found.shape)} is in no block")
         for block in coverage.overlapping:
             self._note("coverage", name, f"{block} is in more than one block")
+        if coverage.is_tangled:
+            self._note("coverage", name, TANGLED)
         pieces = f"{len(found.blocks)} blocks" if len(found.blocks) != 1 else "whole"
         return Entry(name, found.shape, found.dtype, pieces, tuple(holdings))
 
@@ -147,6 +157,10 @@ class _Reader:
             return None
         if place.encoded:
             self._note("encoded", name, f"block {box} is compressed or encrypted")
+            return None
+        if place.shared:
+            message = f"block {box}: at byte {place.offset} of {place.file}, in that of"
+            self._note("unreadable", name, f"{message} {place.shared}")
             return None
         path = self._path(place.file)
         if path is None:

@@ -8,29 +8,38 @@ offset, length, transform_descriptors)``. Source: ``torch/distributed/checkpoint
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.regular import open_regular
 from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.names import resolve_plan
 from ckpt_tool.readers.torch_save.rebuilding import read_sizes
-from ckpt_tool.readers.torch_save.standins import StandIn
+from ckpt_tool.readers.torch_save.standins import MAX_NAME, StandIn, describe
 from ckpt_tool.readers.torch_save.unpickle import unpickle
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
 
+#: Some hundred bytes per block: this is room for millions of them.
+_MAX_BYTES = 1 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an archive lies: file in the folder, byte offset, length; ``encoded``: transformed."""
+    """Where an archive lies: file in the folder, byte offset, length; ``encoded``: transformed.
+
+    ``shared``: the name of another tensor that has bytes in common with it; empty if none.
+    """
 
     file: str
     offset: int
     length: int
     encoded: bool
+    shared: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +62,22 @@ class Description:
 def read_metadata(path: Path) -> Description:
     """Parse ``path``; FormatError if it is damaged, UnsafeContentError if it asks for code."""
     with name_file(path):
-        top = unpickle(path.read_bytes(), resolve_plan, _refuse_storage)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MAX_BYTES:
+                raise FormatError(f"has {size} bytes, expected metadata only")
+            data = file.read()
+        top = unpickle(data, resolve_plan, _refuse_storage)
         entries, places = _field(top, "state_dict_metadata", dict), _places(top)
-        tensors, objects = {}, []
+        tensors, objects, room = {}, [], len(data)
         for name, entry in entries.items():
             if getattr(entry, "kind", "") == "TensorStorageMetadata" and isinstance(name, str):
-                tensors[name] = _described(name, entry, places)
+                tensors[name] = found = _described(name, entry, places)
+                room -= len(found.blocks)
             else:
-                objects.append(str(name))
+                objects.append(name if isinstance(name, str) else describe(name))
+            if room < 0:
+                raise FormatError("more blocks than it has room for: tensors share theirs")
     return Description(tensors, tuple(objects))
 
 
@@ -71,14 +88,33 @@ def _places(top: Any) -> dict[_Key, Place]:
     found = {}
     for index, info in _field(top, "storage_data", dict).items():
         name, offset = _field(index, "fqn", str), index.get("offset")
+        file = _field(info, "relative_path", str)
+        if len(file) > MAX_NAME:
+            raise FormatError(f"{name[:MAX_NAME]}: in a file whose name has {len(file)} characters")
         place = Place(
-            _field(info, "relative_path", str),
+            file,
             _field(info, "offset", int),
             _field(info, "length", int),
             bool(info.get("transform_descriptors")),
         )
         found[name, None if offset is None else read_sizes(offset)] = place
-    return found
+    return found | _find_shared(found)
+
+
+def _find_shared(places: dict[_Key, Place]) -> dict[_Key, Place]:
+    """The places that begin within another: each block was saved as an archive of its own.
+
+    Who leaves them alone reads no byte twice.
+    """
+    shared = {}
+    ends: tuple[str, int, str] = ("", 0, "")
+    for key, place in sorted(places.items(), key=lambda item: (item[1].file, item[1].offset)):
+        file, end, other = ends
+        if place.file == file and place.offset < end:
+            shared[key] = replace(place, shared=other)
+        else:
+            ends = (place.file, place.offset + place.length, key[0])
+    return shared
 
 
 def _described(name: str, entry: StandIn, places: dict[_Key, Place]) -> Described:

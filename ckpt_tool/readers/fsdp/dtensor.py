@@ -17,7 +17,7 @@ from ckpt_tool.readers.base import Holding, Mesh
 from ckpt_tool.readers.fsdp.placements import Placement, find_local_box
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef, read_sizes
-from ckpt_tool.readers.torch_save.standins import StandIn
+from ckpt_tool.readers.torch_save.standins import MAX_ITEMS, MAX_NAME, StandIn, describe
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds, unravel
 
@@ -48,6 +48,8 @@ class RankDecoder:
         self._archive = archive
         self.rank = rank
         self._positions: dict[int, _Position] = {}
+        self._places: dict[TensorRef, int] = {}
+        self._room = archive.bytes  # for the ranks of meshes
 
     def decode(self, name: str, value: Any) -> LocalTensor:
         """What ``value`` says; FormatError where it is not a tensor or contradicts itself."""
@@ -76,7 +78,7 @@ class RankDecoder:
         local, spec = value.get("_local_tensor"), value.get("_spec")
         if not (isinstance(local, TensorRef) and isinstance(spec, StandIn)):
             raise FormatError("a DTensor without a local tensor or spec")
-        placements = [_placement(item) for item in spec.get("placements") or ()]
+        placements = [_placement(item) for item in _few(spec.get("placements") or ())]
         position = self._position(spec.get("mesh"))
         text = ", ".join(map(str, placements))
         unknown = [p for p in placements if not p.known]
@@ -105,7 +107,7 @@ class RankDecoder:
         if not (isinstance(state, tuple) and state and isinstance(state[0], list)):
             raise FormatError("a ShardedTensor without shards")
         holdings = []
-        for shard in state[0]:
+        for shard in _few(state[0]):
             ref, metadata = _fields(shard, "tensor", "metadata")
             offsets, sizes = _fields(metadata, "shard_offsets", "shard_sizes")
             box = Box(read_sizes(offsets), read_sizes(sizes))
@@ -130,14 +132,12 @@ class RankDecoder:
         if isinstance(mesh.get("mesh"), TensorRef):
             position = self._from_ranks(mesh.get("mesh"), mesh.get("mesh_dim_names"))
         elif isinstance(mesh.get("_rank_map"), TensorRef):
-            ranks = self._archive.read_integers(mesh.get("_rank_map"))
-            position = _from_layout(
-                mesh.get("_layout"), _index(ranks, self.rank), mesh.get("_mesh_dim_names")
-            )
+            at = self._find_place(mesh.get("_rank_map"))
+            position = _from_layout(mesh.get("_layout"), at, mesh.get("_mesh_dim_names"))
         else:
             raise FormatError("a device mesh of an unknown kind")
         written_by = mesh.get("_coordinate_on_dim")
-        if written_by is not None and tuple(written_by) != position.coordinate:
+        if written_by is not None and tuple(_few(written_by)) != position.coordinate:
             raise FormatError(
                 f"written by the rank at {list(written_by)} of the mesh, but the file name says"
                 f" rank {self.rank}, at {list(position.coordinate)}"
@@ -145,8 +145,17 @@ class RankDecoder:
         return position
 
     def _from_ranks(self, ref: TensorRef, names: Any) -> _Position:
-        at = _index(self._archive.read_integers(ref), self.rank)
+        at = self._find_place(ref)
         return _Position(Mesh(ref.shape, _names(names)), unravel(at, ref.shape))
+
+    def _find_place(self, ref: TensorRef) -> int:
+        """Where in a tensor of ranks this rank is. Meshes that share one share the work."""
+        if ref not in self._places:
+            self._room -= prod(ref.shape)
+            if self._room < 0:
+                raise FormatError("device meshes of more ranks than their file has bytes")
+            self._places[ref] = _index(self._archive.read_integers(ref), self.rank)
+        return self._places[ref]
 
 
 def _kind(value: Any) -> str:
@@ -186,17 +195,17 @@ def _axes(layout: Any) -> list[list[tuple[int, int]]]:
         raise FormatError("a device mesh without a layout")
     axes = layout.get("axes")
     if axes is not None:
-        return [_pairs(*_fields(axis, "shape", "stride")) for axis in axes]
+        return [_pairs(*_fields(axis, "shape", "stride")) for axis in _few(axes)]
     sizes, strides = _fields(layout, "shape", "stride")
     if isinstance(sizes, int):
         return [_pairs(sizes, strides)]
-    return [_pairs(size, stride) for size, stride in zip(sizes, strides, strict=True)]
+    return [_pairs(*each) for each in zip(_few(sizes), _few(strides), strict=True)]
 
 
 def _pairs(sizes: Any, strides: Any) -> list[tuple[int, int]]:
     if isinstance(sizes, int):
         sizes, strides = (sizes,), (strides,)
-    pairs = list(zip(sizes, strides, strict=True))
+    pairs = list(zip(_few(sizes), _few(strides), strict=True))
     if not all(isinstance(n, int) and isinstance(s, int) and n > 0 and s > 0 for n, s in pairs):
         raise FormatError("a device mesh with sizes or strides that are not positive")
     return pairs
@@ -229,11 +238,23 @@ def _placement(item: Any) -> Placement:
 def _shard_order(entries: Any) -> dict[int, Sequence[int]] | None:
     if entries is None:
         return None
-    return dict(_fields(entry, "tensor_dim", "mesh_dims") for entry in entries)
+    found = dict(_fields(entry, "tensor_dim", "mesh_dims") for entry in _few(entries))
+    return {tensor_dim: _few(mesh_dims) for tensor_dim, mesh_dims in found.items()}
 
 
 def _names(names: Any) -> tuple[str, ...] | None:
-    return tuple(str(name) for name in names) if isinstance(names, (tuple, list)) else None
+    return tuple(map(_name, _few(names))) if isinstance(names, (tuple, list)) else None
+
+
+def _name(value: Any) -> str:
+    return value[:MAX_NAME] if isinstance(value, str) else describe(value)
+
+
+def _few(values: Any) -> Sequence[Any]:
+    """A list of a few: one that many tensors share is walked for each of them."""
+    if not isinstance(values, (tuple, list)) or len(values) > MAX_ITEMS:
+        raise FormatError("a list that is none, or that is longer than any that torch writes")
+    return values
 
 
 def _index(ranks: list[int], rank: int) -> int:

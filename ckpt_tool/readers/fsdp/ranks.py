@@ -13,11 +13,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
-from ckpt_tool.readers.base import Checkpoint, Entry, Mesh, ShardFile, collect, list_some
+from ckpt_tool.common.wording import list_gaps
+from ckpt_tool.readers.base import (
+    TANGLED,
+    Checkpoint,
+    Entry,
+    Mesh,
+    ShardFile,
+    collect,
+    list_some,
+)
 from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor, RankDecoder
 from ckpt_tool.readers.torch_save.archive import TorchArchive
@@ -28,6 +38,8 @@ from ckpt_tool.tensors.geometry import check_coverage
 #: How the files are called, for people.
 RANK_FILES = "model_world_size_W_rank_R.pt"
 RANK_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+
+_SHOWN_RANKS = 8
 
 
 @dataclass
@@ -117,7 +129,7 @@ def _rank_files(
             gathered.report("duplicate-rank", path, f"rank {rank} is also {by_rank[rank]}")
         else:
             by_rank[rank] = path
-    missing = _gaps(sorted(by_rank), world_size)
+    missing = list_gaps(sorted(by_rank), 0, world_size)
     if missing:
         gathered.report(
             "missing-rank",
@@ -126,17 +138,6 @@ def _rank_files(
         )
     files = [ShardFile.stat(path, rank) for _, rank, path in sorted(found)]
     return by_rank, world_size, files
-
-
-def _gaps(ranks: Sequence[int], world_size: int) -> str:
-    """``0-3, 7``: the ranks below ``world_size`` that a sorted list lacks."""
-    gaps = []
-    for before, after in zip([-1, *ranks], [*ranks, world_size], strict=True):
-        if after - before == 2:
-            gaps.append(str(before + 1))
-        elif after - before > 2:
-            gaps.append(f"{before + 1}-{after - 1}")
-    return ", ".join(gaps)
 
 
 def read_rank(path: Path, rank: int, gathered: Gathered) -> None:
@@ -201,13 +202,11 @@ def _assemble(
                 f" {list(first.shape)} on rank {first_rank}",
             )
     present = {rank for rank, _ in found}
-    absent = [rank for rank in expected if rank not in present]
+    absent = [str(rank) for rank in islice((r for r in expected if r not in present), _SHOWN_RANKS)]
     if absent:
-        gathered.report(
-            "missing-on-rank",
-            name,
-            f"not in the file of rank {', '.join(map(str, absent))}, but in others",
-        )
+        rest = len(expected) - len(present) - len(absent)
+        ranks = ", ".join(absent) + (f" and {rest} more" if rest else "")
+        gathered.report("missing-on-rank", name, f"not in the file of rank {ranks}, but in others")
     holdings = tuple(holding for _, local in found for holding in local.holdings)
     placements = " | ".join(dict.fromkeys(local.placements for _, local in found))
     entry = Entry(name, first.shape, first.dtype, placements, holdings)
@@ -219,6 +218,8 @@ def _assemble(
             if boxes:
                 message = f"{kind} {list_some(boxes)} of {list(entry.shape)}"
                 gathered.report("coverage", name, message)
+        if coverage.is_tangled:
+            gathered.report("coverage", name, TANGLED)
     return entry
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckpt_tool.common.errors import FormatError, Problem
-from ckpt_tool.readers.base import Entry, Holding, list_some
+from ckpt_tool.readers.base import TANGLED, Entry, Holding, list_some
 from ckpt_tool.readers.megatron.cuts import WHOLE, Cut, find_cut
 from ckpt_tool.readers.megatron.file import Part, RankFile, is_grouped, ungroup
 from ckpt_tool.readers.megatron.mesh import Rank, Sizes
@@ -40,10 +40,12 @@ def join(files: Mapping[Rank, RankFile], sizes: Sizes, problems: list[Problem]) 
     }
     if not before:
         for entry in entries.values():
-            missing = check_coverage(entry.shape, entry.owners()).missing
-            if missing:
-                message = f"missing {list_some(missing)} of {list(entry.shape)}"
+            coverage = check_coverage(entry.shape, entry.owners())
+            if coverage.missing:
+                message = f"missing {list_some(coverage.missing)} of {list(entry.shape)}"
                 problems.append(Problem("coverage", entry.name, message))
+            if coverage.is_tangled:
+                problems.append(Problem("coverage", entry.name, TANGLED))
     return entries
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.common.lfs import REASON, is_pointer
+from ckpt_tool.common.lfs import REASON, starts_pointer
 from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.machine import Resolve
 from ckpt_tool.readers.torch_save.names import read_storage, resolve
@@ -146,10 +146,10 @@ class TorchArchive:
         return b"".join(pieces)
 
     def _refuse_other_formats(self) -> None:
-        head = self._pread(0, min(self.bytes, 32))
+        head = self._pread(0, min(self.bytes, 64))
         if not head:
             raise FormatError("empty file", path=self.path, hint="Copy it again from the cluster.")
-        if is_pointer(Path(self.path)):
+        if starts_pointer(head):
             raise FormatError(REASON, path=self.path)
         if head.startswith(_LEGACY_PICKLE):
             raise FormatError(

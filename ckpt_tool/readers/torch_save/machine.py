@@ -1,8 +1,10 @@
 """The stack machine behind :mod:`ckpt_tool.readers.torch_save.unpickle`; it has no way to import.
 
 Work and memory are linear in the size of the pickle: memo slots are a dict, so an index of four
-billion allocates nothing, dict keys must be plain, so no nested key can exhaust the stack, and
-calls take few arguments, so nothing large is copied again and again.
+billion allocates nothing; dict keys must be plain and short, so no nested key can exhaust the stack
+and no long one is hashed again and again (nor many integers of one hash: they have 64 bits); names
+are short; calls take few arguments, and no more text in all than the pickle has, so nothing large
+is copied again and again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.readers.torch_save.standins import MAX_ITEMS, Builder, StandIn
+from ckpt_tool.readers.torch_save.standins import MAX_ITEMS, MAX_NAME, Builder, StandIn
 
 Resolve = Callable[[str, str], Any]
 _U16 = struct.Struct("<H").unpack_from
@@ -21,7 +23,8 @@ Operation = Callable[["Machine", int], int]
 _BINGET = ord("h")
 _LONG_BINGET = ord("j")
 _LONG_BINPUT = ord("r")
-_KEYS = (str, int, bytes, StandIn, type(None))
+#: A call's text up to this is not counted: names of devices and of encodings are written once.
+_SHORT = 64
 
 
 class Stop(Exception):  # noqa: N818 (a signal, not an error)
@@ -38,6 +41,7 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self._room = len(data)  # for the text of calls
 
     def run(self, table: Sequence[Operation]) -> Any:
         """Run to the end. Memo opcodes, half of a state dict's pickle, are run in place."""
@@ -176,13 +180,13 @@ class Machine:
         middle = self.data.index(b"\n", pos)
         end = self.data.index(b"\n", middle + 1)
         module, name = self.data[pos:middle].decode(), self.data[middle + 1 : end].decode()
-        self.stack.append(self.resolve(module, name))
+        self.stack.append(self.resolve(_short_name(module), _short_name(name)))
         return end + 1
 
     def op_stack_global(self, pos: int) -> int:
         name = self.stack.pop()
         module = self.stack.pop()
-        self.stack.append(self.resolve(_expect(module, str), _expect(name, str)))
+        self.stack.append(self.resolve(_short_name(module), _short_name(name)))
         return pos
 
     def op_binpersid(self, pos: int) -> int:
@@ -193,6 +197,10 @@ class Machine:
         args = _expect(self.stack.pop(), tuple)
         if len(args) > MAX_ITEMS:
             raise FormatError(f"a pickled call with {len(args)} arguments")
+        text = sum(len(arg) for arg in args if isinstance(arg, (str, bytes)))
+        self._room -= text if text > _SHORT else 0
+        if self._room < 0:
+            raise FormatError("pickled calls with the same long text again and again")
         self.stack.append(_expect(self.stack.pop(), Builder).call(*args))
         return pos
 
@@ -223,6 +231,18 @@ def _filled(value: Any, kind: type) -> Any:
 
 
 def _plain_key(key: Any) -> Any:
-    if not isinstance(key, _KEYS):
-        raise FormatError(f"a pickled {type(key).__name__} as a key")
+    if isinstance(key, (str, bytes)):
+        fits = len(key) <= MAX_NAME
+    elif isinstance(key, int):
+        fits = -(1 << 63) <= key < 1 << 64
+    else:
+        fits = isinstance(key, StandIn) or key is None
+    if not fits:
+        raise FormatError(f"a pickled {type(key).__name__} as a key, or one too long for a name")
     return key
+
+
+def _short_name(name: Any) -> str:
+    if len(_expect(name, str)) > MAX_NAME:
+        raise FormatError(f"a name of {len(name)} characters")
+    return str(name)

@@ -14,11 +14,10 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError, UnsafeContentError
 from ckpt_tool.readers.torch_save.rebuilding import FUNCTIONS, StorageRef, is_size
-from ckpt_tool.readers.torch_save.standins import Builder, StandIn
+from ckpt_tool.readers.torch_save.standins import MAX_NAME, Builder, StandIn, describe
 from ckpt_tool.tensors import dtypes
 from ckpt_tool.tensors.dtypes import DType
 
-_MAX_NAME = 1000
 _OTHER_DTYPE = re.compile(r"q?u?int\w*|float\w+|complex\w+|bits\w+")
 
 
@@ -57,8 +56,9 @@ def read_storage(pid: Any) -> StorageRef:
     if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
         raise FormatError("a persistent id that is no storage")
     _, kind, key, _location, numel = pid
-    if not (isinstance(kind, _StorageType) and isinstance(key, str) and is_size(numel)):
-        raise FormatError(f"a malformed storage {key!r}")
+    named = isinstance(key, str) and len(key) <= MAX_NAME
+    if not (isinstance(kind, _StorageType) and named and is_size(numel)):
+        raise FormatError(f"a malformed storage: {describe(key)}")
     return StorageRef(key, kind.dtype, numel * kind.dtype.itemsize)
 
 
@@ -115,7 +115,7 @@ def _attribute(target: Any, name: Any) -> Builder:
     """``getattr`` in a pickle (enum members of ShardedTensor files): a stand-in, not the value."""
     if not (isinstance(target, Builder) and isinstance(name, str)):
         raise FormatError("an attribute of something other than a class")
-    if len(target.qualname) + len(name) > _MAX_NAME:
+    if len(target.qualname) + len(name) > MAX_NAME:
         raise FormatError("an attribute with a name that no class has")
     return _stand_in(f"{target.qualname}.{name}")
 

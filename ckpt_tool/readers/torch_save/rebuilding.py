@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.readers.torch_save.standins import MAX_ITEMS, Builder, StandIn
+from ckpt_tool.readers.torch_save.standins import MAX_ITEMS, Builder, StandIn, describe
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Shape
 
@@ -55,7 +55,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
     if not (isinstance(storage, StorageRef) and is_size(offset)):
         raise FormatError("a tensor without a storage")
     if len(rest) > 2 and rest[2]:
-        raise FormatError(f"a tensor with lazy conjugation or negation ({rest[2]!r:.60})")
+        raise FormatError(f"a tensor with lazy conjugation or negation ({describe(rest[2])})")
     shape, strides = read_sizes(size), read_sizes(stride)
     if len(shape) != len(strides) or prod(shape) >= 1 << 60:
         raise FormatError(f"a tensor of shape {shape} and strides {strides}")

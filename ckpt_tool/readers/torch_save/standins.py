@@ -10,6 +10,18 @@ from typing import Any
 #: The limit keeps the work linear in the size of the pickle, however often it repeats itself.
 MAX_ITEMS = 64
 
+#: Characters of a name: of a class, a tensor, a storage.
+MAX_NAME = 1000
+
+
+def describe(value: Any) -> str:
+    """A value out of a pickle for people, in a few words: what it holds may hold itself."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:MAX_ITEMS])
+    if isinstance(value, (int, float, type(None))):
+        return repr(value)
+    return f"a {value.kind if isinstance(value, StandIn) else type(value).__name__}"
+
 
 @dataclass(frozen=True, slots=True)
 class Builder:

@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 from ckpt_tool.common.errors import FormatError, UnsafeContentError
 from ckpt_tool.readers.torch_save.machine import Machine, Operation, Resolve
 
+#: Bytes of an integer: random generators have states of 16.
+_MOST_DIGITS = 256
+
 
 def _refused(machine: Machine, pos: int) -> NoReturn:
     opcode = machine.data[pos - 1 : pos]
@@ -68,6 +71,8 @@ def _text(raw: bytes) -> str:
 
 
 def _integer(raw: bytes) -> int:
+    if len(raw) > _MOST_DIGITS:
+        raise FormatError(f"an integer of {len(raw)} bytes")
     return int.from_bytes(raw, "little", signed=True)
 
 
