@@ -174,7 +174,8 @@ def _show_problems(out: Console, found: Inspection, *, everything: bool) -> None
     shown = problems if everything else problems[:_SHOWN]
     grid = Table.grid(padding=(0, 2))
     for problem in shown:
-        grid.add_row(Text(problem.kind, style="bold red"), Text(str(problem), overflow="fold"))
+        said = ui.make_printable(str(problem))
+        grid.add_row(Text(problem.kind, style="bold red"), Text(said, overflow="fold"))
     if shown:
         out.print(grid)
     if len(shown) < len(problems):
