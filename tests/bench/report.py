@@ -92,8 +92,8 @@ def _rows(result: Result) -> Iterator[tuple[str, ...]]:
             f"{runs.user:.2f}",
             f"{runs.system:.2f}",
             "" if ratio is None else f"{ratio:.2f} x {found.reference}",
-            "" if found.budget is None else f"{found.budget}",
-            _verdict(ratio, found.budget),
+            _budget_text(found),
+            _verdict(ratio, found.budget) or _verdict(runs.seconds, found.limit),
         )
         if found.shows_memory:
             yield ("    its peak memory", *("",) * 4, _mebibytes(runs.largest))
@@ -139,7 +139,10 @@ def _measurement_json(result: Result, found: Measurement) -> dict[str, Any]:
         "ratio": ratio,
         "median_round_ratio": _round_ratio(result, found),
         "budget": found.budget,
-        "verdict": _verdict(ratio, found.budget) or None,
+        "budget_seconds": found.limit,
+        "verdict": _verdict(ratio, found.budget)
+        or _verdict(found.runs.seconds, found.limit)
+        or None,
         "peak_anonymous_bytes": found.runs.anonymous,
         "peak_of_one_process_bytes": found.runs.largest,
         "peak_resident_bytes": found.runs.resident,
@@ -166,6 +169,12 @@ def _round_ratio(result: Result, found: Measurement) -> float | None:
     others = result.find(found.reference).runs
     pairs = zip(found.runs.runs, others, strict=False)  # the baseline runs once
     return median(run.seconds / other.seconds for run, other in pairs)
+
+
+def _budget_text(found: Measurement) -> str:
+    if found.limit is not None:
+        return f"{found.limit:.1f} s"
+    return "" if found.budget is None else f"{found.budget}"
 
 
 def _verdict(value: float | None, budget: float | None) -> str:

@@ -22,8 +22,8 @@ Say = Callable[[str], None]
 class Measurement:
     """A command's runs. ``reference``: the label it is held against.
 
-    ``input_bytes``: of the checkpoint read, where it is not the result's. ``shows_memory``: its
-    memory too is of interest.
+    ``budget``: of the ratio to it. ``limit``: seconds that it may take. ``input_bytes``: of the
+    checkpoint read, where it is not the result's. ``shows_memory``: its memory too is of interest.
     """
 
     label: str
@@ -32,6 +32,7 @@ class Measurement:
     budget: float | None = None
     input_bytes: int | None = None
     shows_memory: bool = False
+    limit: float | None = None
 
 
 @dataclass
