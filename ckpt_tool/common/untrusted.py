@@ -128,7 +128,8 @@ class Fields:
         if found is None:
             return None
         if type(found) not in (int, float) or not is_finite(found) or abs(found) > most:
-            raise self._expected(key, f"a finite number up to {most:g}")
+            limit = f" up to {most:g}" if most < math.inf else ""
+            raise self._expected(key, f"a finite number{limit}")
         return float(found)
 
     def find_text(self, key: str) -> str | None:
