@@ -20,11 +20,12 @@ OLDEST_STAMP := $(OLDEST)/.installed
 TESTS ?= tests
 DEMO ?= demo
 BENCH ?= --gb 4.5
+FUZZ ?= --minutes 60
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install demo test test-all test-fast test-oldest check format bench build version pins clean
+.PHONY: install demo test test-all test-fast test-oldest check format bench fuzz build version pins clean
 
 install: $(STAMP)
 
@@ -69,6 +70,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# Crafted input for every parser; findings go to fuzz-findings/.
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # What a release does: build, install the wheel where nothing else is, run it.
 build: $(STAMP)

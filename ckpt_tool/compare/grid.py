@@ -136,7 +136,7 @@ def _find_place(name: str) -> tuple[str, str]:
 
 def _natural(name: str) -> list[str | int]:
     """A sort key that orders numbers within a name by their value."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d{1,9})", name)]
 
 
 def _forward(column: str) -> tuple[int, list[str | int]]:

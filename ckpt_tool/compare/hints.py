@@ -16,7 +16,7 @@ from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor
 
 _GATE_UP = re.compile(r"\b(gate_proj|up_proj|w1|w3)\b")
-_NUMBERED = re.compile(r"(?<![^.])(experts|layers|h|blocks)\.(\d+)(?=\.)")
+_NUMBERED = re.compile(r"(?<![^.])(experts|layers|h|blocks)\.(\d{1,9})(?=\.)")
 _ATTENTION = re.compile(r"attn|attention|[qkv]_proj|qkv|query|key|value")
 _GATED = re.compile(r"mlp|gate|up_proj|fc1|experts|feed_forward")
 _VOCABULARY = re.compile(r"embed|lm_head|wte|score|output_layer|(?<![^.])output\.weight$")

@@ -27,7 +27,8 @@ def require_dtype(name: str) -> None:
 def choose_dtype(name: str, config: ModelConfig | None) -> DType | None:
     """The dtype that weights are cast to; None: each keeps its own."""
     if name == "auto":
-        return config.dtype if config is not None else None
+        named = config.dtype if config is not None else None
+        return named if named in CASTABLE else None
     return None if name == "keep" else BY_NAME[name]
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.untrusted import Fields, read_json_object
 from ckpt_tool.mapping.families.table import Family, find_family
 from ckpt_tool.mapping.legacy_config import add_legacy_keys
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
@@ -19,6 +20,15 @@ _WRAPPERS = re.compile(
     r"^FSDP(?=[A-Z])|^Peft(Mixed)?Model.*|^OptimizedModule$"
     r"|^(FullyShardedDataParallel|DistributedDataParallel)$"
 )
+
+_MOST = (1 << 31) - 1
+#: The most that a config may say; a hundred times what the largest models do.
+_SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "num_nextn_predict_layers"), 100_000),
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts"), 1_000_000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), _MOST),
+    **dict.fromkeys(("hidden_size", "vocab_size"), _MOST),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,11 @@ class ModelConfig:
     changes: dict[str, Any]
     own_dtypes: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
+
+    @property
+    def path(self) -> Path:
+        """The file that it was read from."""
+        return self.folder / "config.json"
 
     @property
     def model_type(self) -> str:
@@ -132,7 +147,7 @@ class ModelConfig:
         """The ``config.json`` to write: the original's bytes where nothing is to be changed."""
         config = add_legacy_keys(self.written)
         if config == self.raw:
-            return (self.folder / "config.json").read_bytes()
+            return self.path.read_bytes()
         return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
     def _text(self) -> dict[str, Any]:
@@ -145,23 +160,23 @@ def load_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageError(f"{path}: no such file", hint="`config` names a folder with config.json.")
-    return ModelConfig(folder, read_json_object(path), {})
+    raw = read_json_object(path)
+    _refuse_absurd(raw, path)
+    return ModelConfig(folder, raw, {})
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; FormatError where it holds none."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise FormatError("not a JSON object", path=path)
-    return found
+def _refuse_absurd(config: dict[str, Any], path: Path) -> None:
+    """FormatError for a size, at any level, that no model has: something would count up to it.
 
-
-def read_json(path: Path) -> Any:
-    """The JSON value in a file; FormatError where it holds none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not JSON ({error})", path=path) from error
+    Some families say them by lists and objects, which stay: who counts asks for a number.
+    """
+    fields = Fields(config, path)
+    for key, most in _SIZES.items():
+        if isinstance(config.get(key), (int, float)):
+            fields.find_size(key, most)
+    for key, part in config.items():
+        if key.endswith("_config") and isinstance(part, dict):
+            _refuse_absurd(part, path)
 
 
 def _set_dtype(part: dict[str, Any], dtype: DType) -> dict[str, Any]:

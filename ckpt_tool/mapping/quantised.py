@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.untrusted import Fields, show
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.fp8 import scale_weight
@@ -81,7 +82,7 @@ def dequantise_weights(
 
 
 def _block_size(config: ModelConfig) -> tuple[int, int]:
-    said = (config.raw.get("quantization_config") or {}).get("weight_block_size") or _BLOCK
-    if len(said) != 2 or not all(isinstance(size, int) and size > 0 for size in said):
-        raise MappingError(f"config.json: weight_block_size is {said!r}, expected two sizes")
-    return said[0], said[1]
+    said = Fields(config.raw, config.path).inside("quantization_config").sizes("weight_block_size")
+    if said and (len(said) != 2 or not all(said)):
+        raise MappingError(f"config.json: weight_block_size is {show(said)}, expected two sizes")
+    return (said[0], said[1]) if said else _BLOCK

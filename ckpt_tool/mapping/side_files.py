@@ -15,7 +15,8 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError, MappingError
 from ckpt_tool.common.lfs import PULL, is_pointer
-from ckpt_tool.mapping.config import ModelConfig, read_json, read_json_object
+from ckpt_tool.common.untrusted import read_json, read_json_object
+from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.side_forms import make_preprocessors, rewrite_tokenizer_config
 
 #: Files that hold weights, optimizer state, or describe a folder of them.

@@ -129,7 +129,7 @@ def _read_written(manifest: Path, plan: str) -> list[WrittenFile]:
         errors = tuple(map(_read_cast_error, found["casts"]))
         rows = [(row["name"], row["bytes"], row["digest"]) for row in found["files"]]
         is_same = found["plan"] == plan
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
     if not is_same:
         return []
@@ -138,7 +138,7 @@ def _read_written(manifest: Path, plan: str) -> list[WrittenFile]:
 
 def _read_cast_error(row: dict[str, Any]) -> tuple[str, str, float]:
     error = row["max_abs_error"]
-    return row["from"], row["to"], float("inf") if error == "overflow" else float(error)
+    return str(row["from"]), str(row["to"]), float("inf") if error == "overflow" else float(error)
 
 
 def take_fingerprint(sources: Sequence[ShardFile], files: Iterable[PlannedFile]) -> str:

@@ -8,7 +8,6 @@ gaps. A folder with several files has ``*.safetensors.index.json``: ``{"metadata
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.common.lfs import REASON, starts_pointer
 from ckpt_tool.common.regular import is_regular, open_regular
+from ckpt_tool.common.untrusted import parse_json, read_json_object, require_object
 from ckpt_tool.common.wording import list_gaps
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
 from ckpt_tool.readers.torch_file import open_torch_file
@@ -48,12 +48,9 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
             raise FormatError(f"a header of {length} bytes in a file of {size}", path=path)
         try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"the header is not JSON ({error})", path=path) from error
-    if not isinstance(header, dict):
-        raise FormatError("the header is not a JSON object", path=path)
-    return header, 8 + length
+            return require_object(parse_json(file.read(length), path), path), 8 + length
+        except FormatError as error:
+            raise FormatError(f"the header: {error.reason}", path=path) from error
 
 
 def is_model_folder(path: Path) -> bool:
@@ -108,13 +105,11 @@ def _read_index(folder: Path, problems: list[Problem]) -> dict[str, str] | None:
         indices = [*sorted(folder.glob("*.safetensors.index.json"))]
         indices += [*sorted(folder.glob("*.bin.index.json"))] if not indices else []
     for index in filter(Path.is_file, indices):
-        try:
-            found = json.loads(index.read_text())["weight_map"]
+        with collect(problems, "index", index):
+            found = read_json_object(index).get("weight_map")
             if isinstance(found, dict) and all(isinstance(v, str) for v in found.values()):
                 return found
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
-        problems.append(Problem("index", str(index), "not an index with a weight_map"))
+            raise FormatError("not an index with a weight_map", path=index)
     return None
 
 
@@ -130,7 +125,7 @@ def _weight_files(
     files = []
     for name in sorted(set(weight_map.values())):
         file = path / name
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             problems.append(Problem("index", name, "the index names a file outside of the folder"))
         elif is_regular(file):
             files.append(file)

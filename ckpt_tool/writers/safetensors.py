@@ -10,20 +10,28 @@ next tensor would exceed the limit.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ckpt_tool.common.errors import MappingError, OutputError
+from ckpt_tool.common.untrusted import is_text
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.planned import PlannedFile, Role
 
 INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_model.safetensors"
+#: What a header says of the file, in place of a tensor.
+_METADATA = "__metadata__"
+#: The longest header that the safetensors library reads.
+_MAX_HEADER = 100_000_000
 
 
 def plan_files(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> list[PlannedFile]:
     """The files that hold ``tensors``, of ``max_shard_size`` bytes of them at most, headers aside.
 
-    A tensor that is larger has a file of its own. Reads and writes nothing.
+    A tensor that is larger has a file of its own. Reads and writes nothing. Raises what
+    :func:`plan_file` does.
     """
     groups: list[dict[str, LazyTensor]] = [{}]
     filled = 0
@@ -39,10 +47,15 @@ def plan_files(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> list[P
 
 
 def plan_file(file: str, tensors: Mapping[str, LazyTensor], role: Role = "weights") -> PlannedFile:
-    """One safetensors file that holds ``tensors``; ``file``: its path below the output."""
+    """One safetensors file that holds ``tensors``; ``file``: its path below the output.
+
+    MappingError where names are none that such a file can have, OutputError where there are so many
+    that no reader takes its header.
+    """
+    _refuse_names(tensors)
     names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
     ordered = [tensors[name] for name in names]
-    rows: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    rows: dict[str, Any] = {_METADATA: {"format": "pt"}}
     offsets, at = [], 0
     for name, tensor in zip(names, ordered, strict=True):
         end = at + tensor.nbytes
@@ -55,9 +68,27 @@ def plan_file(file: str, tensors: Mapping[str, LazyTensor], role: Role = "weight
         at = end
     text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > _MAX_HEADER:
+        raise OutputError(
+            f"{file}: a header of {len(text):,} bytes for {len(tensors):,} tensors; readers of"
+            f" safetensors take up to {_MAX_HEADER:,}",
+            hint="Spread the tensors over more files with a smaller `max_shard_size`.",
+        )
     header = len(text).to_bytes(8, "little") + text
     starts = (0, *(len(header) + offset for offset in offsets))
     return PlannedFile(file, tuple(names), (header, *ordered), starts, len(header) + at, role)
+
+
+def _refuse_names(names: Iterable[str]) -> None:
+    """MappingError that lists names with which a file could not be read, or names nothing."""
+    wrong = [name for name in names if name in ("", _METADATA) or "\0" in name or not is_text(name)]
+    if wrong:
+        raise MappingError(
+            f"{count_noun(len(wrong), 'name')} that no tensor of a safetensors file can have:"
+            f" empty, {_METADATA}, with a NUL, or no Unicode",
+            [ascii(name) for name in wrong],
+            hint="Give them others with `names.rename`, or leave them out with `names.select`.",
+        )
 
 
 def make_index(files: Sequence[PlannedFile]) -> bytes | None:

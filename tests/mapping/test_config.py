@@ -231,3 +231,43 @@ def test_keys_can_be_left_out(tmp_path):
 )
 def test_whether_any_level_ties_the_head(raw, ties, tmp_path):
     assert write_config(tmp_path, **raw).ties_somewhere is ties
+
+
+ABSURD = [
+    ("num_hidden_layers", 2**31),
+    ("num_hidden_layers", 100_001),
+    ("num_hidden_layers", -1),
+    ("num_hidden_layers", 2.0),
+    ("num_hidden_layers", True),
+    ("num_experts", 2**31),
+    ("n_routed_experts", 10**400),
+    ("num_local_experts", float("inf")),
+    ("num_nextn_predict_layers", 10**6),
+    ("num_attention_heads", 2**31),
+    ("vocab_size", float("nan")),
+]
+
+
+@pytest.mark.parametrize("level", ["", "text_config", "vision_config"])
+@pytest.mark.parametrize(("key", "value"), ABSURD)
+def test_sizes_that_no_model_has_are_refused_by_file_and_key(key, value, level, tmp_path):
+    raw = {key: value}
+    (tmp_path / "config.json").write_text(json.dumps({level: raw} if level else raw))
+    with pytest.raises(FormatError, match=rf"config\.json: {key} is .*, expected a size up to"):
+        load_config(tmp_path)
+
+
+def test_sizes_of_some_families_are_lists_and_objects(tmp_path):
+    raw = {
+        "num_attention_heads": [1, 2, 5, 8],
+        "num_hidden_layers": {"vision": 5},
+        "head_dim": None,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert load_config(tmp_path).raw == raw
+
+
+def test_text_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"model_type": "llama", "name": "\\ud800"}')
+    with pytest.raises(FormatError, match=r"name: .* has half of a surrogate pair"):
+        load_config(tmp_path)

@@ -414,3 +414,22 @@ def test_several_faults_are_all_listed(tmp_path):
         ("missing-file", "model-3.safetensors"),
         ("index", "extra"),
     }
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a\0b", "", "..", "\x1b[31m"], ids=ascii)
+def test_names_of_files_that_no_file_system_takes_are_problems(tmp_path, name):
+    sharded(tmp_path)
+    write_index(tmp_path, {"a": name})
+    problems = open_checkpoint(tmp_path).problems
+    assert {"index", "missing-file"} & {problem.kind for problem in problems}
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b"[]", b'{"weight_map": {"a": 1}}', b'{"a": "\\udc00"}']
+)
+def test_an_index_that_is_none_is_a_problem(tmp_path, content):
+    sharded(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_bytes(content)
+    found = [p for p in open_checkpoint(tmp_path).problems if p.where == str(index)]
+    assert [problem.kind for problem in found] == ["index"]

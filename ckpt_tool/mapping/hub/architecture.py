@@ -23,7 +23,8 @@ def name_architecture(tensors: Mapping[str, LazyTensor], config: ModelConfig) ->
     named = config.architecture or find_architecture(config)
     score = tensors.get("score.weight")
     family = _KIND.sub("", named)
-    if score is not None and "lm_head.weight" not in tensors and family != named:
+    is_head = score is not None and score.shape and "lm_head.weight" not in tensors
+    if score is not None and is_head and family != named:
         kind = "Token" if "score.bias" in tensors else "Sequence"
         if not named.endswith(f"For{kind}Classification"):
             named = _find_own_classifier(config, kind) or f"{family}For{kind}Classification"
@@ -88,7 +89,8 @@ def warn_of_unknown_class(config: ModelConfig) -> list[str]:
 
 def set_labels(config: ModelConfig, count: int) -> ModelConfig:
     """The config with ``count`` labels; transformers assumes two where it names none."""
-    if len(config.raw.get("id2label") or (0, 1)) == count:
+    named = config.raw.get("id2label")
+    if (len(named) if named and isinstance(named, (dict, list)) else 2) == count:
         return config
     labels = {str(index): f"LABEL_{index}" for index in range(count)}
     return config.with_changes(

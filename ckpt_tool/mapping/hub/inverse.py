@@ -90,6 +90,5 @@ def _is_same(one: LazyTensor, other: LazyTensor) -> bool:
 
 def _sort_numbers(name: str) -> list[tuple[bool, int, str]]:
     """The loader's order of names: numbers in them by their size."""
-    return [
-        (not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")
-    ]
+    parts = ((part.isdecimal() and len(part) < 10, part) for part in name.split("."))
+    return [(not counts, int(part) if counts else 0, part) for counts, part in parts]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.untrusted import show
 from ckpt_tool.common.wording import join_words
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
@@ -37,7 +38,7 @@ _PREDICTION_KEYS = (
     "mtp_num_layers",
 )
 _PREDICTION = re.compile(r"(^|[._])(mtp|nextn)")
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.")
 
 
 def refuse_other_part(tensors: Iterable[str], config: ModelConfig) -> None:
@@ -144,8 +145,8 @@ def _warn_of_prediction(config: ModelConfig, tensors: Iterable[str]) -> Iterator
     if key is None or any(_is_prediction(name, layers) for name in tensors):
         return
     yield (
-        f"config.json promises {config.text[key]} layers for multi-token prediction ({key}), and"
-        " there are none: servers that use them for speculative decoding will not find them;"
+        f"config.json promises {show(config.text[key])} layers for multi-token prediction ({key}),"
+        " and there are none: servers that use them for speculative decoding will not find them;"
         " `fill_from=BASE` takes them from the model that has them"
     )
 

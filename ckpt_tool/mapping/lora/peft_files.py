@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from ckpt_tool.mapping.lora.adapters import Adapters
 from ckpt_tool.mapping.lora.fuse import find_transposed
+from ckpt_tool.mapping.lora.patterns import compile_pattern
 from ckpt_tool.mapping.lora.settings import Settings, ends_with
 from ckpt_tool.mapping.lora.tokens import list_rows
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -105,10 +105,12 @@ def _selects(settings: Settings, modules: Iterable[str], known: set[str]) -> boo
     if said == "all-linear" or not isinstance(said, (str, list)):
         return False
 
+    pattern = compile_pattern(said) if isinstance(said, str) else None
+
     def matches(name: str) -> bool:
         if isinstance(said, list):
             return any(ends_with(name, end) for end in said)
-        return re.fullmatch(said, name) is not None
+        return pattern is not None and pattern.matches(name)
 
     narrowed = settings.config.get("layers_to_transform") is not None
     narrowed = narrowed or bool(settings.config.get("exclude_modules"))

@@ -28,7 +28,9 @@ from ckpt_tool.mapping.megatron.convert import restore_model, to_megatron
 from ckpt_tool.mapping.megatron.rules import make_rules
 from ckpt_tool.tensors.lazy import LazyTensor
 
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+#: How many layers without adapters are named.
+_LISTED = 1_000
+_LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.")
 
 
 def resolve_megatron(
@@ -93,8 +95,11 @@ def _require_all_layers(
     matched = (_LAYER.match(name) for name in adapters)
     numbers = {int(found[1]) for found in matched if found is not None}
     count = config.text.get("num_hidden_layers")
-    if numbers and isinstance(count, int) and numbers != set(range(count)):
-        absent = [f"decoder.layers.{number}" for number in range(count) if number not in numbers]
+    if not numbers or not isinstance(count, int):
+        return
+    if len(numbers) != count or max(numbers) >= count:
+        some = range(min(count, len(numbers) + _LISTED))
+        absent = [f"decoder.layers.{number}" for number in some if number not in numbers]
         extra = [f"decoder.layers.{number}" for number in sorted(numbers) if number >= count]
         raise MappingError(
             f"{path}: adapters of {len(numbers)} layers, the base has {count}",

@@ -9,20 +9,28 @@ its end from a dot on; the first that does counts (``peft.utils.other.get_patter
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import sqrt
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ckpt_tool.common.errors import FormatError, UsageError
-from ckpt_tool.mapping.config import read_json_object
+from ckpt_tool.common.untrusted import Fields, read_json_object
+from ckpt_tool.mapping.lora.patterns import compile_pattern
 
 META = "lora_train_meta.json"
 CONFIG = "adapter_config.json"
+#: Far above what anybody trains with, and far below what makes weights infinite by itself.
+_MOST_ALPHA = 1e6
+_MOST_RANK = 1_000_000
 #: Options of peft with which an update is not just scale * B @ A, or not of weights alone.
 _OTHER_MATHS = ("use_qalora", "alora_invocation_tokens", "layer_replication",
                 "arrow_config", "monteclora_config", "use_bdlora")  # fmt: skip
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Settings:
         """
         if not self.config:
             return None
-        numbers = re.findall(r"\d+", str(self.config.get("peft_version") or "0.17"))
+        numbers = re.findall(r"\d{1,9}", str(self.config.get("peft_version") or "0.17"))
         return tuple(map(int, numbers[:2])) < (major, minor)
 
 
@@ -100,27 +108,86 @@ def read_settings(folders: Sequence[Path], alpha: float | None) -> Settings:
     """
     meta, meta_path = _read_first(folders, META)
     config, config_path = _read_first(folders, f"lora_adapter/{CONFIG}", CONFIG)
+    files = ((meta, meta_path), (config, config_path))
+    told = [Fields(found, path) for found, path in files if path is not None]
+    for fields in told:
+        _require_types(fields)
     _refuse_other_methods(config, config_path)
     known = [
-        (float(found["lora_alpha"]), path)
-        for found, path in ((meta, meta_path), (config, config_path))
-        if path and _is_number(found.get("lora_alpha")) and found["lora_alpha"] != 0
+        (number, Path(fields.path))
+        for fields in told
+        if (number := fields.find_number("lora_alpha", _MOST_ALPHA))
     ]
     if alpha is not None:
-        known.append((alpha, Path("`lora.alpha`")))
+        known.append((_require_alpha(alpha), Path("`lora.alpha`")))
     if not known:
         _refuse_unknown_alpha(folders, [path for path in (meta_path, config_path) if path])
     if len({value for value, _ in known}) > 1:
         said = ", ".join(f"{value:g} by {path}" for value, path in known)
         raise UsageError(f"LoRA: alpha is {said}", hint="Say which is right by removing the other.")
-    rank = next((f["r"] for f in (meta, config) if _is_number(f.get("r"))), None)
+    rank = next((found for fields in told if (found := fields.find_size("r"))), None)
     return Settings(
         alpha=known[0][0],
         source=known[0][1].name,
-        rank=None if rank is None else int(rank),
+        rank=rank,
         task_type=_read_task_type(meta.get("task_type") or config.get("task_type")),
         config=config,
     )
+
+
+def _require_alpha(alpha: float) -> float:
+    """The alpha that was given; UsageError where weights times it are none."""
+    if not abs(alpha) <= _MOST_ALPHA:
+        raise UsageError(f"`lora.alpha={alpha:g}`: expected a finite number up to {_MOST_ALPHA:g}")
+    return alpha
+
+
+def _require_types(fields: Fields) -> None:
+    """FormatError, by file and key, for what is of another type than peft writes, or absurd."""
+    for key in ("r", "lora_alpha"):
+        fields.find_number(key)
+    if fields.find_size("r", _MOST_RANK) == 0:
+        raise FormatError(f"r is 0, expected a rank from 1 to {_MOST_RANK:,}", path=fields.path)
+    for key in ("task_type", "peft_type", "bias", "peft_version"):
+        fields.find_text(key)
+    fields.texts("target_parameters")
+    ranks, alphas = fields.inside("rank_pattern"), fields.inside("alpha_pattern")
+    for key in ranks.values:
+        if not ranks.size(key, most=_MOST_RANK):
+            raise FormatError(f"rank_pattern: {key!r:.80} has rank 0", path=fields.path)
+    for key in alphas.values:
+        alphas.find_number(key, _MOST_ALPHA)
+    patterns = [*ranks.values, *alphas.values]
+    for key in ("target_modules", "exclude_modules"):
+        named = fields.values.get(key)
+        if isinstance(named, str):
+            patterns.append(named)
+        else:
+            fields.texts(key)
+    with _name_file(fields.path):
+        for pattern in patterns:
+            compile_pattern(pattern)
+    _require_rows(fields)
+
+
+def _require_rows(fields: Fields) -> None:
+    """The same of ``trainable_token_indices``: a list of rows, or one for each embedding."""
+    if isinstance(fields.values.get("trainable_token_indices"), dict):
+        rows = fields.inside("trainable_token_indices")
+        for key in rows.values:
+            rows.sizes(key)
+    else:
+        fields.sizes("trainable_token_indices")
+
+
+@contextmanager
+def _name_file(path: str | PathLike[str]) -> Iterator[None]:
+    """Say in a FormatError of the block that it is about ``path``."""
+    try:
+        yield
+    except FormatError as error:
+        error.path = fspath(path)
+        raise
 
 
 def _refuse_unknown_alpha(folders: Sequence[Path], found: Sequence[Path]) -> NoReturn:
@@ -152,23 +219,11 @@ def _refuse_other_methods(config: Mapping[str, Any], path: Path | None) -> None:
             f"{path}: LoRA with {', '.join(used)}, which is not supported",
             hint="Let peft merge it: merge_and_unload.",
         )
-    for name in ("rank_pattern", "alpha_pattern"):
-        for pattern in config.get(name) or ():
-            _check_pattern(f"{path}: {name}", pattern)
-    if isinstance(config.get("target_modules"), str):
-        _check_pattern(f"{path}: target_modules", config["target_modules"])
 
 
-def _check_pattern(where: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise FormatError(f"{where}: {pattern!r} ({error})") from error
-
-
-def _match(patterns: object, module: str, default: Any) -> Any:
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+def _match(patterns: Mapping[str, T] | None, module: str, default: T) -> T:
+    for pattern, value in (patterns or {}).items():
+        if compile_pattern(pattern).matches_end(module):
             return value
     return default
 
@@ -176,10 +231,6 @@ def _match(patterns: object, module: str, default: Any) -> Any:
 def ends_with(name: str, end: str) -> bool:
     """Whether a dotted name is ``end``, or ends with its parts."""
     return f".{name}".endswith(f".{end}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _read_task_type(named: object) -> str | None:

@@ -27,7 +27,7 @@ _OWN = re.compile(
 _LAYER = re.compile(
     r"((?:.*\.)?decoder\.layers\.(?:\d+\.)?|(?:.*\.)?mtp\.layers\.\d+\.transformer_layer\.)(.+)"
 )
-_EXPERT = re.compile(r"(.*\.experts\.experts\.)(\d+)\.(.+)")
+_EXPERT = re.compile(r"(.*\.experts\.experts\.)(\d{1,9})\.(.+)")
 _HALF = re.compile(r"(.*\.linear_fc1\.(?:weight|bias))_(w|v)")
 
 _GROUPED = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight"}

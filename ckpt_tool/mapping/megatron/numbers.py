@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.megatron_rows import MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES
 
-_MAX_LAYERS = 100_000
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 
@@ -52,19 +53,17 @@ def require_rows(config: ModelConfig) -> MegatronRows:
 
 
 def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
-    """Read the numbers; MappingError names a key that is missing or is no number.
+    """Read the numbers; FormatError names a key that is missing or is no number.
 
     Megatron's vocabulary is padded to a multiple of ``vocab_multiple``.
     """
-    family, text = require_rows(config), _Keys(config.text)
+    family, text = require_rows(config), Fields(config.text, config.path)
     layers = text.size("num_hidden_layers")
-    if layers > _MAX_LAYERS:
-        raise MappingError(f"config.json: num_hidden_layers is {layers}, which no model has")
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")
     experts = next((text.size(key) for key in _EXPERTS if text.values.get(key)), 0)
-    moe = _find_moe_layers(text.values, layers) if family.moe and experts else frozenset[int]()
-    vision = _Keys(_read_vision(config))
+    moe = _find_moe_layers(text, layers) if family.moe and experts else frozenset[int]()
+    vision = Fields(config.raw, config.path).inside("vision_config")
     return Numbers(
         layers=layers,
         heads=heads,
@@ -82,28 +81,12 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     )
 
 
-@dataclass(frozen=True)
-class _Keys:
-    values: dict[str, Any]
-
-    def size(self, key: str, default: int | None = None) -> int:
-        found = self.values.get(key)
-        if found is None and default is not None:
-            return default
-        if not isinstance(found, int) or isinstance(found, bool) or found < 0:
-            raise MappingError(f"config.json: {key} is {found!r}, expected a size")
-        return found
-
-
-def _find_moe_layers(values: dict[str, Any], layers: int) -> frozenset[int]:
+def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
     """Which layers have experts, by the keys of Qwen (step, list) and DeepSeek (first, every)."""
-    keys = _Keys(values)
     step = keys.size("decoder_sparse_step", 1) or 1
     every = keys.size("moe_layer_freq", 1) or 1
     first = keys.size("first_k_dense_replace", 0)
-    dense = values.get("mlp_only_layers") or []
-    if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
-        raise MappingError(f"config.json: mlp_only_layers is {dense!r:.80}, expected a list")
+    dense = frozenset(keys.sizes("mlp_only_layers"))
     return frozenset(
         layer
         for layer in range(first, layers)
@@ -111,14 +94,7 @@ def _find_moe_layers(values: dict[str, Any], layers: int) -> frozenset[int]:
     )
 
 
-def _read_vision(config: ModelConfig) -> dict[str, Any]:
-    found = config.raw.get("vision_config") or {}
-    if not isinstance(found, dict):
-        raise MappingError(f"config.json: vision_config is {found!r:.80}, expected an object")
-    return found
-
-
-def _find_flags(family: MegatronRows, values: dict[str, Any], *, tied: bool) -> frozenset[str]:
+def _find_flags(family: MegatronRows, values: Mapping[str, Any], *, tied: bool) -> frozenset[str]:
     rank = bool(values.get("q_lora_rank"))
     found = {
         "untied": not tied,
@@ -134,7 +110,7 @@ def _find_flags(family: MegatronRows, values: dict[str, Any], *, tied: bool) -> 
     return frozenset(flag for flag, holds in found.items() if holds)
 
 
-def _read_sizes(text: _Keys, vision: _Keys) -> dict[str, int]:
+def _read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     """Sizes of dimensions by the words that the tables use; only what the config says."""
     heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
     head = text.size("head_dim", hidden // max(heads, 1))

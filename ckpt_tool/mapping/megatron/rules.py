@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
@@ -45,6 +46,7 @@ def make_rules(
     warnings = []
     given = frozenset(names)
     _require_possible(config, numbers, len(given))
+    _require_held(config, numbers, len(given), len(given))
     if "score.weight" in given:
         numbers = _put_value_head(numbers, "score.bias" in given)
     prefixes = tuple(format_mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
@@ -77,6 +79,30 @@ def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None
         )
 
 
+def _require_held(config: ModelConfig, numbers: Numbers, layers: int, experts: int) -> None:
+    """MappingError where the config says more layers or experts than tensors can have.
+
+    ``layers`` and ``experts`` of all layers together: the most that there can be. All that follows
+    takes time and memory for what the config says.
+    """
+    said = {
+        "layers": (numbers.layers + numbers.mtp + numbers.vision_layers, layers),
+        "experts": ((len(numbers.moe) + numbers.mtp) * numbers.experts, experts),
+    }
+    for what, (count, most) in said.items():
+        if count > most:
+            raise MappingError(
+                f"{config.path}: {count:,} {what} in all, but the tensors have no more than"
+                f" {most:,}: the weights and the config.json are of different models"
+            )
+
+
+def _count_held(tensors: Mapping[str, LazyTensor], word: str, axes: int) -> int:
+    """How many of something tensors have at most, each by itself or stacked in leading axes."""
+    stacked = (tensor.shape[:axes] for name, tensor in tensors.items() if word in name)
+    return len(tensors) + sum(map(prod, stacked))
+
+
 def infer_rules(
     config: ModelConfig, tensors: Mapping[str, LazyTensor], *, tied: bool | None = None
 ) -> Rules:
@@ -86,6 +112,8 @@ def infer_rules(
     default what the config says). MappingError where the family has no table.
     """
     family, numbers = require_rows(config), read_numbers(config)
+    layers, experts = _count_held(tensors, "layers.", 1), _count_held(tensors, "experts.", 2)
+    _require_held(config, numbers, layers, experts)
     prefix = "language_model." if family.vision else ""
     if not any(key.startswith(f"{prefix}mtp.layers.") for key in tensors):
         numbers = replace(numbers, mtp=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.megatron.rules import Rules
 
 #: Arguments that are a config's value under another name: argument -> config keys, first found.
@@ -82,7 +83,11 @@ def make_args(rules: Rules) -> dict[str, Any]:
         "multi_latent_attention": "latent" in numbers.flags,
         "mtp_num_layers": numbers.mtp or None,
     }
-    return found | _make_rotary(text) | (_make_experts(rules) if numbers.experts else {})
+    return (
+        found
+        | _make_rotary(Fields(text, rules.config.path))
+        | (_make_experts(rules) if numbers.experts else {})
+    )
 
 
 def describe_content(rules: Rules) -> dict[str, Any]:
@@ -94,12 +99,14 @@ def describe_content(rules: Rules) -> dict[str, Any]:
     }
 
 
-def _make_rotary(text: dict[str, Any]) -> dict[str, Any]:
-    rope = text.get("rope_parameters") or {}
-    theta = rope.get("rope_theta") or text.get("rope_theta") or 10000
-    share = rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0
+def _make_rotary(text: Fields) -> dict[str, Any]:
+    rope = text.inside("rope_parameters")
+    theta, share = (
+        rope.find_number(key) or text.find_number(key) or default
+        for key, default in (("rope_theta", 10000.0), ("partial_rotary_factor", 1.0))
+    )
     return {
-        "rotary_base": int(theta) if float(theta).is_integer() else theta,
+        "rotary_base": int(theta) if theta.is_integer() else theta,
         "rotary_percent": share,
     }
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from ckpt_tool.common.errors import CkptError
+from ckpt_tool.common.untrusted import parse_json
 from ckpt_tool.common.version import __version__
 from ckpt_tool.plans.checks.wanted import Shapes, Wanted
 
@@ -53,8 +55,8 @@ def read_wanted(key: str) -> Wanted | None:
         digest, _, body = content.partition(b"\n")
         if hashlib.sha256(body).hexdigest().encode() != digest:
             return None
-        return make_wanted(json.loads(body))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return make_wanted(parse_json(body, key))
+    except (OSError, CkptError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -113,10 +115,16 @@ def make_wanted(entry: Any) -> Wanted:
 def _make_pattern(found: Any) -> str:
     try:
         re.compile(found)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(found) from error
     return str(found)
 
 
 def _make_shapes(found: Any) -> Shapes:
-    return {name: tuple(map(int, shape)) for name, shape in found.items()}
+    return {name: tuple(map(_make_size, shape)) for name, shape in found.items()}
+
+
+def _make_size(found: Any) -> int:
+    if type(found) is not int:
+        raise TypeError(found)
+    return found

@@ -7,12 +7,12 @@ each block of each tensor lies: an archive of ``torch.save`` of its own. megatro
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NoReturn
 
 from ckpt_tool.common.errors import FormatError, Problem
+from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.readers.base import (
     TANGLED,
     Checkpoint,
@@ -101,13 +101,10 @@ def _is_megatron(folder: Path, problems: list[Problem]) -> bool:
     path = folder / "metadata.json"
     if not path.is_file():
         return False
-    try:
-        backend = json.loads(path.read_bytes()).get("sharded_backend")
-    except (ValueError, AttributeError, RecursionError):
-        problems.append(Problem("metadata", str(path), "not a JSON object"))
-        return True
-    if backend not in ("torch_dist", "torch_dcp"):
-        problems.append(Problem("metadata", str(path), f"sharded_backend is {backend!r:.60}"))
+    with collect(problems, "metadata", path):
+        backend = read_json_object(path).get("sharded_backend")
+        if backend not in ("torch_dist", "torch_dcp"):
+            problems.append(Problem("metadata", str(path), f"sharded_backend is {show(backend)}"))
     return True
 
 

@@ -8,7 +8,6 @@ repeats the world size.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
+from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.common.wording import list_gaps
 from ckpt_tool.readers.base import (
     TANGLED,
@@ -173,14 +173,12 @@ def _check_config(folder: Path, world_size: int, gathered: Gathered) -> None:
     path = folder / "fsdp_config.json"
     if not path.is_file():
         return
-    try:
-        said = json.loads(path.read_text(errors="replace")).get("world_size")
-    except (ValueError, AttributeError, RecursionError):
-        gathered.report("fsdp-config", path, "not a JSON object")
-        return
+    said = None
+    with collect(gathered.problems, "fsdp-config", path):
+        said = read_json_object(path).get("world_size")
     if said not in (None, world_size):
         gathered.report(
-            "world-size", path, f"says world size {said}, the rank files say {world_size}"
+            "world-size", path, f"says world size {show(said)}, the rank files say {world_size}"
         )
 
 

@@ -86,3 +86,53 @@ def test_patterns_match_as_peft_matches_them(module, expected):
     }
     found = Settings(10.0, "x", 8, None, config)
     assert (found.scale(module, 1), found.expected_rank(module)) == expected
+
+
+ABSURD = [
+    ("lora_alpha", float("nan"), "a finite number"),
+    ("lora_alpha", float("inf"), "a finite number"),
+    ("lora_alpha", 1e308, "a finite number up to 1e\\+06"),
+    ("lora_alpha", 10**400, "a finite number"),
+    ("lora_alpha", "16", "a finite number"),
+    ("lora_alpha", True, "a finite number"),
+    ("r", 0, "a rank from 1 to 1,000,000"),
+    ("r", -1, "a size up to"),
+    ("r", 2**31, "a size up to"),
+    ("r", 8.5, "a size up to"),
+    ("r", "8", "a finite number"),
+    ("task_type", 1, "a text"),
+    ("peft_type", ["LORA"], "a text"),
+    ("target_modules", 1, "a list of texts"),
+    ("target_modules", [1], "a list of texts"),
+    ("target_parameters", "w", "a list of texts"),
+    ("trainable_token_indices", [-1], "a list of sizes"),
+    ("trainable_token_indices", {"embed": 5}, "a list of sizes"),
+    ("rank_pattern", ["q"], "an object"),
+    ("rank_pattern", {"q": 0}, "has rank 0"),
+    ("rank_pattern", {"q": "8"}, "a size"),
+    ("alpha_pattern", {"q": float("nan")}, "a finite number"),
+    ("alpha_pattern", {"q": None, "v": [1]}, "a finite number"),
+    ("target_modules", "(", "no regular expression"),
+    ("exclude_modules", "a{5000}", "repeats more than"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), ABSURD)
+def test_numbers_and_types_that_are_none_are_refused_by_file_and_key(tmp_path, key, value, said):
+    with pytest.raises(FormatError, match=said) as refused:
+        read_settings(written(tmp_path, adapter={"lora_alpha": 1, "r": 1} | {key: value}), None)
+    assert refused.value.path == str(tmp_path / ADAPTER)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -float("inf"), 1e308])
+def test_an_alpha_that_was_given_is_finite(tmp_path, alpha):
+    with pytest.raises(UsageError, match=r"`lora.alpha=.*: expected a finite number"):
+        read_settings(written(tmp_path, meta={"r": 8}), alpha)
+
+
+def test_a_pattern_that_takes_for_ever_does_not(tmp_path):
+    patterns = {"rank_pattern": {"(a+)+b": 8}, "alpha_pattern": {"((a|a)*)*b": 4}}
+    found = read_settings(written(tmp_path, adapter={"lora_alpha": 1, **patterns}), None)
+    name = "a" * 200
+    assert (found.expected_rank(name), found.scale(name, 2)) == (None, 0.5)
+    assert (found.expected_rank(name + "b"), found.scale(name + "b", 2)) == (8, 2.0)

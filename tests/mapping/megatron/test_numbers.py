@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.errors import FormatError, MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers, require_rows
@@ -173,14 +173,14 @@ REQUIRED = ["num_hidden_layers", "num_attention_heads", "vocab_size", "hidden_si
 
 @pytest.mark.parametrize("key", REQUIRED)
 def test_a_missing_key_is_named(key):
-    with pytest.raises(MappingError, match=f"{key} is None"):
+    with pytest.raises(FormatError, match=f"{key} is None"):
         read_numbers(without("llama", key))
 
 
 @pytest.mark.parametrize("value", ["3", 3.0, True, -1, [3], {}], ids=repr)
 @pytest.mark.parametrize("key", [*REQUIRED, "num_key_value_heads", "head_dim"])
 def test_a_key_that_is_no_size_is_named(key, value):
-    with pytest.raises(MappingError, match=key):
+    with pytest.raises(FormatError, match=key):
         numbers("llama", **{key: value})
 
 
@@ -195,13 +195,13 @@ def test_a_key_that_is_no_size_is_named(key, value):
     ],
 )
 def test_a_number_of_experts_or_predictions_that_is_none_is_named(family, key, value):
-    with pytest.raises(MappingError, match=key):
+    with pytest.raises(FormatError, match=key):
         numbers(family, **{key: value})
 
 
 @pytest.mark.parametrize("vision", [None, {}, {"depth": 2}, {"num_heads": 2}, {"depth": "2"}])
 def test_a_vision_tower_without_sizes_is_refused(vision):
-    with pytest.raises(MappingError, match=r"depth|num_heads"):
+    with pytest.raises(FormatError, match=r"depth|num_heads"):
         numbers("qwen2_5_vl", vision_config=vision)
 
 
@@ -211,7 +211,7 @@ LAYER_KEYS = ["decoder_sparse_step", "moe_layer_freq", "first_k_dense_replace"]
 @pytest.mark.parametrize("value", ["2", 1.5, [1, 0, 1]], ids=repr)
 @pytest.mark.parametrize("key", LAYER_KEYS)
 def test_layers_not_said_in_numbers_are_refused(key, value):
-    with pytest.raises(MappingError, match=f"{key} is .*, expected a size"):
+    with pytest.raises(FormatError, match=f"{key} is .*, expected a size"):
         numbers("deepseek_v3", **{key: value})
 
 
@@ -225,7 +225,7 @@ def test_layers_not_said_in_numbers_are_refused(key, value):
     ],
 )
 def test_other_values_of_a_wrong_kind_are_refused_by_name(family, key, value):
-    with pytest.raises(MappingError, match=key):
+    with pytest.raises(FormatError, match=key):
         numbers(family, **{key: value})
 
 

@@ -1,15 +1,18 @@
 """Every tensor of every family has the shape that its row says, by the config."""
 
 import json
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 from ckpt_tool import convert_to_mcore
-from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.errors import CkptError, MappingError
 from ckpt_tool.mapping.config import load_config
 from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.mapping.megatron.rules import make_rules
+from ckpt_tool.operations.merge_plan import make_plan
+from ckpt_tool.operations.options import MergeOptions
 from tests.real.megatron_models import write_model
 from tests.support.megatron import UNKNOWN
 
@@ -69,5 +72,34 @@ def test_more_layers_than_tensors_are_refused(layers, tmp_path):
     folder = write_model("mixtral", tmp_path / "mixtral")
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(MappingError, match=f"num_hidden_layers is {layers}"):
+    with pytest.raises(CkptError, match=f"num_hidden_layers is {layers}"):
+        convert_to_mcore(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_local_experts", 2**31, "num_local_experts is 2147483648, expected a size up to"),
+        (
+            "num_local_experts",
+            900_000,
+            "1,800,000 experts in all, but the tensors have no more than",
+        ),
+        ("num_hidden_layers", 90_000, "90,000 layers in all, but the tensors have no more than"),
+    ],
+)
+def test_work_is_bounded_by_what_the_checkpoint_holds(key, value, said, tmp_path):
+    fixture = Path(__file__).parents[2] / "fixtures" / "mcore0.16_moe"
+    config = json.loads((fixture / "config.json").read_text()) | {key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CkptError, match=said):
+        make_plan(fixture / "checkpoint", "megatron", MergeOptions(config=tmp_path))
+
+
+def test_many_layers_of_many_experts_are_refused(tmp_path):
+    folder = write_model("mixtral", tmp_path / "mixtral")
+    more = {"num_hidden_layers": 20, "num_local_experts": 20}
+    config = json.loads((folder / "config.json").read_text()) | more
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MappingError, match="400 experts in all"):
         convert_to_mcore(folder, tmp_path / "out")
