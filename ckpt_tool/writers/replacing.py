@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +62,15 @@ def move_into_output(place: Place, journal: Journal, entries: Sequence[str]) -> 
 
 @contextlib.contextmanager
 def _noted(place: Place, journal: Journal, entries: Sequence[str]) -> Iterator[Path]:
-    """An empty folder of a new name for what is replaced, noted; gone again where that fails."""
-    prefix, folder = make_old_prefix(place.out), place.partial.parent
-    old = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+    """An empty folder of a new name for what is replaced; gone again where that fails.
+
+    It is noted before it is made: a run that is killed leaves none that the next does not know.
+    """
+    old = place.partial.parent / f"{make_old_prefix(place.out)}{secrets.token_hex(4)}"
+    inode = place.partial.lstat().st_ino
+    journal.note_replacing(Replacing(old.name, inode, tuple(entries)))
+    old.mkdir(0o700)
     try:
-        inode = place.partial.lstat().st_ino
-        journal.note_replacing(Replacing(old.name, inode, tuple(entries)))
         yield old
     except BaseException:
         with contextlib.suppress(OSError):

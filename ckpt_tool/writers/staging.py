@@ -152,11 +152,12 @@ class Staging:
                 f" it is on disk ({error.strerror})",
                 hint="Hold it against its plan with `write.resume=True`.",
             ) from error
-        if old is not None:
-            self.warnings += remove_old(old, self.out)
+        left = [] if old is None else remove_old(old, self.out)
         if self.path.parent == self.out:
             shutil.rmtree(self.path, ignore_errors=True)
-        self._journal.close(remove=True)
+        # What could not be removed is tried again by the next run, which learns of it there.
+        self._journal.close(remove=not left and not os.path.lexists(self.path))
+        self.warnings += left
         return self.warnings
 
     def abandon(self) -> int:
