@@ -18,7 +18,7 @@ from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.writers.files import write_files
-from ckpt_tool.writers.leaving import explain
+from ckpt_tool.writers.leaving import explain, say_cause
 from ckpt_tool.writers.staging import Staging
 from ckpt_tool.writers.stream import WrittenFile
 
@@ -53,7 +53,7 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
         warnings = team.world.first(staging.tidy)
         outcome = _write(plan, staging, options, team)
     except OSError as error:
-        raise OutputError(f"{out}: {error.filename or ''}: {error.strerror or error}") from error
+        raise OutputError(f"{out}: {say_cause(error)}") from error
     outcome.warnings[:0] = warnings
     return _make_result(plan, out, outcome, started)
 
@@ -63,7 +63,9 @@ def _write(plan: Plan, staging: Staging, options: WriteOptions, team: Team) -> _
     if options.resume:
         there = team.world.first(lambda: plan.compare(staging.out, team.progress))
     if there.written and not there.faults:
-        return _check_complete(plan, there.written, staging.out, options, team)
+        outcome = _check_complete(plan, there.written, staging.out, options, team)
+        outcome.warnings.extend(team.world.first(lambda: staging.clear(plan.fingerprint)))
+        return outcome
     return _write_new(plan, there.faults, staging, options, team)
 
 

@@ -1,4 +1,4 @@
-"""Removing what an earlier run left where an output is prepared."""
+"""What an earlier run left where an output is prepared: what can stay, and what is removed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from ckpt_tool.common.errors import OutputError
+from ckpt_tool.writers.stream import WrittenFile, digest_file
 
 
 def remove_folder(folder: Path) -> None:
@@ -35,3 +36,16 @@ def clear_but(folder: Path, kept: set[str]) -> None:
                 path.unlink()
             elif not any(path.iterdir()):
                 path.rmdir()
+
+
+def is_intact(folder: Path, written: WrittenFile) -> bool:
+    """Whether a file that was finished is what it was: a file, of its size and digest."""
+    path = folder / written.name
+    below = (path, *path.parents)[: len(path.relative_to(folder).parts)]
+    if any(each.is_symlink() for each in below):
+        return False
+    try:
+        is_whole = path.is_file() and path.stat().st_size == written.size
+        return is_whole and digest_file(path) == written.digest
+    except OSError:
+        return False

@@ -16,7 +16,7 @@ def explain(error: BaseException, staging: Staging) -> BaseException:
         " `write.resume=True` continues with them."
     )
     if isinstance(error, OSError):
-        error = OutputError(f"{staging.out}: {_say(error)}")
+        error = OutputError(f"{staging.out}: {say_cause(error)}")
     elif isinstance(error, MemoryError):
         error = OutputError(f"{staging.out}: not enough memory, or less than this process may have")
     if kept and isinstance(error, CkptError):
@@ -31,10 +31,11 @@ def _explain_late(error: BaseException, staging: Staging) -> BaseException:
     staging.leave()
     note = f"{staging.out} is complete and in its place"
     if isinstance(error, OSError):
-        return OutputError(f"{note}, but what follows failed: {_say(error)}")
+        return OutputError(f"{note}, but what follows failed: {say_cause(error)}")
     return KeyboardInterrupt(f"{note}.") if isinstance(error, KeyboardInterrupt) else error
 
 
-def _say(error: OSError) -> str:
+def say_cause(error: OSError) -> str:
+    """What the system says of which file."""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}"

@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 
 from ckpt_tool.common.errors import OutputError
-from ckpt_tool.writers.clearing import clear_but, remove_folder
+from ckpt_tool.writers.clearing import clear_but, is_intact, remove_folder
 from ckpt_tool.writers.journal import Journal, Left
 from ckpt_tool.writers.opening import open_file, require_folder
 from ckpt_tool.writers.replacing import (
@@ -29,7 +29,7 @@ from ckpt_tool.writers.replacing import (
     remove_old,
     settle,
 )
-from ckpt_tool.writers.stream import WrittenFile, digest_file
+from ckpt_tool.writers.stream import WrittenFile
 from ckpt_tool.writers.target import check_target, make_journal_path, make_partial_path
 
 #: How file systems say that folders are not synced there.
@@ -94,6 +94,21 @@ class Staging:
                 self._journal.close(remove=not os.path.lexists(self.path))
                 said, self.warnings = self.warnings, []
         return [*said, *name_stale(self.out)]
+
+    def clear(self, plan: str) -> list[str]:
+        """Where the output is complete: remove what an interrupted run left; warnings.
+
+        What is of another plan stays, and is named. Nothing is done where another run is at work.
+        """
+        if not os.path.lexists(self._journal.path):
+            return []
+        with contextlib.suppress(OutputError):
+            left = self._begin()
+            if left.plan in ("", plan):
+                self.discard()
+                return []
+            self._journal.close()
+        return [f"{self.path}: is of a run with other options: remove it if it is not to go on"]
 
     def join(self, path: Path, finished: list[WrittenFile]) -> None:
         """Work where another process has opened the folder."""
@@ -205,7 +220,7 @@ class Staging:
                 f"{self.path}: was left by a merge of another checkpoint or with other options",
                 hint="Run again without `write.resume` to start over.",
             )
-        return [written for written in left.files or () if self._is_intact(written)]
+        return [written for written in left.files or () if is_intact(self.path, written)]
 
     def _put_in_place(self, *, replace: bool) -> Path | None:
         place = Place(self.out, self.path)
@@ -217,17 +232,6 @@ class Staging:
         old = move_into_output(place, self._journal, list(entries))
         self._inode = 0
         return old
-
-    def _is_intact(self, written: WrittenFile) -> bool:
-        path = self.path / written.name
-        below = (path, *path.parents)[: len(path.relative_to(self.path).parts)]
-        if any(each.is_symlink() for each in below):
-            return False
-        try:
-            is_whole = path.is_file() and path.stat().st_size == written.size
-            return is_whole and digest_file(path) == written.digest
-        except OSError:
-            return False
 
     def _sync_folder(self, path: str | Path) -> None:
         """Sync the entries of a folder, where the file system can: not all have that."""
