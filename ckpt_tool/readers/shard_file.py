@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -21,7 +21,7 @@ class ShardFile:
     rank: int | None
     parallel: dict[str, int] | None = None
     mtime_ns: int = 0
-    which: tuple[int, int] = (0, 0)
+    which: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
 
     @classmethod
     def stat(
