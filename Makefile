@@ -21,11 +21,13 @@ TESTS ?= tests
 DEMO ?= demo
 BENCH ?= --gb 4.5
 FUZZ ?= --minutes 60
+FAULTS ?= --folder /dev/shm
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install demo test test-all test-fast test-oldest check format bench fuzz build version pins clean
+.PHONY: install demo test test-all test-fast test-oldest fuzz faults check format bench build version \
+	pins clean
 
 install: $(STAMP)
 
@@ -55,6 +57,14 @@ test-all: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python $(PYTEST) -m "not real and not slow" --hypothesis-profile fast \
 		--durations 5 --durations-min 0.5
+
+# What fails, or is killed, at every system call of a merge, a to-mcore and an upload; 100 real runs
+# killed at any moment; 300 rounds of 8 starts at once; disks that fill up. Half an hour on two
+# cores; it ends with how many faults there were, and what came of them. FAULTS: see
+# tests/faults/inject.py. A share of it is in make test.
+faults: $(STAMP)
+	CKPT_KILLS=100 CKPT_RACES=300 $(BIN)/python -m pytest tests/faults tests/plans/test_races.py
+	$(BIN)/python -m tests.faults.inject $(FAULTS)
 
 test-oldest: $(OLDEST_STAMP)
 	$(OLDEST)/bin/python $(PYTEST) $(TESTS)

@@ -18,12 +18,24 @@ The public API is what stands in ``__all__``; it is imported when it is first us
 ``ckpt --help`` pays for none of it.
 """
 
-from __future__ import annotations
+import sys
+from itertools import pairwise
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.common.version import __version__ as __version__
+def _is_program() -> bool:
+    """Whether this is ``python -m ckpt_tool``, with the current folder before all other paths."""
+    words = sys.orig_argv
+    named = "-mckpt_tool" in words or ("-m", "ckpt_tool") in pairwise(words)
+    return named and sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False)
+
+
+if _is_program():  # a json.py or torch.py that came with a checkpoint is not to be imported
+    del sys.path[0]
+
+from importlib import import_module  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from ckpt_tool.common.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from ckpt_tool.common.errors import CheckpointError as CheckpointError

@@ -49,6 +49,7 @@ def _root(
 
 def main() -> None:
     """Run the program; exits with 0, 1 (differs), 2 (cannot) or 130 (interrupted)."""
+    _open_streams()
     # A short-lived process makes many small objects and no cycles of any size.
     gc.set_threshold(100_000, 50, 50)
     if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the encoding, names can be shown
@@ -56,3 +57,18 @@ def main() -> None:
     # numpy's linear algebra would start a thread per core, which ours would have to share with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app()
+
+
+def _open_streams() -> None:
+    """Give what was closed (``>&-``) to nobody: the next file to be opened would get its number.
+
+    Then what a library prints would go into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -32,6 +33,9 @@ verbose = False
 
 _LISTED = 20
 
+#: What Python and libraries raise where an import, a thread or an array gets no memory.
+_OF_LITTLE_MEMORY = (MemoryError, ImportError, SystemError, RuntimeError)
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -53,8 +57,7 @@ def guard(command: Command) -> Command:
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:  # a mistake of ours must not look like exit 1, a difference
-            _trace(error)
-            _say("error: this is a bug in ckpt; please report it with the lines above")
+            _explain_unexpected(error)
             raise typer.Exit(EXIT_FAILED) from None
         finally:
             if is_parallel():  # torchrun stops the others when one is done with another code than 0
@@ -65,12 +68,18 @@ def guard(command: Command) -> Command:
 
 @contextmanager
 def guard_output() -> Iterator[None]:
-    """Print the result: a reader who has seen enough (``| head``) does not change the exit code."""
+    """Print the result: a reader who has seen enough (``| head``) does not change the exit code.
+
+    CkptError where it cannot be printed: whoever asked would take nothing for an answer.
+    """
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
+    except OSError as error:
+        _drop_output()
+        raise CkptError(f"the result cannot be printed to stdout ({error.strerror})") from error
 
 
 def _drop_output() -> None:
@@ -105,12 +114,18 @@ def _make_line(text: str) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"ckpt: {_make_line(text)}", file=sys.stderr)  # noqa: T201
+    _print(f"ckpt: {_make_line(text)}")
+
+
+def _print(line: str) -> None:
+    """To stderr; where that is full or gone, the exit code has to say it all."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)  # noqa: T201
 
 
 def _trace(error: BaseException) -> None:
     for text in traceback.format_exception(error):
-        print(make_printable(text, "\n"), end="", file=sys.stderr)  # noqa: T201
+        _print(make_printable(text.removesuffix("\n"), "\n"))
 
 
 def _explain(error: CkptError | OSError) -> None:
@@ -129,12 +144,24 @@ def _explain(error: CkptError | OSError) -> None:
     elif isinstance(error, MappingError):
         details = list(error.names)
     for line in details if verbose else details[:_LISTED]:
-        print(f"  - {_make_line(line)}", file=sys.stderr)  # noqa: T201
+        _print(f"  - {_make_line(line)}")
     if len(details) > _LISTED and not verbose:
         rest = len(details) - _LISTED
-        print(f"  - and {rest} more (--verbose lists them)", file=sys.stderr)  # noqa: T201
+        _print(f"  - and {rest} more (--verbose lists them)")
     if error.hint:
-        print(f"  {_make_line(error.hint)}", file=sys.stderr)  # noqa: T201
+        _print(f"  {_make_line(error.hint)}")
+
+
+def _explain_unexpected(error: Exception) -> None:
+    """A lack of memory, which libraries report in many ways where there is a limit; or a bug."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    is_limited = limit != resource.RLIM_INFINITY and isinstance(error, _OF_LITTLE_MEMORY)
+    if isinstance(error, MemoryError) or is_limited:
+        may = f", or more than the {limit:,} bytes that this process may have (ulimit -v)"
+        _say(f"error: this takes more memory than there is{may if is_limited else ''}")
+        return
+    _trace(error)
+    _say("error: this is a bug in ckpt; please report it with the lines above")
 
 
 def warn(text: str) -> None:

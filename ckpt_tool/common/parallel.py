@@ -22,6 +22,18 @@ T = TypeVar("T")
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _JOIN_SECONDS = 300
+
+#: What starts several processes: its name, and where it says the number of each and of all.
+_LAUNCHERS = (
+    ("srun", "SLURM_PROCID", "SLURM_NTASKS"),
+    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpiexec", "PMI_RANK", "PMI_SIZE"),
+)
+_HOW_TO_START = (
+    "Start one process (srun --ntasks 1 ckpt ...), or several that share the work"
+    " (srun --nodes 1 --ntasks 1 torchrun --nproc-per-node {size} -m ckpt_tool ...)."
+    " Where each task is a job of its own, set WORLD_SIZE=1."
+)
 _WAIT_HOURS = 24  # for the slowest process's part
 
 
@@ -119,9 +131,11 @@ class Team:
 def join_world() -> Iterator[World]:
     """The world that the environment describes; :data:`ALONE` outside of torchrun.
 
-    UsageError where the variables make no sense or the other processes do not come.
+    UsageError where the variables make no sense or the other processes do not come, and where
+    there are others and nothing says how to find them.
     """
     if not is_parallel():
+        _refuse_strangers()
         yield ALONE
         return
     rank, size = _whole("RANK"), _whole("WORLD_SIZE")
@@ -182,6 +196,28 @@ def count_local() -> int:
     """How many processes of this run share the machine."""
     found = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return int(found) if is_parallel() and found.isdigit() and int(found) else 1
+
+
+def _refuse_strangers() -> None:
+    """UsageError where a launcher started several of us, who would all do the whole job at once.
+
+    A script of sbatch has the variables of the whole job, but is one process: it is no step.
+    """
+    env = os.environ
+    if env.get("WORLD_SIZE") == "1":
+        return
+    in_script = "SLURM_JOB_ID" in env and not {"SLURM_STEP_ID", "SLURM_STEPID"} & env.keys()
+    for launcher, number, total in _LAUNCHERS:
+        rank, size = env.get(number, ""), env.get(total, "")
+        if not (rank.isdigit() and size.isdigit() and int(size) > 1):
+            continue
+        if launcher == "srun" and in_script and rank == "0":
+            continue
+        raise UsageError(
+            f"task {rank} of {size} that {launcher} started, and nothing says how they find each"
+            f" other: {', '.join(_VARIABLES)} are not set",
+            hint=_HOW_TO_START.format(size=size),
+        )
 
 
 def _whole(name: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ckpt_tool.plans.checks.safetensors import require_readable
 from ckpt_tool.plans.checks.transformers import TransformersJudge
 from ckpt_tool.plans.manifest import MANIFEST_NAME, encode_json
 from ckpt_tool.plans.plan import Plan
+from ckpt_tool.readers.base import ShardFile
 from ckpt_tool.readers.huggingface import open_sound_model
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.planned import PlannedFile
@@ -41,6 +42,17 @@ class HubPlan(Plan):
     adapter: AdapterFiles | None = None
     views: tuple[View, ...] = ()
     heard: Mapping[str, Answer] = field(default_factory=dict)
+    _copied: tuple[ShardFile, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Look at what is copied when all else is written."""
+        paths = [found for found in self.beside.files.values() if isinstance(found, Path)]
+        object.__setattr__(self, "_copied", tuple(map(ShardFile.stat, paths)))
+
+    @property
+    def sources(self) -> Sequence[ShardFile]:
+        """The files with tensors, and those that are copied."""
+        return [*super().sources, *self._copied]
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:

@@ -17,9 +17,10 @@ from ckpt_tool.plans.options import Cast, WriteOptions
 from ckpt_tool.readers.base import Checkpoint, ShardFile
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.writers.journal import read_finished
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.stream import WrittenFile
-from ckpt_tool.writers.target import check_space, check_target
+from ckpt_tool.writers.target import check_space, check_target, make_journal_path
 
 #: Number of tensors per (source, target) dtype.
 Casts = dict[tuple[DType, DType], int]
@@ -100,22 +101,31 @@ class Plan(ABC):
         With ``faults``, those of :meth:`compare`, where it is not empty.
         """
         check_target(out, replace=options.overwrite, protected=self.protected(), faults=faults)
-        check_space(out, self.total_bytes)
+        finished = read_finished(make_journal_path(out.absolute())) if options.resume else {}
+        check_space(out, self.total_bytes, finished)
 
     def compare(self, out: Path, progress: Progress) -> Comparison:
         """Whether ``out`` is what would be written. It is read where nothing else differs."""
-        return compare_folder(out, self.files, self.small_files, self.fingerprint, progress)
+        try:
+            return compare_folder(out, self.files, self.small_files, self.fingerprint, progress)
+        except FileNotFoundError as error:  # another run replaces it just now
+            return Comparison([], [f"{error.filename} is missing"])
 
     def protected(self) -> list[Path]:
         """What is still to be read, so that the output must not take its place."""
         return [Path(file.path) for file in self.checkpoint.files]
 
+    @property
+    def sources(self) -> Sequence[ShardFile]:
+        """All files that are read, as they were when they were opened."""
+        return self.checkpoint.files
+
     def require_unchanged(self) -> None:
         """CheckpointError that lists the sources that were changed since they were opened."""
         changed = [
-            Problem("changed", file.path, _say_change(file))
-            for file in self.checkpoint.files
-            if _look_at(file.path) != (file.bytes, file.mtime_ns)
+            Problem("changed", file.path, said)
+            for file in self.sources
+            if (said := file.say_change())
         ]
         if changed:
             raise CheckpointError(
@@ -142,19 +152,3 @@ class Plan(ABC):
     @abstractmethod
     def read_back(self, folder: Path) -> Mapping[str, LazyTensor]:
         """The tensors that were written to ``folder``, by the names in :attr:`tensors`."""
-
-
-def _look_at(path: str) -> tuple[int, int]:
-    """Bytes, and nanoseconds since 1970 of the last change; zeros where there is no file."""
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns
-
-
-def _say_change(file: ShardFile) -> str:
-    size, _ = _look_at(file.path)
-    if size != file.bytes:
-        return f"had {file.bytes:,} bytes when it was opened, and has {size:,} now"
-    return "was written again after it was opened"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ckpt_tool.common.errors import CheckpointError, MappingError, UsageError
+from ckpt_tool.common.errors import CheckpointError, MappingError, OutputError, UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.plans.checks.judge import Judge, Verdict
@@ -18,7 +18,8 @@ from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.writers.files import write_files
-from ckpt_tool.writers.staging import Staging, explain
+from ckpt_tool.writers.leaving import explain, say_cause
+from ckpt_tool.writers.staging import Staging
 from ckpt_tool.writers.stream import WrittenFile
 
 
@@ -47,14 +48,25 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     started = time.monotonic()
     out = Path(os.path.realpath(out))  # links followed: a rename in another folder would not do
     _require_one_plan(plan, team)
+    staging = Staging(out, fsync=options.fsync, direct=options.is_direct)
+    try:
+        warnings = team.world.first(staging.tidy)
+        outcome = _write(plan, staging, options, team)
+    except OSError as error:
+        raise OutputError(f"{out}: {say_cause(error)}") from error
+    outcome.warnings[:0] = warnings
+    return _make_result(plan, out, outcome, started)
+
+
+def _write(plan: Plan, staging: Staging, options: WriteOptions, team: Team) -> _Outcome:
     there = Comparison([], [])
     if options.resume:
-        there = team.world.first(lambda: plan.compare(out, team.progress))
+        there = team.world.first(lambda: plan.compare(staging.out, team.progress))
     if there.written and not there.faults:
-        outcome = _check_complete(plan, there.written, out, options, team)
-    else:
-        outcome = _write_new(plan, there.faults, out, options, team)
-    return _make_result(plan, out, outcome, started)
+        outcome = _check_complete(plan, there.written, staging.out, options, team)
+        outcome.warnings.extend(team.world.first(lambda: staging.clear(plan.fingerprint)))
+        return outcome
+    return _write_new(plan, there.faults, staging, options, team)
 
 
 def _require_one_plan(plan: Plan, team: Team) -> None:
@@ -102,20 +114,21 @@ def _check_complete(
 
 
 def _write_new(
-    plan: Plan, faults: list[str], out: Path, options: WriteOptions, team: Team
+    plan: Plan, faults: list[str], staging: Staging, options: WriteOptions, team: Team
 ) -> _Outcome:
     """Check, write, read back, have it judged, publish; ``faults`` are those of what is there."""
     first = team.world.first
-    first(lambda: plan.check(out, options, faults))
+    first(lambda: plan.check(staging.out, options, faults))
     with _ask(plan, options) as judge:
         first(judge.start)
-        return _stage(plan, judge, out, options, team)
+        return _stage(plan, judge, staging, options, team)
 
 
-def _stage(plan: Plan, judge: Judge, out: Path, options: WriteOptions, team: Team) -> _Outcome:
-    """What is written beside ``out``, and takes its place when all is well."""
+def _stage(
+    plan: Plan, judge: Judge, staging: Staging, options: WriteOptions, team: Team
+) -> _Outcome:
+    """What is written beside the output, and takes its place when all is well."""
     first = team.world.first
-    staging = Staging(out, fsync=options.fsync, direct=options.is_direct)
     how = {"resume": options.resume, "replace": options.overwrite}
     staging.join(*first(lambda: staging.open(plan.fingerprint, **how)))
     try:

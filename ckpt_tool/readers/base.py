@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ckpt_tool.common.errors import CheckpointError, FormatError, Problem, UnsafeContentError
+from ckpt_tool.readers.shard_file import ShardFile as ShardFile  # noqa: PLC0414 (for all who read)
 from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
@@ -22,37 +23,6 @@ Wanted = Callable[[str], bool]
 TANGLED = "its blocks cut across each other in more ways than any writer cuts a tensor"
 
 _SHOWN_BOXES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ShardFile:
-    """A file of a checkpoint, as it was when it was opened.
-
-    ``path``; ``bytes``: its size; ``rank``: whose file it is, None where files belong to no rank
-    or where a rank has several numbers. ``parallel``: those numbers, by the kind of parallelism
-    (``{"tp": 0, "pp": 1, "ep": 0}``), counted from 0. ``mtime_ns``: when it was last changed, in
-    nanoseconds since 1970; 0 where nobody asked.
-    """
-
-    path: str
-    bytes: int
-    rank: int | None
-    parallel: dict[str, int] | None = None
-    mtime_ns: int = 0
-
-    @classmethod
-    def stat(
-        cls, path: Path, rank: int | None = None, parallel: dict[str, int] | None = None
-    ) -> ShardFile:
-        """The file as it is now; of no size where a link leads nowhere, which reading reports.
-
-        Readers ask before they read: whoever compares later sees what changed since.
-        """
-        try:
-            found = path.stat()
-        except OSError:
-            return cls(str(path), 0, rank, parallel)
-        return cls(str(path), found.st_size, rank, parallel, found.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)

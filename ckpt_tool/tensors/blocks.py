@@ -11,15 +11,12 @@ bytes it is not.
 from __future__ import annotations
 
 import os
-import resource
-import threading
 from collections.abc import Iterable, Iterator
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.common.regular import open_descriptor
 from ckpt_tool.tensors.chunks import Chunked, Computed, Filler, Piece, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import (
@@ -30,6 +27,7 @@ from ckpt_tool.tensors.geometry import (
     find_bounds,
     make_strides,
 )
+from ckpt_tool.tensors.open_files import OpenFiles
 from ckpt_tool.tensors.rounding import CastErrors
 
 if TYPE_CHECKING:
@@ -47,27 +45,20 @@ class FileTable:
     """Read-only file descriptors by path, opened on first use and shared by threads."""
 
     def __init__(self) -> None:
-        self._descriptors: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._open = OpenFiles()
 
     def __enter__(self) -> FileTable:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        self._open.close()
 
     def descriptor(self, path: str) -> int:
-        """The descriptor for ``path``; OSError where it cannot be, or is no regular file."""
-        found = self._descriptors.get(path)
-        if found is not None:
-            return found
-        with self._lock:
-            if path not in self._descriptors:
-                if len(self._descriptors) == 200:
-                    _allow_many_files()
-                self._descriptors[path] = open_descriptor(path)
-            return self._descriptors[path]
+        """The descriptor for ``path``, until this thread asks for another file's.
+
+        OSError where it cannot be opened.
+        """
+        return self._open.descriptor(path)
 
     def read(self, path: str, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from byte ``offset`` of ``path``; FormatError where the file ends."""
@@ -237,10 +228,3 @@ def _span(sizes: Shape, strides: Shape) -> int:
 
 def _grown(scratch: bytearray, size: int) -> bytearray:
     return scratch if len(scratch) >= size else bytearray(size)
-
-
-def _allow_many_files() -> None:
-    """Lift the soft limit on open files: one rank file each adds up on large jobs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

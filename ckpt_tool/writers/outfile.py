@@ -15,6 +15,8 @@ import mmap
 import os
 from pathlib import Path
 
+from ckpt_tool.writers.opening import open_file
+
 #: Memory, offset and length of a direct write are multiples of this: no disk has larger blocks.
 _ALIGNMENT = 4 << 10
 
@@ -42,15 +44,15 @@ class OutputFile:
 
     def __init__(self, path: Path, size: int, *, direct: bool) -> None:
         self._size = size
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         self._direct = direct
         try:
-            self.descriptor = os.open(path, flags | (os.O_DIRECT if direct else 0), 0o644)
+            self.descriptor = open_file(path, flags | (os.O_DIRECT if direct else 0))
         except OSError as error:
             if not direct or error.errno not in _NO_DIRECT:
                 raise
             self._direct = False
-            self.descriptor = os.open(path, flags, 0o644)
+            self.descriptor = open_file(path, flags)
         try:
             _reserve(self.descriptor, size)
         except BaseException:

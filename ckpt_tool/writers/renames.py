@@ -38,14 +38,14 @@ def move_all(moves: Sequence[tuple[Path, Path]]) -> None:
             begun.append((source, target))
             source.rename(target)
     except BaseException as error:
-        left = _take_back(begun)
+        left = take_back(begun)
         if left:
             raise OutputError(f"{error}; and what was moved stays: {'; '.join(left)}") from error
         raise
 
 
-def _take_back(moves: Sequence[tuple[Path, Path]]) -> list[str]:
-    """Undo renames, the last one first; the last may not have happened. Says what cannot be."""
+def take_back(moves: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Undo renames, the last one first; some may not have happened. Says what cannot be."""
     left = []
     for source, target in reversed(moves):
         if os.path.lexists(source):

@@ -5,28 +5,35 @@ and then noted in a journal; publishing is one rename. Whatever interrupts the w
 absent, or what it was, and the journal tells a later run which files are finished.
 
 Nothing can be renamed to a mount point. There the folder is in the output, ``.ckpt-partial``, and
-publishing is a rename per entry: what completes the output comes last.
+publishing is a rename per entry: what completes the output comes last, and a run that is killed
+between two of them is taken back by the next.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-from ckpt_tool.common.errors import CkptError, OutputError
-from ckpt_tool.writers.journal import Journal
-from ckpt_tool.writers.renames import exchange, move_all
-from ckpt_tool.writers.stream import WrittenFile, digest_file
-from ckpt_tool.writers.target import (
-    check_target,
-    list_entries,
-    make_journal_path,
-    make_partial_path,
+from ckpt_tool.common.errors import OutputError
+from ckpt_tool.writers.clearing import clear_but, is_intact, remove_folder
+from ckpt_tool.writers.journal import Journal, Left
+from ckpt_tool.writers.opening import open_file, require_folder
+from ckpt_tool.writers.replacing import (
+    Place,
+    become_output,
+    move_into_output,
+    name_stale,
+    remove_old,
+    settle,
 )
+from ckpt_tool.writers.stream import WrittenFile
+from ckpt_tool.writers.target import check_target, make_journal_path, make_partial_path
+
+#: How file systems say that folders are not synced there.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Staging:
@@ -35,6 +42,8 @@ class Staging:
     One process of a run calls :meth:`open`, and publishes; the others :meth:`join`.
     ``fsync=False`` leaves it to the kernel when data reaches the disk. ``direct``: files with
     tensors are to be written past the page cache. ``finished``: those that are complete, by name.
+    ``warnings``: what is to be said of what earlier runs left. ``is_published``: the output is in
+    its place.
     """
 
     def __init__(self, out: Path, *, fsync: bool, direct: bool) -> None:
@@ -42,9 +51,11 @@ class Staging:
         self.path = make_partial_path(self.out)
         self.direct = direct
         self.finished: dict[str, WrittenFile] = {}
+        self.warnings: list[str] = []
         self._fsync = fsync
         self._small: list[str] = []
         self._journal = Journal(make_journal_path(self.out), self.sync)
+        self._inode: int | None = None
 
     def open(self, plan: str, *, resume: bool, replace: bool) -> tuple[Path, list[WrittenFile]]:
         """Make the folder; with ``resume`` keep what an earlier run has finished there.
@@ -53,24 +64,51 @@ class Staging:
         OutputError where another run writes, or has just written, or has left another plan's work.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal.open(self.out)
-        before, files = self._journal.read()
+        left = self._begin()
         try:
             check_target(self.out, replace=replace, protected=())
-            kept = []
-            if resume and before:
-                self._require_plan(before, plan)
-                kept = [written for written in files if self._is_intact(written)]
-            if not kept:
-                shutil.rmtree(self.path, ignore_errors=True)
+            kept = self._choose_kept(left, plan) if resume else []
+            if resume and left.is_damaged:
+                self.warnings.append(f"{self._journal.path}: is damaged: started over")
+            if kept:
+                clear_but(self.path, {written.name for written in kept})
+            else:
+                remove_folder(self.path)
                 self.path.mkdir()
-            self._journal.start(plan)
-            for written in kept:
-                self.record(written)
+            self._journal.start(plan, kept)
+            self.finished = {written.name: written for written in kept}
         except BaseException:
-            self._journal.close(remove=not before)
+            self._journal.close(remove=not left.plan and not left.is_damaged)
             raise
         return self.path, kept
+
+    def tidy(self) -> list[str]:
+        """Settle what a run that was killed left half done; warnings, also of what stays.
+
+        Nothing is done where another run is at work.
+        """
+        said: list[str] = []
+        if os.path.lexists(self._journal.path):
+            with contextlib.suppress(OutputError):
+                self._begin()
+                self._journal.close(remove=not os.path.lexists(self.path))
+                said, self.warnings = self.warnings, []
+        return [*said, *name_stale(self.out)]
+
+    def clear(self, plan: str) -> list[str]:
+        """Where the output is complete: remove what an interrupted run left; warnings.
+
+        What is of another plan stays, and is named. Nothing is done where another run is at work.
+        """
+        if not os.path.lexists(self._journal.path):
+            return []
+        with contextlib.suppress(OutputError):
+            left = self._begin()
+            if left.plan in ("", plan):
+                self.discard()
+                return []
+            self._journal.close()
+        return [f"{self.path}: is of a run with other options: remove it if it is not to go on"]
 
     def join(self, path: Path, finished: list[WrittenFile]) -> None:
         """Work where another process has opened the folder."""
@@ -91,31 +129,51 @@ class Staging:
         """Write and sync a small file. What completes the output is put last."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
+        with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             file.write(content)
             file.flush()
             self.sync(file.fileno())
         self._small.append(name)
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the output is what was prepared, whatever happened since."""
+        if self._inode is None or self.path.parent == self.out:
+            return self._inode == 0
+        try:
+            return self.out.stat().st_ino == self._inode
+        except OSError:
+            return False
+
     def publish(self, *, replace: bool) -> list[str]:
         """Make the folder the output; with ``replace`` what is there gives way. Warnings, if any.
 
         OutputError where it cannot be put in place: what was there is there, and all that was
-        written is kept.
+        written is kept; or where :attr:`is_published` and the disk may not have it yet.
         """
         for folder, _, _ in os.walk(self.path):
             self._sync_folder(folder)
         try:
-            if self.path.parent == self.out:
-                old = self._move_into_output(replace=replace)
-            else:
-                old = self._become_output(replace=replace)
+            old = self._put_in_place(replace=replace)
         except OSError as error:
+            if self.is_published:
+                raise
             raise OutputError(f"{self.out}: cannot be put in place ({error})") from error
-        self.finished = {}  # nothing is left that a later run could go on with
-        self._sync_folder(self.path.parent)
-        self._journal.close(remove=True)
-        return [] if old is None else _remove_old(old, self.out)
+        try:
+            self._sync_folder(self.path.parent)
+        except OSError as error:
+            raise OutputError(
+                f"{self.out}: is complete and in its place, but the file system does not say that"
+                f" it is on disk ({error.strerror})",
+                hint="Hold it against its plan with `write.resume=True`.",
+            ) from error
+        left = [] if old is None else remove_old(old, self.out)
+        if self.path.parent == self.out:
+            shutil.rmtree(self.path, ignore_errors=True)
+        # What could not be removed is tried again by the next run, which learns of it there.
+        self._journal.close(remove=not left and not os.path.lexists(self.path))
+        self.warnings += left
+        return self.warnings
 
     def abandon(self) -> int:
         """Leave without publishing; returns how many finished files are kept for a resume."""
@@ -126,88 +184,62 @@ class Staging:
         self._journal.close()
         return len(self.finished)
 
+    def leave(self) -> None:
+        """Leave what is published; the next run clears up what this one could not."""
+        self._journal.close()
+
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind; only the process that has opened the folder does."""
+        if not self._journal.is_open:
+            return
         self.finished = {}
         shutil.rmtree(self.path, ignore_errors=True)
         self._journal.close(remove=True)
 
-    def _become_output(self, *, replace: bool) -> Path | None:
-        """Rename the folder to the output; the place of what was there."""
-        if not (replace and self.out.exists()):
-            self.path.rename(self.out)
-            return None
-        with _make_place(self.out.parent, f".{self.out.name}.ckpt-old-") as old:
-            if exchange(self.path, self.out):
-                self.path.rename(old)
-            else:
-                move_all([(self.out, old), (self.path, self.out)])
-        return old
+    def _begin(self) -> Left:
+        """Take the lock, and settle what an earlier run left half done; what is left then."""
+        self._journal.open(self.out)
+        left = None
+        try:
+            left = self._journal.read()
+            require_folder(self.path)
+            if left.replacing is not None:
+                is_done, said = settle(Place(self.out, self.path), left.replacing)
+                self._sync_folder(self.path.parent)
+                self.warnings += said
+                left = Left() if is_done else left
+        except BaseException:
+            self._journal.close(remove=left == Left())
+            raise
+        return left
 
-    def _move_into_output(self, *, replace: bool) -> Path | None:
-        """Move all entries of the folder up into the output; the place of what was there."""
-        check_target(self.out, replace=replace, protected=())
-        entries = dict.fromkeys(name.split("/")[0] for name in [*self.finished, *self._small])
-        moves = [(self.path / name, self.out / name) for name in entries]
-        there = list_entries(self.out)
-        with _make_place(self.out, ".ckpt-old-") as old:
-            move_all([(self.out / name, old / name) for name in there] + moves)
-        shutil.rmtree(self.path, ignore_errors=True)
-        return old
-
-    def _require_plan(self, found: str, plan: str) -> None:
-        if found != plan:
+    def _choose_kept(self, left: Left, plan: str) -> list[WrittenFile]:
+        """What is finished and intact; OutputError where it is of another plan."""
+        if left.plan and left.plan != plan:
             raise OutputError(
                 f"{self.path}: was left by a merge of another checkpoint or with other options",
                 hint="Run again without `write.resume` to start over.",
             )
+        return [written for written in left.files or () if is_intact(self.path, written)]
 
-    def _is_intact(self, written: WrittenFile) -> bool:
-        path = self.path / written.name
-        same_size = path.is_file() and path.stat().st_size == written.size
-        return same_size and digest_file(path) == written.digest
+    def _put_in_place(self, *, replace: bool) -> Path | None:
+        place = Place(self.out, self.path)
+        if not place.is_inside:
+            self._inode = self.path.lstat().st_ino
+            return become_output(place, self._journal, replace=replace)
+        check_target(self.out, replace=replace, protected=())
+        entries = dict.fromkeys(name.split("/")[0] for name in [*self.finished, *self._small])
+        old = move_into_output(place, self._journal, list(entries))
+        self._inode = 0
+        return old
 
     def _sync_folder(self, path: str | Path) -> None:
+        """Sync the entries of a folder, where the file system can: not all have that."""
         descriptor = os.open(path, os.O_RDONLY)
         try:
             self.sync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
         finally:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _make_place(folder: Path, prefix: str) -> Iterator[Path]:
-    """An empty folder of a new name, in which something is put; gone again where that fails."""
-    place = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
-    try:
-        yield place
-    except BaseException:
-        with contextlib.suppress(OSError):
-            place.rmdir()
-        raise
-
-
-def _remove_old(old: Path, out: Path) -> list[str]:
-    """Remove what an output took the place of; a warning where that cannot be."""
-    try:
-        shutil.rmtree(old)
-    except OSError as error:
-        return [f"{old}: what was in {out} before, could not be removed ({error.strerror})"]
-    return []
-
-
-def explain(error: BaseException, staging: Staging) -> BaseException:
-    """Leave ``staging``; the error to raise for ``error``, with what is kept and how to go on."""
-    kept = staging.abandon()
-    note = (
-        f"{kept} finished files are kept in {staging.path}:"
-        " `write.resume=True` continues with them."
-    )
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        error = OutputError(f"{staging.out}: {where}{error.strerror or error}")
-    if kept and isinstance(error, CkptError):
-        error.hint = f"{error.hint} {note}".strip()
-    elif kept and isinstance(error, KeyboardInterrupt):
-        error = KeyboardInterrupt(note)
-    return error

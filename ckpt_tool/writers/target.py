@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import OutputError
 
-#: In an output that is a mount point: where it is prepared, and the journal of that.
-_PARTIAL, _JOURNAL = ".ckpt-partial", ".ckpt-journal"
+#: In an output that is a mount point: where it is prepared, the journal of that, and how the names
+#: of folders begin with what was there before. Beside an output they begin with ``.<name>``.
+_PARTIAL, _JOURNAL, _OLD = ".ckpt-partial", ".ckpt-journal", ".ckpt-old-"
 
 #: What a file system has in its root by itself.
 _OF_FILE_SYSTEMS = "lost+found"
@@ -52,11 +54,17 @@ def make_journal_path(out: Path) -> Path:
     return out / _JOURNAL if is_mount(out) else out.parent / f".{out.name}.ckpt-journal"
 
 
+def make_old_prefix(out: Path) -> str:
+    """How names of folders begin that hold what ``out`` was; they lie beside the journal."""
+    return _OLD if is_mount(out) else f".{out.name}{_OLD}"
+
+
 def list_entries(out: Path) -> list[str]:
     """What is in ``out``, sorted; in a mount point without what is there while it is written."""
     names = {path.name for path in out.iterdir()}
     if is_mount(out):
         names -= {_PARTIAL, _JOURNAL, _OF_FILE_SYSTEMS}
+        names = {name for name in names if not name.startswith(_OLD)}
     return sorted(names)
 
 
@@ -108,16 +116,18 @@ def _say_faults(faults: Sequence[str]) -> str:
     return f", and is not what would be written: {'; '.join(faults[:_LISTED])}{more}"
 
 
-def check_space(out: Path, needed: int) -> None:
+def check_space(out: Path, needed: int, finished: Mapping[str, int] | None = None) -> None:
     """OutputError unless there is room for ``needed`` bytes where ``out`` is prepared.
 
-    What an earlier run left there counts as room: it is kept, written again or cleared.
+    What an earlier run left there counts as room: it is kept, written again or cleared. What is
+    ``finished``, sizes by name, counts whole, however little of the disk a file system that
+    compresses says that it takes.
     """
     partial = make_partial_path(out)
     place = partial.parent.absolute()
     while not place.exists():
         place = place.parent
-    free, left = shutil.disk_usage(place).free, _bytes_on_disk(partial)
+    free, left = shutil.disk_usage(place).free, _bytes_on_disk(partial, finished or {})
     if free + left < needed:
         also = f", and {left:,} are in {partial}" if left else ""
         raise OutputError(
@@ -126,9 +136,19 @@ def check_space(out: Path, needed: int) -> None:
         )
 
 
-def _bytes_on_disk(folder: Path) -> int:
-    """Bytes that the files of a folder take, reserved space included; 0 where it is absent."""
+def _bytes_on_disk(folder: Path, finished: Mapping[str, int]) -> int:
+    """Bytes that the files of a folder take, reserved space included; 0 where it is absent.
+
+    Another run may remove them meanwhile.
+    """
     total = 0
     for parent, _, names in os.walk(folder):
-        total += sum(os.lstat(os.path.join(parent, name)).st_blocks * 512 for name in names)
+        for name in names:
+            path = Path(parent, name)
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                taken = found.st_blocks * 512
+                if finished.get(path.relative_to(folder).as_posix()) == found.st_size:
+                    taken = max(taken, found.st_size)
+                total += taken
     return total

@@ -12,7 +12,9 @@ from ckpt_tool import MergeOptions, NameOptions, WriteOptions, merge_dcp, merge_
 from ckpt_tool.common.errors import MappingError, OutputError
 from ckpt_tool.plans import manifest as manifest_module
 from ckpt_tool.plans.options import WriteResult
+from ckpt_tool.writers.staging import Staging
 from ckpt_tool.writers.stream import digest_file
+from ckpt_tool.writers.target import make_journal_path, make_partial_path
 from tests.support import megatron
 from tests.support.merging import TINY, values, write_rank
 from tests.support.resaving import save_dcp
@@ -198,6 +200,27 @@ def test_a_checkpoint_of_megatron_too(megatron_cases: Path, tmp_path: Path) -> N
     again = merge_megatron(source, tmp_path / "out", options)
     assert (first.already_complete, again.already_complete) == (False, True)
     assert again.dropped == first.dropped
+
+
+def test_what_a_killed_run_left_beside_it_is_removed(source: Path, tmp_path: Path) -> None:
+    """It was killed when it wrote the same over it; what is of other options is named."""
+    out = tmp_path / "out"
+    merge(source, out)
+    for plan, is_left in ((plan_of(out), False), ("another", True)):
+        staging = Staging(out, fsync=False, direct=False)
+        staging.open(plan, resume=False, replace=True)
+        staging.put("part", b"of it")
+        staging.leave()
+        result = merge(source, out, resume=True)
+        assert result.already_complete
+        assert any(str(staging.path) in said for said in result.warnings) == is_left
+        assert make_partial_path(out).exists() == is_left
+        assert make_journal_path(out).exists() == is_left
+
+
+def plan_of(out: Path) -> str:
+    plan: str = json.loads((out / "ckpt_manifest.json").read_text())["plan"]
+    return plan
 
 
 def test_what_is_complete_is_read_back_where_that_is_wanted(source: Path, tmp_path: Path) -> None:

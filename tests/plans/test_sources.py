@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from ckpt_tool.common.errors import CheckpointError
 from ckpt_tool.common.parallel import ALONE, Team
@@ -62,10 +63,20 @@ def rewrite(path: Path) -> None:
     path.write_bytes(content)
 
 
+def replace_by_copy(path: Path) -> None:
+    """Another file of the same size and time, as ``cp --preserve`` of another step leaves it."""
+    found = path.stat()
+    other = path.with_suffix(".new")
+    other.write_bytes(bytes(found.st_size))
+    os.utime(other, ns=(found.st_atime_ns, found.st_mtime_ns))
+    other.rename(path)
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "touched": (os.utime, "was written again after it was opened"),
     "written again": (rewrite, "was written again after it was opened"),
     "longer": (append, r"had [\d,]+ bytes when it was opened, and has [\d,]+ now"),
+    "replaced": (replace_by_copy, "was replaced by another file after it was opened"),
     "gone": (Path.unlink, r"had [\d,]+ bytes when it was opened, and has 0 now"),
 }
 
@@ -83,6 +94,32 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     assert re.fullmatch(said, problem.message)
     assert "write.resume" not in error.value.hint  # nobody knows what was read
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("change", [os.utime, append, replace_by_copy])
+def test_so_is_a_file_that_is_copied(source: Path, tmp_path: Path, change) -> None:
+    """It is read when all else is written: what was looked at before may be another one."""
+    tokenizer = source / "huggingface" / "tokenizer.json"
+    tokenizer.write_text("{}")
+    team = Team(ALONE, 2, Once(lambda: change(tokenizer)))
+    with pytest.raises(CheckpointError, match="changed while it was read") as error:
+        write(plan_of(source), tmp_path / "out", WriteOptions(check_load=False), team)
+    assert [problem.where for problem in error.value.problems] == [str(tokenizer)]
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_so_is_the_model_that_fills_what_is_missing(source: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    config = {**TINY, "num_hidden_layers": 2}
+    (base / "config.json").write_text(json.dumps(config))
+    state = {f"layers.{n}.weight": values(64, 64, start=n << 12) for n in range(5)}
+    save_file(state, base / "model.safetensors")
+    plan = make_plan(source, "fsdp", MergeOptions(fill_from=base, config=base))
+    team = Team(ALONE, 2, Once(lambda: replace_by_copy(base / "model.safetensors")))
+    with pytest.raises(CheckpointError, match="changed while it was read") as error:
+        write(plan, tmp_path / "out", WriteOptions(check_load=False), team)
+    assert [problem.where for problem in error.value.problems] == [str(base / "model.safetensors")]
 
 
 def test_a_change_comes_before_the_differences_that_it_makes(source: Path, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def _mode(repo: Repo, row: dict) -> dict:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and content are sent one after the other
     hub: Hub
 
     def do_GET(self) -> None:

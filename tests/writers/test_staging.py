@@ -2,25 +2,33 @@
 
 import errno
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 
 from ckpt_tool.common.errors import OutputError
+from ckpt_tool.writers import replacing
 from ckpt_tool.writers import staging as staging_module
+from ckpt_tool.writers.journal import read_finished
+from ckpt_tool.writers.leaving import explain
+from ckpt_tool.writers.outfile import OutputFile
 from ckpt_tool.writers.renames import exchange, move_all
-from ckpt_tool.writers.staging import Staging, explain
+from ckpt_tool.writers.staging import Staging
 from ckpt_tool.writers.stream import WrittenFile, digest_file
 from ckpt_tool.writers.target import check_space, check_target, make_journal_path, make_partial_path
 
 
-def opened(out: Path, *, resume: bool = False, replace: bool = False) -> Staging:
-    staging = Staging(out, fsync=False, direct=False)
-    staging.open("plan", resume=resume, replace=replace)
+def opened(
+    out: Path, *, resume: bool = False, replace: bool = False, fsync: bool = False
+) -> Staging:
+    staging = Staging(out, fsync=fsync, direct=False)
+    _, kept = staging.open("plan", resume=resume, replace=replace)
+    staging.join(staging.path, kept)
     return staging
 
 
@@ -46,8 +54,8 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
-def replaced(out: Path) -> list[str]:
-    staging = opened(out, replace=True)
+def replaced(out: Path, *, fsync: bool = False) -> list[str]:
+    staging = opened(out, replace=True, fsync=fsync)
     add(staging, "weights", b"new")
     staging.put("config.json", b"{}")
     return staging.publish(replace=True)
@@ -90,7 +98,7 @@ def cannot_exchange(*_: object) -> bool:
 
 
 def test_where_folders_cannot_be_exchanged_two_renames_do(out: Path, monkeypatch) -> None:
-    monkeypatch.setattr(staging_module, "exchange", cannot_exchange)
+    monkeypatch.setattr(replacing, "exchange", cannot_exchange)
     assert replaced(out) == []
     assert contents(out) == NEW
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -98,7 +106,7 @@ def test_where_folders_cannot_be_exchanged_two_renames_do(out: Path, monkeypatch
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, OSError(errno.EBUSY, "busy")], ids=str)
 def test_between_the_two_the_old_output_comes_back(out: Path, monkeypatch, interrupt) -> None:
-    monkeypatch.setattr(staging_module, "exchange", cannot_exchange)
+    monkeypatch.setattr(replacing, "exchange", cannot_exchange)
     plain = Path.rename
 
     def stop(self: Path, target: Path) -> Path:
@@ -144,7 +152,11 @@ def test_an_old_output_that_cannot_be_removed_is_a_warning(out: Path, monkeypatc
     assert contents(left) == {"old": "before"}
     assert str(left) in warning
     assert "could not be removed (Operation not permitted)" in warning
-    assert len(replaced(out)) == 1  # and it is in nobody's way
+    assert len(replaced(out)) == 2  # that it is still there, and another; neither is in the way
+    monkeypatch.undo()
+    (said,) = Staging(out, fsync=False, direct=False).tidy()  # the one that nobody knows any more
+    assert str(left) in said
+    assert list(out.parent.glob(".out.ckpt-old-*")) == [left]
 
 
 def test_a_rename_that_fails_keeps_what_was_written(tmp_path: Path, monkeypatch) -> None:
@@ -205,7 +217,7 @@ def test_a_lock_on_a_journal_that_is_gone_is_none(tmp_path: Path, monkeypatch) -
     out = tmp_path / "out"
     first, plain = opened(out), fcntl.flock
 
-    def end_first(file: TextIO, how: int) -> None:
+    def end_first(file: int, how: int) -> None:
         monkeypatch.undo()
         first.discard()
         plain(file, how)
@@ -221,6 +233,7 @@ def test_a_lock_on_a_journal_that_is_gone_is_none(tmp_path: Path, monkeypatch) -
 
 def test_nobody_comes_between_clearing_and_writing(tmp_path: Path, monkeypatch) -> None:
     out, plain, refused = tmp_path / "out", shutil.rmtree, []
+    make_partial_path(out).mkdir()
 
     def clear(path: Path, ignore_errors: bool = False) -> None:
         plain(path, ignore_errors=ignore_errors)
@@ -233,6 +246,142 @@ def test_nobody_comes_between_clearing_and_writing(tmp_path: Path, monkeypatch) 
     staging = opened(out)
     assert refused == [make_partial_path(out)]
     staging.discard()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_sync_of_folders_is_one_to_write_to(
+    out: Path, monkeypatch, number: int
+) -> None:
+    fail_sync(monkeypatch, lambda path: path.is_dir(), number)
+    assert replaced(out, fsync=True) == []
+    assert contents(out.parent) == {f"out/{name}": text for name, text in NEW.items()}
+
+
+def fail_sync(monkeypatch, which: Callable[[Path], bool], number: int) -> None:
+    plain = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if which(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(number, os.strerror(number))
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+
+def test_an_error_when_all_is_in_place_says_that_it_is(out: Path, monkeypatch) -> None:
+    staging = opened(out, replace=True, fsync=True)
+    add(staging, "weights", b"new")
+    staging.put("config.json", b"{}")
+    with monkeypatch.context() as patch:
+        fail_sync(patch, lambda path: path == out.parent, errno.EIO)
+        with pytest.raises(OutputError) as error:
+            staging.publish(replace=True)
+    said = explain(error.value, staging)
+    assert "is complete and in its place" in str(said)
+    assert "(Input/output error)" in str(said)
+    assert "kept" not in f"{said}{said.hint}"
+    assert contents(out) == NEW
+    assert Staging(out, fsync=False, direct=False).tidy() == []  # by the next run
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), OSError(errno.EIO, "broken")], ids=str)
+def test_so_does_an_interruption_behind_the_rename(out: Path, monkeypatch, interrupt) -> None:
+    def stop(*_: object) -> None:
+        raise interrupt
+
+    staging = opened(out, replace=True)
+    add(staging, "weights", b"new")
+    staging.put("config.json", b"{}")
+    with monkeypatch.context() as patch:
+        patch.setattr(staging_module, "remove_old", stop)
+        with pytest.raises(type(interrupt)) as error:
+            staging.publish(replace=True)
+    said = explain(error.value, staging)
+    assert f"{out} is complete and in its place" in str(said)
+    assert "write.resume" not in str(said)
+    assert replaced(out) == []
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o027, 0o077])
+def test_every_file_has_the_mode_that_umask_leaves(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        staging = opened(tmp_path / "out")
+        for direct in (False, True):
+            name = f"weights{direct:d}"
+            file = OutputFile(staging.path / name, 3, direct=direct)
+            os.close(file.descriptor)
+            staging.record(WrittenFile(name, 3, ""))
+        staging.put("sub/code.py", b"")
+        staging.put("config.json", b"{}")
+        staging.publish(replace=False)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*")}
+    folders = {"sub": 0o777 & ~mask}
+    assert modes == dict.fromkeys(("weights0", "weights1", "code.py", "config.json"),
+                                  0o666 & ~mask) | folders  # fmt: skip
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_only_what_is_finished_stays_where_a_run_goes_on(tmp_path: Path) -> None:
+    """A small file of the earlier run, which this one does not write, is no part of the output."""
+    out = tmp_path / "out"
+    first = opened(out)
+    add(first, "weights", b"new")
+    add(first, "lost", b"new")
+    first.put("tokenizer.json", b"{}")
+    first.put("sub/code.py", b"")
+    (first.path / "lost").unlink()
+    first.abandon()
+    again = opened(out, resume=True)
+    assert list(again.finished) == ["weights"]
+    again.put("config.json", b"{}")
+    again.publish(replace=False)
+    assert contents(out) == NEW
+    assert [path.name for path in out.iterdir() if path.is_dir()] == []
+
+
+def test_what_is_finished_counts_whole_on_a_disk_that_compresses(tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    first = opened(out)
+    add(first, "weights", bytes(3 << 20))
+    os.truncate(first.path / "weights", 0)
+    os.truncate(first.path / "weights", 3 << 20)  # now it takes no room
+    first.abandon()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    check_space(out, 4 << 20, read_finished(make_journal_path(out)))
+    with pytest.raises(OutputError, match="are free"):
+        check_space(out, 4 << 20)
+
+
+def test_somebody_may_remove_what_is_counted(tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    add(opened(out), "weights", b"new")
+    plain = os.walk
+
+    def walk(folder: Path):
+        for found in plain(folder):
+            shutil.rmtree(folder)
+            yield found
+
+    monkeypatch.setattr(os, "walk", walk)
+    check_space(out, 1)
+
+
+def test_a_process_without_the_lock_removes_nothing(tmp_path: Path) -> None:
+    """Another rank of a run that failed, when the next run is at work already."""
+    out = tmp_path / "out"
+    first = opened(out)
+    add(first, "weights", b"new")
+    other = Staging(out, fsync=False, direct=False)
+    other.join(first.path, [])
+    other.discard()
+    assert other.abandon() == 0
+    assert contents(first.path) == {"weights": "new"}
 
 
 RACE = """
@@ -290,7 +439,7 @@ print(won.value, [one.exitcode for one in them])
 
 @pytest.mark.slow
 def test_of_several_that_start_at_once_one_writes_at_a_time(tmp_path: Path) -> None:
-    rounds, workers = 150, 4
+    rounds, workers = 150, 8
     command = [sys.executable, "-c", RACE, str(tmp_path), str(rounds), str(workers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.stderr == ""

@@ -15,16 +15,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 
-#: The child imports what this process would, wherever that was started from.
-_START = (
-    "import gc, sys; gc.disable(); from importlib import import_module;"
-    " module, *sys.path[:] = sys.argv[1:]; import_module(module).main()"
+#: The child imports what this process would, wherever that was started from, and nothing that lies
+#: in the folder where it is: this package by its place, the rest by the same paths. They are set
+#: before anything is imported, which would be looked for in that folder first.
+_START = """
+import gc, sys
+gc.disable()
+module, package, *sys.path[:] = sys.argv[1:]
+from importlib import import_module, util
+spec = util.spec_from_file_location(
+    "ckpt_tool", package + "/__init__.py", submodule_search_locations=[package]
 )
+sys.modules["ckpt_tool"] = util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["ckpt_tool"])
+import_module(module).main()
+"""
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 #: Who is who in a run of several processes: the child is alone.
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -56,7 +68,7 @@ class Child:
     def __init__(self, module: str, runs: str, request: Mapping[str, Any]) -> None:
         self._runs = runs
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _START, module, *sys.path],
+            [sys.executable, "-W", "ignore", "-c", _START, module, str(_PACKAGE), *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

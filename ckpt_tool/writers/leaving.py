@@ -1,0 +1,41 @@
+"""Leaving a staging folder on an error, and what is said then of what is kept, or in its place."""
+
+from __future__ import annotations
+
+from ckpt_tool.common.errors import CkptError, OutputError
+from ckpt_tool.writers.staging import Staging
+
+
+def explain(error: BaseException, staging: Staging) -> BaseException:
+    """Leave ``staging``; the error to raise for ``error``, with what is kept and how to go on."""
+    if staging.is_published:
+        return _explain_late(error, staging)
+    kept = staging.abandon()
+    note = (
+        f"{kept} finished files are kept in {staging.path}:"
+        " `write.resume=True` continues with them."
+    )
+    if isinstance(error, OSError):
+        error = OutputError(f"{staging.out}: {say_cause(error)}")
+    elif isinstance(error, MemoryError):
+        error = OutputError(f"{staging.out}: not enough memory, or less than this process may have")
+    if kept and isinstance(error, CkptError):
+        error.hint = f"{error.hint} {note}".strip()
+    elif kept and isinstance(error, KeyboardInterrupt):
+        error = KeyboardInterrupt(note)
+    return error
+
+
+def _explain_late(error: BaseException, staging: Staging) -> BaseException:
+    """The same where the output is in its place already: nothing is lost, and nothing is kept."""
+    staging.leave()
+    note = f"{staging.out} is complete and in its place"
+    if isinstance(error, OSError):
+        return OutputError(f"{note}, but what follows failed: {say_cause(error)}")
+    return KeyboardInterrupt(f"{note}.") if isinstance(error, KeyboardInterrupt) else error
+
+
+def say_cause(error: OSError) -> str:
+    """What the system says of which file."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"

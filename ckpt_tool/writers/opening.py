@@ -1,0 +1,53 @@
+"""Opening what is written: no link at the end of a path is followed, and umask says who may read.
+
+Folders in which others may write, too (``/tmp``) are no reason to write into somebody's file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from ckpt_tool.common.errors import OutputError
+
+_HINT = "Remove it, or choose another output folder."
+
+
+def open_file(path: Path, flags: int) -> int:
+    """A descriptor of a plain file; new ones get the mode that umask leaves.
+
+    OutputError where the path is a link, or is no file; OSError where it cannot be opened.
+    """
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _is_link(path) from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OutputError(f"{path}: is not a file, and is to be written", hint=_HINT)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def require_folder(path: Path) -> bool:
+    """Whether a folder is there; OutputError where something else is, be it a link to one."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISLNK(mode):
+        raise _is_link(path)
+    if not stat.S_ISDIR(mode):
+        raise OutputError(f"{path}: is not a folder, and is to be written into", hint=_HINT)
+    return True
+
+
+def _is_link(path: Path) -> OutputError:
+    return OutputError(f"{path}: is a symbolic link, and nothing is written through it", hint=_HINT)
