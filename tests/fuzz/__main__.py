@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
 
+from ckpt_tool.cli.ui import make_printable
 from tests.fuzz.case import Case, run_case
 from tests.fuzz.children import BATCH, Batch, Finding, Setting, Tally, run_batches
 from tests.fuzz.findings import Findings
@@ -44,7 +45,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = _arguments(given)
     if options.replay:
         outcome = run_case(Case.load(options.replay), options.replay)
-        print(f"{outcome.kind}\n{outcome.said}")
+        print(outcome.kind, make_printable(outcome.said, "\n"), sep="\n")
         return int(outcome.is_defect)
     shared = Path("/dev/shm")
     place = shared if shared.is_dir() and os.access(shared, os.W_OK) else None
