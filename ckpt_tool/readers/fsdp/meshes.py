@@ -1,0 +1,149 @@
+"""Pickled device meshes: their shape, and where in it the rank is that wrote them.
+
+A mesh is stored as a tensor of ranks (``mesh``) or, in newer torch, as ``_layout`` (sizes and
+strides) over ``_rank_map``. Source: ``torch/distributed/device_mesh.py`` and ``_mesh_layout.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ckpt_tool.common.errors import FormatError
+from ckpt_tool.readers.base import Mesh
+from ckpt_tool.readers.torch_save.archive import TorchArchive
+from ckpt_tool.readers.torch_save.rebuilding import TensorRef
+from ckpt_tool.readers.torch_save.standins import MAX_ITEMS, MAX_NAME, StandIn, describe
+from ckpt_tool.tensors.geometry import Shape, unravel
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A rank's place in a mesh."""
+
+    mesh: Mesh
+    coordinate: Shape
+
+
+class MeshDecoder:
+    """Decodes the meshes of one rank's file; what they share is read once."""
+
+    def __init__(self, archive: TorchArchive, rank: int) -> None:
+        self._archive = archive
+        self._rank = rank
+        self._positions: dict[int, Position] = {}
+        self._places: dict[TensorRef, int] = {}
+        self._room = archive.bytes  # for the ranks of meshes
+
+    def find(self, mesh: Any) -> Position:
+        """Where the rank is in a mesh; FormatError where it is in none, or that is none."""
+        if not isinstance(mesh, StandIn):
+            raise FormatError("a DTensor without a device mesh")
+        if id(mesh) not in self._positions:
+            self._positions[id(mesh)] = self._decode_mesh(mesh)
+        return self._positions[id(mesh)]
+
+    def _decode_mesh(self, mesh: StandIn) -> Position:
+        if isinstance(mesh.get("mesh"), TensorRef):
+            position = self._from_ranks(mesh.get("mesh"), mesh.get("mesh_dim_names"))
+        elif isinstance(mesh.get("_rank_map"), TensorRef):
+            at = self._find_place(mesh.get("_rank_map"))
+            position = _from_layout(mesh.get("_layout"), at, mesh.get("_mesh_dim_names"))
+        else:
+            raise FormatError("a device mesh of an unknown kind")
+        written_by = mesh.get("_coordinate_on_dim")
+        if written_by is not None and tuple(list_few(written_by)) != position.coordinate:
+            raise FormatError(
+                f"written by the rank at {list(written_by)} of the mesh, but the file name says"
+                f" rank {self._rank}, at {list(position.coordinate)}"
+            )
+        return position
+
+    def _from_ranks(self, ref: TensorRef, names: Any) -> Position:
+        at = self._find_place(ref)
+        return Position(Mesh(ref.shape, _names(names)), unravel(at, ref.shape))
+
+    def _find_place(self, ref: TensorRef) -> int:
+        """Where in a tensor of ranks this rank is. Meshes that share one share the work."""
+        if ref not in self._places:
+            self._room -= prod(ref.shape)
+            if self._room < 0:
+                raise FormatError("device meshes of more ranks than their file has bytes")
+            self._places[ref] = _index(self._archive.read_integers(ref), self._rank)
+        return self._places[ref]
+
+
+def _from_layout(layout: Any, at: int, names: Any) -> Position:
+    """A mesh whose dimensions are (sizes, strides) over a flat list of ranks.
+
+    A dimension with several sizes is a flattened one; its last size varies fastest.
+    """
+    shape, coordinate = [], []
+    for axis in _axes(layout):
+        index = 0
+        for size, stride in axis:
+            index = index * size + at // stride % size
+        shape.append(prod(size for size, _ in axis))
+        coordinate.append(index)
+    return Position(Mesh(tuple(shape), _names(names)), tuple(coordinate))
+
+
+def _axes(layout: Any) -> list[list[tuple[int, int]]]:
+    """Per mesh dimension its (size, stride) pairs.
+
+    torch 2.13 keeps ``axes``, one flat layout per dimension; 2.9 to 2.12 one layout with nested
+    ``shape`` and ``stride`` whose top level are the dimensions.
+    """
+    if not isinstance(layout, StandIn):
+        raise FormatError("a device mesh without a layout")
+    axes = layout.get("axes")
+    if axes is not None:
+        return [_pairs(*list_fields(axis, "shape", "stride")) for axis in list_few(axes)]
+    sizes, strides = list_fields(layout, "shape", "stride")
+    if isinstance(sizes, int):
+        return [_pairs(sizes, strides)]
+    return [_pairs(*each) for each in zip(list_few(sizes), list_few(strides), strict=True)]
+
+
+def _pairs(sizes: Any, strides: Any) -> list[tuple[int, int]]:
+    if isinstance(sizes, int):
+        sizes, strides = (sizes,), (strides,)
+    pairs = list(zip(list_few(sizes), list_few(strides), strict=True))
+    if not all(isinstance(n, int) and isinstance(s, int) and n > 0 and s > 0 for n, s in pairs):
+        raise FormatError("a device mesh with sizes or strides that are not positive")
+    return pairs
+
+
+def list_fields(value: Any, *names: str) -> list[Any]:
+    """Attributes of a stand-in: by name in its state, else by position in its arguments."""
+    if not isinstance(value, StandIn):
+        raise FormatError(f"a {type(value).__name__} where an object with {names} was expected")
+    if isinstance(value.state, dict) and all(name in value.state for name in names):
+        return [value.state[name] for name in names]
+    held = value.state if isinstance(value.state, tuple) else value.args
+    if len(held) < len(names):
+        raise FormatError(f"a {value.kind} without {', '.join(names)}")
+    return list(held[: len(names)])
+
+
+def list_few(values: Any) -> Sequence[Any]:
+    """A list of a few: one that many tensors share is walked for each of them."""
+    if not isinstance(values, (tuple, list)) or len(values) > MAX_ITEMS:
+        raise FormatError("a list that is none, or that is longer than any that torch writes")
+    return values
+
+
+def _names(names: Any) -> tuple[str, ...] | None:
+    return tuple(map(_name, list_few(names))) if isinstance(names, (tuple, list)) else None
+
+
+def _name(value: Any) -> str:
+    return value[:MAX_NAME] if isinstance(value, str) else describe(value)
+
+
+def _index(ranks: list[int], rank: int) -> int:
+    if rank not in ranks:
+        raise FormatError(f"rank {rank} is not in the device mesh {ranks[:8]}")
+    return ranks.index(rank)
