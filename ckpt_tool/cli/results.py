@@ -204,8 +204,9 @@ def _lora_json(lora: LoraNote | None) -> dict[str, Any] | None:
 def _show_filled(console: Console, filled: list[str]) -> None:
     """What was taken from another model, counted by layer or first parts of names."""
     counts = Counter(_WITHIN.sub(r"\1.*", name) for name in filled)
-    for start, count in zip(map(ui.make_printable, counts), counts.values(), strict=True):
-        console.print(f"  fill     {start} ({count_noun(count, 'tensor')})", soft_wrap=True)
+    for start, count in counts.items():
+        what = ui.make_printable(start)
+        console.print(f"  fill     {what} ({count_noun(count, 'tensor')})", soft_wrap=True)
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from ckpt_tool.cli.flags import spell_flags
-from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError
+from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError, say_cause
 from ckpt_tool.common.parallel import is_first, is_parallel
 from ckpt_tool.common.progress import NoProgress, Progress
 
@@ -134,8 +134,7 @@ def _explain(error: CkptError | OSError) -> None:
     if not is_first():  # the first process of several says what went wrong in any of them
         return
     if not isinstance(error, CkptError):
-        where = f"{error.filename}: " if error.filename else ""
-        _say(f"error: {where}{error.strerror or error}")
+        _say(f"error: {say_cause(error)}")
         return
     _say(f"error: {error.message}")
     details: list[str] = []

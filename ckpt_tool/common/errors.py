@@ -101,3 +101,9 @@ class OutputError(CkptError):
 
 class UploadError(CkptError):
     """The Hub is not reached, or refuses what it is asked."""
+
+
+def say_cause(error: OSError) -> str:
+    """What the system says of which file."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"

@@ -21,11 +21,14 @@ _WRAPPERS = re.compile(
     r"|^(FullyShardedDataParallel|DistributedDataParallel)$"
 )
 
+#: How configs call the number of experts.
+EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts")
+
 _MOST = (1 << 31) - 1
 #: The most that a config may say; a hundred times what the largest models do.
 _SIZES = {
     **dict.fromkeys(("num_hidden_layers", "num_nextn_predict_layers"), 100_000),
-    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts"), 1_000_000),
+    **dict.fromkeys(EXPERT_KEYS, 1_000_000),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), _MOST),
     **dict.fromkeys(("hidden_size", "vocab_size"), _MOST),
 }

@@ -9,7 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ckpt_tool.common.errors import CheckpointError, MappingError, OutputError, UsageError
+from ckpt_tool.common.errors import (
+    CheckpointError,
+    MappingError,
+    OutputError,
+    UsageError,
+    say_cause,
+)
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.plans.checks.judge import Judge, Verdict
@@ -18,7 +24,7 @@ from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.writers.files import write_files
-from ckpt_tool.writers.leaving import explain, say_cause
+from ckpt_tool.writers.leaving import explain
 from ckpt_tool.writers.staging import Staging
 from ckpt_tool.writers.stream import WrittenFile
 

@@ -23,10 +23,9 @@ from ckpt_tool.common.wording import list_gaps
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
 from ckpt_tool.readers.torch_file import open_torch_file
 from ckpt_tool.tensors.chunks import Region
-from ckpt_tool.tensors.dtypes import BY_SAFETENSORS
+from ckpt_tool.tensors.dtypes import BY_SAFETENSORS, MAX_SAFETENSORS_HEADER
 from ckpt_tool.tensors.geometry import Box, make_strides
 
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MOST_DIMS = 64
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
 _WEIGHTS = (
@@ -45,7 +44,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         file.seek(0)
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
+        if len(prefix) < 8 or length > min(MAX_SAFETENSORS_HEADER, size - 8):
             raise FormatError(f"a header of {length} bytes in a file of {size}", path=path)
         try:
             return require_object(parse_json(file.read(length), path), path), 8 + length

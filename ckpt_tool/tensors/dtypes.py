@@ -50,6 +50,9 @@ _ROWS = (
 BY_NAME = {row.name: row for row in _ROWS}
 BY_SAFETENSORS = {row.safetensors: row for row in _ROWS}
 
+#: Bytes of the longest header that the safetensors library reads.
+MAX_SAFETENSORS_HEADER = 100_000_000
+
 FLOAT64 = BY_NAME["float64"]
 FLOAT32 = BY_NAME["float32"]
 FLOAT16 = BY_NAME["float16"]

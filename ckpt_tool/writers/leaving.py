@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_tool.common.errors import CkptError, OutputError
+from ckpt_tool.common.errors import CkptError, OutputError, say_cause
 from ckpt_tool.writers.staging import Staging
 
 
@@ -33,9 +33,3 @@ def _explain_late(error: BaseException, staging: Staging) -> BaseException:
     if isinstance(error, OSError):
         return OutputError(f"{note}, but what follows failed: {say_cause(error)}")
     return KeyboardInterrupt(f"{note}.") if isinstance(error, KeyboardInterrupt) else error
-
-
-def say_cause(error: OSError) -> str:
-    """What the system says of which file."""
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"

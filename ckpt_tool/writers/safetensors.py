@@ -16,6 +16,7 @@ from typing import Any
 from ckpt_tool.common.errors import MappingError, OutputError
 from ckpt_tool.common.untrusted import is_text
 from ckpt_tool.common.wording import count_noun
+from ckpt_tool.tensors.dtypes import MAX_SAFETENSORS_HEADER
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.planned import PlannedFile, Role
 
@@ -23,8 +24,6 @@ INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_model.safetensors"
 #: What a header says of the file, in place of a tensor.
 _METADATA = "__metadata__"
-#: The longest header that the safetensors library reads.
-_MAX_HEADER = 100_000_000
 
 
 def plan_files(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> list[PlannedFile]:
@@ -68,10 +67,10 @@ def plan_file(file: str, tensors: Mapping[str, LazyTensor], role: Role = "weight
         at = end
     text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > _MAX_HEADER:
+    if len(text) > MAX_SAFETENSORS_HEADER:
         raise OutputError(
             f"{file}: a header of {len(text):,} bytes for {len(tensors):,} tensors; readers of"
-            f" safetensors take up to {_MAX_HEADER:,}",
+            f" safetensors take up to {MAX_SAFETENSORS_HEADER:,}",
             hint="Spread the tensors over more files with a smaller `max_shard_size`.",
         )
     header = len(text).to_bytes(8, "little") + text

@@ -93,7 +93,7 @@ def _rows(result: Result) -> Iterator[tuple[str, ...]]:
             f"{runs.system:.2f}",
             "" if ratio is None else f"{ratio:.2f} x {found.reference}",
             _budget_text(found),
-            _verdict(ratio, found.budget) or _verdict(runs.seconds, found.limit),
+            _judge(found, ratio),
         )
         if found.shows_memory:
             yield ("    its peak memory", *("",) * 4, _mebibytes(runs.largest))
@@ -140,9 +140,7 @@ def _measurement_json(result: Result, found: Measurement) -> dict[str, Any]:
         "median_round_ratio": _round_ratio(result, found),
         "budget": found.budget,
         "budget_seconds": found.limit,
-        "verdict": _verdict(ratio, found.budget)
-        or _verdict(found.runs.seconds, found.limit)
-        or None,
+        "verdict": _judge(found, ratio) or None,
         "peak_anonymous_bytes": found.runs.anonymous,
         "peak_of_one_process_bytes": found.runs.largest,
         "peak_resident_bytes": found.runs.resident,
@@ -175,6 +173,11 @@ def _budget_text(found: Measurement) -> str:
     if found.limit is not None:
         return f"{found.limit:.1f} s"
     return "" if found.budget is None else f"{found.budget}"
+
+
+def _judge(found: Measurement, ratio: float | None) -> str:
+    """Whether it keeps to its budget, of the ratio or in seconds; empty where it has none."""
+    return _verdict(ratio, found.budget) or _verdict(found.runs.seconds, found.limit)
 
 
 def _verdict(value: float | None, budget: float | None) -> str:

@@ -23,9 +23,9 @@ def test_names_that_no_file_can_have_are_refused_all_at_once():
 def test_a_header_that_readers_do_not_take_is_refused(monkeypatch):
     named = {f"layers.{number}.weight": EMPTY for number in range(20)}
     length = len(plan_file("model.safetensors", named).items[0]) - 8
-    monkeypatch.setattr(safetensors, "_MAX_HEADER", length)
+    monkeypatch.setattr(safetensors, "MAX_SAFETENSORS_HEADER", length)
     assert plan_file("model.safetensors", named).names == tuple(named)
-    monkeypatch.setattr(safetensors, "_MAX_HEADER", length - 1)
+    monkeypatch.setattr(safetensors, "MAX_SAFETENSORS_HEADER", length - 1)
     with pytest.raises(
         OutputError, match=r"model\.safetensors: a header of [\d,]+ bytes for 20"
     ) as e:

@@ -8,11 +8,9 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
-from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_rows import MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES
-
-_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     layers = text.size("num_hidden_layers")
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")
-    experts = next((text.size(key) for key in _EXPERTS if text.values.get(key)), 0)
+    experts = next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0)
     moe = _find_moe_layers(text, layers) if family.moe and experts else frozenset[int]()
     vision = Fields(config.raw, config.path).inside("vision_config")
     return Numbers(
@@ -132,7 +130,7 @@ def _read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "ffn": ffn,
         "expert_ffn": expert or ffn,
         "shared_ffn": text.size("shared_expert_intermediate_size", 0) or shared,
-        "experts": next((text.size(key) for key in _EXPERTS if text.values.get(key)), 0),
+        "experts": next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0),
         "query_rank": text.size("q_lora_rank", 0),
         "latent_query": heads * (nope + rope),
         "latent_out": heads * value,

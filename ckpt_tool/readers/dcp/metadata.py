@@ -19,7 +19,7 @@ from ckpt_tool.common.regular import open_regular
 from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.names import resolve_plan
 from ckpt_tool.readers.torch_save.rebuilding import read_sizes
-from ckpt_tool.readers.torch_save.standins import MAX_NAME, StandIn, describe
+from ckpt_tool.readers.torch_save.standins import MAX_NAME, StandIn, describe, name_kind
 from ckpt_tool.readers.torch_save.unpickle import unpickle
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
@@ -138,7 +138,7 @@ def _blocks(
 def _field(target: Any, name: str, kind: type) -> Any:
     value = target.get(name) if isinstance(target, StandIn) else None
     if not isinstance(value, kind):
-        raise FormatError(f"no {name} in a {getattr(target, 'kind', type(target).__name__)}")
+        raise FormatError(f"no {name} in a {name_kind(target)}")
     return value
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Holding, Mesh
-from ckpt_tool.readers.fsdp.meshes import MeshDecoder, list_few, list_fields
+from ckpt_tool.readers.fsdp.meshes import MeshDecoder
 from ckpt_tool.readers.fsdp.placements import Placement, find_local_box
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef, read_sizes
-from ckpt_tool.readers.torch_save.standins import StandIn
+from ckpt_tool.readers.torch_save.standins import StandIn, list_few, list_fields, name_kind
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds
 
@@ -46,16 +46,16 @@ class RankDecoder:
         try:
             return self._decode(name, value)
         except (TypeError, ValueError, IndexError, AttributeError) as error:
-            raise FormatError(f"a malformed {_kind(value)} ({error})") from error
+            raise FormatError(f"a malformed {name_kind(value)} ({error})") from error
 
     def _decode(self, name: str, value: Any) -> LocalTensor:
         if isinstance(value, TensorRef):
             return self._plain(name, value)
-        if _kind(value) == "DTensor":
+        if name_kind(value) == "DTensor":
             return self._dtensor(name, value)
-        if _kind(value) == "ShardedTensor":
+        if name_kind(value) == "ShardedTensor":
             return self._sharded(name, value)
-        raise FormatError(f"a value of type {_kind(value)}, expected a tensor")
+        raise FormatError(f"a value of type {name_kind(value)}, expected a tensor")
 
     def _plain(self, name: str, ref: TensorRef) -> LocalTensor:
         stored = self._archive.locate_tensor(ref, name)
@@ -110,10 +110,6 @@ class RankDecoder:
             region = self._archive.locate_tensor(ref, name).region
             holdings.append(Holding(self.rank, box, region))
         return LocalTensor(shape, dtype, "ShardedTensor", tuple(holdings), None)
-
-
-def _kind(value: Any) -> str:
-    return value.kind if isinstance(value, StandIn) else type(value).__name__
 
 
 def _shell(value: StandIn) -> tuple[DType, Shape]:

@@ -6,7 +6,6 @@ strides) over ``_rank_map``. Source: ``torch/distributed/device_mesh.py`` and ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,7 +14,13 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Mesh
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
-from ckpt_tool.readers.torch_save.standins import MAX_ITEMS, MAX_NAME, StandIn, describe
+from ckpt_tool.readers.torch_save.standins import (
+    MAX_NAME,
+    StandIn,
+    describe,
+    list_few,
+    list_fields,
+)
 from ckpt_tool.tensors.geometry import Shape, unravel
 
 
@@ -114,25 +119,6 @@ def _pairs(sizes: Any, strides: Any) -> list[tuple[int, int]]:
     if not all(isinstance(n, int) and isinstance(s, int) and n > 0 and s > 0 for n, s in pairs):
         raise FormatError("a device mesh with sizes or strides that are not positive")
     return pairs
-
-
-def list_fields(value: Any, *names: str) -> list[Any]:
-    """Attributes of a stand-in: by name in its state, else by position in its arguments."""
-    if not isinstance(value, StandIn):
-        raise FormatError(f"a {type(value).__name__} where an object with {names} was expected")
-    if isinstance(value.state, dict) and all(name in value.state for name in names):
-        return [value.state[name] for name in names]
-    held = value.state if isinstance(value.state, tuple) else value.args
-    if len(held) < len(names):
-        raise FormatError(f"a {value.kind} without {', '.join(names)}")
-    return list(held[: len(names)])
-
-
-def list_few(values: Any) -> Sequence[Any]:
-    """A list of a few: one that many tensors share is walked for each of them."""
-    if not isinstance(values, (tuple, list)) or len(values) > MAX_ITEMS:
-        raise FormatError("a list that is none, or that is longer than any that torch writes")
-    return values
 
 
 def _names(names: Any) -> tuple[str, ...] | None:

@@ -20,7 +20,7 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.torch_save.archive import StoredTensor, TorchArchive
 from ckpt_tool.readers.torch_save.names import resolve_run
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
-from ckpt_tool.readers.torch_save.standins import StandIn
+from ckpt_tool.readers.torch_save.standins import StandIn, name_kind
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Shape, make_strides
@@ -119,7 +119,7 @@ def _parts(archive: TorchArchive, state: dict[Any, Any], faults: list[str]) -> I
         if name.endswith("_extra_state") or value is None:
             continue
         if not isinstance(value, TensorRef):
-            faults.append(f"{name}: a {getattr(value, 'kind', type(value).__name__)}, no tensor")
+            faults.append(f"{name}: a {name_kind(value)}, no tensor")
             continue
         try:
             yield _named(name, archive.locate_tensor(value, name))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ckpt_tool.common.errors import FormatError
 
 #: Arguments of a call, dimensions of a tensor, attributes of an object: no real file has more.
 #: The limit keeps the work linear in the size of the pickle, however often it repeats itself.
@@ -20,7 +22,12 @@ def describe(value: Any) -> str:
         return repr(value[:MAX_ITEMS])
     if isinstance(value, (int, float, type(None))):
         return repr(value)
-    return f"a {value.kind if isinstance(value, StandIn) else type(value).__name__}"
+    return f"a {name_kind(value)}"
+
+
+def name_kind(value: Any) -> str:
+    """What a value out of a pickle is: the class that a stand-in stands for, or its own."""
+    return value.kind if isinstance(value, StandIn) else type(value).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +64,22 @@ class StandIn:
             elif isinstance(first, dict) and len(first) + len(second) <= MAX_ITEMS:
                 state = first | second
         self.state = state
+
+
+def list_fields(value: Any, *names: str) -> list[Any]:
+    """Attributes of a stand-in: by name in its state, else by position in its arguments."""
+    if not isinstance(value, StandIn):
+        raise FormatError(f"a {type(value).__name__} where an object with {names} was expected")
+    if isinstance(value.state, dict) and all(name in value.state for name in names):
+        return [value.state[name] for name in names]
+    held = value.state if isinstance(value.state, tuple) else value.args
+    if len(held) < len(names):
+        raise FormatError(f"a {value.kind} without {', '.join(names)}")
+    return list(held[: len(names)])
+
+
+def list_few(values: Any) -> Sequence[Any]:
+    """A list of a few: one that many tensors share is walked for each of them."""
+    if not isinstance(values, (tuple, list)) or len(values) > MAX_ITEMS:
+        raise FormatError("a list that is none, or that is longer than any that torch writes")
+    return values
