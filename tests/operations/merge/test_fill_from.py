@@ -19,6 +19,7 @@ from tests.support.every_class import build_tiny
 from tests.support.merging import assert_same, load_folder, write_rank
 from tests.support.tiny_llama import HEAD, LLAMA, make_llama
 from tests.support.tiny_models import build
+from tests.support.versions import needs_transformers_5
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 WRITE = WriteOptions(fsync=False)
@@ -91,6 +92,7 @@ def test_the_text_model_alone_becomes_the_whole_one(family, tmp_path):
     assert all(map(is_vision, result.filled))
 
 
+@needs_transformers_5
 def test_a_thinker_becomes_the_whole_omni_model(tmp_path):
     model = build_tiny("qwen3_omni_moe", "Qwen3OmniMoeForConditionalGeneration")
     model.save_pretrained(tmp_path / "base")
