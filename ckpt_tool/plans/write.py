@@ -14,9 +14,11 @@ from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.plans.checks.judge import Judge, Verdict
 from ckpt_tool.plans.manifest import Comparison
-from ckpt_tool.plans.options import WriteOptions, WriteResult
+from ckpt_tool.plans.options import CrcCheck, WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.plans.reading_back import read_back
+from ckpt_tool.plans.source_sums import follow, settle
+from ckpt_tool.tensors.read_sums import ReadSums
 from ckpt_tool.writers.files import write_files
 from ckpt_tool.writers.staging import Staging, explain
 from ckpt_tool.writers.stream import WrittenFile
@@ -29,6 +31,7 @@ class _Outcome:
     written: list[WrittenFile]
     different: list[str] | None
     verdict: Verdict
+    crc: CrcCheck | None
     seconds: float | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -41,8 +44,8 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     published, and the result lists the tensors.
 
     Raises OutputError where ``out`` may not or cannot be written; CheckpointError where a source
-    was changed meanwhile, FormatError where it ends too early; MappingError where ``check_load``
-    finds that the result does not load, UsageError where it cannot be asked.
+    is damaged or was changed meanwhile, FormatError where it ends too early; MappingError where
+    ``check_load`` finds that the result does not load, UsageError where it cannot be asked.
     """
     started = time.monotonic()
     out = Path(os.path.realpath(out))  # links followed: a rename in another folder would not do
@@ -98,7 +101,10 @@ def _check_complete(
         team.world.first(judge.start)
         verdict = team.world.first(lambda: _hear(judge, out, team.progress))
     different = read_back(plan, out, team) if options.verify else None
-    return _Outcome(written, different, verdict)
+    crc = None
+    if options.check_crc:
+        crc = settle(plan, follow(plan, options), team, every=True)
+    return _Outcome(written, different, verdict, crc)
 
 
 def _write_new(
@@ -119,9 +125,12 @@ def _stage(plan: Plan, judge: Judge, out: Path, options: WriteOptions, team: Tea
     how = {"resume": options.resume, "replace": options.overwrite}
     staging.join(*first(lambda: staging.open(plan.fingerprint, **how)))
     try:
-        begun = time.monotonic()
-        written = _write_tensors(plan, staging, replace(team, progress=_Heard(team, judge)))
+        begun, sums = time.monotonic(), follow(plan, options)
+        # What an earlier run has read nobody knows, so all of it is read once more.
+        every = bool(options.check_crc or staging.finished)
+        written = _write_tensors(plan, staging, replace(team, progress=_Heard(team, judge)), sums)
         seconds = time.monotonic() - begun
+        crc = _settle(plan, sums, staging, team, every=every)
         first(lambda: _put_small_files(plan, written, staging))
         first(lambda: plan.require_readable(staging.path))
         different = read_back(plan, staging.path, team) if options.verify else None
@@ -133,7 +142,7 @@ def _stage(plan: Plan, judge: Judge, out: Path, options: WriteOptions, team: Tea
         if judge.is_early and isinstance(error, (MappingError, UsageError)):
             staging.discard()  # not the model that its config says
         raise explain(error, staging) from error
-    return _Outcome(written, different, verdict, seconds, warnings)
+    return _Outcome(written, different, verdict, crc, seconds, warnings)
 
 
 class _Heard(Progress):
@@ -151,16 +160,33 @@ class _Heard(Progress):
         self._judge.listen()
 
 
-def _write_tensors(plan: Plan, staging: Staging, team: Team) -> list[WrittenFile]:
+def _write_tensors(
+    plan: Plan, staging: Staging, team: Team, sums: ReadSums | None
+) -> list[WrittenFile]:
     """All files, written by all processes; the first one keeps the journal of those of others."""
     files = plan.files
     share = [files[index] for index in team.world.share([file.size for file in files])]
-    outcomes = team.world.everyone(lambda: write_files(share, staging, team.jobs, team.progress))
+    outcomes = team.world.everyone(
+        lambda: write_files(share, staging, team.jobs, team.progress, sums)
+    )
     found = {written.name: written for outcome in outcomes for written in outcome}
     for written in found.values():
         if written.name not in staging.finished:
             staging.record(written)
     return [found[file.name] for file in files]
+
+
+def _settle(
+    plan: Plan, sums: ReadSums | None, staging: Staging, team: Team, *, every: bool
+) -> CrcCheck | None:
+    """:func:`.settle`; what was made of damaged sources is not kept."""
+    try:
+        return settle(plan, sums, team, every=every)
+    except CheckpointError:
+        if team.world.rank == 0:
+            staging.discard()
+        plan.require_unchanged()  # which explains it better
+        raise
 
 
 def _put_small_files(plan: Plan, written: list[WrittenFile], staging: Staging) -> None:
@@ -208,4 +234,5 @@ def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> Wr
         lora=plan.lora,
         filled=plan.filled,
         already_complete=outcome.seconds is None,
+        crc=outcome.crc,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ckpt_tool.common.errors import CheckpointError, FormatError, Problem, UnsafeContentError
+from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
@@ -17,8 +18,6 @@ from ckpt_tool.tensors.lazy import LazyTensor
 
 #: Told the FQN of a tensor, says whether to look at it.
 Wanted = Callable[[str], bool]
-
-_SHOWN_BOXES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     them. ``world_size``: the number of ranks that wrote it, and ``mesh``: how they were arranged;
     None where the files do not say. ``side_files``: the folder with config and tokenizer, if any.
     ``left_out``: tensors that the reader was told to leave alone, without holdings; nothing is
-    proven about them. ``objects``: names of what else was saved.
+    proven about them. ``objects``: names of what else was saved. ``sums``: the checksums of files
+    that have some, by path, for what the tensors lie in.
     """
 
     format: str
@@ -155,6 +155,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     side_files: Path | None = None
     left_out: dict[str, Entry] = field(default_factory=dict)
     objects: tuple[str, ...] = ()
+    sums: dict[str, FileSums] = field(default_factory=dict, repr=False)
     _tensors: dict[str, LazyTensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LazyTensor:
@@ -207,14 +208,6 @@ class Format:
     open_wanted: Callable[[Path, Wanted], Checkpoint] | None = None
     merge_command: str = ""
     names: Names = "memory"
-
-
-def list_some(boxes: Sequence[Box]) -> str:
-    """The first blocks, for people; what follows is ``...``."""
-    shown = [str(box) for box in boxes[:_SHOWN_BOXES]]
-    if len(boxes) > _SHOWN_BOXES:
-        shown.append("...")
-    return ", ".join(shown)
 
 
 @contextmanager

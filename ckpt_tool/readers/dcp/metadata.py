@@ -44,10 +44,14 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """``tensors`` by name, and the names of ``objects``: whatever else was saved."""
+    """``tensors`` by name, and the names of ``objects``: whatever else was saved.
+
+    ``places``: of all blocks and objects.
+    """
 
     tensors: dict[str, Described]
     objects: tuple[str, ...]
+    places: tuple[Place, ...]
 
 
 def read_metadata(path: Path) -> Description:
@@ -61,7 +65,7 @@ def read_metadata(path: Path) -> Description:
                 tensors[name] = _described(name, entry, places)
             else:
                 objects.append(str(name))
-    return Description(tensors, tuple(objects))
+    return Description(tensors, tuple(objects), tuple(places.values()))
 
 
 _Key = tuple[str, Shape | None]
