@@ -38,6 +38,8 @@ FLAGS = {
     "explained": "--top",
     "write.verify": "--verify",
     "write.check_load": "--check-load",
+    "write.check_crc": "--check-crc",
+    "check_crc": "--check-crc",
     "write.overwrite": "--overwrite",
     "write.resume": "--resume",
     "write.fsync": "--fsync",

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import ui
-from ckpt_tool.cli.options import AsJson
+from ckpt_tool.cli.crc import CheckAllCrc, list_scrub_lines, make_crc_json
+from ckpt_tool.cli.options import AsJson, Jobs
+from ckpt_tool.common.parallel import form_team_alone
 from ckpt_tool.common.wording import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -42,16 +44,22 @@ def inspect(
     everything: Annotated[
         bool, typer.Option("--all", help="A row for every tensor; do not fold layers.")
     ] = False,
+    check_crc: CheckAllCrc = False,
+    jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:
     """Show what a checkpoint is: format, mesh, tensors, problems. Reads metadata only.
+
+    With --check-crc it reads all of it once, and lists what is not as it was written.
 
     Exits with 2 where the checkpoint has problems.
     """
     from ckpt_tool.cli import tables
     from ckpt_tool.operations import inspect as operation
 
-    found = operation.inspect_checkpoint(paths, patterns or [])
+    with ui.show_progress(quiet=as_json) as progress:
+        team = form_team_alone(jobs, progress) if check_crc else None
+        found = operation.inspect_checkpoint(paths, patterns or [], team)
     with ui.guard_output():
         if as_json:
             ui.print_json(_as_object(found, shards=shards))
@@ -85,6 +93,7 @@ def _as_object(found: Inspection, *, shards: bool) -> dict[str, Any]:
         "tensors": [_tensor_json(entry) for entry in found.entries],
         "problems": [asdict(problem) for problem in checkpoint.problems],
         "ok": found.ok,
+        "crc": make_crc_json(found.crc),
     }
     if shards:
         result["shards"] = [row for entry in found.entries for row in _shards_json(entry)]
@@ -137,6 +146,7 @@ def _show_summary(out: Console, found: Inspection) -> None:
     rows.append(("dtypes", ", ".join(f"{name} x {n:,}" for name, n in found.dtypes.items())))
     if checkpoint.side_files is not None:
         rows.append(("config", str(checkpoint.side_files)))
+    rows += [("crc", line) for line in list_scrub_lines(found.crc)]
     count = len(checkpoint.problems)
     rows.append(("problems", f"[red]{count}[/red]" if count else "[green]none[/green]"))
     for label, text in rows:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.crc import CheckCrc
 from ckpt_tool.common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ def _every_merge(
             show_default=False,
         ),
     ] = None,
+    check_crc: CheckCrc = None,
     upload: Annotated[
         str | None,
         typer.Option(

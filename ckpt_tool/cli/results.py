@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.crc import list_crc_lines, make_crc_json
 from ckpt_tool.cli.flags import spell_flags, spell_reasons
 from ckpt_tool.common.wording import count_noun, format_bytes, join_words
 
@@ -57,6 +58,8 @@ def show_result(result: WriteResult) -> None:
     _show_dropped(console, result.dropped)
     if result.verified:
         console.print("  verify   read back from disk: every bit as planned")
+    for line in list_crc_lines(result.crc):
+        console.print(f"  crc      {line}", soft_wrap=True)
     _show_load(console, result.load_check)
 
 
@@ -171,6 +174,7 @@ def plan_json(plan: Plan, out: Path, verdict: Verdict | None = None) -> dict[str
         "seconds": None,
         "bytes_per_second": None,
         "verified": None,
+        "crc": None,
         "load_check": None if load_check is None else asdict(load_check),
         "warnings": list(map(spell_flags, [*plan.warnings, *warnings])),
         "lora": _lora_json(plan.lora),
@@ -238,6 +242,7 @@ def make_result_json(result: WriteResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "bytes_per_second": result.bytes_per_second,
         "already_complete": result.already_complete,
+        "crc": make_crc_json(result.crc),
         "verified": result.verified,
         "differences": result.differences,
         "load_check": asdict(result.load_check) if result.load_check is not None else None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import results, ui
+from ckpt_tool.cli.crc import CheckCrc
 from ckpt_tool.cli.folding import fold, mask_numbers
 from ckpt_tool.cli.options import (
     AsJson,
@@ -74,6 +75,7 @@ def to_mcore(
             help="Load the result with megatron-core's own GPTModel.",
         ),
     ] = False,
+    check_crc: CheckCrc = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -99,7 +101,7 @@ def to_mcore(
         vocab_multiple=pad_vocab_to_multiple,
         sums=crc,
         jobs=jobs,
-        write=WriteOptions(verify, check_load, overwrite, resume, fsync, direct_io),
+        write=WriteOptions(verify, check_load, overwrite, resume, fsync, direct_io, check_crc),
     )
     if dry_run:
         _dry_run(model, out, options, as_json=as_json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.crc import CheckAllCrc
 from ckpt_tool.cli.options import (
     AsJson,
     Base,
@@ -78,6 +79,7 @@ def verify(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write all of it as one HTML file.")
     ] = None,
+    check_crc: CheckAllCrc = False,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -101,6 +103,7 @@ def verify(
         names=NameOptions(prefix, tuple(select or ()), tuple(rename or ())),
         lora=LoraOptions(alpha=lora_alpha, base=base),
         fill_from=fill_from,
+        check_crc=check_crc,
         **settle_config(config),
     )
     if report is not None and not report.parent.is_dir():  # before the work, not after it

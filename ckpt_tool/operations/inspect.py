@@ -1,23 +1,48 @@
-"""``ckpt inspect``: what a checkpoint is, from its metadata alone."""
+"""``ckpt inspect``: what a checkpoint is, from its metadata; whether all of it is as written."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ckpt_tool.common.parallel import Team
 from ckpt_tool.readers import Checkpoint, open_checkpoint, open_fsdp_folders
+from ckpt_tool.readers.archives import list_records
 from ckpt_tool.readers.base import Entry
+from ckpt_tool.readers.damage import describe_damage
+from ckpt_tool.tensors.followed_files import read_gaps
+from ckpt_tool.tensors.read_sums import DAMAGED, SOUND, UNREAD, UNSAID, ReadSums
+
+
+@dataclass(frozen=True)
+class Scrub:
+    """What reading every record of every archive has found.
+
+    ``num_records``: that were read and have a checksum, ``num_damaged`` of them not as written;
+    ``num_files``: in which they are; ``num_bytes``: of them. ``unsaid``: files that have no
+    checksums, at least in part.
+    """
+
+    num_files: int
+    num_records: int
+    num_damaged: int
+    num_bytes: int
+    unsaid: list[str]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A checkpoint and the entries that were asked for, in checkpoint order."""
+    """A checkpoint and the entries that were asked for, in checkpoint order.
+
+    ``crc``: what its checksums say; None: nobody asked.
+    """
 
     checkpoint: Checkpoint
     entries: tuple[Entry, ...]
+    crc: Scrub | None = None
 
     @property
     def ok(self) -> bool:
@@ -40,16 +65,48 @@ class Inspection:
         return dict(Counter(entry.dtype.name for entry in self.entries).most_common())
 
 
-def inspect_checkpoint(paths: Sequence[str | Path], filters: Sequence[str] = ()) -> Inspection:
+def inspect_checkpoint(
+    paths: Sequence[str | Path], filters: Sequence[str] = (), check_crc: Team | None = None
+) -> Inspection:
     """Open the checkpoint at ``paths``; list tensors whose name matches one of ``filters``.
 
     Filters are globs; none lists all. Several paths are the folders of one FSDP checkpoint.
-    Raises what opening raises.
+    ``check_crc``: whose threads read every record of every archive, and hold it against its CRC-32;
+    what is damaged is among the checkpoint's problems then. Raises what opening raises.
     """
     checkpoint = open_checkpoint(paths[0]) if len(paths) == 1 else open_fsdp_folders(paths)
+    crc = None
+    if check_crc is not None:
+        checkpoint, crc = scrub(checkpoint, check_crc)
     entries = tuple(
         entry
         for name, entry in checkpoint.entries.items()
         if not filters or any(fnmatchcase(name, pattern) for pattern in filters)
     )
-    return Inspection(checkpoint, entries)
+    return Inspection(checkpoint, entries, crc)
+
+
+def scrub(checkpoint: Checkpoint, team: Team) -> tuple[Checkpoint, Scrub]:
+    """Read every record once, in the threads of ``team``.
+
+    The checkpoint with all that is damaged among its problems, archives that lie beside it, as the
+    optimizer's do, included. OSError where a file cannot be read.
+    """
+    records = list_records(checkpoint)
+    read = ReadSums(records.sums)
+    gaps = list(read.gaps(read.places(UNREAD)))
+    size = sum(gap.size for gap in gaps)
+    team.progress.start("checksums", size)
+    read_gaps(gaps, read, team.jobs, team.progress.advance)
+    found = [*records.problems, *describe_damage(checkpoint, read.damaged())]
+    known = {(problem.where, problem.message) for problem in checkpoint.problems}
+    more = [problem for problem in found if (problem.where, problem.message) not in known]
+    checked = read.places(SOUND, DAMAGED)
+    result = Scrub(
+        num_files=len({path for path, _ in checked}),
+        num_records=len(checked),
+        num_damaged=len(read.places(DAMAGED)),
+        num_bytes=size,
+        unsaid=sorted({*records.plain, *(path for path, _ in read.places(UNSAID))}),
+    )
+    return replace(checkpoint, problems=(*checkpoint.problems, *more)), result

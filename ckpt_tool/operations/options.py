@@ -108,6 +108,8 @@ class VerifyOptions(ModelOptions):
     where dtypes differ, the finer side is rounded to the coarser one's first. ``ignore``: patterns
     (of ``fnmatch``) of names on the Hub, left out on both sides. ``explained``: how many
     differences get a hint at their cause, the worst first; None: all. It takes reading them again.
+    ``check_crc``: first read all records of archives in which tensors lie, and hold them against
+    their CRC-32; what is damaged is an error then, not a difference.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
 
@@ -116,6 +118,7 @@ class VerifyOptions(ModelOptions):
     ignore: tuple[str, ...] = ()
     explained: int | None = None
     jobs: int = 0
+    check_crc: bool = False
 
 
 def parse_size(text: str) -> int:

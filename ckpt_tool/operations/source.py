@@ -39,9 +39,10 @@ class Source:
 
     def with_others(self) -> Checkpoint:
         """The checkpoint with the files of the others beside its own: all that may be read."""
-        others = [each for each in (self.base, self.filler) if each is not None]
-        files = {file.path: file for each in (self.checkpoint, *others) for file in each.files}
-        return replace(self.checkpoint, files=tuple(files.values()))
+        every = [each for each in (self.checkpoint, self.base, self.filler) if each is not None]
+        files = {file.path: file for each in every for file in each.files}
+        sums = {path: found for each in every for path, found in each.sums.items()}
+        return replace(self.checkpoint, files=tuple(files.values()), sums=sums)
 
 
 def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:

@@ -23,6 +23,8 @@ from ckpt_tool.compare.prefixes import explain_prefix
 from ckpt_tool.compare.rows import Heads
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
+from ckpt_tool.plans.options import CrcCheck
+from ckpt_tool.plans.source_sums import prove_all
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
@@ -40,7 +42,7 @@ class VerifyResult:
     ``distances``: for every tensor of one shape on both sides, how far they are apart: its
     :attr:`~ckpt_tool.compare.stats.Stats.distance`, 0 where they are equal.
     ``names_hint``: what explains names on one side only; empty where nothing does.
-    ``seconds``: how long it took.
+    ``seconds``: how long it took. ``crc``: what the checksums of both say; None: nobody asked.
     """
 
     left: Side
@@ -57,6 +59,7 @@ class VerifyResult:
     names_hint: str
     compared_bytes: int
     seconds: float
+    crc: CrcCheck | None = None
 
     @property
     def equal(self) -> bool:
@@ -126,6 +129,9 @@ def verify_as_team(
     started = time.monotonic()
     _check(options)
     left, right = open_sides(Path(checkpoint), Path(reference), options, team)
+    crc = None
+    if options.check_crc:
+        crc = prove_all((left.checkpoint, right.checkpoint), team)
     mine, ignored = _without(left.tensors, options.ignore)
     theirs, also = _without(right.tensors, options.ignore)
     if not mine and not theirs:
@@ -154,6 +160,7 @@ def verify_as_team(
         names_hint=explain_prefix(missing, unexpected, mine, theirs, team),
         compared_bytes=sum(mine[name].nbytes for name in common),
         seconds=time.monotonic() - started,
+        crc=crc,
     )
 
 

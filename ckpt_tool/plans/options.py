@@ -18,6 +18,9 @@ class WriteOptions:
     appears: transformers for a model folder, from names and shapes; megatron-core for its own
     checkpoints, by loading the result. None: a model folder with a config is checked, with a
     warning where transformers does not know its class; True: that is an error.
+    ``check_crc``: hold what is read against the CRC-32 that archives of torch have for it. None:
+    all that is read anyway, and what little is missing then; True: whatever is missing of the
+    records in which tensors lie is read as well; False: pickles and small records only.
     ``overwrite``: replace an output that is there, once everything else has worked.
     ``resume``: keep what an interrupted run has finished, after checking it; where the output is
     complete already, write nothing.
@@ -33,6 +36,7 @@ class WriteOptions:
     resume: bool = False
     fsync: bool = True
     direct: bool | None = None
+    check_crc: bool | None = None
 
     @property
     def is_direct(self) -> bool:
@@ -73,6 +77,21 @@ class LoadCheck:
 
 
 @dataclass(frozen=True)
+class CrcCheck:
+    """What was read of files with checksums; where a record was not as it was written, an error.
+
+    ``num_records``: storages that have the CRC-32 that they were written with; ``num_files``: in
+    which they are. ``num_unchecked``: storages of which only a part was read. ``unsaid``: files
+    that were written without checksums, at least in part.
+    """
+
+    num_records: int
+    num_files: int
+    num_unchecked: int
+    unsaid: list[str]
+
+
+@dataclass(frozen=True)
 class WriteResult:
     """What was written.
 
@@ -88,6 +107,7 @@ class WriteResult:
     ``lora``: what became of adapters; None: there were none. ``filled``: sorted names of tensors
     that were taken from another model.
     ``already_complete``: all of it was there before, and nothing was written.
+    ``crc``: what the checksums of the sources say; None: they have none, or nobody asked.
     """
 
     format: str
@@ -106,3 +126,4 @@ class WriteResult:
     lora: LoraNote | None = None
     filled: list[str] = field(default_factory=list)
     already_complete: bool = False
+    crc: CrcCheck | None = None

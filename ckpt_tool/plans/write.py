@@ -6,16 +6,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ckpt_tool.common.errors import (
-    CheckpointError,
-    MappingError,
-    OutputError,
-    UsageError,
-    say_cause,
-)
+from ckpt_tool.common.errors import OutputError, UsageError, say_cause
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.plans.checks.judge import Judge, Verdict
@@ -23,21 +16,10 @@ from ckpt_tool.plans.manifest import Comparison
 from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.plans.reading_back import read_back
-from ckpt_tool.writers.files import write_files
-from ckpt_tool.writers.leaving import explain
+from ckpt_tool.plans.source_sums import follow, settle
+from ckpt_tool.plans.stage import Outcome, hear, stage
 from ckpt_tool.writers.staging import Staging
 from ckpt_tool.writers.stream import WrittenFile
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What came of it; ``different``: None if nobody looked, ``seconds``: of the writing alone."""
-
-    written: list[WrittenFile]
-    different: list[str] | None
-    verdict: Verdict
-    seconds: float | None = None
-    warnings: list[str] = field(default_factory=list)
 
 
 def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResult:
@@ -48,8 +30,8 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     published, and the result lists the tensors.
 
     Raises OutputError where ``out`` may not or cannot be written; CheckpointError where a source
-    was changed meanwhile, FormatError where it ends too early; MappingError where ``check_load``
-    finds that the result does not load, UsageError where it cannot be asked.
+    is damaged or was changed meanwhile, FormatError where it ends too early; MappingError where
+    ``check_load`` finds that the result does not load, UsageError where it cannot be asked.
     """
     started = time.monotonic()
     out = Path(os.path.realpath(out))  # links followed: a rename in another folder would not do
@@ -64,7 +46,7 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     return _make_result(plan, out, outcome, started)
 
 
-def _write(plan: Plan, staging: Staging, options: WriteOptions, team: Team) -> _Outcome:
+def _write(plan: Plan, staging: Staging, options: WriteOptions, team: Team) -> Outcome:
     there = Comparison([], [])
     if options.resume:
         there = team.world.first(lambda: plan.compare(staging.out, team.progress))
@@ -88,7 +70,7 @@ def judge_plan(plan: Plan, options: WriteOptions, progress: Progress) -> Verdict
     """What is said of whether the output would load; nothing is written."""
     with _ask(plan, options) as judge:
         judge.start()
-        return _hear(judge, None, progress)
+        return hear(judge, None, progress)
 
 
 @contextmanager
@@ -101,106 +83,32 @@ def _ask(plan: Plan, options: WriteOptions) -> Iterator[Judge]:
         judge.stop()
 
 
-def _hear(judge: Judge, folder: Path | None, progress: Progress) -> Verdict:
-    """What the judge says of ``folder``; where that takes a while, it is said that one waits."""
-    if judge.is_waited_for:
-        progress.start(f"waiting for {judge.name}", None)
-    return judge.finish(folder)
-
-
 def _check_complete(
     plan: Plan, written: list[WrittenFile], out: Path, options: WriteOptions, team: Team
-) -> _Outcome:
+) -> Outcome:
     """Nothing is written; what is asked for is checked on what is there."""
     with _ask(plan, options) as judge:
         team.world.first(judge.start)
-        verdict = team.world.first(lambda: _hear(judge, out, team.progress))
+        verdict = team.world.first(lambda: hear(judge, out, team.progress))
     different = read_back(plan, out, team) if options.verify else None
-    return _Outcome(written, different, verdict)
+    crc = None
+    if options.check_crc:
+        crc = settle(plan, follow(plan, options), team, every=True)
+    return Outcome(written, different, verdict, crc)
 
 
 def _write_new(
     plan: Plan, faults: list[str], staging: Staging, options: WriteOptions, team: Team
-) -> _Outcome:
+) -> Outcome:
     """Check, write, read back, have it judged, publish; ``faults`` are those of what is there."""
     first = team.world.first
     first(lambda: plan.check(staging.out, options, faults))
     with _ask(plan, options) as judge:
         first(judge.start)
-        return _stage(plan, judge, staging, options, team)
+        return stage(plan, judge, staging, options, team)
 
 
-def _stage(
-    plan: Plan, judge: Judge, staging: Staging, options: WriteOptions, team: Team
-) -> _Outcome:
-    """What is written beside the output, and takes its place when all is well."""
-    first = team.world.first
-    how = {"resume": options.resume, "replace": options.overwrite}
-    staging.join(*first(lambda: staging.open(plan.fingerprint, **how)))
-    try:
-        begun = time.monotonic()
-        written = _write_tensors(plan, staging, replace(team, progress=_Heard(team, judge)))
-        seconds = time.monotonic() - begun
-        first(lambda: _put_small_files(plan, written, staging))
-        first(lambda: plan.require_readable(staging.path))
-        different = read_back(plan, staging.path, team) if options.verify else None
-        verdict = Verdict()
-        if not different:
-            verdict = first(lambda: _hear(judge, staging.path, team.progress))
-        warnings = first(lambda: _close(plan, staging, options, different=bool(different)))
-    except BaseException as error:
-        if judge.is_early and isinstance(error, (MappingError, UsageError)):
-            staging.discard()  # not the model that its config says
-        raise explain(error, staging) from error
-    return _Outcome(written, different, verdict, seconds, warnings)
-
-
-class _Heard(Progress):
-    """The team's progress, on which the judge may end the work."""
-
-    def __init__(self, team: Team, judge: Judge) -> None:
-        self._told = team.progress
-        self._judge = judge
-
-    def start(self, what: str, total: int | None) -> None:
-        self._told.start(what, total)
-
-    def advance(self, amount: int) -> None:
-        self._told.advance(amount)
-        self._judge.listen()
-
-
-def _write_tensors(plan: Plan, staging: Staging, team: Team) -> list[WrittenFile]:
-    """All files, written by all processes; the first one keeps the journal of those of others."""
-    files = plan.files
-    share = [files[index] for index in team.world.share([file.size for file in files])]
-    outcomes = team.world.everyone(lambda: write_files(share, staging, team.jobs, team.progress))
-    found = {written.name: written for outcome in outcomes for written in outcome}
-    for written in found.values():
-        if written.name not in staging.finished:
-            staging.record(written)
-    return [found[file.name] for file in files]
-
-
-def _put_small_files(plan: Plan, written: list[WrittenFile], staging: Staging) -> None:
-    for name, content in plan.small_files(written):
-        staging.put(name, content)
-
-
-def _close(plan: Plan, staging: Staging, options: WriteOptions, *, different: bool) -> list[str]:
-    """Publish, or leave nothing behind. Warnings of publishing."""
-    try:
-        plan.require_unchanged()
-    except CheckpointError:
-        staging.discard()  # of no use to anybody: nobody knows what was read
-        raise
-    if different:
-        staging.discard()
-        return []
-    return staging.publish(replace=options.overwrite)
-
-
-def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> WriteResult:
+def _make_result(plan: Plan, out: Path, outcome: Outcome, started: float) -> WriteResult:
     casts = plan.measured_casts(outcome.written)
     too_large = [
         f"some {cast.source} values are too large for {cast.target} and became infinite"
@@ -227,4 +135,5 @@ def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> Wr
         lora=plan.lora,
         filled=plan.filled,
         already_complete=outcome.seconds is None,
+        crc=outcome.crc,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -11,6 +11,7 @@ from typing import Literal
 
 from ckpt_tool.common.errors import CheckpointError, FormatError, Problem, UnsafeContentError
 from ckpt_tool.readers.shard_file import ShardFile as ShardFile  # noqa: PLC0414 (for all who read)
+from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
@@ -21,8 +22,6 @@ Wanted = Callable[[str], bool]
 
 #: What is wrong with blocks of which nobody can say whether they tile their tensor.
 TANGLED = "its blocks cut across each other in more ways than any writer cuts a tensor"
-
-_SHOWN_BOXES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     them. ``world_size``: the number of ranks that wrote it, and ``mesh``: how they were arranged;
     None where the files do not say. ``side_files``: the folder with config and tokenizer, if any.
     ``left_out``: tensors that the reader was told to leave alone, without holdings; nothing is
-    proven about them. ``objects``: names of what else was saved.
+    proven about them. ``objects``: names of what else was saved. ``sums``: the checksums of files
+    that have some, by path, for what the tensors lie in.
     """
 
     format: str
@@ -128,6 +128,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     side_files: Path | None = None
     left_out: dict[str, Entry] = field(default_factory=dict)
     objects: tuple[str, ...] = ()
+    sums: dict[str, FileSums] = field(default_factory=dict, repr=False)
     _tensors: dict[str, LazyTensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LazyTensor:
@@ -180,14 +181,6 @@ class Format:
     open_wanted: Callable[[Path, Wanted], Checkpoint] | None = None
     merge_command: str = ""
     names: Names = "memory"
-
-
-def list_some(boxes: Sequence[Box]) -> str:
-    """The first blocks, for people; what follows is ``...``."""
-    shown = [str(box) for box in boxes[:_SHOWN_BOXES]]
-    if len(boxes) > _SHOWN_BOXES:
-        shown.append("...")
-    return ", ".join(shown)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ckpt_tool.common.untrusted import parse_json, read_json_object, require_obj
 from ckpt_tool.common.wording import list_gaps
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
 from ckpt_tool.readers.torch_file import open_torch_file
+from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import BY_SAFETENSORS, MAX_SAFETENSORS_HEADER
 from ckpt_tool.tensors.geometry import Box, make_strides
@@ -78,8 +79,9 @@ def open_huggingface(path: Path) -> Checkpoint:
     paths = _weight_files(path, weight_map, problems)
     files = tuple(ShardFile.stat(file) for file in paths)
     entries: dict[str, Entry] = {}
+    sums: dict[str, FileSums] = {}
     for file in paths:
-        for entry in _file_entries(file, problems):
+        for entry in _file_entries(file, problems, sums):
             if entry.name in entries:
                 message = f"also in {entries[entry.name].holdings[0].region.path}"
                 problems.append(Problem("duplicate", f"{entry.name} ({file})", message))
@@ -93,6 +95,7 @@ def open_huggingface(path: Path) -> Checkpoint:
         files=files,
         problems=tuple(problems),
         side_files=folder if (folder / "config.json").is_file() else None,
+        sums=sums,
     )
 
 
@@ -144,11 +147,12 @@ def _missing_of_numbered(files: list[Path]) -> Iterator[Problem]:
             yield Problem("missing-file", str(files[0].parent), message)
 
 
-def _file_entries(path: Path, problems: list[Problem]) -> list[Entry]:
+def _file_entries(path: Path, problems: list[Problem], sums: dict[str, FileSums]) -> list[Entry]:
     with collect(problems, "unreadable", path):
         if path.suffix == ".bin":
             inner = open_torch_file(path)
             problems.extend(inner.problems)
+            sums.update(inner.sums)
             return list(inner.entries.values())
         header, start = read_safetensors_header(path)
         return _safetensors_entries(path, header, start)

@@ -44,6 +44,7 @@ def open_torch_file(path: Path) -> Checkpoint:
         world_size=int(matched[1]) if matched else None,
         mesh=find_largest_mesh(gathered),
         side_files=path.parent if not matched and _has_config(path.parent) else None,
+        sums=gathered.sums,
     )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,12 +22,12 @@ from ckpt_tool.tensors.geometry import (
     Box,
     Shape,
     cut_linear,
-    dot,
     find_bounds,
     make_strides,
 )
 from ckpt_tool.tensors.open_files import OpenFiles
 from ckpt_tool.tensors.rounding import CastErrors
+from ckpt_tool.tensors.strided import cut_runs, measure_span, view_strided
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,6 +72,12 @@ class FileTable:
                     hint="The file changed or was truncated while it was read; copy it again.",
                 )
             done += got
+
+    def read_runs(
+        self, path: str, offset: int, buffer: memoryview, run: int, starts: Iterable[int]
+    ) -> None:
+        """The same where only runs of ``run`` bytes are wanted, which begin at ``starts`` in it."""
+        self.read(path, offset, buffer)
 
 
 class BlockReader:
@@ -152,7 +157,7 @@ class BlockReader:
             elif piece.is_run:
                 self._files.read(region.path, region.offset, part[: piece.volume * itemsize])
             else:
-                target = _strided(part, piece.sizes, piece.strides, itemsize)
+                target = view_strided(part, piece.sizes, piece.strides, itemsize)
                 target[...] = self._fetch(region, piece.sizes, itemsize)
 
     def _boxes(
@@ -168,35 +173,26 @@ class BlockReader:
         box, strides = find_bounds(computed.shape, first, piece.sizes, piece.region.strides)
         raw = self._strided_raw(box.volume * itemsize)
         yield box, raw
-        target = _strided(out[at * itemsize :], piece.sizes, piece.strides, itemsize)
-        target[...] = _strided(raw, piece.sizes, strides, itemsize)
+        target = view_strided(out[at * itemsize :], piece.sizes, piece.strides, itemsize)
+        target[...] = view_strided(raw, piece.sizes, strides, itemsize)
 
     def _fetch(self, region: Region, sizes: Shape, itemsize: int) -> NDArray[Any]:
         """A strided block as an array over scratch memory, read in the order of the file."""
-        span, volume = _span(sizes, region.strides), prod(sizes)
-        if span <= 2 * volume:  # reading the gaps too is cheaper than a call per run
-            raw = self._strided_raw(span * itemsize)
-            self._files.read(region.path, region.offset, raw)
-            return _strided(raw, sizes, region.strides, itemsize)
         order = sorted(range(len(sizes)), key=lambda dim: -region.strides[dim])
         in_file = tuple(sizes[dim] for dim in order)
         steps = tuple(region.strides[dim] for dim in order)
+        run, starts = cut_runs(in_file, steps, itemsize)
+        span, volume = measure_span(sizes, region.strides), prod(sizes)
+        if span <= 2 * volume:  # reading the gaps too is cheaper than a call per run
+            raw = self._strided_raw(span * itemsize)
+            self._files.read_runs(region.path, region.offset, raw, run, starts)
+            return view_strided(raw, sizes, region.strides, itemsize)
         raw = self._strided_raw(volume * itemsize)
-        self._read_runs(region._replace(strides=steps), in_file, raw, itemsize)
-        array = _strided(raw, in_file, make_strides(in_file), itemsize)
+        for number, start in enumerate(starts):
+            part = raw[number * run : (number + 1) * run]
+            self._files.read(region.path, region.offset + start, part)
+        array = view_strided(raw, in_file, make_strides(in_file), itemsize)
         return array.transpose([order.index(dim) for dim in range(len(sizes))])
-
-    def _read_runs(self, region: Region, sizes: Shape, raw: memoryview, itemsize: int) -> None:
-        """Read a sparse block, its longest strides first, run by run into consecutive bytes."""
-        run, outer = 1, len(sizes)
-        while outer and (region.strides[outer - 1] == run or sizes[outer - 1] == 1):
-            run *= sizes[outer - 1]
-            outer -= 1
-        run *= itemsize
-        steps = region.strides[:outer]
-        for number, index in enumerate(product(*map(range, sizes[:outer]))):
-            where = region.offset + dot(index, steps) * itemsize
-            self._files.read(region.path, where, raw[number * run : (number + 1) * run])
 
     def _filling(self, computed: Computed) -> Filler:
         if self._filler is None or self._computed is not computed:
@@ -211,19 +207,6 @@ class BlockReader:
     def _strided_raw(self, size: int) -> memoryview:
         self._strided_scratch = _grown(self._strided_scratch, size)
         return memoryview(self._strided_scratch)[:size]
-
-
-def _strided(raw: memoryview, sizes: Shape, strides: Shape, itemsize: int) -> NDArray[Any]:
-    """A strided view of ``raw`` as unsigned integers of ``itemsize`` bytes."""
-    import numpy as np
-
-    steps = [stride * itemsize for stride in strides]
-    return np.ndarray(sizes, f"<u{itemsize}", raw, strides=steps)
-
-
-def _span(sizes: Shape, strides: Shape) -> int:
-    """Elements from the first to the last of a strided block, both included."""
-    return dot(tuple(size - 1 for size in sizes), strides) + 1
 
 
 def _grown(scratch: bytearray, size: int) -> bytearray:

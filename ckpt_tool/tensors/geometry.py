@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
+_SHOWN = 3  # blocks in a message
+
 
 class Box(NamedTuple):
     """A half-open block ``[offset, offset + size)`` per dimension."""
@@ -217,3 +219,11 @@ class _Sweep:
             if self.room < 0:
                 return
             yield start, stop, held
+
+
+def list_some(boxes: Sequence[Box]) -> str:
+    """The first blocks, for people; what follows is ``...``."""
+    shown = [str(box) for box in boxes[:_SHOWN]]
+    if len(boxes) > _SHOWN:
+        shown.append("...")
+    return ", ".join(shown)

@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.tensors.blocks import FileTable
+from ckpt_tool.tensors.followed_files import FollowedFiles
+from ckpt_tool.tensors.read_sums import ReadSums
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.staging import Staging
 from ckpt_tool.writers.stream import StreamWriter, WrittenFile
@@ -17,16 +19,20 @@ _UNSYNCED = 4
 
 
 def write_files(
-    files: Sequence[PlannedFile], staging: Staging, jobs: int, progress: Progress
+    files: Sequence[PlannedFile],
+    staging: Staging,
+    jobs: int,
+    progress: Progress,
+    sums: ReadSums | None = None,
 ) -> list[WrittenFile]:
     """Write ``files`` with ``jobs`` threads, those that are finished already excepted.
 
-    Each is synced by a thread of its own while the next is written. OSError where the disk is full
-    or a source cannot be read.
+    Each is synced by a thread of its own while the next is written. ``sums`` is told of all that is
+    read. OSError where the disk is full or a source cannot be read.
     """
     progress.start("writing", sum(file.size for file in files))
     with (
-        FileTable() as sources,
+        FileTable() if sums is None else FollowedFiles(sums) as sources,
         ThreadPoolExecutor(1, thread_name_prefix="ckpt-sync") as syncer,
         StreamWriter(sources, jobs, progress.advance, direct=staging.direct) as writer,
     ):

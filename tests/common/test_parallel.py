@@ -168,7 +168,7 @@ def test_what_fails_in_one_rank_stops_all(megatron_cases, tmp_path):
     program = tmp_path / "blind.py"
     program.write_text(
         "import os, runpy\n"
-        "import ckpt_tool.plans.write as m\n"
+        "import ckpt_tool.plans.stage as m\n"
         "def refuse(*_):\n    raise OSError(28, 'No space left on device')\n"
         "if os.environ['RANK'] == '1':\n    m.write_files = refuse\n"
         "runpy.run_module('ckpt_tool', run_name='__main__')\n"

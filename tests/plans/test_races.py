@@ -10,7 +10,7 @@ import pytest
 from ckpt_tool.common.errors import OutputError
 from ckpt_tool.operations.merge import merge_fsdp
 from ckpt_tool.operations.options import MergeOptions
-from ckpt_tool.plans import write as write_module
+from ckpt_tool.plans import stage as stage_module
 from ckpt_tool.plans.options import WriteOptions
 from tests.plans.test_mounts import bytes_of
 from tests.support.merging import TINY, values, write_rank
@@ -51,7 +51,7 @@ class Room:
 
 def take_part(number: int, source: Path, outs: list[Path], barrier: Any, room: Room) -> None:
     for name in ("_write_tensors", "_put_small_files"):
-        setattr(write_module, name, room.watch(getattr(write_module, name)))
+        setattr(stage_module, name, room.watch(getattr(stage_module, name)))
     try:
         for out in outs:
             barrier.wait(60)

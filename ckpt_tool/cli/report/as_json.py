@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ckpt_tool.cli.crc import make_crc_json
 from ckpt_tool.cli.flags import spell_flags
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def make_object(result: VerifyResult) -> dict[str, Any]:
         "warnings": list(map(spell_flags, (*result.left.warnings, *result.right.warnings))),
         "compared_bytes": result.compared_bytes,
         "seconds": result.seconds,
+        "crc": make_crc_json(result.crc),
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.crc import list_crc_lines
 from ckpt_tool.cli.flags import spell_flags
 from ckpt_tool.cli.folding import fold
 from ckpt_tool.common.wording import count_noun, format_bytes
@@ -79,6 +80,7 @@ def _leniency_text(result: VerifyResult) -> str:
 
 def _list_notes(result: VerifyResult) -> list[str]:
     notes = [f"tied     {name}: {reason}" for name, reason in result.tied.items()]
+    notes += [f"crc      {line}" for line in list_crc_lines(result.crc)]
     if result.ignored:
         notes.append(f"ignored  {count_noun(len(result.ignored), 'tensor')}")
     if result.names_hint:

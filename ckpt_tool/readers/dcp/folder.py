@@ -27,6 +27,7 @@ from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.tensors.blocks import FileTable
+from ckpt_tool.tensors.checksums import FileSums, RecordSum
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.geometry import Box, check_coverage, is_in_bounds
 
@@ -89,6 +90,7 @@ def open_dcp(folder: Path, wanted: Wanted | None = None) -> Checkpoint:
         side_files=locate_config(folder, beside=True),
         left_out=left_out,
         objects=description.objects,
+        sums={path: FileSums(found) for path, found in reader.sums.items()},
     )
 
 
@@ -123,6 +125,7 @@ class _Reader:
         self._missing: set[str] = set()
         self._known: dict[bytes, TensorRef] = {}
         self.problems: list[Problem] = []
+        self.sums: dict[str, list[RecordSum]] = {}
 
     def entry(self, name: str, found: Described) -> Entry:
         """The tensor ``name`` with every block that is where the metadata says."""
@@ -184,7 +187,9 @@ class _Reader:
                     f" expected {found.dtype} {list(box.sizes)}",
                     path=path,
                 )
-            return archive.locate_tensor(ref, "the block").region
+            region = archive.locate_tensor(ref, "the block").region
+            self.sums.setdefault(str(path), []).extend(archive.sums())
+            return region
 
     def _path(self, file: str) -> Path | None:
         """The file ``file`` of the folder; each that is missing is noted once."""

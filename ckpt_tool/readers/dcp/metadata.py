@@ -53,10 +53,14 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """``tensors`` by name, and the names of ``objects``: whatever else was saved."""
+    """``tensors`` by name, and the names of ``objects``: whatever else was saved.
+
+    ``places``: of all blocks and objects.
+    """
 
     tensors: dict[str, Described]
     objects: tuple[str, ...]
+    places: tuple[Place, ...]
 
 
 def read_metadata(path: Path) -> Description:
@@ -78,7 +82,7 @@ def read_metadata(path: Path) -> Description:
                 objects.append(name if isinstance(name, str) else describe(name))
             if room < 0:
                 raise FormatError("more blocks than it has room for: tensors share theirs")
-    return Description(tensors, tuple(objects))
+    return Description(tensors, tuple(objects), tuple(places.values()))
 
 
 _Key = tuple[str, Shape | None]

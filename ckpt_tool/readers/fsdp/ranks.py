@@ -19,21 +19,14 @@ from typing import Any
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.common.wording import list_gaps
-from ckpt_tool.readers.base import (
-    TANGLED,
-    Checkpoint,
-    Entry,
-    Mesh,
-    ShardFile,
-    collect,
-    list_some,
-)
+from ckpt_tool.readers.base import TANGLED, Checkpoint, Entry, Mesh, ShardFile, collect
 from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor, RankDecoder
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.standins import StandIn
+from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.dtypes import UINT8
-from ckpt_tool.tensors.geometry import check_coverage
+from ckpt_tool.tensors.geometry import check_coverage, list_some
 
 #: How the files are called, for people.
 RANK_FILES = "model_world_size_W_rank_R.pt"
@@ -46,13 +39,15 @@ _SHOWN_RANKS = 8
 class Gathered:
     """What the rank files said so far: local tensors by name, ranks read, and problems.
 
-    ``states``: names of objects of Transformer Engine, which are no tensors.
+    ``states``: names of objects of Transformer Engine, which are no tensors. ``sums``: the
+    checksums of each file.
     """
 
     locals: dict[str, list[tuple[int, LocalTensor]]] = field(default_factory=dict)
     states: list[str] = field(default_factory=list)
     read_ranks: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    sums: dict[str, FileSums] = field(default_factory=dict)
 
     def report(self, kind: str, where: object, message: str) -> None:
         self.problems.append(Problem(kind, str(where), message))
@@ -97,6 +92,7 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
         mesh=find_largest_mesh(gathered),
         side_files=next((config for config in configs if config is not None), None),
         left_out=leave_out_states(gathered),
+        sums=gathered.sums,
     )
 
 
@@ -147,6 +143,7 @@ def read_rank(path: Path, rank: int, gathered: Gathered) -> None:
         if not isinstance(state, dict):
             raise FormatError(f"holds a {type(state).__name__}, expected a state dict", path=path)
         _add_tensors(state, RankDecoder(archive, rank), f"rank {rank}, {path.name}", gathered)
+        gathered.sums[str(path)] = FileSums(archive.sums())
         gathered.read_ranks.append(rank)
 
 

@@ -21,6 +21,7 @@ from ckpt_tool.readers.torch_save.archive import StoredTensor, TorchArchive
 from ckpt_tool.readers.torch_save.names import resolve_run
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.readers.torch_save.standins import StandIn, name_kind
+from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Shape, make_strides
@@ -62,12 +63,13 @@ class RankFile:
     """The parameters of each pipeline chunk, and what is wrong with single ones.
 
     Layers are numbered as in the file. ``said``: parallel sizes, where the run's arguments are
-    there: ``tp``, ``pp``, ``ep`` and ``expert_tp``.
+    there: ``tp``, ``pp``, ``ep`` and ``expert_tp``. ``sums``: the checksums that the file has.
     """
 
     chunks: list[list[Part]]
     faults: list[str]
     said: dict[str, int]
+    sums: FileSums
 
 
 def read_rank_file(path: Path) -> RankFile:
@@ -79,8 +81,9 @@ def read_rank_file(path: Path) -> RankFile:
     with TorchArchive(path) as archive:
         state = archive.load(resolve_run)
         chunks = [list(_parts(archive, chunk, faults)) for chunk in _chunks(state, path)]
+        sums = FileSums(archive.sums())
     args = state.get("args") if isinstance(state, dict) else None
-    return RankFile(chunks, faults, _said(args))
+    return RankFile(chunks, faults, _said(args), sums)
 
 
 def _said(args: Any) -> dict[str, int]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckpt_tool.common.errors import FormatError, Problem
-from ckpt_tool.readers.base import TANGLED, Entry, Holding, list_some
+from ckpt_tool.readers.base import TANGLED, Entry, Holding
 from ckpt_tool.readers.megatron.cuts import WHOLE, Cut, find_cut
 from ckpt_tool.readers.megatron.file import Part, RankFile, is_grouped, ungroup
 from ckpt_tool.readers.megatron.mesh import Rank, Sizes
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Box, Shape, check_coverage
+from ckpt_tool.tensors.geometry import Box, Shape, check_coverage, list_some
 
 _LAYER = re.compile(
     r"(?P<stem>(?:.*\.)?(?:decoder|model)\.layers\.)(?P<number>\d{1,9})(?P<rest>\..+)"

@@ -3,6 +3,7 @@
 The format: a zip whose records are stored, not compressed. ``<root>/data.pkl`` is a pickle in
 which every storage is a persistent id ``("storage", type, key, location, numel)``;
 ``<root>/data/<key>`` holds the storage's raw bytes, in the order that ``<root>/byteorder`` names.
+What is read here is held against its CRC-32; storages, which others read, are handed on with it.
 Source: ``torch/serialization.py`` and ``caffe2/serialize/inline_container.h`` of PyTorch.
 """
 
@@ -22,15 +23,17 @@ from ckpt_tool.readers.torch_save.machine import Resolve
 from ckpt_tool.readers.torch_save.names import read_storage, resolve
 from ckpt_tool.readers.torch_save.rebuilding import StorageRef, TensorRef
 from ckpt_tool.readers.torch_save.unpickle import unpickle
-from ckpt_tool.readers.torch_save.zip_directory import Directory, read_directory
+from ckpt_tool.readers.torch_save.zip_directory import Directory, Stored, read_directory
 from ckpt_tool.tensors.blocks import FileTable
+from ckpt_tool.tensors.checksums import RecordSum
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Shape
 
 #: A state dict's pickle is a few hundred bytes per tensor; this is room for millions of them.
 _MAX_PICKLE = 1 << 30
-_MAX_SMALL_TENSOR = 1 << 22
+_MAX_ORDER = 100
+_MAX_SMALL_TENSOR = 1 << 22  # elements, and eight times as many bytes in the storage
 
 _LEGACY_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -67,6 +70,7 @@ class TorchArchive:
         if files is None:
             files = self._own
         self._descriptor = files.descriptor(self.path)
+        self._storages: dict[str, Stored] = {}
         try:
             size = os.fstat(self._descriptor).st_size
             self.bytes = size if length is None else length
@@ -91,10 +95,7 @@ class TorchArchive:
 
     def read_pickle(self) -> bytes:
         """The pickle in the archive: archives of equal ones hold the same object."""
-        start, size = self._directory.locate(f"{self._root}data.pkl")
-        if size > _MAX_PICKLE:
-            raise FormatError(f"data.pkl has {size} bytes, expected metadata only", path=self.path)
-        return self._pread(start, size)
+        return self._directory.read(f"{self._root}data.pkl", _MAX_PICKLE)
 
     def load(self, resolver: Resolve = resolve, pickle: bytes | None = None) -> Any:
         """The pickled object; tensors are :class:`TensorRef`, classes stand-ins.
@@ -109,8 +110,8 @@ class TorchArchive:
     def locate_tensor(self, ref: TensorRef, name: str) -> StoredTensor:
         """Where ``ref`` (the tensor called ``name``) lies in the file, proven to be inside it."""
         storage = ref.storage
-        start, size = self._directory.locate(f"{self._root}data/{storage.key}")
-        if storage.nbytes > size:
+        start, size, _ = self._locate_storage(storage.key)
+        if storage.nbytes != size:
             raise FormatError(
                 f"storage {storage.key} of {name} has {size} bytes, expected {storage.nbytes}",
                 path=self.path,
@@ -131,8 +132,25 @@ class TorchArchive:
         width = ref.dtype.itemsize
         steps = list(zip(ref.shape, ref.strides, strict=True))
         places = [sum(at) for at in product(*([i * step for i in range(n)] for n, step in steps))]
-        raw = self._pread(stored.region.offset - self._start, (max(places) + 1) * width)
+        raw = self._directory.read(self._storage_name(stored.storage), 8 * _MAX_SMALL_TENSOR)
+        raw = raw[ref.offset * width :]
         return [int.from_bytes(raw[at * width : (at + 1) * width], "little") for at in places]
+
+    def sums(self) -> list[RecordSum]:
+        """The storages of all tensors that were located, with positions in the file."""
+        return [
+            RecordSum(self._start + start, size, crc, self._storage_name(key))
+            for key, (start, size, crc) in self._storages.items()
+        ]
+
+    def _locate_storage(self, key: str) -> Stored:
+        found = self._storages.get(key)
+        if found is None:
+            found = self._storages[key] = self._directory.locate(self._storage_name(key))
+        return found
+
+    def _storage_name(self, key: str) -> str:
+        return f"{self._root}data/{key}"
 
     def _pread(self, offset: int, size: int) -> bytes:
         pieces = []
@@ -164,7 +182,7 @@ class TorchArchive:
             raise FormatError("not a torch.save archive (no <name>/data.pkl)", path=self.path)
         order = f"{roots[0]}byteorder"
         if order in self._directory.names:
-            found = self._pread(*self._directory.locate(order))
+            found = self._directory.read(order, _MAX_ORDER)
             if found != b"little":
                 raise FormatError(f"byte order {found!r}, expected little-endian", path=self.path)
         return roots[0]

@@ -1,7 +1,8 @@
 """The directory of a zip archive whose records are stored whole (PKWARE APPNOTE 6.3, zip64).
 
 Only what ``torch.save`` writes is accepted: one disk, no compression, no encryption, records that
-do not overlap. Every range handed out lies inside the file.
+do not overlap. Every range handed out lies inside the file. The directory has the CRC-32 of every
+record; 0 where it was written without (``torch.serialization.set_crc32_options(False)``).
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from ckpt_tool.common.crc import crc32
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.tensors.checksums import COPY_AGAIN, say_damage
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -24,10 +27,34 @@ _MAX_COMMENT = 1 << 16
 Read = Callable[[int, int], bytes]
 
 
+class Stored(NamedTuple):
+    """Where a record's content lies in its archive; ``crc``: its CRC-32, 0 where nothing says it.
+
+    No content but an empty one is taken to have a CRC-32 of 0: one in four billion has.
+    """
+
+    start: int
+    size: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A row of the directory; ``header``: position of the local header."""
+
+    raw: bytes
+    header: int
+    size: int
+    crc: int
+
+    @property
+    def name(self) -> str:
+        return self.raw.decode("utf-8", "replace")
+
+
 @dataclass(frozen=True, slots=True)
 class _Record:
-    header: int  # position of the local header
-    size: int
+    entry: _Entry
     end: int  # nothing of this record lies behind this position
 
 
@@ -44,27 +71,58 @@ class Directory:
         """Every record's name, in directory order."""
         return list(self._records)
 
-    def locate(self, name: str) -> tuple[int, int]:
-        """Byte offset and size of a record's content; FormatError if it is not there whole."""
+    def locate(self, name: str) -> Stored:
+        """Where a record's content lies; FormatError if it is not there whole."""
         record = self._records.get(name)
         if record is None:
             raise FormatError(f"no record {name}", path=self._path)
+        entry = record.entry
+        raw = self._read(entry.header, _LOCAL.size + len(entry.raw))
         # The local header has name and extra lengths of its own: torch pads the extra field there
         # to align the content, and the directory does not say so.
-        fields = _LOCAL.unpack(self._read(record.header, _LOCAL.size))
-        start = record.header + _LOCAL.size + fields[9] + fields[10]
-        if fields[0] != b"PK\x03\x04" or start + record.size > record.end:
-            raise FormatError(
-                f"record {name} does not fit at byte {record.header}", path=self._path
-            )
-        return start, record.size
+        fields = _LOCAL.unpack_from(raw)
+        start = entry.header + _LOCAL.size + fields[9] + fields[10]
+        if fields[0] != b"PK\x03\x04" or start + entry.size > record.end:
+            raise FormatError(f"record {name} does not fit at byte {entry.header}", path=self._path)
+        self._check_local(entry, fields, raw[_LOCAL.size :])
+        return Stored(start, entry.size, entry.crc)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A record's content, of at most ``limit`` bytes, proven to have its CRC-32."""
+        start, size, crc = self.locate(name)
+        if size > limit:
+            raise FormatError(f"{name} has {size} bytes, expected at most {limit}", path=self._path)
+        content = self._read(start, size)
+        found = crc32(content)
+        if crc and found != crc:
+            raise FormatError(say_damage(name, crc, found), path=self._path)
+        return content
+
+    def _check_local(self, entry: _Entry, fields: tuple[Any, ...], raw: bytes) -> None:
+        """FormatError where the local header is that of another record than the directory's.
+
+        CRC-32 and sizes may be 0 there: torch has them behind the content, or in the extra field.
+        """
+        if raw != entry.raw or fields[9] != len(raw):
+            fault = f"is called {raw.decode('utf-8', 'replace')!r} at byte {entry.header}"
+        elif fields[2] & 1 or fields[3] or not _agree(fields[6:9], entry):
+            fault = f"has a header at byte {entry.header} that contradicts the directory"
+        else:
+            return
+        raise FormatError(f"record {entry.name} {fault}", path=self._path, hint=COPY_AGAIN)
+
+
+def _agree(said: tuple[int, ...], entry: _Entry) -> bool:
+    """Whether CRC-32, packed and plain size are the record's, where they are said."""
+    wanted = (entry.crc, entry.size, entry.size)
+    return all(is_ in (0, _MASK32, true) for is_, true in zip(said, wanted, strict=True))
 
 
 def read_directory(read: Read, size: int, path: str) -> Directory:
     """Parse the directory of an archive of ``size`` bytes; ``read(offset, size)`` gives bytes."""
     start, length, count = _find_directory(read, size, path)
     raw = read(start, length)
-    entries: list[tuple[str, int, int]] = []
+    entries: list[_Entry] = []
     pos = 0
     for _ in range(count):
         if pos + _ENTRY.size > len(raw):
@@ -74,9 +132,10 @@ def read_directory(read: Read, size: int, path: str) -> Directory:
         name_at = pos + _ENTRY.size
         extra_at = name_at + fields[10]
         pos = extra_at + fields[11] + fields[12]
-        name = raw[name_at:extra_at].decode("utf-8", "replace")
         content, header = _wide(fields, raw[extra_at : extra_at + fields[11]], path)
-        entries.append((name, header, content))
+        entries.append(_Entry(raw[name_at:extra_at], header, content, fields[7]))
+    if pos != len(raw):
+        raise FormatError(f"the zip directory has {len(raw)} bytes, expected {pos}", path=path)
     return Directory(_without_overlaps(entries, start, path), read, path)
 
 
@@ -148,16 +207,17 @@ def _zip64_values(extra: bytes) -> tuple[int, ...]:
     return ()
 
 
-def _without_overlaps(
-    entries: list[tuple[str, int, int]], limit: int, path: str
-) -> dict[str, _Record]:
+def _without_overlaps(entries: list[_Entry], limit: int, path: str) -> dict[str, _Record]:
     """Records whose ranges are disjoint and before the directory; FormatError otherwise."""
     ends: dict[str, int] = {}
-    for name, header, content in sorted(entries, key=lambda entry: entry[1], reverse=True):
+    names = [entry.name for entry in entries]
+    order = sorted(range(len(entries)), key=lambda at: entries[at].header, reverse=True)
+    for name, entry in ((names[at], entries[at]) for at in order):
         if name in ends:
             raise FormatError(f"two records named {name}", path=path)
-        if header + _LOCAL.size + len(name.encode()) + content > limit:
+        if entry.header + _LOCAL.size + len(entry.raw) + entry.size > limit:
             raise FormatError(f"record {name} overlaps another or the end of the file", path=path)
         ends[name] = limit
-        limit = header
-    return {name: _Record(header, content, ends[name]) for name, header, content in entries}
+        limit = entry.header
+    pairs = zip(names, entries, strict=True)
+    return {name: _Record(entry, ends[name]) for name, entry in pairs}

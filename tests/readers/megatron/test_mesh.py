@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 
 from ckpt_tool.readers.megatron.file import RankFile
 from ckpt_tool.readers.megatron.mesh import Rank, Sizes, infer_parallel_sizes, make_grid
+from ckpt_tool.tensors.checksums import FileSums
 
-EMPTY = RankFile([], [], {})
+EMPTY = RankFile([], [], {}, FileSums(()))
 
 
 def files(ranks, **said):
-    return dict.fromkeys(ranks, RankFile([], [], said))
+    return dict.fromkeys(ranks, RankFile([], [], said, FileSums(())))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""What an output is made of, held against the checksums that its files have, while it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ckpt_tool.common.errors import CheckpointError
+from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.wording import count_noun
+from ckpt_tool.plans.options import CrcCheck, WriteOptions
+from ckpt_tool.plans.plan import Plan
+from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.readers.damage import describe_damage
+from ckpt_tool.tensors.chunks import Chunked
+from ckpt_tool.tensors.followed_files import read_gaps
+from ckpt_tool.tensors.read_sums import PART, SOUND, UNREAD, UNSAID, Place, ReadSums
+
+#: What is read once more without being asked for: this part of what is written.
+_FREE = 1 / 64
+
+
+def follow(plan: Plan, options: WriteOptions) -> ReadSums | None:
+    """Who follows what is read; None where nobody wants that, or no file has checksums."""
+    sums = plan.checkpoint.sums
+    wanted = bool(sums) if options.check_crc is None else options.check_crc
+    return ReadSums(sums) if wanted else None
+
+
+def settle(plan: Plan, read: ReadSums | None, team: Team, *, every: bool) -> CrcCheck | None:
+    """What is known of the sources after all was read, and before anything is published.
+
+    Of a record that was read in part, the rest is read where that is little. With ``every``, all
+    that has not been read of any record with a tensor of the plan. Raises CheckpointError with all
+    that is damaged; each process of the team does its share, and learns of all.
+    """
+    if read is None:
+        return None
+    _exchange(read, team)
+    places = _list_places(plan) if every else read.places(PART)
+    gaps = list(read.gaps(places))
+    size = sum(gap.size for gap in gaps)
+    if gaps and (every or size <= plan.total_bytes * _FREE):
+        _prove(read, places, team)
+    _require_undamaged(plan.checkpoint, read)
+    return _make_check(read, plan.checkpoint)
+
+
+def prove_all(checkpoints: Iterable[Checkpoint], team: Team) -> CrcCheck:
+    """Read every record with a tensor; each process of the team does its share.
+
+    CheckpointError with all that is damaged in one of them.
+    """
+    checks = []
+    for checkpoint in checkpoints:
+        read = ReadSums(checkpoint.sums)
+        _prove(read, read.places(UNREAD), team)
+        _require_undamaged(checkpoint, read)
+        checks.append(_make_check(read, checkpoint))
+    return CrcCheck(
+        sum(check.num_records for check in checks),
+        sum(check.num_files for check in checks),
+        sum(check.num_unchecked for check in checks),
+        [path for check in checks for path in check.unsaid],
+    )
+
+
+def _prove(read: ReadSums, places: Iterable[Place], team: Team) -> None:
+    """Read what is missing of these records; each process of the team its share."""
+    gaps = list(read.gaps(places))
+    share = [gaps[index] for index in team.world.share([gap.size for gap in gaps])]
+    team.progress.start("checksums", sum(gap.size for gap in share))
+    team.world.each(lambda: read_gaps(share, read, team.jobs, team.progress.advance))
+    _exchange(read, team)
+
+
+def _require_undamaged(checkpoint: Checkpoint, read: ReadSums) -> None:
+    """CheckpointError with every record that is not what was written."""
+    problems = describe_damage(checkpoint, read.damaged())
+    if problems:
+        count = count_noun(len(problems), "record")
+        raise CheckpointError(
+            f"{checkpoint.path}: {count} of this checkpoint {'is' if len(problems) == 1 else 'are'}"
+            " damaged",
+            problems,
+            hint=f"See all of it with: ckpt inspect `check_crc=True` {checkpoint.path}",
+        )
+
+
+def _make_check(read: ReadSums, checkpoint: Checkpoint) -> CrcCheck:
+    """What is known, for people and programs."""
+    plain = [file.path for file in checkpoint.files if file.path.endswith(".safetensors")]
+    sound, unsaid = read.places(SOUND), read.places(UNSAID)
+    return CrcCheck(
+        num_records=len(sound),
+        num_files=len({path for path, _ in sound}),
+        num_unchecked=len(read.places(PART)),
+        unsaid=sorted({*plain, *(path for path, _ in unsaid)}),
+    )
+
+
+def _list_places(plan: Plan) -> list[Place]:
+    """The records in which tensors of the plan lie."""
+    places: dict[Place, None] = {}
+    seen: set[int] = set()
+    for file in plan.files:
+        for tensor in file.tensors:
+            places.update(dict.fromkeys(_places_of(tensor, plan.checkpoint, seen)))
+    return list(places)
+
+
+def _places_of(tensor: Chunked, checkpoint: Checkpoint, seen: set[int]) -> Iterator[Place]:
+    """The records of a tensor; of what is computed, those of its operands, once."""
+    for chunk in tensor.chunks:
+        path, offset, _, computed = chunk.region
+        if computed is None:
+            sums = checkpoint.sums.get(path)
+            index = -1 if sums is None else sums.find(offset)
+            if index >= 0:
+                yield path, index
+        elif id(computed) not in seen:
+            seen.add(id(computed))
+            for operand in computed.operands:
+                yield from _places_of(operand, checkpoint, seen)
+
+
+def _exchange(read: ReadSums, team: Team) -> None:
+    """All processes of the team learn what each has found."""
+    if team.world.size > 1:
+        for findings in team.world.everyone(read.findings):
+            read.learn(findings)

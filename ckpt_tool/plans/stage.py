@@ -1,0 +1,132 @@
+"""What is written beside the output, and takes its place when all is well."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ckpt_tool.common.errors import CheckpointError, MappingError, UsageError
+from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.progress import Progress
+from ckpt_tool.plans.checks.judge import Judge, Verdict
+from ckpt_tool.plans.options import CrcCheck, WriteOptions
+from ckpt_tool.plans.plan import Plan
+from ckpt_tool.plans.reading_back import read_back
+from ckpt_tool.plans.source_sums import follow, settle
+from ckpt_tool.tensors.read_sums import ReadSums
+from ckpt_tool.writers.files import write_files
+from ckpt_tool.writers.leaving import explain
+from ckpt_tool.writers.staging import Staging
+from ckpt_tool.writers.stream import WrittenFile
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it; ``different``: None if nobody looked, ``seconds``: of the writing alone."""
+
+    written: list[WrittenFile]
+    different: list[str] | None
+    verdict: Verdict
+    crc: CrcCheck | None
+    seconds: float | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def hear(judge: Judge, folder: Path | None, progress: Progress) -> Verdict:
+    """What the judge says of ``folder``; where that takes a while, it is said that one waits."""
+    if judge.is_waited_for:
+        progress.start(f"waiting for {judge.name}", None)
+    return judge.finish(folder)
+
+
+def stage(plan: Plan, judge: Judge, staging: Staging, options: WriteOptions, team: Team) -> Outcome:
+    """Write beside the output, read back, have it judged, and put it in its place.
+
+    What is raised is what :func:`ckpt_tool.plans.write.write` raises; of what was written by then,
+    the error says where it is kept.
+    """
+    first = team.world.first
+    how = {"resume": options.resume, "replace": options.overwrite}
+    staging.join(*first(lambda: staging.open(plan.fingerprint, **how)))
+    try:
+        begun, sums = time.monotonic(), follow(plan, options)
+        # What an earlier run has read nobody knows, so all of it is read once more.
+        every = bool(options.check_crc or staging.finished)
+        written = _write_tensors(plan, staging, replace(team, progress=_Heard(team, judge)), sums)
+        seconds = time.monotonic() - begun
+        crc = _settle(plan, sums, staging, team, every=every)
+        first(lambda: _put_small_files(plan, written, staging))
+        first(lambda: plan.require_readable(staging.path))
+        different = read_back(plan, staging.path, team) if options.verify else None
+        verdict = Verdict()
+        if not different:
+            verdict = first(lambda: hear(judge, staging.path, team.progress))
+        warnings = first(lambda: _close(plan, staging, options, different=bool(different)))
+    except BaseException as error:
+        if judge.is_early and isinstance(error, (MappingError, UsageError)):
+            staging.discard()  # not the model that its config says
+        raise explain(error, staging) from error
+    return Outcome(written, different, verdict, crc, seconds, warnings)
+
+
+class _Heard(Progress):
+    """The team's progress, on which the judge may end the work."""
+
+    def __init__(self, team: Team, judge: Judge) -> None:
+        self._told = team.progress
+        self._judge = judge
+
+    def start(self, what: str, total: int | None) -> None:
+        self._told.start(what, total)
+
+    def advance(self, amount: int) -> None:
+        self._told.advance(amount)
+        self._judge.listen()
+
+
+def _write_tensors(
+    plan: Plan, staging: Staging, team: Team, sums: ReadSums | None
+) -> list[WrittenFile]:
+    """All files, written by all processes; the first one keeps the journal of those of others."""
+    files = plan.files
+    share = [files[index] for index in team.world.share([file.size for file in files])]
+    outcomes = team.world.everyone(
+        lambda: write_files(share, staging, team.jobs, team.progress, sums)
+    )
+    found = {written.name: written for outcome in outcomes for written in outcome}
+    for written in found.values():
+        if written.name not in staging.finished:
+            staging.record(written)
+    return [found[file.name] for file in files]
+
+
+def _settle(
+    plan: Plan, sums: ReadSums | None, staging: Staging, team: Team, *, every: bool
+) -> CrcCheck | None:
+    """:func:`.settle`; what was made of damaged sources is not kept."""
+    try:
+        return settle(plan, sums, team, every=every)
+    except CheckpointError:
+        if team.world.rank == 0:
+            staging.discard()
+        plan.require_unchanged()  # which explains it better
+        raise
+
+
+def _put_small_files(plan: Plan, written: list[WrittenFile], staging: Staging) -> None:
+    for name, content in plan.small_files(written):
+        staging.put(name, content)
+
+
+def _close(plan: Plan, staging: Staging, options: WriteOptions, *, different: bool) -> list[str]:
+    """Publish, or leave nothing behind. Warnings of publishing."""
+    try:
+        plan.require_unchanged()
+    except CheckpointError:
+        staging.discard()  # of no use to anybody: nobody knows what was read
+        raise
+    if different:
+        staging.discard()
+        return []
+    return staging.publish(replace=options.overwrite)

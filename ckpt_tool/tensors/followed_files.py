@@ -1,0 +1,72 @@
+"""Files that are read, and held against their checksums on the way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from ckpt_tool.tensors.blocks import FileTable
+from ckpt_tool.tensors.read_sums import Gap, ReadSums
+
+_STEP = 1 << 20  # bytes per read: they are in the second-level cache when they are summed up
+_SPAN = 64 << 20  # bytes per task
+
+#: Shorter runs are not followed: a block may have a thousand of them.
+_SHORT_RUN = 4 << 10
+
+
+class FollowedFiles(FileTable):
+    """Descriptors by path, with ``sums`` told of all that is read through them."""
+
+    def __init__(self, sums: ReadSums) -> None:
+        super().__init__()
+        self._sums = sums
+
+    def read(self, path: str, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from byte ``offset`` of ``path``; FormatError where the file ends."""
+        super().read(path, offset, buffer)
+        self._sums.note(path, offset, buffer)
+
+    def read_runs(
+        self, path: str, offset: int, buffer: memoryview, run: int, starts: Iterable[int]
+    ) -> None:
+        """The same, followed without what lies between the runs: that is read for others, too."""
+        super().read(path, offset, buffer)
+        if run < _SHORT_RUN and run < len(buffer):
+            starts, run = (0,), 0  # only that something of it was read
+        for start in starts:
+            self._sums.note(path, offset + start, buffer[start : start + run])
+
+
+def read_gaps(
+    gaps: Iterable[Gap], sums: ReadSums, jobs: int, advance: Callable[[int], None]
+) -> None:
+    """Read ``gaps`` with ``jobs`` threads, ``sums`` told of it.
+
+    ``advance`` is told the bytes. OSError and FormatError where a file cannot be read.
+    """
+    local = threading.local()
+    with FollowedFiles(sums) as files, ThreadPoolExecutor(jobs) as pool:
+
+        def read(span: Gap) -> None:
+            if not hasattr(local, "buffer"):
+                local.buffer = memoryview(bytearray(_STEP))
+            for done in range(0, span.size, _STEP):
+                part = local.buffer[: min(_STEP, span.size - done)]
+                files.read(span.path, span.start + done, part)
+                advance(len(part))
+
+        try:
+            for _ in pool.map(read, _cut(gaps)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _cut(gaps: Iterable[Gap]) -> Iterator[Gap]:
+    """The same bytes in spans for one thread, so that one large record keeps every thread busy."""
+    for path, start, size in gaps:
+        for at in range(0, size, _SPAN):
+            yield Gap(path, start + at, min(_SPAN, size - at))

@@ -1,0 +1,38 @@
+"""Strided blocks of elements in memory and in files: views, and the runs of bytes in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from ckpt_tool.tensors.geometry import Shape, dot
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def view_strided(raw: memoryview, sizes: Shape, strides: Shape, itemsize: int) -> NDArray[Any]:
+    """A strided view of ``raw`` as unsigned integers of ``itemsize`` bytes; strides in elements."""
+    import numpy as np
+
+    steps = [stride * itemsize for stride in strides]
+    return np.ndarray(sizes, f"<u{itemsize}", raw, strides=steps)
+
+
+def measure_span(sizes: Shape, strides: Shape) -> int:
+    """Elements from the first to the last of a strided block, both included."""
+    return dot(tuple(size - 1 for size in sizes), strides) + 1
+
+
+def cut_runs(sizes: Shape, strides: Shape, itemsize: int) -> tuple[int, Iterator[int]]:
+    """How long the runs of bytes of a block are, and where each begins, from its first element on.
+
+    They are in row-major order, so they ascend where the longest strides come first.
+    """
+    run, outer = 1, len(sizes)
+    while outer and (strides[outer - 1] == run or sizes[outer - 1] == 1):
+        run *= sizes[outer - 1]
+        outer -= 1
+    indices = product(*map(range, sizes[:outer]))
+    return run * itemsize, (dot(index, strides[:outer]) * itemsize for index in indices)
