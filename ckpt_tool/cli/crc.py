@@ -18,8 +18,8 @@ CheckCrc = Annotated[
     bool | None,
     typer.Option(
         "--check-crc/--no-check-crc",
-        help="Hold what is read of torch's archives against their checksums. [default: what can be"
-        " without reading it twice]",
+        help="Hold what is read of torch's archives against their checksums. [default: unless"
+        " --no-fsync, what can be without reading it twice]",
         show_default=False,
     ),
 ]

@@ -19,8 +19,9 @@ class WriteOptions:
     checkpoints, by loading the result. None: a model folder with a config is checked, with a
     warning where transformers does not know its class; True: that is an error.
     ``check_crc``: hold what is read against the CRC-32 that archives of torch have for it. None:
-    all that is read anyway, and what little is missing then; True: whatever is missing of the
-    records in which tensors lie is read as well; False: pickles and small records only.
+    with ``fsync``, all that is read anyway, and what little is missing then; True: whatever is
+    missing of the records in which tensors lie is read as well; False: pickles and small records
+    only.
     ``overwrite``: replace an output that is there, once everything else has worked.
     ``resume``: keep what an interrupted run has finished, after checking it; where the output is
     complete already, write nothing.

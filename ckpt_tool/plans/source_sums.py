@@ -20,9 +20,12 @@ _FREE = 1 / 64
 
 
 def follow(plan: Plan, options: WriteOptions) -> ReadSums | None:
-    """Who follows what is read; None where nobody wants that, or no file has checksums."""
+    """Who follows what is read; None where nobody wants that, or no file has checksums.
+
+    Without fsync the disk is not waited for, and reckoning would take a tenth of the time or more.
+    """
     sums = plan.checkpoint.sums
-    wanted = bool(sums) if options.check_crc is None else options.check_crc
+    wanted = bool(sums) and options.fsync if options.check_crc is None else options.check_crc
     return ReadSums(sums) if wanted else None
 
 

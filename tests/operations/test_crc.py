@@ -36,7 +36,7 @@ WIDE = 3_000_000  # bytes of a tensor that is read in more than one block
 
 
 def options(check_crc: bool | None = None, **more) -> MergeOptions:
-    write = WriteOptions(fsync=False, check_crc=check_crc, **more)
+    write = WriteOptions(check_crc=check_crc, **more)
     return MergeOptions(keep_names=True, dtype="keep", write=write)
 
 
@@ -171,7 +171,7 @@ def test_tensors_that_are_cast_and_cut_into_files_are_followed(tmp_path):
         keep_names=True,
         dtype="bfloat16",
         max_shard_size="600KB",
-        write=WriteOptions(fsync=False),
+        write=WriteOptions(),
     )
     assert merge_fsdp(source, tmp_path / "out", told).crc == CrcCheck(4, 1, 0, [])
     damage(source, "2.weight")
@@ -185,9 +185,7 @@ def save_shared(folder: Path) -> Path:
     return write_rank(folder, {f"{n}.weight": whole[n] for n in range(4)})
 
 
-SHARED = MergeOptions(
-    keep_names=True, dtype="keep", max_shard_size="800KB", write=WriteOptions(fsync=False)
-)
+SHARED = MergeOptions(keep_names=True, dtype="keep", max_shard_size="800KB", write=WriteOptions())
 
 
 def test_a_record_that_several_processes_read_is_put_together(tmp_path):
@@ -220,7 +218,7 @@ def test_a_run_that_goes_on_reads_again_what_the_first_has_read(tmp_path, monkey
         keep_names=True,
         dtype="keep",
         max_shard_size="1MB",
-        write=WriteOptions(fsync=False, resume=True),
+        write=WriteOptions(resume=True),
     )
     stop_before_publishing(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -232,7 +230,7 @@ def test_a_run_that_goes_on_reads_again_what_the_first_has_read(tmp_path, monkey
         keep_names=True,
         dtype="keep",
         max_shard_size="1MB",
-        write=WriteOptions(fsync=False, resume=True, check_crc=True),
+        write=WriteOptions(resume=True, check_crc=True),
     )
     assert merge_fsdp(source, tmp_path / "out", asked).crc == CrcCheck(3, 1, 0, [])
 
@@ -255,7 +253,7 @@ def test_an_adapter_is_fused_of_what_was_written(tmp_path):
     }
     source = write_rank(tmp_path / "c", state, TINY)
     (source / "lora_train_meta.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
-    told = MergeOptions(dtype="keep", write=WriteOptions(fsync=False, check_load=False))
+    told = MergeOptions(dtype="keep", write=WriteOptions(check_load=False))
     result = merge_fsdp(source, tmp_path / "out", told)
     assert result.lora is not None
     assert result.crc == CrcCheck(4, 1, 0, [])
@@ -372,3 +370,10 @@ def test_to_mcore_reads_archives_so_too(tmp_path):
     damage(tmp_path / "hf", "q_proj.weight")
     with pytest.raises(CheckpointError, match="1 record"):
         convert_to_mcore(tmp_path / "hf", tmp_path / "out-2", ToMcoreOptions())
+
+
+def test_without_fsync_nobody_reckons_unless_asked(tmp_path):
+    source = save_fsdp(tmp_path / "c")
+    assert merge_fsdp(source, tmp_path / "out", options(fsync=False)).crc is None
+    asked = options(check_crc=True, fsync=False)
+    assert merge_fsdp(source, tmp_path / "out-2", asked).crc == CrcCheck(2, 1, 0, [])
