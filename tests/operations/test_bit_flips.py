@@ -72,13 +72,14 @@ def test_some_flips(tmp_path, save, record_property):
 @each
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_flips_all_over_a_file(tmp_path, save, record_property):
-    """In every byte, of larger files in every fourth; the bit is drawn."""
+    """In one of a few bytes, all over the file; the bit is drawn."""
     file, unused = save(tmp_path / "c")
     drawn, size = random.Random(5), file.stat().st_size
-    places = [(at, drawn.randrange(8)) for at in range(0, size, 1 + size // 4000)]
+    places = [(at, drawn.randrange(8)) for at in range(0, size, 1 + size // 700)]
     expect(try_flips(file, places, unused), len(places), record_property)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_every_bit_of_a_file(tmp_path, record_property):
     file, unused = save_rank(tmp_path / "c")
@@ -88,7 +89,7 @@ def test_every_bit_of_a_file(tmp_path, record_property):
 
 @pytest.mark.slow
 def test_what_is_accepted_merges_to_the_same_bytes(tmp_path):
-    """A flip in every byte that nobody looks at: the merged file is what it was."""
+    """Flips in bytes that nobody looks at: the merged file is what it was."""
     file, unused = save_rank(tmp_path / "c")
     options = MergeOptions(keep_names=True, write=WriteOptions(fsync=False, overwrite=True))
 
@@ -97,9 +98,9 @@ def test_what_is_accepted_merges_to_the_same_bytes(tmp_path):
         return (result.output / "model.safetensors").read_bytes()
 
     original, expected, accepted = file.read_bytes(), merged(), 0
-    for _, changed in flips(original, [(at, 1) for at in sorted(unused)]):
+    for _, changed in flips(original, [(at, 1) for at in sorted(unused)[::4]]):
         file.write_bytes(changed)
         if scrub(file.parent) is not None:
             assert merged() == expected
             accepted += 1
-    assert accepted > len(unused) / 2
+    assert accepted > len(unused) / 8
