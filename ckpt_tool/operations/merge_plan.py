@@ -123,6 +123,7 @@ def _plan_files(source: Source, model: HubModel, held: Held, options: MergeOptio
         warnings=[*model.warnings, *held.warnings, *beside.warnings, *_warn_of_trl(model, files)],
         lora=model.lora,
         filled=_list_filled(source, model),
+        tied=model.tied,
         adapter=adapter,
         views=model.views,
         heard=held.heard,

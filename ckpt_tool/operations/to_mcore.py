@@ -110,6 +110,7 @@ def _plan_files(
         files=folder.files,
         folder=folder,
         dropped=model.dropped,
+        tied=model.tied,
         warnings=[*model.warnings, *rules.warnings],
     )
 
@@ -200,12 +201,14 @@ def _drop_repeats(model: HubModel, rules: Rules, team: Team) -> HubModel:
 
     Every process of the team compares its share.
     """
-    tensors, dropped, faults = dict(model.tensors), dict(model.dropped), []
+    tensors, dropped, tied = dict(model.tensors), dict(model.dropped), dict(model.tied)
+    faults = []
     for repeat in rules.repeats:
         if repeat.hf not in tensors or repeat.of not in tensors:
             continue
         if are_equal_together(tensors[repeat.hf], tensors[repeat.of], team):
             dropped[repeat.hf] = f"equal to {repeat.of}, which Megatron uses in its place"
+            tied[repeat.hf] = repeat.of
             tensors.pop(repeat.hf)
         else:
             faults.append(f"{repeat.hf}: differs from {repeat.of}")
@@ -213,7 +216,7 @@ def _drop_repeats(model: HubModel, rules: Rules, team: Team) -> HubModel:
         raise MappingError(
             "Megatron has one embedding and one head, this model has several that differ", faults
         )
-    return replace(model, tensors=tensors, dropped=dropped)
+    return replace(model, tensors=tensors, dropped=dropped, tied=tied)
 
 
 def _require_floats(tensors: dict[str, LazyTensor]) -> None:

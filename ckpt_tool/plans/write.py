@@ -13,9 +13,11 @@ from ckpt_tool.common.errors import CheckpointError, MappingError, UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.plans.checks.judge import Judge, Verdict
-from ckpt_tool.plans.manifest import Comparison
+from ckpt_tool.plans.holding import Comparison
+from ckpt_tool.plans.manifest import MANIFEST_NAME
 from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
+from ckpt_tool.plans.provenance import are_as_noted, keep_times
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.writers.files import write_files
 from ckpt_tool.writers.staging import Staging, explain
@@ -47,19 +49,47 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     started = time.monotonic()
     out = Path(os.path.realpath(out))  # links followed: a rename in another folder would not do
     _require_one_plan(plan, team)
-    there = Comparison([], [])
-    if options.resume:
-        there = team.world.first(lambda: plan.compare(out, team.progress))
+    there = _look(plan, out, options, team) if options.resume else Comparison([], [])
     if there.written and not there.faults:
         outcome = _check_complete(plan, there.written, out, options, team)
     else:
         outcome = _write_new(plan, there.faults, out, options, team)
-    return _make_result(plan, out, outcome, started)
+    result = _make_result(plan, out, outcome, started, has_manifest=options.manifest)
+    if options.manifest and not result.differences:
+        seconds, timed = result.seconds, plan.timed_fingerprint
+        team.world.first(lambda: keep_times(out, timed, plan.checkpoint, seconds))
+    return result
+
+
+def _look(plan: Plan, out: Path, options: WriteOptions, team: Team) -> Comparison:
+    """Whether ``out`` is what would be written already.
+
+    The sizes of sources do not say that they hold what they held when it was written. Where their
+    times are not known to be the same, what is there is compared with what they hold now.
+    """
+    first = team.world.first
+    if not options.manifest:
+        return Comparison([], first(lambda: _say_unknown(out)))
+    found = first(lambda: plan.compare(out, team.progress))
+    if not found.written or found.faults:
+        return found
+    if first(lambda: are_as_noted(out, plan.timed_fingerprint)):
+        return found
+    names = read_back(plan, out, team)
+    faults = [f"{name} is not what the source holds now" for name in names]
+    return Comparison(found.written, faults)
+
+
+def _say_unknown(out: Path) -> list[str]:
+    """Why a folder cannot be known for what would be written there, when that has no manifest."""
+    if (out / MANIFEST_NAME).exists():
+        return [f"{MANIFEST_NAME} is no part of it"]
+    return [f"without {MANIFEST_NAME} nobody knows whether it is complete"]
 
 
 def _require_one_plan(plan: Plan, team: Team) -> None:
     """UsageError where processes have different plans, because they see different files."""
-    if len(set(team.world.everyone(lambda: plan.fingerprint))) > 1:
+    if len(set(team.world.everyone(lambda: plan.timed_fingerprint))) > 1:
         raise UsageError(
             f"{plan.checkpoint.path}: not the same for all processes of this run",
             hint="All of them must see the same files, with the same version of ckpt-tool.",
@@ -117,12 +147,12 @@ def _stage(plan: Plan, judge: Judge, out: Path, options: WriteOptions, team: Tea
     first = team.world.first
     staging = Staging(out, fsync=options.fsync, direct=options.is_direct)
     how = {"resume": options.resume, "replace": options.overwrite}
-    staging.join(*first(lambda: staging.open(plan.fingerprint, **how)))
+    staging.join(*first(lambda: staging.open(plan.timed_fingerprint, **how)))
     try:
         begun = time.monotonic()
         written = _write_tensors(plan, staging, replace(team, progress=_Heard(team, judge)))
         seconds = time.monotonic() - begun
-        first(lambda: _put_small_files(plan, written, staging))
+        first(lambda: _put_small_files(plan, written, staging, manifest=options.manifest))
         first(lambda: plan.require_readable(staging.path))
         different = read_back(plan, staging.path, team) if options.verify else None
         verdict = Verdict()
@@ -163,8 +193,10 @@ def _write_tensors(plan: Plan, staging: Staging, team: Team) -> list[WrittenFile
     return [found[file.name] for file in files]
 
 
-def _put_small_files(plan: Plan, written: list[WrittenFile], staging: Staging) -> None:
-    for name, content in plan.small_files(written):
+def _put_small_files(
+    plan: Plan, written: list[WrittenFile], staging: Staging, *, manifest: bool
+) -> None:
+    for name, content in plan.small_files(written, manifest=manifest):
         staging.put(name, content)
 
 
@@ -181,7 +213,9 @@ def _close(plan: Plan, staging: Staging, options: WriteOptions, *, different: bo
     return staging.publish(replace=options.overwrite)
 
 
-def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> WriteResult:
+def _make_result(
+    plan: Plan, out: Path, outcome: _Outcome, started: float, *, has_manifest: bool
+) -> WriteResult:
     casts = plan.measured_casts(outcome.written)
     too_large = [
         f"some {cast.source} values are too large for {cast.target} and became infinite"
@@ -208,4 +242,5 @@ def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> Wr
         lora=plan.lora,
         filled=plan.filled,
         already_complete=outcome.seconds is None,
+        manifest=has_manifest,
     )

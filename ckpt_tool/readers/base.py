@@ -138,11 +138,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
     and KeyError for a name that it lacks; ``entries`` can be listed all the same.
 
     ``format``: the name of a row of :data:`ckpt_tool.readers.FORMATS`. ``path``: where it was
-    found, at or below what was asked for. ``files``: those with tensors, side files not among
-    them. ``world_size``: the number of ranks that wrote it, and ``mesh``: how they were arranged;
-    None where the files do not say. ``side_files``: the folder with config and tokenizer, if any.
-    ``left_out``: tensors that the reader was told to leave alone, without holdings; nothing is
-    proven about them. ``objects``: names of what else was saved.
+    found, at or below what was asked for. ``files``: those with tensors. ``world_size``: how many
+    ranks wrote it, ``mesh``: how they were arranged, ``step``: of training; None where no file says
+    it. ``side_files``: the folder with config and tokenizer, if any. ``left_out``: tensors that the
+    reader was told to leave alone, unproven. ``objects``: names of what else was saved.
     """
 
     format: str
@@ -155,6 +154,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     side_files: Path | None = None
     left_out: dict[str, Entry] = field(default_factory=dict)
     objects: tuple[str, ...] = ()
+    step: int | None = None
     _tensors: dict[str, LazyTensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LazyTensor:

@@ -10,7 +10,7 @@ import torch
 
 from ckpt_tool import MergeOptions, NameOptions, WriteOptions, merge_dcp, merge_fsdp, merge_megatron
 from ckpt_tool.common.errors import MappingError, OutputError
-from ckpt_tool.plans import manifest as manifest_module
+from ckpt_tool.plans import fingerprint as fingerprint_module
 from ckpt_tool.plans.options import WriteResult
 from ckpt_tool.writers.stream import digest_file
 from tests.support import megatron
@@ -157,16 +157,22 @@ def test_other_options_are_another_model(source: Path, tmp_path: Path, other: di
 
 
 def test_a_later_checkpoint_is_another_model(source: Path, tmp_path: Path) -> None:
+    """Of other content: one that was written again as it was is the same."""
     merge(source, tmp_path / "out")
     (rank,) = source.glob("*.pt")
     os.utime(rank, ns=(1, 1))
-    with pytest.raises(OutputError, match="not empty"):
+    assert merge(source, tmp_path / "out", resume=True).already_complete
+    state = {f"layers.{n}.weight": values(64, 64, start=n << 13) for n in range(1, 5)}
+    size = rank.stat().st_size
+    write_rank(source, state)
+    assert rank.stat().st_size == size
+    with pytest.raises(OutputError, match=r"layers\.1\.weight is not what the source holds now"):
         merge(source, tmp_path / "out", resume=True)
 
 
 def test_another_version_writes_another_model(source: Path, tmp_path: Path, monkeypatch) -> None:
     merge(source, tmp_path / "out")
-    monkeypatch.setattr(manifest_module, "__version__", "9.9")
+    monkeypatch.setattr(fingerprint_module, "__version__", "9.9")
     with pytest.raises(OutputError, match="not empty"):
         merge(source, tmp_path / "out", resume=True)
 
