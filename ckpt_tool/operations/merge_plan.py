@@ -149,7 +149,8 @@ def _find_beside(
     if config is None:
         return SideFiles()
     tokenizers = list_tokenizer_folders(source.checkpoint, config, options.tokenizer)
-    return gather_side_files(config, tokenizers, quantised=quantised)
+    named = source.list_named(options.config, options.tokenizer)
+    return gather_side_files(config, tokenizers, quantised=quantised, named=named)
 
 
 def _warn_of_trl(model: HubModel, files: Sequence[PlannedFile]) -> Iterator[str]:

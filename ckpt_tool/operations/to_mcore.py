@@ -26,7 +26,7 @@ from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
 from ckpt_tool.operations.request import Heads
-from ckpt_tool.operations.source import Source
+from ckpt_tool.operations.source import Source, list_roots
 from ckpt_tool.operations.tied_head import TiedHeadError, are_equal_together
 from ckpt_tool.plans.mcore import LAYOUTS, McorePlan
 from ckpt_tool.plans.options import WriteResult
@@ -162,7 +162,8 @@ def _find_config(checkpoint: Checkpoint, options: ToMcoreOptions) -> ModelConfig
             f"{checkpoint.path}: no config.json beside the weights",
             hint="Name a folder that has it with `config=DIR`.",
         )
-    config = load_config(Path(folder))
+    named = list_roots(checkpoint) if options.config is None else [Path(options.config)]
+    config = load_config(Path(folder), named)
     require_rows(config)
     refuse_adapters(checkpoint.entries)
     refuse_value_head(checkpoint.entries)
