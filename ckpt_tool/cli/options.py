@@ -44,6 +44,10 @@ Fsync = Annotated[
     bool,
     typer.Option("--fsync/--no-fsync", help="Wait until the result is on disk before it appears."),
 ]
+Manifest = Annotated[
+    bool,
+    typer.Option("--manifest/--no-manifest", help="Write ckpt_manifest.json: source, digests."),
+]
 
 # --- what the result is
 DType = Annotated[
@@ -120,9 +124,9 @@ class Request:
     def upload(self) -> Upload | None:
         """Where the model goes when it is complete; UsageError for --private without --upload."""
         repo, private = self.values["upload"], self.values["private"]
+        if repo is None and private:
+            raise UsageError("--private is about --upload, which is not given")
         if repo is None:
-            if private:
-                raise UsageError("--private is about --upload, which is not given")
             return None
         from ckpt_tool.operations.upload import Upload
 
@@ -221,6 +225,7 @@ def _every_merge(
     resume: Resume = False,
     fsync: Fsync = True,
     direct_io: DirectIo = None,
+    manifest: Manifest = True,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:

@@ -25,6 +25,8 @@ class WriteOptions:
     power cut may lose the result.
     ``direct``: write files with tensors past the page cache (``O_DIRECT``) where the file system
     can; None: where there is ``fsync``.
+    ``manifest``: say in ``ckpt_manifest.json`` where the output came from and what its files are.
+    Without it ``resume`` does not know an output that is complete.
     """
 
     verify: bool = False
@@ -33,6 +35,7 @@ class WriteOptions:
     resume: bool = False
     fsync: bool = True
     direct: bool | None = None
+    manifest: bool = True
 
     @property
     def is_direct(self) -> bool:
@@ -87,7 +90,8 @@ class WriteResult:
     ``load_check``: what the library said that was asked; None: none was.
     ``lora``: what became of adapters; None: there were none. ``filled``: sorted names of tensors
     that were taken from another model.
-    ``already_complete``: all of it was there before, and nothing was written.
+    ``already_complete``: all of it was there before, and nothing was written. ``manifest``: whether
+    there is one in ``output``.
     """
 
     format: str
@@ -106,3 +110,4 @@ class WriteResult:
     lora: LoraNote | None = None
     filled: list[str] = field(default_factory=list)
     already_complete: bool = False
+    manifest: bool = True

@@ -19,9 +19,11 @@ from ckpt_tool.common.errors import (
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.plans.checks.judge import Judge, Verdict
-from ckpt_tool.plans.manifest import Comparison
+from ckpt_tool.plans.finding import find_output
+from ckpt_tool.plans.holding import Comparison
 from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
+from ckpt_tool.plans.provenance import keep_times
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.writers.files import write_files
 from ckpt_tool.writers.leaving import explain
@@ -61,23 +63,26 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     except OSError as error:
         raise OutputError(f"{out}: {say_cause(error)}") from error
     outcome.warnings[:0] = warnings
-    return _make_result(plan, out, outcome, started)
+    result = _make_result(plan, out, outcome, started, has_manifest=options.manifest)
+    if options.manifest and not result.differences:
+        seconds, timed = result.seconds, plan.timed_fingerprint
+        team.world.first(lambda: keep_times(out, timed, plan.checkpoint, seconds))
+    return result
 
 
 def _write(plan: Plan, staging: Staging, options: WriteOptions, team: Team) -> _Outcome:
-    there = Comparison([], [])
-    if options.resume:
-        there = team.world.first(lambda: plan.compare(staging.out, team.progress))
+    there = find_output(plan, staging.out, options, team) if options.resume else Comparison([], [])
     if there.written and not there.faults:
         outcome = _check_complete(plan, there.written, staging.out, options, team)
-        outcome.warnings.extend(team.world.first(lambda: staging.clear(plan.fingerprint)))
+        cleared = team.world.first(lambda: staging.clear(plan.timed_fingerprint))
+        outcome.warnings.extend(cleared)
         return outcome
     return _write_new(plan, there.faults, staging, options, team)
 
 
 def _require_one_plan(plan: Plan, team: Team) -> None:
     """UsageError where processes have different plans, because they see different files."""
-    if len(set(team.world.everyone(lambda: plan.fingerprint))) > 1:
+    if len(set(team.world.everyone(lambda: plan.timed_fingerprint))) > 1:
         raise UsageError(
             f"{plan.checkpoint.path}: not the same for all processes of this run",
             hint="All of them must see the same files, with the same version of ckpt-tool.",
@@ -136,12 +141,12 @@ def _stage(
     """What is written beside the output, and takes its place when all is well."""
     first = team.world.first
     how = {"resume": options.resume, "replace": options.overwrite}
-    staging.join(*first(lambda: staging.open(plan.fingerprint, **how)))
+    staging.join(*first(lambda: staging.open(plan.timed_fingerprint, **how)))
     try:
         begun = time.monotonic()
         written = _write_tensors(plan, staging, replace(team, progress=_Heard(team, judge)))
         seconds = time.monotonic() - begun
-        first(lambda: _put_small_files(plan, written, staging))
+        first(lambda: _put_small_files(plan, written, staging, manifest=options.manifest))
         first(lambda: plan.require_readable(staging.path))
         different = read_back(plan, staging.path, team) if options.verify else None
         verdict = Verdict()
@@ -182,8 +187,10 @@ def _write_tensors(plan: Plan, staging: Staging, team: Team) -> list[WrittenFile
     return [found[file.name] for file in files]
 
 
-def _put_small_files(plan: Plan, written: list[WrittenFile], staging: Staging) -> None:
-    for name, content in plan.small_files(written):
+def _put_small_files(
+    plan: Plan, written: list[WrittenFile], staging: Staging, *, manifest: bool
+) -> None:
+    for name, content in plan.small_files(written, manifest=manifest):
         staging.put(name, content)
 
 
@@ -200,7 +207,9 @@ def _close(plan: Plan, staging: Staging, options: WriteOptions, *, different: bo
     return staging.publish(replace=options.overwrite)
 
 
-def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> WriteResult:
+def _make_result(
+    plan: Plan, out: Path, outcome: _Outcome, started: float, *, has_manifest: bool
+) -> WriteResult:
     casts = plan.measured_casts(outcome.written)
     too_large = [
         f"some {cast.source} values are too large for {cast.target} and became infinite"
@@ -227,4 +236,5 @@ def _make_result(plan: Plan, out: Path, outcome: _Outcome, started: float) -> Wr
         lora=plan.lora,
         filled=plan.filled,
         already_complete=outcome.seconds is None,
+        manifest=has_manifest,
     )

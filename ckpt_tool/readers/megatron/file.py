@@ -44,6 +44,7 @@ _SIZES = {
     "expert_tp": "expert_tensor_parallel_size",
 }
 _MOST_RANKS = 1 << 16
+_MOST_STEPS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,13 @@ class RankFile:
     """The parameters of each pipeline chunk, and what is wrong with single ones.
 
     Layers are numbered as in the file. ``said``: parallel sizes, where the run's arguments are
-    there: ``tp``, ``pp``, ``ep`` and ``expert_tp``.
+    there: ``tp``, ``pp``, ``ep`` and ``expert_tp``. ``iteration``: of the run, where it is there.
     """
 
     chunks: list[list[Part]]
     faults: list[str]
     said: dict[str, int]
+    iteration: int | None = None
 
 
 def read_rank_file(path: Path) -> RankFile:
@@ -79,8 +81,13 @@ def read_rank_file(path: Path) -> RankFile:
     with TorchArchive(path) as archive:
         state = archive.load(resolve_run)
         chunks = [list(_parts(archive, chunk, faults)) for chunk in _chunks(state, path)]
-    args = state.get("args") if isinstance(state, dict) else None
-    return RankFile(chunks, faults, _said(args))
+    top = state if isinstance(state, dict) else {}
+    return RankFile(chunks, faults, _said(top.get("args")), _read_iteration(top.get("iteration")))
+
+
+def _read_iteration(found: Any) -> int | None:
+    is_number = isinstance(found, int) and not isinstance(found, bool)
+    return found if is_number and 0 <= found < _MOST_STEPS else None
 
 
 def _said(args: Any) -> dict[str, int]:

@@ -63,6 +63,7 @@ def open_megatron_ranks(folder: Path) -> Checkpoint:
         problems=tuple(problems),
         mesh=Mesh((sizes.tp, sizes.pp, sizes.ep), Rank._fields),
         side_files=locate_config(folder, beside=True),
+        step=next((f.iteration for f in files.values() if f.iteration is not None), None),
     )
 
 
