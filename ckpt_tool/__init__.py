@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from ckpt_tool.compare.stats import Stats as Stats
     from ckpt_tool.compare.stats import Tolerance as Tolerance
     from ckpt_tool.mapping.lora.options import LoraOptions as LoraOptions
+    from ckpt_tool.operations.check_folder import FolderResult as FolderResult
+    from ckpt_tool.operations.check_folder import check_folder as check_folder
     from ckpt_tool.operations.inspect import Inspection as Inspection
     from ckpt_tool.operations.inspect import inspect_checkpoint as inspect_checkpoint
     from ckpt_tool.operations.merge import merge_dcp as merge_dcp
@@ -82,6 +84,7 @@ _HOMES = {
     "compare.mismatch": "Mismatch",
     "compare.stats": "Stats Tolerance",
     "mapping.lora.options": "LoraOptions",
+    "operations.check_folder": "FolderResult check_folder",
     "operations.inspect": "Inspection inspect_checkpoint",
     "operations.merge": "merge_dcp merge_fsdp merge_megatron",
     "operations.options": "MergeOptions NameOptions ToMcoreOptions VerifyOptions",

@@ -44,6 +44,7 @@ FLAGS = {
     "write.resume": "--resume",
     "write.fsync": "--fsync",
     "write.direct": "--direct-io",
+    "write.manifest": "--manifest",
     "upload": "--upload",
     "upload.repo": "--upload",
     "upload.private": "--private",

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckpt_tool.cli import results, ui
-from ckpt_tool.cli.options import Prefix, RenameParts, Request, Select, add_merge_options
+from ckpt_tool.cli import results, ui, uploads
+from ckpt_tool.cli.every_merge import Request, add_merge_options
+from ckpt_tool.cli.options import Prefix, RenameParts, Select
 from ckpt_tool.common.parallel import is_first
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ckpt_tool.operations.options import MergeOptions
     from ckpt_tool.operations.upload import Target, Upload
     from ckpt_tool.plans.huggingface import HubPlan
-    from ckpt_tool.plans.options import WriteResult
+    from ckpt_tool.plans.options import WriteOptions, WriteResult
 
 app = typer.Typer(
     help="Merge a sharded checkpoint into a Hugging Face model folder.",
@@ -120,11 +121,13 @@ def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json:
         return
     with ui.guard_output():
         if as_json:
-            sent = {"upload": results.make_target_json(found.target)}
-            planned = results.plan_json(found.plan, Path(job.out), found.verdict)
+            sent = {"upload": uploads.make_target_json(found.target)}
+            planned = results.plan_json(
+                found.plan, Path(job.out), found.verdict, manifest=options.write.manifest
+            )
             ui.print_json(planned | sent)
         else:
-            notes = _notes(found.plan, found.target)
+            notes = _notes(found.plan, found.target, options.write)
             table = _file_table(found.plan)
             results.show_plan(found.plan, Path(job.out), table, notes, found.verdict)
 
@@ -155,9 +158,9 @@ def _report(result: WriteResult, upload: Upload | None, *, as_json: bool) -> Non
         sent = send(result, upload, show=not as_json and sys.stderr.isatty())
     with ui.guard_output():
         if as_json:
-            results.report(result, as_json=True, upload=results.upload_json(sent))
+            results.report(result, as_json=True, upload=uploads.upload_json(sent))
         elif sent is not None:
-            results.show_upload(sent)
+            uploads.show_upload(sent)
 
 
 def _file_table(plan: HubPlan) -> Table:
@@ -176,11 +179,11 @@ def _file_table(plan: HubPlan) -> Table:
     return table
 
 
-def _notes(plan: HubPlan, target: Target | None) -> list[str]:
+def _notes(plan: HubPlan, target: Target | None, options: WriteOptions) -> list[str]:
     """What else is written beside the weights, and where all of it would go."""
     notes = []
     if plan.config is not None:
         notes.append(f"beside   {', '.join(['config.json', *plan.beside.files])}")
     if target is not None:
-        notes.append(results.describe_target(target))
+        notes.append(uploads.describe_target(target, with_manifest=options.manifest))
     return notes

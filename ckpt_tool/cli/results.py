@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ckpt_tool.mapping.lora.options import LoraNote
-    from ckpt_tool.operations.upload import Target, UploadResult
     from ckpt_tool.plans.checks.judge import Verdict
     from ckpt_tool.plans.options import Cast, LoadCheck, WriteResult
     from ckpt_tool.plans.plan import Plan
 
+
+_MANIFEST = "ckpt_manifest.json"
 
 #: A layer of the model, or the first two parts of a name.
 _WITHIN = re.compile(r"^((?:.*?\blayers\.\d+)|(?:[^.]+(?:\.[^.]+)?))\..*$")
@@ -127,36 +128,9 @@ def show_plan(
         ui.warn(warning)
 
 
-def show_upload(sent: UploadResult) -> None:
-    """What was uploaded, for people."""
-    private = " (private)" if sent.private else ""
-    ui.make_console().print(
-        f"  upload   {sent.url}{private}  {count_noun(sent.num_files, 'file')}", soft_wrap=True
-    )
-
-
-def describe_target(target: Target) -> str:
-    """Where an upload would go, for people."""
-    kind = "private" if target.private else "public"
-    there = "is there" if target.exists else "new"
-    return f"upload   would go to {target.url} ({kind}, {there})"
-
-
-def make_target_json(target: Target | None) -> dict[str, Any] | None:
-    """Where an upload would go, as JSON: the keys of what is sent."""
-    return None if target is None else _place_json(target) | {"commit": None}
-
-
-def upload_json(sent: UploadResult | None) -> dict[str, Any] | None:
-    """An upload as JSON."""
-    return None if sent is None else _place_json(sent) | {"commit": sent.commit}
-
-
-def _place_json(place: UploadResult | Target) -> dict[str, Any]:
-    return {"repo": place.repo, "url": place.url, "private": place.private}
-
-
-def plan_json(plan: Plan, out: Path, verdict: Verdict | None = None) -> dict[str, Any]:
+def plan_json(
+    plan: Plan, out: Path, verdict: Verdict | None = None, *, manifest: bool
+) -> dict[str, Any]:
     """A plan as JSON: the keys of the result, without what only writing tells."""
     load_check, warnings = _split_verdict(verdict)
     return {
@@ -179,6 +153,7 @@ def plan_json(plan: Plan, out: Path, verdict: Verdict | None = None) -> dict[str
         "warnings": list(map(spell_flags, [*plan.warnings, *warnings])),
         "lora": _lora_json(plan.lora),
         "filled": plan.filled,
+        "manifest": _MANIFEST if manifest else None,
     }
 
 
@@ -249,4 +224,5 @@ def make_result_json(result: WriteResult) -> dict[str, Any]:
         "warnings": list(map(spell_flags, result.warnings)),
         "lora": _lora_json(result.lora),
         "filled": result.filled,
+        "manifest": _MANIFEST if result.manifest else None,
     }

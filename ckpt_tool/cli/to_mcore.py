@@ -18,6 +18,7 @@ from ckpt_tool.cli.options import (
     DType,
     Fsync,
     Jobs,
+    Manifest,
     Overwrite,
     Resume,
     Verify,
@@ -81,6 +82,7 @@ def to_mcore(
     resume: Resume = False,
     fsync: Fsync = True,
     direct_io: DirectIo = None,
+    manifest: Manifest = True,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -101,7 +103,9 @@ def to_mcore(
         vocab_multiple=pad_vocab_to_multiple,
         sums=crc,
         jobs=jobs,
-        write=WriteOptions(verify, check_load, overwrite, resume, fsync, direct_io, check_crc),
+        write=WriteOptions(
+            verify, check_load, overwrite, resume, fsync, direct_io, manifest, check_crc
+        ),
     )
     if dry_run:
         _dry_run(model, out, options, as_json=as_json)
@@ -121,7 +125,7 @@ def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) 
         return
     with ui.guard_output():
         if as_json:
-            ui.print_json(_plan_json(plan, out))
+            ui.print_json(_plan_json(plan, out, manifest=options.write.manifest))
         else:
             memory = _memory_text(plan, choose_jobs(options.jobs), direct=options.write.is_direct)
             written = f"{format_bytes(plan.total_bytes)} in {count_noun(len(plan.files), 'file')}"
@@ -176,7 +180,7 @@ def _groups(tensors: Mapping[str, TiledTensor]) -> list[list[tuple[str, TiledTen
     return list(found.values())
 
 
-def _plan_json(plan: McorePlan, out: Path) -> dict[str, Any]:
+def _plan_json(plan: McorePlan, out: Path, *, manifest: bool) -> dict[str, Any]:
     tensors = [
         {
             "name": name,
@@ -187,4 +191,4 @@ def _plan_json(plan: McorePlan, out: Path) -> dict[str, Any]:
         for name, tensor in plan.folder.tensors.items()
     ]
     more = {"layout": plan.layout, "layers": plan.rules.layout, "tensors": tensors}
-    return results.plan_json(plan, out) | more
+    return results.plan_json(plan, out, manifest=manifest) | more

@@ -30,10 +30,16 @@ if TYPE_CHECKING:
 
 @ui.guard
 def verify(
+    context: typer.Context,
     ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="The checkpoint to judge.")],
     reference: Annotated[
-        Path, typer.Argument(metavar="REFERENCE", help="What it should be; any known format.")
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="REFERENCE",
+            help="What it should be; any known format. [default: what CKPT's own manifest says]",
+            show_default=False,
+        ),
+    ] = None,
     atol: Annotated[
         float,
         typer.Option(
@@ -85,9 +91,15 @@ def verify(
 ) -> None:
     """Compare two checkpoints: same names, shapes, dtypes and bits.
 
+    A folder that ckpt wrote, alone, is held against its manifest: every file, and no other.
+
     Exits with 0 where they are equal, with 1 where they differ, with 2 where they cannot be
     compared (damaged, incomplete, unknown).
     """
+    if reference is None:
+        _require_reference(context)
+        _check_alone(ckpt, jobs, as_json=as_json)
+        return
     from ckpt_tool.common.parallel import Team, choose_jobs, join_world
     from ckpt_tool.compare.stats import Tolerance
     from ckpt_tool.mapping.lora.options import LoraOptions
@@ -113,6 +125,41 @@ def verify(
             team = Team(world, choose_jobs(jobs), progress)
             result = verify_as_team(ckpt, reference, options, team)
         world.first(lambda: _show(result, shown))  # the others wait, lest torchrun stop it
+    if not result.equal:
+        raise typer.Exit(ui.EXIT_DIFFERENT)
+
+
+def _require_reference(context: typer.Context) -> None:
+    """UsageError where something is said of a comparison, and there is nothing to compare with."""
+    asked = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in ("ckpt", "reference", "jobs", "as_json")
+        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
+    if asked:
+        raise UsageError(
+            f"{', '.join(asked)}: nothing to compare with",
+            hint="Name a REFERENCE; without, CKPT's files are held against its manifest.",
+        )
+
+
+def _check_alone(folder: Path, jobs: int, *, as_json: bool) -> None:
+    from ckpt_tool.cli.report.folder import make_folder_json, show_folder
+    from ckpt_tool.common.parallel import Team, choose_jobs, join_world
+    from ckpt_tool.operations.check_folder import check_folder_as_team
+
+    def show() -> None:
+        with ui.guard_output():
+            if as_json:
+                ui.print_json(make_folder_json(result))
+            else:
+                show_folder(result)
+
+    with join_world() as world:
+        with ui.show_progress(quiet=as_json or not is_first()) as progress:
+            result = check_folder_as_team(folder, Team(world, choose_jobs(jobs), progress))
+        world.first(show)
     if not result.equal:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 

@@ -34,11 +34,12 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_bytes(), path)
 
 
-def parse_json(content: bytes, path: str | PathLike[str]) -> Any:
+def parse_json(content: bytes, path: str | PathLike[str], *, halves: bool = False) -> Any:
     """The JSON value that ``content``, of the file ``path``, is.
 
     FormatError where it is none, where values lie too deep in others, and where a text has half of
-    a surrogate pair.
+    a surrogate pair, unless ``halves`` are let be: Python has them in names of files for bytes
+    that are no text.
     """
     try:
         text = content.decode("utf-8")
@@ -46,7 +47,7 @@ def parse_json(content: bytes, path: str | PathLike[str]) -> Any:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not JSON ({error})", path=path) from error
     _refuse_depth(found, path)
-    if _SPELT_SURROGATE.search(text):
+    if not halves and _SPELT_SURROGATE.search(text):
         _refuse_surrogates(found, path)
     return found
 

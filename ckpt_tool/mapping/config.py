@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.links import require_inside
 from ckpt_tool.common.untrusted import Fields, read_json_object
 from ckpt_tool.mapping.families.table import Family, find_family
 from ckpt_tool.mapping.legacy_config import add_legacy_keys
@@ -158,11 +160,15 @@ class ModelConfig:
         return nested if isinstance(nested, dict) else {}
 
 
-def load_config(folder: Path) -> ModelConfig:
-    """Read ``folder/config.json``; UsageError where there is none, FormatError if damaged."""
+def load_config(folder: Path, named: Sequence[Path] = ()) -> ModelConfig:
+    """Read ``folder/config.json``; UsageError where there is none, FormatError if damaged.
+
+    ``named``: what the user named, by default this folder; CheckpointError for a link out of it.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise UsageError(f"{path}: no such file", hint="`config` names a folder with config.json.")
+    require_inside([path], named or [folder])
     raw = read_json_object(path)
     _refuse_absurd(raw, path)
     return ModelConfig(folder, raw, {})

@@ -8,15 +8,21 @@ would believe it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from ckpt_tool.common.errors import FormatError, MappingError
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.lfs import PULL, is_pointer
-from ckpt_tool.common.untrusted import read_json, read_json_object
+from ckpt_tool.common.links import is_inside, require_inside
+from ckpt_tool.common.untrusted import read_json_object
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.side_code import (
+    find_modules,
+    list_code_folders,
+    list_named_folders,
+    warn_of_missing_code,
+)
 from ckpt_tool.mapping.side_forms import make_preprocessors, rewrite_tokenizer_config
 
 #: Files that hold weights, optimizer state, or describe a folder of them.
@@ -42,14 +48,6 @@ _TOKENIZER = re.compile(
 )
 _SIDE_FOLDERS = ("additional_chat_templates",)
 
-#: Where ``auto_map`` names code.
-_WITH_CODE = (
-    "config.json",
-    "tokenizer_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-)
-
 
 @dataclass(frozen=True)
 class SideFiles:
@@ -70,25 +68,30 @@ class SideFiles:
             yield name, found.read_bytes() if isinstance(found, Path) else found
 
 
-def gather_side_files(config: ModelConfig, tokenizers: list[Path], *, quantised: bool) -> SideFiles:
+def gather_side_files(
+    config: ModelConfig, tokenizers: list[Path], *, quantised: bool, named: Sequence[Path] = ()
+) -> SideFiles:
     """What goes along with weights, ``quantised`` or not, of this config.
 
     ``tokenizers``: folders that may have the tokenizer, the first that has one is taken.
-    MappingError that lists the files that are pointers of git-lfs; FormatError where one that has
-    to be read is damaged.
+    ``named``: what the user named; by default all of these folders. CheckpointError that lists the
+    files that are links out of it, MappingError those that are pointers of git-lfs; FormatError
+    where one that has to be read is damaged.
     """
+    named = named or (config.folder, *tokenizers)
     files = list_files(config.folder)
     dropped = {} if quantised else _drop_quantisation(files)
     tokenizer = next((folder for folder in tokenizers if list_tokenizer(folder)), None)
-    warnings = list(_warn_of_choice(files, tokenizer, config.folder))
+    warnings = list(_warn_of_choice(files, tokenizer, config.folder, named))
     if tokenizer is not None and tokenizer != config.folder:
         kept = {name: path for name, path in files.items() if not _TOKENIZER.fullmatch(name)}
         files = kept | list_tokenizer(tokenizer)
-    files |= _list_named_folders(files)
+    require_inside(files.values(), named)
+    files |= list_named_folders(files, named)
     _refuse_pointers(files)
-    modules = _find_modules(config, files)
-    warnings += _warn_of_missing_code(modules)
-    files |= _list_code_folders(modules)
+    modules = find_modules(config, files)
+    warnings += warn_of_missing_code(modules)
+    files |= list_code_folders(modules, named)
     return SideFiles(files | _rewrite(files), dropped, tuple(warnings), tokenizer)
 
 
@@ -108,13 +111,25 @@ def list_tokenizer(folder: Path) -> dict[str, Path]:
     return found if found.keys() - {"chat_template.jinja", "chat_template.json"} else {}
 
 
-def _warn_of_choice(files: dict[str, Path], tokenizer: Path | None, folder: Path) -> Iterator[str]:
-    """A line where there are two tokenizers and they differ."""
+def _warn_of_choice(
+    files: dict[str, Path], tokenizer: Path | None, folder: Path, named: Sequence[Path]
+) -> Iterator[str]:
+    """A line where there are two tokenizers and they differ, as far as both may be read."""
     if tokenizer is None or tokenizer == folder:
         return
-    mine = {n: p.read_bytes() for n, p in files.items() if _TOKENIZER.fullmatch(n)}
-    if mine and mine != {n: p.read_bytes() for n, p in list_tokenizer(tokenizer).items()}:
+    mine = {name: path for name, path in files.items() if _TOKENIZER.fullmatch(name)}
+    other = list_tokenizer(tokenizer)
+    if mine and (mine.keys() != other.keys() or not _are_equal(mine, other, named)):
         yield f"the tokenizer is that of {tokenizer}, not of {folder}, which has another"
+
+
+def _are_equal(mine: dict[str, Path], other: dict[str, Path], named: Sequence[Path]) -> bool:
+    return all(
+        is_inside(mine[name], named)
+        and is_inside(other[name], named)
+        and mine[name].read_bytes() == other[name].read_bytes()
+        for name in mine
+    )
 
 
 def _is_side_file(name: str) -> bool:
@@ -131,91 +146,6 @@ def _drop_quantisation(files: dict[str, Path]) -> dict[str, str]:
     for name in gone:
         del files[name]
     return dict.fromkeys(gone, "none of these weights is quantised")
-
-
-def _list_named_folders(files: dict[str, Path]) -> dict[str, Path]:
-    """Everything in the folders that sentence-transformers' ``modules.json`` names.
-
-    They are taken whole: a layer has its config and its weights.
-    """
-    found: dict[str, Path] = {}
-    for path in files.values():
-        if path.name == "modules.json":
-            for folder in _name_module_folders(path):
-                found |= _list_below(path.parent, folder)
-    return found
-
-
-def _name_module_folders(path: Path) -> Iterator[str]:
-    try:
-        rows = read_json(path)
-    except FormatError:
-        return  # somebody else's file of that name
-    for row in rows if isinstance(rows, list) else ():
-        named = row.get("path") if isinstance(row, dict) else None
-        if isinstance(named, str) and named and _is_below(named):
-            yield named
-
-
-def _is_below(name: str) -> bool:
-    """Whether a relative path stays in its folder."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
-
-
-def _list_below(folder: Path, name: str) -> dict[str, Path]:
-    return {
-        str(path.relative_to(folder)): path
-        for path in sorted((folder / name).rglob("*"))
-        if path.is_file() and not path.name.startswith(".") and path.suffix != ".pyc"
-    }
-
-
-#: A file of settings, the folder it is in, and the files of code that it names there.
-_Modules = list[tuple[str, Path, list[str]]]
-
-
-def _find_modules(config: ModelConfig, files: dict[str, Path]) -> _Modules:
-    """What the ``auto_map`` of each file of settings names."""
-    places = {name: files.get(name, config.folder / name) for name in _WITH_CODE}
-    return [
-        (name, path.parent, _name_modules(read_json_object(path)))
-        for name, path in places.items()
-        if path.is_file()
-    ]
-
-
-def _warn_of_missing_code(modules: _Modules) -> Iterator[str]:
-    """A line for each file of settings that names code which is not there."""
-    for settings, folder, names in modules:
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            yield (
-                f"{settings}: auto_map names {', '.join(missing)}, not there beside it: classes"
-                " of one's own do not open without"
-            )
-
-
-def _list_code_folders(modules: _Modules) -> dict[str, Path]:
-    """Everything in the folders of code: a module imports others beside it."""
-    found: dict[str, Path] = {}
-    for _, folder, names in modules:
-        for name in names:
-            if "/" in name and (folder / name).is_file():
-                found |= _list_below(folder, name.rpartition("/")[0])
-    return found
-
-
-def _name_modules(settings: dict[str, Any]) -> list[str]:
-    """Files of this folder in an ``auto_map``; ``repo--module.Class`` is somebody else's."""
-    named = settings.get("auto_map")
-    values = named.values() if isinstance(named, dict) else []
-    classes = [each for value in values for each in (value if isinstance(value, list) else [value])]
-    modules = {
-        each.rpartition(".")[0] for each in classes if isinstance(each, str) and "--" not in each
-    }
-    named_here = sorted(module for module in modules if module and "/" not in module)
-    return [f"{module.replace('.', '/')}.py" for module in named_here]
 
 
 def _refuse_pointers(files: dict[str, Path]) -> None:

@@ -123,6 +123,7 @@ def _plan_files(source: Source, model: HubModel, held: Held, options: MergeOptio
         warnings=[*model.warnings, *held.warnings, *beside.warnings, *_warn_of_trl(model, files)],
         lora=model.lora,
         filled=_list_filled(source, model),
+        tied=model.tied,
         adapter=adapter,
         views=model.views,
         heard=held.heard,
@@ -148,7 +149,8 @@ def _find_beside(
     if config is None:
         return SideFiles()
     tokenizers = list_tokenizer_folders(source.checkpoint, config, options.tokenizer)
-    return gather_side_files(config, tokenizers, quantised=quantised)
+    named = source.list_named(options.config, options.tokenizer)
+    return gather_side_files(config, tokenizers, quantised=quantised, named=named)
 
 
 def _warn_of_trl(model: HubModel, files: Sequence[PlannedFile]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.lora.resolve import Place
 from ckpt_tool.operations.options import ModelOptions
-from ckpt_tool.operations.source import list_adapter_folders
+from ckpt_tool.operations.source import list_adapter_folders, list_roots
 from ckpt_tool.readers.base import Checkpoint
 
 
@@ -31,4 +31,5 @@ class Request:
     @property
     def place(self) -> Place:
         """Where adapters are from, and what may describe them."""
-        return Place(self.checkpoint.path, list_adapter_folders(self.checkpoint))
+        checkpoint = self.checkpoint
+        return Place(checkpoint.path, list_adapter_folders(checkpoint), list_roots(checkpoint))

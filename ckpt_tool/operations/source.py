@@ -37,6 +37,12 @@ class Source:
     base: Checkpoint | None = None
     filler: Checkpoint | None = None
 
+    def list_named(self, *asked: str | Path | None) -> list[Path]:
+        """All that the user named, with what was ``asked`` for beside the checkpoint."""
+        folders = [Path(path) for path in asked if path is not None]
+        others = [each for each in (self.base, self.filler) if each is not None]
+        return [*list_roots(self.checkpoint), *folders, *(each.path for each in others)]
+
     def with_others(self) -> Checkpoint:
         """The checkpoint with the files of the others beside its own: all that may be read."""
         every = [each for each in (self.checkpoint, self.base, self.filler) if each is not None]
@@ -64,6 +70,11 @@ def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
     return Source(checkpoint, open_base(checkpoint, options), open_filler(options))
 
 
+def list_roots(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """Where all that is read beside its weights has to lie: what the user named."""
+    return checkpoint.named or (checkpoint.path,)
+
+
 def is_named(checkpoint: Checkpoint) -> bool:
     """Whether names are the Hub's, so that nothing has to be said about them."""
     return find_format(checkpoint.format).names == "hub"
@@ -72,16 +83,19 @@ def is_named(checkpoint: Checkpoint) -> bool:
 def find_config(source: Source, options: ModelOptions) -> ModelConfig | None:
     """The config of the model: the one that was named, the base's, or that of the checkpoint.
 
-    None where names are kept, or where there is none; FormatError where it is damaged.
+    None where names are kept, or where there is none; FormatError where it is damaged,
+    CheckpointError where it leads out of what was named.
     """
     if options.keep_names:
         return None
+    folder = source.checkpoint.side_files
     if options.config is not None:
-        return load_config(Path(options.config))
-    if source.base is not None and source.base.side_files is not None:
-        return load_config(source.base.side_files)
-    near = source.checkpoint.side_files
-    return load_config(near) if near is not None else None
+        folder = Path(options.config)
+    elif source.base is not None and source.base.side_files is not None:
+        folder = source.base.side_files
+    if folder is None:
+        return None
+    return load_config(folder, source.list_named(options.config))
 
 
 def list_adapter_folders(checkpoint: Checkpoint) -> list[Path]:

@@ -42,7 +42,13 @@ def settle_tied_head(model: HubModel, wanted: bool | None, team: Team) -> HubMod
         return replace(model, config=config)
     kept = {name: tensor for name, tensor in model.tensors.items() if name != head.name}
     reason = f"equal to {head.embedding}, to which the config ties it"
-    return replace(model, tensors=kept, config=config, dropped=model.dropped | {head.name: reason})
+    return replace(
+        model,
+        tensors=kept,
+        config=config,
+        dropped=model.dropped | {head.name: reason},
+        tied=model.tied | {head.name: head.embedding},
+    )
 
 
 def settle_ties(model: HubModel, team: Team, *, strict: bool = True) -> HubModel:
@@ -62,12 +68,16 @@ def settle_ties(model: HubModel, team: Team, *, strict: bool = True) -> HubModel
             " `tie_word_embeddings=False`.",
         )
     kept = {name: ties[name].copy for name in differing}
+    tied = {name: tie.source for name, tie in ties.items() if equal[name]}
     dropped = {
-        name: f"equal to {tie.source}, to which the class ties it"
-        for name, tie in ties.items()
-        if equal[name]
+        name: f"equal to {source}, to which the class ties it" for name, source in tied.items()
     }
-    return replace(model, tensors=model.tensors | kept, dropped=model.dropped | dropped)
+    return replace(
+        model,
+        tensors=model.tensors | kept,
+        dropped=model.dropped | dropped,
+        tied=model.tied | tied,
+    )
 
 
 def find_tied_head(

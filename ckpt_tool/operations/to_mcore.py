@@ -26,7 +26,7 @@ from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
 from ckpt_tool.operations.request import Heads
-from ckpt_tool.operations.source import Source
+from ckpt_tool.operations.source import Source, list_roots
 from ckpt_tool.operations.tied_head import TiedHeadError, are_equal_together
 from ckpt_tool.plans.mcore import LAYOUTS, McorePlan
 from ckpt_tool.plans.options import WriteResult
@@ -110,6 +110,7 @@ def _plan_files(
         files=folder.files,
         folder=folder,
         dropped=model.dropped,
+        tied=model.tied,
         warnings=[*model.warnings, *rules.warnings],
     )
 
@@ -161,7 +162,8 @@ def _find_config(checkpoint: Checkpoint, options: ToMcoreOptions) -> ModelConfig
             f"{checkpoint.path}: no config.json beside the weights",
             hint="Name a folder that has it with `config=DIR`.",
         )
-    config = load_config(Path(folder))
+    named = list_roots(checkpoint) if options.config is None else [Path(options.config)]
+    config = load_config(Path(folder), named)
     require_rows(config)
     refuse_adapters(checkpoint.entries)
     refuse_value_head(checkpoint.entries)
@@ -200,12 +202,14 @@ def _drop_repeats(model: HubModel, rules: Rules, team: Team) -> HubModel:
 
     Every process of the team compares its share.
     """
-    tensors, dropped, faults = dict(model.tensors), dict(model.dropped), []
+    tensors, dropped, tied = dict(model.tensors), dict(model.dropped), dict(model.tied)
+    faults = []
     for repeat in rules.repeats:
         if repeat.hf not in tensors or repeat.of not in tensors:
             continue
         if are_equal_together(tensors[repeat.hf], tensors[repeat.of], team):
             dropped[repeat.hf] = f"equal to {repeat.of}, which Megatron uses in its place"
+            tied[repeat.hf] = repeat.of
             tensors.pop(repeat.hf)
         else:
             faults.append(f"{repeat.hf}: differs from {repeat.of}")
@@ -213,7 +217,7 @@ def _drop_repeats(model: HubModel, rules: Rules, team: Team) -> HubModel:
         raise MappingError(
             "Megatron has one embedding and one head, this model has several that differ", faults
         )
-    return replace(model, tensors=tensors, dropped=dropped)
+    return replace(model, tensors=tensors, dropped=dropped, tied=tied)
 
 
 def _require_floats(tensors: dict[str, LazyTensor]) -> None:

@@ -24,6 +24,7 @@ from ckpt_tool.common.errors import CkptError, UploadError, UsageError
 from ckpt_tool.common.version import __version__
 from ckpt_tool.operations.hub_client import answer, find_token, make_api, make_refusal, show_bars
 from ckpt_tool.plans.huggingface import HubPlan
+from ckpt_tool.plans.manifest import MANIFEST_NAME
 from ckpt_tool.writers.safetensors import INDEX_NAME
 from ckpt_tool.writers.target import list_files
 
@@ -68,13 +69,18 @@ class Target:
 
 @dataclass(frozen=True)
 class UploadResult:
-    """What was uploaded. ``commit``: the revision of the repository that holds all of it."""
+    """What was uploaded. ``commit``: the revision of the repository that holds all of it.
+
+    ``manifest``: whether ``ckpt_manifest.json`` is among it, which names run, step and files of the
+    source.
+    """
 
     repo: str
     url: str
     private: bool
     commit: str
     num_files: int
+    manifest: bool = False
 
 
 def check_upload(upload: Upload) -> Target:
@@ -114,7 +120,7 @@ def list_weight_names(plan: HubPlan) -> list[str]:
 
 
 def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> UploadResult:
-    """Upload every file of ``folder``; the repository is made if it is not there.
+    """Upload every file of ``folder``, its manifest too; the repository is made if it is not there.
 
     ``show``: huggingface_hub's progress on stderr. Raises what :func:`check_upload` raises, and
     UploadError; the hint, and the message of a KeyboardInterrupt, say how to go on.
@@ -148,7 +154,8 @@ def _upload(folder: Path, upload: Upload) -> UploadResult:
     send = partial(api.upload_folder, repo_id=repo, folder_path=folder, commit_message=message)
     commit = answer(api, repo, send).oid
     num_files = _require_all(api, target, commit, folder)
-    return UploadResult(repo, target.url, target.private, commit, num_files)
+    has_manifest = (folder / MANIFEST_NAME).is_file()
+    return UploadResult(repo, target.url, target.private, commit, num_files, has_manifest)
 
 
 def _require_all(api: Any, target: Target, commit: str, folder: Path) -> int:

@@ -18,14 +18,13 @@ from ckpt_tool.plans.checks.opening import Answer
 from ckpt_tool.plans.checks.question import PACKED, list_questions
 from ckpt_tool.plans.checks.safetensors import require_readable
 from ckpt_tool.plans.checks.transformers import TransformersJudge
-from ckpt_tool.plans.manifest import MANIFEST_NAME, encode_json
+from ckpt_tool.plans.manifest import encode_json
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.readers.base import ShardFile
 from ckpt_tool.readers.huggingface import open_sound_model
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.safetensors import INDEX_NAME, make_index
-from ckpt_tool.writers.stream import WrittenFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +91,15 @@ class HubPlan(Plan):
         for file in self.files:
             require_readable(file, folder / file.name)
 
-    def small_files(self, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
-        """Side files, manifest, index and config: in this order, the config completes it."""
+    def side_files(self) -> Iterator[tuple[str, bytes]]:
+        """What goes along with the weights, and the settings of an adapter."""
         if self.config is not None:
             yield from self.beside.read()
         if self.adapter is not None:
             yield self.adapter.path(CONFIG), encode_json(self.adapter.config)
-        yield MANIFEST_NAME, self.manifest(written)
+
+    def completing_files(self) -> Iterator[tuple[str, bytes]]:
+        """Index and config: the latter completes it."""
         index = make_index(self.weight_files)
         if index is not None:
             yield INDEX_NAME, index

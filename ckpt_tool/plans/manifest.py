@@ -1,49 +1,50 @@
-"""``ckpt_manifest.json``: where an output came from. Made, read, and held against a folder."""
+"""``ckpt_manifest.json``: where an output came from, and what its files are. Made, and read."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.common.regular import open_regular
+from ckpt_tool.common.untrusted import parse_json
 from ckpt_tool.common.version import __version__
 from ckpt_tool.plans.options import Cast
-from ckpt_tool.readers.base import Checkpoint, ShardFile
-from ckpt_tool.tensors.chunks import Chunked
-from ckpt_tool.writers.planned import PlannedFile, Seal
-from ckpt_tool.writers.stream import DIGEST, WrittenFile, digest_file
-from ckpt_tool.writers.target import list_files
+from ckpt_tool.writers.stream import DIGEST, WrittenFile
 
 MANIFEST_NAME = "ckpt_manifest.json"
 
-SmallFiles = Callable[[list[WrittenFile]], Iterable[tuple[str, bytes]]]
+#: Another one where a key means something else than before.
+SCHEMA = 1
+
+_MOST_BYTES = 1 << 28
+_LONGEST_NAME = 4096
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def make_manifest(
-    source: Checkpoint,
+    source: Mapping[str, object],
     casts: Sequence[Cast],
-    written: Sequence[WrittenFile],
+    files: Sequence[WrittenFile],
     more: Mapping[str, object],
 ) -> bytes:
-    """The manifest, with ``more`` keys at its end. Sources are as they were when they were opened.
+    """The manifest of an output with these ``files``, all but itself; ``more`` keys at its end.
 
-    It has no absolute paths, so that it can be published with the model.
+    It has no absolute paths and no times: it can be published with the model, and is the same
+    wherever and whenever the model is made.
     """
-    files = [
-        {"name": Path(file.path).name, "bytes": file.bytes, "mtime_ns": file.mtime_ns}
-        for file in source.files
-    ]
     found = {
         "tool": "ckpt-tool",
         "version": __version__,
-        "source": {"format": source.format, "world_size": source.world_size, "files": files},
+        "schema": SCHEMA,
+        "source": source,
         "digest": DIGEST,
-        "files": [{"name": w.name, "bytes": w.size, "digest": w.digest} for w in written],
+        "files": [{"name": w.name, "bytes": w.size, "digest": w.digest} for w in files],
         "casts": [cast_json(cast) for cast in casts],
     }
     return encode_json({**found, **more})
@@ -66,116 +67,100 @@ def cast_json(cast: Cast) -> dict[str, object]:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A folder held against what would be written there.
+class Manifest:
+    """What a manifest says.
 
-    ``written``: the files with tensors, by its manifest. ``faults``: what is too many, missing or
-    different, a sentence each; nothing where the folder is complete.
+    ``version``: of ckpt-tool. ``source``: run, step and format, None each where it says nothing.
+    ``files``: all but the manifest, those with tensors first; the errors of casts go with the
+    first: together they are what it has. ``plan``: the fingerprint of the plan that was written.
     """
 
-    written: list[WrittenFile]
-    faults: list[str]
+    version: str
+    source: dict[str, str | int | None]
+    files: tuple[WrittenFile, ...]
+    plan: str
 
 
-def compare_folder(
-    out: Path,
-    files: Sequence[PlannedFile],
-    small_files: SmallFiles,
-    plan: str,
-    progress: Progress,
-) -> Comparison:
-    """Whether ``out`` is exactly what would be written; ``plan``: the fingerprint.
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in ``folder``, with nothing in it that a file of a folder cannot be.
 
-    Its manifest must be the one that this plan gives, with the digests and cast errors that it
-    has; so must every other small file, byte for byte; there must be no further file; and the
-    tensors' files must have the digests of the manifest. They are read where nothing else is
-    wrong.
+    UsageError where there is none; FormatError where it is damaged, of another form, or names what
+    is outside of the folder; OSError where it cannot be read or is no regular file.
     """
-    path = out / MANIFEST_NAME
-    if not path.exists():
-        return Comparison([], [f"{MANIFEST_NAME} is missing"])
-    written = _read_written(path, plan)
-    if [(w.name, w.size) for w in written] != [(file.name, file.size) for file in files]:
-        other = "is of another checkpoint, other options or another version of ckpt-tool"
-        return Comparison([], [f"{MANIFEST_NAME} {other}"])
-    small = dict(small_files(written))
-    expected, there = {*small, *(w.name for w in written)}, list_files(out)
-    faults = [f"{name} is missing" for name in sorted(expected - there)]
-    faults += [f"{name} is no part of it" for name in sorted(there - expected)]
-    for name, content in small.items():
-        if name in there and (out / name).read_bytes() != content:
-            faults.append(f"{name} differs")
-    return Comparison(written, faults or _compare_digests(out, written, progress))
-
-
-def _compare_digests(out: Path, written: list[WrittenFile], progress: Progress) -> list[str]:
-    faults = []
-    progress.start("checking", sum(file.size for file in written))
-    for file in written:
-        path = out / file.name
-        if path.stat().st_size != file.size or digest_file(path) != file.digest:
-            faults.append(f"{file.name} differs")
-        progress.advance(file.size)
-    return faults
-
-
-def _read_written(manifest: Path, plan: str) -> list[WrittenFile]:
-    """What a manifest says of the files with tensors; nothing where it is of another plan.
-
-    The errors of casts go with the first file: together they are what the manifest has.
-    """
+    path = folder / MANIFEST_NAME
     try:
-        found = json.loads(manifest.read_bytes())
-        errors = tuple(map(_read_cast_error, found["casts"]))
-        rows = [(row["name"], row["bytes"], row["digest"]) for row in found["files"]]
-        is_same = found["plan"] == plan
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []
-    if not is_same:
-        return []
-    return [WrittenFile(*row, () if number else errors) for number, row in enumerate(rows)]
+        return _make(parse_json(_read(path), path, halves=True))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder}: no {MANIFEST_NAME} in it, which says what its files are",
+            hint="It is there where ckpt-tool has written a model, unless `write.manifest=False`;"
+            " what was made without one can be compared with another checkpoint.",
+        ) from None
+    except (FormatError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FormatError(
+            f"not a manifest of this version of ckpt-tool ({_say_why(error)})",
+            path=path,
+            hint="It was damaged or written by something else. Nothing in the folder was read.",
+        ) from error
 
 
-def _read_cast_error(row: dict[str, Any]) -> tuple[str, str, float]:
+def _say_why(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"no {error} in it"
+    return error.reason if isinstance(error, FormatError) else str(error)
+
+
+def _read(path: Path) -> bytes:
+    """The content of a regular file of a sensible size: what else there is may never end."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise FormatError(f"{size:,} bytes", path=path)
+        return file.read(_MOST_BYTES)
+
+
+def _make(found: Any) -> Manifest:
+    if not isinstance(found, dict):
+        raise TypeError("no JSON object")
+    if found["schema"] != SCHEMA:
+        raise ValueError(f"schema {found['schema']!r:.20}, expected {SCHEMA}")
+    if found["digest"] != DIGEST:
+        raise ValueError(f"digests are {found['digest']!r:.80}, expected {DIGEST}")
+    errors = tuple(map(_read_cast_error, found["casts"]))
+    rows = [_read_row(row) for row in found["files"]]
+    names = [name for name, _, _ in rows]
+    if len(set(names)) < len(names):
+        raise ValueError("a file is listed twice")
+    files = tuple(WrittenFile(*row, () if number else errors) for number, row in enumerate(rows))
+    source = {key: _read_said(found["source"].get(key)) for key in ("run", "step", "format")}
+    return Manifest(str(found["version"]), source, files, str(found["plan"]))
+
+
+def _read_said(value: Any) -> str | int | None:
+    if value is None or (isinstance(value, (str, int)) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{value!r:.40} in the source, expected text, a number or null")
+
+
+def _read_row(row: Any) -> tuple[str, int, str]:
+    """Name, bytes and digest of a file; a name stays in the folder."""
+    name, size, digest = row["name"], row["bytes"], row["digest"]
+    if not isinstance(name, str) or not _is_inside(name):
+        raise ValueError(f"{name!r:.80} names no file of the folder")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"{name!r:.80} has {size!r:.40} bytes")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ValueError(f"{name!r:.80} has no digest")
+    return name, size, digest
+
+
+def _is_inside(name: str) -> bool:
+    parts = name.split("/")
+    if not 0 < len(name) <= _LONGEST_NAME or "\0" in name or name == MANIFEST_NAME:
+        return False
+    return not {"", ".", ".."} & set(parts)
+
+
+def _read_cast_error(row: Any) -> tuple[str, str, float]:
     error = row["max_abs_error"]
     return str(row["from"]), str(row["to"]), float("inf") if error == "overflow" else float(error)
-
-
-def take_fingerprint(sources: Sequence[ShardFile], files: Iterable[PlannedFile]) -> str:
-    """Changes when a source file or any planned byte does: what ``resume`` compares.
-
-    Where the sources lie does not matter. For 20,000 tensors of 16 chunks it takes less than half
-    a second.
-    """
-    read = [(Path(file.path).name, file.bytes, file.mtime_ns) for file in sources]
-    places = {file.path: number for number, file in enumerate(sources)}
-    whole = hashlib.sha256(json.dumps([__version__, read]).encode())
-    for file in files:
-        whole.update("\n".join((file.name, *file.names)).encode())
-        for item in file.items:
-            if isinstance(item, bytes):
-                whole.update(item)
-            elif isinstance(item, Seal):
-                whole.update(item.content + repr(item.places).encode())
-            else:
-                whole.update(_describe_tensor(item, places))
-    return whole.hexdigest()
-
-
-def _describe_tensor(tensor: Chunked, places: Mapping[str, int]) -> bytes:
-    """Where every element comes from: another tensor of the same name must not pass for it.
-
-    A large model has hundreds of thousands of chunks: their numbers are packed, not spelled out.
-    """
-    texts: list[object] = [tensor.shape, tensor.dtype.name, tensor.source_dtype.name]
-    numbers: list[int] = []
-    for chunk in tensor.chunks:
-        (path, offset, strides, computed), box = chunk.region, chunk.box
-        place = places.get(path, -1)
-        if place < 0:
-            texts.append(path)
-        numbers += (place, offset, *strides, *box.offsets, *box.sizes)
-        if computed is not None:
-            texts.append(computed.recipe)
-            texts += [_describe_tensor(operand, places) for operand in computed.operands]
-    return repr(texts).encode() + array("q", numbers).tobytes()

@@ -11,11 +11,9 @@ from ckpt_tool.mapping.megatron.convert import from_megatron
 from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.mapping.megatron.training_args import describe_content, make_args
 from ckpt_tool.plans.checks.megatron import MegatronJudge
-from ckpt_tool.plans.manifest import MANIFEST_NAME
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.readers.dcp.folder import open_dcp
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.writers.stream import WrittenFile
 from ckpt_tool.writers.torch_dist.layout import TorchDistPlan
 from ckpt_tool.writers.torch_dist.pickling import Instance, Name
 
@@ -50,9 +48,12 @@ class McorePlan(Plan):
     def require_readable(self, folder: Path) -> None:
         """Nothing more: torch and megatron-core read no part of it without its metadata."""
 
-    def small_files(self, written: list[WrittenFile]) -> Iterator[tuple[str, bytes]]:
-        """The other files: what marks the checkpoint as complete comes last."""
-        yield MANIFEST_NAME, self.manifest(written)
+    def side_files(self) -> tuple[()]:
+        """None: all that is written beside the tensors is needed to find them."""
+        return ()
+
+    def completing_files(self) -> Iterator[tuple[str, bytes]]:
+        """All but the tensors: what marks the checkpoint as complete comes last."""
         if self.layout == "bare":
             yield from self.folder.small_files({})
             return

@@ -29,6 +29,8 @@ class WriteOptions:
     power cut may lose the result.
     ``direct``: write files with tensors past the page cache (``O_DIRECT``) where the file system
     can; None: where there is ``fsync``.
+    ``manifest``: say in ``ckpt_manifest.json`` where the output came from and what its files are.
+    Without it ``resume`` does not know an output that is complete.
     """
 
     verify: bool = False
@@ -37,6 +39,7 @@ class WriteOptions:
     resume: bool = False
     fsync: bool = True
     direct: bool | None = None
+    manifest: bool = True
     check_crc: bool | None = None
 
     @property
@@ -107,7 +110,8 @@ class WriteResult:
     ``load_check``: what the library said that was asked; None: none was.
     ``lora``: what became of adapters; None: there were none. ``filled``: sorted names of tensors
     that were taken from another model.
-    ``already_complete``: all of it was there before, and nothing was written.
+    ``already_complete``: all of it was there before, and nothing was written. ``manifest``: whether
+    there is one in ``output``.
     ``crc``: what the checksums of the sources say; None: they have none, or nobody asked.
     """
 
@@ -127,4 +131,5 @@ class WriteResult:
     lora: LoraNote | None = None
     filled: list[str] = field(default_factory=list)
     already_complete: bool = False
+    manifest: bool = True
     crc: CrcCheck | None = None

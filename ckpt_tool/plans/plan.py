@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,17 @@ from ckpt_tool.common.errors import CheckpointError, Problem
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.mapping.lora.options import LoraNote
 from ckpt_tool.plans.checks.judge import Judge
-from ckpt_tool.plans.manifest import Comparison, compare_folder, make_manifest, take_fingerprint
+from ckpt_tool.plans.fingerprint import take_fingerprint
+from ckpt_tool.plans.holding import Comparison, compare_folder
+from ckpt_tool.plans.manifest import MANIFEST_NAME, make_manifest
 from ckpt_tool.plans.options import Cast, WriteOptions
+from ckpt_tool.plans.provenance import describe_source
 from ckpt_tool.readers.base import Checkpoint, ShardFile
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.journal import read_finished
 from ckpt_tool.writers.planned import PlannedFile
-from ckpt_tool.writers.stream import WrittenFile
+from ckpt_tool.writers.stream import WrittenFile, digest_bytes
 from ckpt_tool.writers.target import check_space, check_target, make_journal_path
 
 #: Number of tensors per (source, target) dtype.
@@ -32,8 +35,9 @@ class Plan(ABC):
 
     ``checkpoint``: the source. ``model``: the model's tensors by their names on the Hub.
     ``files``: those that hold tensors, in order. ``dropped`` maps names that are left out on
-    purpose to the reason. ``lora``: what was done with adapters. ``filled``: names of tensors that
-    the checkpoint lacked, and another model had.
+    purpose to the reason, ``tied`` those of them that repeat another tensor to its name. ``lora``:
+    what was done with adapters. ``filled``: names of tensors that the checkpoint lacked, and
+    another model had.
     """
 
     checkpoint: Checkpoint
@@ -43,6 +47,7 @@ class Plan(ABC):
     warnings: list[str]
     lora: LoraNote | None = None
     filled: list[str] = field(default_factory=list)
+    tied: dict[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:
@@ -65,6 +70,11 @@ class Plan(ABC):
         return take_fingerprint(self.checkpoint.files, self.files)
 
     @cached_property
+    def timed_fingerprint(self) -> str:
+        """The same, and another one where a source file was written again."""
+        return take_fingerprint(self.checkpoint.files, self.files, timed=True)
+
+    @cached_property
     def casts(self) -> Casts:
         """Number of tensors per (source, target) dtype where these differ."""
         found: Casts = {}
@@ -85,15 +95,33 @@ class Plan(ABC):
             for (source, target), count in self.casts.items()
         ]
 
-    def manifest(self, written: Sequence[WrittenFile]) -> bytes:
-        """The manifest of the output."""
-        more: dict[str, object] = {"dropped": self.dropped}
-        if self.lora is not None:
-            more["lora"] = asdict(self.lora)
-        if self.filled:
-            more["filled"] = self.filled
-        more["plan"] = self.fingerprint
-        return make_manifest(self.checkpoint, self.measured_casts(written), written, more)
+    def small_files(
+        self, written: Sequence[WrittenFile], *, manifest: bool = True
+    ) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the files without tensors; what completes the output comes last.
+
+        ``written``: those with tensors. ``manifest``: whether what lists them all is among them.
+        """
+        last = list(self.completing_files())
+        rows = [WrittenFile(name, len(made), digest_bytes(made)) for name, made in last]
+        for name, made in self.side_files():
+            rows.append(WrittenFile(name, len(made), digest_bytes(made)))
+            yield name, made
+        if manifest:
+            listed = sorted(rows, key=lambda row: row.name)
+            yield MANIFEST_NAME, self._make_manifest(written, listed)
+        yield from last
+
+    def _make_manifest(self, written: Sequence[WrittenFile], small: Sequence[WrittenFile]) -> bytes:
+        more = {
+            "dropped": self.dropped,
+            "tied": self.tied,
+            "filled": self.filled,
+            "lora": None if self.lora is None else asdict(self.lora),
+            "plan": self.fingerprint,
+        }
+        source, casts = describe_source(self.checkpoint), self.measured_casts(written)
+        return make_manifest(source, casts, [*written, *small], more)
 
     def check(self, out: Path, options: WriteOptions, faults: Sequence[str] = ()) -> None:
         """OutputError unless ``out`` may be written and there is room.
@@ -105,7 +133,11 @@ class Plan(ABC):
         check_space(out, self.total_bytes, finished)
 
     def compare(self, out: Path, progress: Progress) -> Comparison:
-        """Whether ``out`` is what would be written. It is read where nothing else differs."""
+        """Whether ``out`` is what would be written, by its manifest.
+
+        It is read where nothing else differs. Whether the sources still hold what they did when it
+        was written, their sizes alone say.
+        """
         try:
             return compare_folder(out, self.files, self.small_files, self.fingerprint, progress)
         except FileNotFoundError as error:  # another run replaces it just now
@@ -146,8 +178,12 @@ class Plan(ABC):
         """OutputError unless the library that its files are for reads them in ``folder``."""
 
     @abstractmethod
-    def small_files(self, written: list[WrittenFile]) -> Iterable[tuple[str, bytes]]:
-        """Name and content of the files without tensors; what completes the output comes last."""
+    def side_files(self) -> Iterable[tuple[str, bytes]]:
+        """Name and content of the files without tensors that are written first, one at a time."""
+
+    @abstractmethod
+    def completing_files(self) -> Iterable[tuple[str, bytes]]:
+        """Name and content of those that make a model of the folder, in the order of writing."""
 
     @abstractmethod
     def read_back(self, folder: Path) -> Mapping[str, LazyTensor]:

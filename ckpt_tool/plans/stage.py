@@ -48,7 +48,7 @@ def stage(plan: Plan, judge: Judge, staging: Staging, options: WriteOptions, tea
     """
     first = team.world.first
     how = {"resume": options.resume, "replace": options.overwrite}
-    staging.join(*first(lambda: staging.open(plan.fingerprint, **how)))
+    staging.join(*first(lambda: staging.open(plan.timed_fingerprint, **how)))
     try:
         begun, sums = time.monotonic(), follow(plan, options)
         # What an earlier run has read nobody knows, so all of it is read once more.
@@ -56,7 +56,7 @@ def stage(plan: Plan, judge: Judge, staging: Staging, options: WriteOptions, tea
         written = _write_tensors(plan, staging, replace(team, progress=_Heard(team, judge)), sums)
         seconds = time.monotonic() - begun
         crc = _settle(plan, sums, staging, team, every=every)
-        first(lambda: _put_small_files(plan, written, staging))
+        first(lambda: _put_small_files(plan, written, staging, manifest=options.manifest))
         first(lambda: plan.require_readable(staging.path))
         different = read_back(plan, staging.path, team) if options.verify else None
         verdict = Verdict()
@@ -114,8 +114,10 @@ def _settle(
         raise
 
 
-def _put_small_files(plan: Plan, written: list[WrittenFile], staging: Staging) -> None:
-    for name, content in plan.small_files(written):
+def _put_small_files(
+    plan: Plan, written: list[WrittenFile], staging: Staging, *, manifest: bool
+) -> None:
+    for name, content in plan.small_files(written, manifest=manifest):
         staging.put(name, content)
 
 

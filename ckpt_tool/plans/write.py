@@ -12,9 +12,11 @@ from ckpt_tool.common.errors import OutputError, UsageError, say_cause
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.plans.checks.judge import Judge, Verdict
-from ckpt_tool.plans.manifest import Comparison
+from ckpt_tool.plans.finding import find_output
+from ckpt_tool.plans.holding import Comparison
 from ckpt_tool.plans.options import WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
+from ckpt_tool.plans.provenance import keep_times
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.plans.source_sums import follow, settle
 from ckpt_tool.plans.stage import Outcome, hear, stage
@@ -43,23 +45,26 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     except OSError as error:
         raise OutputError(f"{out}: {say_cause(error)}") from error
     outcome.warnings[:0] = warnings
-    return _make_result(plan, out, outcome, started)
+    result = _make_result(plan, out, outcome, started, has_manifest=options.manifest)
+    if options.manifest and not result.differences:
+        seconds, timed = result.seconds, plan.timed_fingerprint
+        team.world.first(lambda: keep_times(out, timed, plan.checkpoint, seconds))
+    return result
 
 
 def _write(plan: Plan, staging: Staging, options: WriteOptions, team: Team) -> Outcome:
-    there = Comparison([], [])
-    if options.resume:
-        there = team.world.first(lambda: plan.compare(staging.out, team.progress))
+    there = find_output(plan, staging.out, options, team) if options.resume else Comparison([], [])
     if there.written and not there.faults:
         outcome = _check_complete(plan, there.written, staging.out, options, team)
-        outcome.warnings.extend(team.world.first(lambda: staging.clear(plan.fingerprint)))
+        cleared = team.world.first(lambda: staging.clear(plan.timed_fingerprint))
+        outcome.warnings.extend(cleared)
         return outcome
     return _write_new(plan, there.faults, staging, options, team)
 
 
 def _require_one_plan(plan: Plan, team: Team) -> None:
     """UsageError where processes have different plans, because they see different files."""
-    if len(set(team.world.everyone(lambda: plan.fingerprint))) > 1:
+    if len(set(team.world.everyone(lambda: plan.timed_fingerprint))) > 1:
         raise UsageError(
             f"{plan.checkpoint.path}: not the same for all processes of this run",
             hint="All of them must see the same files, with the same version of ckpt-tool.",
@@ -108,7 +113,9 @@ def _write_new(
         return stage(plan, judge, staging, options, team)
 
 
-def _make_result(plan: Plan, out: Path, outcome: Outcome, started: float) -> WriteResult:
+def _make_result(
+    plan: Plan, out: Path, outcome: Outcome, started: float, *, has_manifest: bool
+) -> WriteResult:
     casts = plan.measured_casts(outcome.written)
     too_large = [
         f"some {cast.source} values are too large for {cast.target} and became infinite"
@@ -135,5 +142,6 @@ def _make_result(plan: Plan, out: Path, outcome: Outcome, started: float) -> Wri
         lora=plan.lora,
         filled=plan.filled,
         already_complete=outcome.seconds is None,
+        manifest=has_manifest,
         crc=outcome.crc,
     )

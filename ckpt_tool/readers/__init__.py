@@ -7,6 +7,7 @@ what is on disk, who writes it, and what is proven of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError, UsageError
@@ -130,8 +131,10 @@ def open_checkpoint(path: str | Path, wanted: Wanted | None = None) -> Checkpoin
         if place is None:
             continue
         if wanted is None or row.open_wanted is None:
-            return row.open(place)
-        return row.open_wanted(place, wanted)
+            found = row.open(place)
+        else:
+            found = row.open_wanted(place, wanted)
+        return replace(found, named=(path,))
     known = ", ".join(row.files for row in FORMATS if row.files)
     raise FormatError(
         "no checkpoint of a known format in this folder",
@@ -161,7 +164,7 @@ def open_fsdp_folders(paths: Sequence[str | Path]) -> Checkpoint:
                 hint=f"See what is there with: ckpt inspect {path}",
             )
         folders.append(folder)
-    return open_fsdp(folders)
+    return replace(open_fsdp(folders), named=tuple(map(Path, paths)))
 
 
 def _require_exists(path: Path) -> None:

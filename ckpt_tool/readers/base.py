@@ -106,16 +106,14 @@ class Checkpoint(Mapping[str, LazyTensor]):
     """A checkpoint on disk: its tensors, its files, and everything that is wrong with it.
 
     A mapping from FQN to :class:`~ckpt_tool.tensors.lazy.LazyTensor`, in the order of the files.
-    Looking a tensor up raises CheckpointError, which lists all ``problems``, while there are any,
-    and KeyError for a name that it lacks; ``entries`` can be listed all the same.
+    Looking one up raises CheckpointError, which lists all ``problems``, while there are any, and
+    KeyError for a name that it lacks; ``entries`` can be listed all the same.
 
-    ``format``: the name of a row of :data:`ckpt_tool.readers.FORMATS`. ``path``: where it was
-    found, at or below what was asked for. ``files``: those with tensors, side files not among
-    them. ``world_size``: the number of ranks that wrote it, and ``mesh``: how they were arranged;
-    None where the files do not say. ``side_files``: the folder with config and tokenizer, if any.
-    ``left_out``: tensors that the reader was told to leave alone, without holdings; nothing is
-    proven about them. ``objects``: names of what else was saved. ``sums``: the checksums of files
-    that have some, by path, for what the tensors lie in.
+    ``format``: a row of :data:`ckpt_tool.readers.FORMATS`. ``path``: where it was found, at or
+    below what was asked for (``named``). ``files``: those with tensors. ``world_size``, ``mesh``:
+    the ranks that wrote it, ``step``: of training; None where no file says it. ``side_files``: with
+    config and tokenizer, if any. ``left_out``: tensors that were to be left alone. ``objects``:
+    what else was saved. ``sums``: the checksums of files that have some, by path.
     """
 
     format: str
@@ -128,6 +126,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     side_files: Path | None = None
     left_out: dict[str, Entry] = field(default_factory=dict)
     objects: tuple[str, ...] = ()
+    step: int | None = None
+    named: tuple[Path, ...] = ()
     sums: dict[str, FileSums] = field(default_factory=dict, repr=False)
     _tensors: dict[str, LazyTensor] = field(default_factory=dict, repr=False, compare=False)
 

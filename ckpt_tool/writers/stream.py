@@ -57,6 +57,14 @@ def digest_file(path: Path) -> str:
     return whole.hexdigest()
 
 
+def digest_bytes(content: bytes) -> str:
+    """The digest that a file with this content has."""
+    whole = xxhash.xxh3_128()
+    for at in range(0, len(content), BLOCK_BYTES):
+        whole.update(xxhash.xxh3_128_digest(content[at : at + BLOCK_BYTES]))
+    return whole.hexdigest()
+
+
 def estimate_buffers(jobs: int, *, direct: bool, casting: bool) -> int:
     """Memory that writing takes, whatever is written: a task per thread, and room to cast it."""
     scratch = (2 * BLOCK_BYTES + 3 * BLOCK_BYTES // 2) if casting else 0

@@ -71,13 +71,15 @@ def list_entries(out: Path) -> list[str]:
 def list_files(folder: Path) -> set[str]:
     """The files of an output, and of the folders in it, by relative names with ``/``.
 
-    Without what tools of the Hub keep there for themselves.
+    A link is one of them, wherever it leads; nothing is listed behind it. Without what tools of the
+    Hub keep there for themselves.
     """
     found = set()
     for name in set(list_entries(folder)) - {_OF_HUB_TOOLS}:
         path = folder / name
         inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else (path,)
-        found |= {file.relative_to(folder).as_posix() for file in inside if not file.is_dir()}
+        files = (file for file in inside if file.is_symlink() or not file.is_dir())
+        found |= {file.relative_to(folder).as_posix() for file in files}
     return found
 
 

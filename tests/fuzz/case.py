@@ -29,6 +29,7 @@ from ckpt_tool.operations.options import MergeOptions, ToMcoreOptions, VerifyOpt
 from ckpt_tool.operations.sides import open_sides
 from ckpt_tool.operations.to_mcore import plan_to_mcore
 from ckpt_tool.plans.checks.cache import read_wanted
+from ckpt_tool.plans.holding import hold_folder
 from ckpt_tool.plans.options import WriteOptions
 from ckpt_tool.readers import Checkpoint, open_checkpoint
 from ckpt_tool.readers.base import Wanted
@@ -155,10 +156,12 @@ def _verify(case: Case, root: Path) -> None:
 
 
 def _state(case: Case, root: Path) -> None:
-    """What ``--resume`` and the load check read of earlier runs."""
+    """What ``--resume``, ``verify OUT`` and the load check read of earlier runs."""
     options = MergeOptions(dtype="bfloat16", jobs=1, write=WriteOptions(check_load=False))
     plan = make_plan(root / "ck", case.command, options, _TEAM)
     plan.compare(root / "out", NoProgress())
+    with suppress(CkptError):
+        hold_folder(root / "out", _TEAM)
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(root)):
         read_wanted("0" * 64)
 

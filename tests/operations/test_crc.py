@@ -236,7 +236,7 @@ def test_a_run_that_goes_on_reads_again_what_the_first_has_read(tmp_path, monkey
 
 
 def stop_before_publishing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ckpt_tool.plans.stage._put_small_files", stop)

@@ -10,7 +10,10 @@ import torch
 
 from ckpt_tool import MergeOptions, NameOptions, WriteOptions, merge_dcp, merge_fsdp, merge_megatron
 from ckpt_tool.common.errors import MappingError, OutputError
-from ckpt_tool.plans import manifest as manifest_module
+from ckpt_tool.common.parallel import ALONE, Team
+from ckpt_tool.common.progress import NoProgress
+from ckpt_tool.operations.merge_plan import make_plan
+from ckpt_tool.plans import fingerprint as fingerprint_module
 from ckpt_tool.plans.options import WriteResult
 from ckpt_tool.writers.staging import Staging
 from ckpt_tool.writers.stream import digest_file
@@ -159,16 +162,22 @@ def test_other_options_are_another_model(source: Path, tmp_path: Path, other: di
 
 
 def test_a_later_checkpoint_is_another_model(source: Path, tmp_path: Path) -> None:
+    """Of other content: one that was written again as it was is the same."""
     merge(source, tmp_path / "out")
     (rank,) = source.glob("*.pt")
     os.utime(rank, ns=(1, 1))
-    with pytest.raises(OutputError, match="not empty"):
+    assert merge(source, tmp_path / "out", resume=True).already_complete
+    state = {f"layers.{n}.weight": values(64, 64, start=n << 13) for n in range(1, 5)}
+    size = rank.stat().st_size
+    write_rank(source, state)
+    assert rank.stat().st_size == size
+    with pytest.raises(OutputError, match=r"layers\.1\.weight is not what the source holds now"):
         merge(source, tmp_path / "out", resume=True)
 
 
 def test_another_version_writes_another_model(source: Path, tmp_path: Path, monkeypatch) -> None:
     merge(source, tmp_path / "out")
-    monkeypatch.setattr(manifest_module, "__version__", "9.9")
+    monkeypatch.setattr(fingerprint_module, "__version__", "9.9")
     with pytest.raises(OutputError, match="not empty"):
         merge(source, tmp_path / "out", resume=True)
 
@@ -206,7 +215,7 @@ def test_what_a_killed_run_left_beside_it_is_removed(source: Path, tmp_path: Pat
     """It was killed when it wrote the same over it; what is of other options is named."""
     out = tmp_path / "out"
     merge(source, out)
-    for plan, is_left in ((plan_of(out), False), ("another", True)):
+    for plan, is_left in ((plan_of(source), False), ("another", True)):
         staging = Staging(out, fsync=False, direct=False)
         staging.open(plan, resume=False, replace=True)
         staging.put("part", b"of it")
@@ -218,9 +227,10 @@ def test_what_a_killed_run_left_beside_it_is_removed(source: Path, tmp_path: Pat
         assert make_journal_path(out).exists() == is_left
 
 
-def plan_of(out: Path) -> str:
-    plan: str = json.loads((out / "ckpt_manifest.json").read_text())["plan"]
-    return plan
+def plan_of(source: Path) -> str:
+    """What the journal of a run of :func:`merge` calls its plan."""
+    options = MergeOptions(**CAST, write=WriteOptions(check_load=False))
+    return make_plan(source, "fsdp", options, Team(ALONE, 1, NoProgress())).timed_fingerprint
 
 
 def test_what_is_complete_is_read_back_where_that_is_wanted(source: Path, tmp_path: Path) -> None:

@@ -156,22 +156,6 @@ def test_what_is_there_already_stays_where_a_source_changed(source: Path, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
-def test_the_manifest_says_how_the_source_was_when_it_was_planned(
-    source: Path, tmp_path: Path
-) -> None:
-    os.utime(source / RANK, ns=(5, 1_700_000_000_123_456_789))
-    write(
-        plan_of(source),
-        tmp_path / "out",
-        WriteOptions(check_load=False),
-        Team(ALONE, 2, NoProgress()),
-    )
-    manifest = json.loads((tmp_path / "out" / "ckpt_manifest.json").read_text())
-    size = (source / RANK).stat().st_size
-    row = {"name": RANK, "bytes": size, "mtime_ns": 1_700_000_000_123_456_789}
-    assert manifest["source"]["files"] == [row]
-
-
 def with_tensor(plan: HubPlan, tensor: LazyTensor) -> HubPlan:
     return replace(plan, files=plan_files({"a.weight": tensor}, 1 << 30))
 
@@ -210,5 +194,15 @@ def test_every_chunk_of_what_is_computed_counts(source: Path) -> None:
 
 
 def test_where_the_sources_lie_does_not_count(source: Path, tmp_path: Path) -> None:
-    before = plan_of(source).fingerprint
-    assert plan_of(source.rename(tmp_path / "moved")).fingerprint == before
+    before = plan_of(source)
+    after = plan_of(source.rename(tmp_path / "moved"))
+    assert after.fingerprint == before.fingerprint
+    assert after.timed_fingerprint == before.timed_fingerprint
+
+
+def test_times_count_for_what_goes_on_from_an_earlier_run_only(source: Path) -> None:
+    before = plan_of(source)
+    os.utime(source / RANK, ns=(1, 1))
+    after = plan_of(source)
+    assert after.fingerprint == before.fingerprint
+    assert after.timed_fingerprint != before.timed_fingerprint

@@ -35,7 +35,8 @@ class HubModel:
 
     ``config`` is None where names are kept as they are in the checkpoint. Set aside until names are
     the Hub's are ``head``, trl's value head, and ``repeats``, what the Hub's form has twice and the
-    checkpoint once. ``dropped`` maps names that are left out on purpose to the reason.
+    checkpoint once. ``dropped`` maps names that are left out on purpose to the reason, ``tied``
+    those of them that repeat another tensor to its name.
     ``adapter``: what is written for peft; ``lora``: what was done with adapters. ``views``: where
     several classes open the same files, each of them, the config's own first. ``ties``: set aside
     is what the class says repeats another tensor, by name; None where it was not asked.
@@ -51,6 +52,7 @@ class HubModel:
     head: Tensors = field(default_factory=dict)
     repeats: Tensors = field(default_factory=dict)
     ties: dict[str, Tie] | None = None
+    tied: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_adapter(self) -> bool:

@@ -35,10 +35,14 @@ _TASKS = {"ForCausalLM": "CAUSAL_LM", "ForTokenClassification": "TOKEN_CLS",
 
 @dataclass(frozen=True)
 class Place:
-    """Where adapters are from: the checkpoint's ``path``; ``folders`` that may describe them."""
+    """Where adapters are from: the checkpoint's ``path``; ``folders`` that may describe them.
+
+    ``named``: what the user named of it.
+    """
 
     path: Path
     folders: Sequence[Path]
+    named: Sequence[Path] = ()
 
 
 def resolve_adapters(
@@ -60,7 +64,7 @@ def resolve_adapters(
     model = replace(model, tensors=adapters.base)
     if not (adapters.modules or adapters.saved or adapters.tokens):  # a PeftModel of no adapters
         return model
-    settings = read_settings(place.folders, options.alpha)
+    settings = read_settings(place.folders, options.alpha, place.named)
     adapters = settle_parameters(adapters, adapters.base, settings)
     return _apply(model, adapters, adapters, settings, options.mode or "fuse")
 
@@ -118,7 +122,7 @@ def _resolve_alone(
     place: Place,
 ) -> HubModel:
     """Adapters that were saved alone: as a folder for peft, or fused into ``base``."""
-    settings = read_settings(place.folders, options.alpha)
+    settings = read_settings(place.folders, options.alpha, place.named)
     mode = options.mode or ("fuse" if options.base else "split")
     if mode == "split":
         adapters = settle_parameters(adapters, {}, settings)

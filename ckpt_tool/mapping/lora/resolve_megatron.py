@@ -53,7 +53,7 @@ def resolve_megatron(
         return restore_model(tensors, config, tied=tied)
     plain = drop_adapters(tensors)
     _refuse(place.path, options, alone=not plain)
-    settings = read_settings(place.folders, options.alpha)
+    settings = read_settings(place.folders, options.alpha, place.named)
     given = tensors
     if base is not None:
         _require_all_layers(place.path, tensors, config)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.common.links import require_inside
 from ckpt_tool.common.untrusted import Fields, read_json_object
 from ckpt_tool.mapping.lora.patterns import compile_pattern
 
@@ -101,13 +102,17 @@ class Settings:
         return tuple(map(int, numbers[:2])) < (major, minor)
 
 
-def read_settings(folders: Sequence[Path], alpha: float | None) -> Settings:
+def read_settings(
+    folders: Sequence[Path], alpha: float | None, named: Sequence[Path] = ()
+) -> Settings:
     """What the files in ``folders`` say; ``alpha`` is for where they do not say it.
 
+    ``named``: what the user named, by default these folders; CheckpointError for a link out of it.
     UsageError where nothing does, or where two say something else; FormatError for a damaged file.
     """
-    meta, meta_path = _read_first(folders, META)
-    config, config_path = _read_first(folders, f"lora_adapter/{CONFIG}", CONFIG)
+    named = named or folders
+    meta, meta_path = _read_first(folders, named, META)
+    config, config_path = _read_first(folders, named, f"lora_adapter/{CONFIG}", CONFIG)
     files = ((meta, meta_path), (config, config_path))
     told = [Fields(found, path) for found, path in files if path is not None]
     for fields in told:
@@ -201,10 +206,13 @@ def _refuse_unknown_alpha(folders: Sequence[Path], found: Sequence[Path]) -> NoR
     )
 
 
-def _read_first(folders: Iterable[Path], *names: str) -> tuple[dict[str, Any], Path | None]:
+def _read_first(
+    folders: Iterable[Path], named: Sequence[Path], *names: str
+) -> tuple[dict[str, Any], Path | None]:
     """The first of these files there is, as an object; an empty one where there is none."""
     for path in (folder / name for name in names for folder in folders):
         if path.is_file():
+            require_inside([path], named)
             return read_json_object(path), path
     return {}, None
 

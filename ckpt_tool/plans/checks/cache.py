@@ -1,26 +1,22 @@
 """What classes of transformers want of a folder of weights, kept from one merge to the next.
 
-The same run's next step has the same config, and finding out takes seconds. An entry is one JSON
-object in a file of the user's cache (``$XDG_CACHE_HOME/ckpt-tool/wanted``, by default below
-``~/.cache``), named by a digest of all that it follows from: the config as it is written, the
-class, what is installed. It is read as data, and says no more than names, shapes and dtypes; one
-that is damaged is as good as none. A cache that cannot be written is no reason to fail.
+The same run's next step has the same config, and finding out takes seconds. An entry of the user's
+cache (:mod:`ckpt_tool.common.cache`) is one JSON object, named by a digest of all that it follows
+from: the config as it is written, the class, what is installed. It is read as data, and says no
+more than names, shapes and dtypes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
+from ckpt_tool.common.cache import keep_entry, read_entry
 from ckpt_tool.common.errors import CkptError
 from ckpt_tool.common.untrusted import parse_json
 from ckpt_tool.common.version import __version__
@@ -34,6 +30,7 @@ _FORM = "4"
 
 #: Entries of a model of a thousand tensors take 60 kB; the oldest go.
 _MOST_ENTRIES = 256
+_KIND = "wanted"
 
 
 def make_key(config: bytes, architecture: str, form: str = "") -> str:
@@ -50,32 +47,17 @@ def make_key(config: bytes, architecture: str, form: str = "") -> str:
 
 def read_wanted(key: str) -> Wanted | None:
     """The entry of this name; None where there is none that is sound."""
+    body = read_entry(_KIND, key)
     try:
-        content = (_folder() / f"{key}.json").read_bytes()
-        digest, _, body = content.partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != digest:
-            return None
-        return make_wanted(parse_json(body, key))
-    except (OSError, CkptError, ValueError, KeyError, TypeError, AttributeError):
+        return None if body is None else make_wanted(parse_json(body, key))
+    except (CkptError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def keep_wanted(key: str, wanted: Wanted) -> None:
     """Write the entry, whole or not at all; nothing where that cannot be done."""
     body = json.dumps(asdict(wanted), separators=(",", ":")).encode()
-    digest = hashlib.sha256(body).hexdigest().encode()
-    with suppress(OSError):
-        folder = _folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=folder, prefix=".new-", delete=False) as file:
-            file.write(digest + b"\n" + body)
-        Path(file.name).replace(folder / f"{key}.json")
-        _drop(sorted(folder.glob("*.json"), key=_age)[:-_MOST_ENTRIES])
-
-
-def _folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "ckpt-tool" / "wanted"
+    keep_entry(_KIND, key, body, _MOST_ENTRIES)
 
 
 def _describe_package(name: str) -> str:
@@ -86,18 +68,6 @@ def _describe_package(name: str) -> str:
         return f"{name} {found.version} {place} {place.stat().st_mtime_ns}"
     except (PackageNotFoundError, OSError):
         return name
-
-
-def _age(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:  # another process dropped it
-        return 0
-
-
-def _drop(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
 
 
 def make_wanted(entry: Any) -> Wanted:

@@ -45,6 +45,7 @@ _SIZES = {
     "expert_tp": "expert_tensor_parallel_size",
 }
 _MOST_RANKS = 1 << 16
+_MOST_STEPS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,14 @@ class RankFile:
 
     Layers are numbered as in the file. ``said``: parallel sizes, where the run's arguments are
     there: ``tp``, ``pp``, ``ep`` and ``expert_tp``. ``sums``: the checksums that the file has.
+    ``iteration``: of the run, where it is there.
     """
 
     chunks: list[list[Part]]
     faults: list[str]
     said: dict[str, int]
     sums: FileSums
+    iteration: int | None = None
 
 
 def read_rank_file(path: Path) -> RankFile:
@@ -82,8 +85,14 @@ def read_rank_file(path: Path) -> RankFile:
         state = archive.load(resolve_run)
         chunks = [list(_parts(archive, chunk, faults)) for chunk in _chunks(state, path)]
         sums = FileSums(archive.sums())
-    args = state.get("args") if isinstance(state, dict) else None
-    return RankFile(chunks, faults, _said(args), sums)
+    top = state if isinstance(state, dict) else {}
+    iteration = _read_iteration(top.get("iteration"))
+    return RankFile(chunks, faults, _said(top.get("args")), sums, iteration)
+
+
+def _read_iteration(found: Any) -> int | None:
+    is_number = isinstance(found, int) and not isinstance(found, bool)
+    return found if is_number and 0 <= found < _MOST_STEPS else None
 
 
 def _said(args: Any) -> dict[str, int]:

@@ -64,6 +64,7 @@ def open_megatron_ranks(folder: Path) -> Checkpoint:
         mesh=Mesh((sizes.tp, sizes.pp, sizes.ep), Rank._fields),
         side_files=locate_config(folder, beside=True),
         sums={str(path): file.sums for path, file in contents.items() if file is not None},
+        step=next((f.iteration for f in files.values() if f.iteration is not None), None),
     )
 
 

@@ -1,0 +1,106 @@
+"""Where a model came from, as its manifest says it: the same wherever the source lies.
+
+There are no absolute paths in it and no times. When a run wrote an output, and of which times its
+sources were, is kept in the user's cache, for that is of one machine: ``resume`` asks there whether
+the sources of a complete output are still what they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ckpt_tool.common.cache import keep_entry, read_entry
+from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.untrusted import parse_json
+from ckpt_tool.readers.base import Checkpoint, ShardFile
+
+#: The folder of a step: verl and SkyRL, DeepSpeed, Megatron-LM, the Trainer, torchtitan.
+_STEP = re.compile(r"(?:global_step|iter|checkpoint|step)[_-]?([0-9]{1,18})")
+#: Names of folders that say nothing of a run by themselves.
+_GENERAL = frozenset("checkpoint checkpoints ckpt ckpts weights".split())
+
+_KIND = "written"
+_MOST_ENTRIES = 64
+
+
+def describe_source(checkpoint: Checkpoint) -> dict[str, object]:
+    """Run, step, format, ranks and files of a source; null what nothing says.
+
+    Files are called by their place in the checkpoint's folder; those that lie elsewhere, as of
+    other nodes or of a base model, by their names alone.
+    """
+    run, step = find_run(checkpoint.path)
+    return {
+        "run": run,
+        "step": checkpoint.step if checkpoint.step is not None else step,
+        "format": checkpoint.format,
+        "world_size": checkpoint.world_size,
+        "files": [
+            {"name": _name_within(checkpoint.path, file), "bytes": file.bytes}
+            for file in checkpoint.files
+        ],
+    }
+
+
+def find_run(path: Path) -> tuple[str | None, int | None]:
+    """The name of the run, and the step, in which a checkpoint lies; None where no name says it.
+
+    >>> find_run(Path("/data/qwen-grpo/global_step_100/actor"))
+    ('qwen-grpo', 100)
+    >>> find_run(Path("/data/seven/checkpoints/iter_0000020"))
+    ('seven/checkpoints', 20)
+    """
+    as_named = path.absolute()
+    places = [path.resolve()] if ".." in as_named.parts else [as_named, path.resolve()]
+    return next((found for found in map(_find_step, places) if found[1] is not None), (None, None))
+
+
+def _find_step(path: Path) -> tuple[str | None, int | None]:
+    names = path.parts[1:]
+    at = next((n for n in reversed(range(len(names))) if _STEP.fullmatch(names[n])), None)
+    if at is None:
+        return None, None
+    matched = _STEP.fullmatch(names[at])
+    while at and _STEP.fullmatch(names[at - 1]):  # DeepSpeed's step in that of the Trainer
+        at -= 1
+    start = at
+    while start and (start == at or names[start] in _GENERAL):
+        start -= 1
+    return "/".join(names[start:at]) or None, int(matched[1]) if matched else None
+
+
+def _name_within(folder: Path, file: ShardFile) -> str:
+    path = Path(file.path)
+    if path != folder and path.is_relative_to(folder):
+        return path.relative_to(folder).as_posix()
+    return path.name
+
+
+def keep_times(out: Path, timed: str, checkpoint: Checkpoint, seconds: float) -> None:
+    """Note when ``out`` was written, and of what; ``timed``: the plan's fingerprint with times."""
+    entry = {
+        "output": str(out),
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "sources": [[file.path, file.bytes, file.mtime_ns] for file in checkpoint.files],
+        "plan": timed,
+    }
+    keep_entry(_KIND, _make_key(out), json.dumps(entry).encode(), _MOST_ENTRIES)
+
+
+def are_as_noted(out: Path, timed: str) -> bool:
+    """Whether ``out`` was written here of sources of these sizes and times."""
+    body = read_entry(_KIND, _make_key(out))
+    try:
+        return body is not None and bool(parse_json(body, out)["plan"] == timed)
+    except (FormatError, KeyError, TypeError):
+        return False
+
+
+def _make_key(out: Path) -> str:
+    return hashlib.sha256(os.fsencode(out)).hexdigest()

@@ -1,0 +1,63 @@
+"""The digest of a file that is on disk, by several threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import xxhash
+
+from ckpt_tool.common.regular import open_descriptor
+from ckpt_tool.tensors.blocks import BLOCK_BYTES
+
+
+def digest_together(path: Path, jobs: int, advance: Callable[[int], None]) -> str:
+    """What :func:`.digest_file` gives, of blocks that ``jobs`` threads read.
+
+    ``advance`` is told of bytes. OSError where it cannot be read or is no regular file.
+    """
+    descriptor = open_descriptor(str(path))
+    try:
+        return _digest(descriptor, os.fstat(descriptor).st_size, jobs, advance)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(descriptor: int, size: int, jobs: int, advance: Callable[[int], None]) -> str:
+    digests = [b""] * -(-size // BLOCK_BYTES)
+    numbers, stop = count(), threading.Event()
+
+    def work() -> None:
+        buffer = memoryview(bytearray(min(size, BLOCK_BYTES)))
+        while (number := next(numbers)) < len(digests) and not stop.is_set():
+            length = _fill(descriptor, buffer, number * BLOCK_BYTES)
+            digests[number] = xxhash.xxh3_128_digest(buffer[:length])
+            advance(length)
+
+    workers = min(jobs, len(digests))
+    if workers < 2:
+        work()
+    else:
+        with ThreadPoolExecutor(workers, thread_name_prefix="ckpt-digest") as pool:
+            tasks = [pool.submit(work) for _ in range(workers)]
+            try:
+                for task in tasks:
+                    task.result()
+            finally:
+                stop.set()
+    return xxhash.xxh3_128(b"".join(digests)).hexdigest()
+
+
+def _fill(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Bytes read into the buffer: all of it, but at the end of the file."""
+    done = 0
+    while done < len(buffer):
+        length = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if not length:
+            break
+        done += length
+    return done
