@@ -34,10 +34,10 @@ class Room:
         self.inside, self.clashes, self.done = (context.Value("i", 0) for _ in range(3))
 
     def watch(self, work):
-        def watched(*arguments: object) -> object:
+        def watched(*arguments: object, **named: object) -> object:
             self.change(1)
             try:
-                return work(*arguments)
+                return work(*arguments, **named)
             finally:
                 self.change(-1)
 
