@@ -34,8 +34,7 @@ Fsync = Annotated[
     typer.Option("--fsync/--no-fsync", help="Wait until the result is on disk before it appears."),
 ]
 Manifest = Annotated[
-    bool,
-    typer.Option("--manifest/--no-manifest", help="Write ckpt_manifest.json: source, digests."),
+    bool, typer.Option("--manifest/--no-manifest", help="Say in ckpt_manifest.json what it is.")
 ]
 
 # --- what the result is
