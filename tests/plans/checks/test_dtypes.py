@@ -18,7 +18,7 @@ from ckpt_tool.plans.options import WriteOptions, WriteResult
 from tests.support.merging import load_folder, write_rank
 from tests.support.tiny_llama import LLAMA, make_llama
 from tests.support.tiny_models import build
-from tests.support.versions import needs_transformers_5
+from tests.support.versions import TRANSFORMERS, needs_transformers_5
 
 GATE = "model.layers.{}.mlp.gate.wg.weight"
 WIDE = {GATE.format(0), GATE.format(1)}
@@ -46,6 +46,13 @@ def asked(user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(question, "answer", listen)
     return heard
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """What a model is built with is imported before tests look whether transformers is."""
+    if TRANSFORMERS >= (5, 0):
+        build("hunyuan_v1_moe")
 
 
 def write_hunyuan(folder: Path, dtype: str = "bfloat16") -> Path:
