@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ckpt_tool.common.errors import OutputError, UsageError, say_cause
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.plans.checks.judge import Judge, Verdict
 from ckpt_tool.plans.finding import find_output
 from ckpt_tool.plans.holding import Comparison
@@ -122,6 +123,7 @@ def _make_result(
         for cast in casts
         if cast.max_abs_error == float("inf")
     ]
+    too_large += _warn_of_spoilt(outcome.written)
     rate = 0.0
     if outcome.seconds is not None:
         rate = plan.total_bytes / max(outcome.seconds, 1e-9)
@@ -145,3 +147,12 @@ def _make_result(
         manifest=has_manifest,
         crc=outcome.crc,
     )
+
+
+def _warn_of_spoilt(written: Iterable[WrittenFile]) -> Iterator[str]:
+    """What has values that its sources did not have: a wrong alpha or scale, or broken training."""
+    names = [name for file in written for name in file.spoilt]
+    if names:
+        have = f"{count_noun(len(names), 'tensor')} {'has' if len(names) == 1 else 'have'}"
+        made = "values that are not finite, computed from finite ones of adapters or fp8 scales"
+        yield f"{have} {made}: {', '.join(names)}"

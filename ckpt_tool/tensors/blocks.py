@@ -95,6 +95,7 @@ class BlockReader:
         self._filler: Filler | None = None
         self._operands: BlockReader | None = None
         self._kept: dict[type, Any] = {}
+        self._is_spoilt = False
 
     def read(self, tensor: Chunked, start: int, stop: int, out: memoryview) -> None:
         """Put elements ``[start, stop)`` of the row-major form into ``out``, in ``tensor.dtype``.
@@ -116,6 +117,16 @@ class BlockReader:
         if kind not in self._kept:
             self._kept[kind] = kind()
         found: T = self._kept[kind]
+        return found
+
+    def spoil(self) -> None:
+        """Told that finite elements of operands have made one that is not finite."""
+        self._is_spoilt = True
+
+    def take_spoilt(self) -> bool:
+        """Whether that has happened since it was last asked, here or below."""
+        below = self._operands is not None and self._operands.take_spoilt()
+        found, self._is_spoilt = self._is_spoilt or below, False
         return found
 
     def _round(self, tensor: Chunked, start: int, stop: int, out: memoryview) -> None:

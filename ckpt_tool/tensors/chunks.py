@@ -152,6 +152,9 @@ class Reader(Protocol):
     def keep(self, kind: type[T]) -> T:
         """The reader's only object of a kind, made when first asked for: memory to work in."""
 
+    def spoil(self) -> None:
+        """Told that finite elements of operands have made one that is not finite."""
+
 
 class Filler(Protocol):
     """Computes boxes of a computed array; has memory of its own, so it serves one thread."""

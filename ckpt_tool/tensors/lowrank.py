@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import CASTABLE, FLOAT32, FLOAT64, DType
+from ckpt_tool.tensors.finite import has_unreal, is_made
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor, hold
 
@@ -100,12 +101,30 @@ class TileFiller(Filler):
         import numpy as np
 
         (row, column), (rows, columns) = box
-        found = np.frombuffer(out, self._matrix.dtype.name).reshape(box.sizes)
+        flat = np.frombuffer(out, self._matrix.dtype.name)
+        found = flat.reshape(box.sizes)
         for number in range(row // self._rows, -(-(row + rows) // self._rows)):
             tile, top = self._tile_of(number), number * self._rows
             start, stop = max(row, top), min(row + rows, top + self._rows)
             part = tile[start - top : stop - top, column : column + columns]
             found[start - row : stop - row] = part
+        if has_unreal(flat) and self._is_new(box, found):
+            self._reader.spoil()
+
+    def _is_new(self, box: Box, found: NDArray[Any]) -> bool:
+        """Whether an element of ``box`` is not finite though all that it is made of is."""
+        matrix, (first, second), (rows, columns) = self._matrix, box.offsets, box.sizes
+        across, down = slice(first, first + rows), slice(second, second + columns)
+        left = self._load(matrix.left.narrow(0, first, rows))
+        known = [self._load(matrix.base.narrow(0, first, rows).narrow(1, second, columns))]
+        if self._right is None:
+            known.append(left[:, down])
+        else:
+            known += [abs(left).max(axis=1)[:, None], abs(self._right[:, down]).max(axis=0)]
+        if matrix.magnitude is not None:
+            lengths = self._load(matrix.magnitude.lengths)
+            known.append(lengths[down] if matrix.magnitude.of_columns else lengths[across, None])
+        return is_made(found, known)
 
     def _tile_of(self, number: int) -> NDArray[Any]:
         if self._tile is None or number != self._number:
@@ -117,7 +136,8 @@ class TileFiller(Filler):
 
         tile, matrix = self._sum(number), self._matrix
         if self._stretch is not None:
-            tile *= self._stretch
+            with np.errstate(over="ignore", invalid="ignore"):
+                tile *= self._stretch
         elif matrix.magnitude is not None:
             lengths = matrix.magnitude.lengths
             wanted = self._load(lengths.narrow(0, number * self._rows, len(tile)))

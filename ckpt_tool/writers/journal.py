@@ -1,10 +1,10 @@
 """What a run has finished, on disk, and the lock that keeps other runs away from its folder.
 
 A text file of JSON lines: first ``{"plan": <fingerprint>}``, then one ``{"name", "size", "digest",
-"cast_errors"}`` per finished file, and before an output is replaced ``{"old", "inode", "entries"}``
-(see :class:`Replacing`). It lies beside the folder that is prepared, so that it is there until that
-folder has become the output. Whoever writes holds a lock on it from before he looks at the folder
-until nothing is left to be done.
+"cast_errors", "spoilt"}`` per finished file, and before an output is replaced ``{"old", "inode",
+"entries"}`` (see :class:`Replacing`). It lies beside the folder that is prepared, so that it is
+there until that folder has become the output. Whoever writes holds a lock on it from before he
+looks at the folder until nothing is left to be done.
 
 What is read from it is believed only as far as it can be checked: somebody else may have put it
 there, and a power cut may have left anything in it.
@@ -220,7 +220,7 @@ def _read_file(row: dict[str, Any]) -> WrittenFile:
     if not (isinstance(size, int) and isinstance(digest, str)):
         raise TypeError(name)
     errors = tuple((str(a), str(b), float(error)) for a, b, error in row["cast_errors"])
-    return WrittenFile(name, size, digest, errors)
+    return WrittenFile(name, size, digest, errors, tuple(map(str, row.get("spoilt", ()))))
 
 
 def _read_replacing(row: dict[str, Any]) -> Replacing:

@@ -42,6 +42,10 @@ class PlannedFile:
         """The tensors, in order."""
         return tuple(item for item in self.items if isinstance(item, LazyTensor))
 
+    def name_item(self, index: int) -> str:
+        """The name of the tensor that is item ``index``."""
+        return self.names[sum(isinstance(item, LazyTensor) for item in self.items[:index])]
+
     def spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The items that meet bytes ``[start, stop)``: number, and the bytes where they do."""
         index = max(bisect_right(self.starts, start) - 1, 0)

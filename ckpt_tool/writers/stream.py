@@ -39,13 +39,15 @@ class WrittenFile:
     """A file that is on disk.
 
     ``cast_errors``: the largest absolute rounding error known when it was finished, as
-    (source dtype, target dtype, error).
+    (source dtype, target dtype, error). ``spoilt``: names of tensors that have elements that are
+    not finite, computed from finite ones.
     """
 
     name: str
     size: int
     digest: str
     cast_errors: tuple[CastError, ...] = ()
+    spoilt: tuple[str, ...] = ()
 
 
 def digest_file(path: Path) -> str:
@@ -119,7 +121,9 @@ class StreamWriter:
             os.close(file.descriptor)
             raise
         whole = xxhash.xxh3_128(b"".join(work.digests))
-        written = WrittenFile(plan.name, plan.size, whole.hexdigest(), self.errors.listed())
+        spoilt = tuple(sorted(work.spoilt))
+        errors = self.errors.listed()
+        written = WrittenFile(plan.name, plan.size, whole.hexdigest(), errors, spoilt)
         return file.descriptor, written
 
     def _write_blocks(self, work: _Work) -> None:
@@ -173,6 +177,8 @@ class StreamWriter:
             else:
                 size = item.dtype.itemsize
                 reader.read(item, skipped // size, (skipped + len(part)) // size, part)
+                if reader.take_spoilt():
+                    work.spoilt.add(plan.name_item(index))
                 if index + 1 in work.sealed:
                     work.sums.add(index, skipped, part)
         for index, seal, skipped, part in seals:
@@ -188,6 +194,7 @@ class _Work:
         self.numbers = count()
         self.digests = [b""] * -(-plan.size // BLOCK_BYTES)
         self.sums = PieceSums(stop.is_set)
+        self.spoilt: set[str] = set()
         self.sealed = {
             index for index, item in enumerate(plan.items) if isinstance(item, Seal) and item.places
         }

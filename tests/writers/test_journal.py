@@ -86,6 +86,12 @@ def test_rows_that_make_no_sense_are_left_out(out: Path, row: bytes) -> None:
     assert journal(out).read() == Left("p", [WrittenFile("weights", 3, "0", errors)])
 
 
+def test_what_was_spoilt_is_known_to_the_run_that_goes_on(out: Path) -> None:
+    row = json.dumps(ROW | {"spoilt": ["a.weight"]}).encode()
+    make_journal_path(out).write_bytes(b'{"plan": "p"}\n' + row + b"\n")
+    assert journal(out).read().files[0].spoilt == ("a.weight",)
+
+
 def test_what_is_written_is_read(out: Path) -> None:
     mine = journal(out)
     files = [WrittenFile("a/b", 1, "x", (("float32", "float16", float("inf")),))]
