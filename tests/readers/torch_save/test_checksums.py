@@ -13,6 +13,7 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from tests.support.crafted import archive, dumps, floats, longs, storage, tensor
+from tests.support.versions import TORCH
 
 STATE = {"a": torch.arange(10.0), "b": torch.arange(6)}
 
@@ -98,15 +99,19 @@ def test_storages_that_are_written_later_have_no_checksum(tmp_path):
 
 @pytest.mark.parametrize("change", [4, -4, 1], ids=["larger", "smaller", "no whole element"])
 def test_a_record_of_another_size_than_its_storage_is_refused(tmp_path, change):
-    """torch.load says: record size (16 bytes) does not match expected size (12 bytes)."""
+    """torch.load says: record size (16 bytes) does not match expected size (12 bytes).
+
+    That of torch 2.13; of 2.6 it does not look.
+    """
     raw = floats(1, 2, 3)
     raw = raw + bytes(change) if change > 0 else raw[:change]
     pickled = dumps({"a": tensor(storage("0", 3), (3,), (1,))})
     path = archive(tmp_path / "m.pt", pickled, {"0": raw})
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("archive/version", b"3\n")
-    with pytest.raises(RuntimeError, match=r"record size \(\d+ bytes\) does not match"):
-        torch.load(path)
+    if TORCH >= (2, 13):
+        with pytest.raises(RuntimeError, match=r"record size \(\d+ bytes\) does not match"):
+            torch.load(path)
     assert f"storage 0 of a has {12 + change} bytes, expected 12" in refused(path)
 
 
