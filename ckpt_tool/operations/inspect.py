@@ -13,7 +13,7 @@ from ckpt_tool.readers import Checkpoint, open_checkpoint, open_fsdp_folders
 from ckpt_tool.readers.archives import list_records
 from ckpt_tool.readers.base import Entry
 from ckpt_tool.readers.damage import describe_damage
-from ckpt_tool.tensors.followed_files import read_gaps
+from ckpt_tool.tensors.followed_files import prove
 from ckpt_tool.tensors.read_sums import DAMAGED, SOUND, UNREAD, UNSAID, ReadSums
 
 
@@ -94,10 +94,7 @@ def scrub(checkpoint: Checkpoint, team: Team) -> tuple[Checkpoint, Scrub]:
     """
     records = list_records(checkpoint)
     read = ReadSums(records.sums)
-    gaps = list(read.gaps(read.places(UNREAD)))
-    size = sum(gap.size for gap in gaps)
-    team.progress.start("checksums", size)
-    read_gaps(gaps, read, team.jobs, team.progress.advance)
+    size = prove(read, read.places(UNREAD), team)
     found = [*records.problems, *describe_damage(checkpoint, read.damaged())]
     known = {(problem.where, problem.message) for problem in checkpoint.problems}
     more = [problem for problem in found if (problem.where, problem.message) not in known]

@@ -15,6 +15,7 @@ from ckpt_tool.common.regular import open_regular
 from ckpt_tool.common.untrusted import parse_json
 from ckpt_tool.common.version import __version__
 from ckpt_tool.plans.options import Cast
+from ckpt_tool.writers.journal import is_plain_name
 from ckpt_tool.writers.stream import DIGEST, WrittenFile
 
 MANIFEST_NAME = "ckpt_manifest.json"
@@ -155,10 +156,9 @@ def _read_row(row: Any) -> tuple[str, int, str]:
 
 
 def _is_inside(name: str) -> bool:
-    parts = name.split("/")
     if not 0 < len(name) <= _LONGEST_NAME or "\0" in name or name == MANIFEST_NAME:
         return False
-    return not {"", ".", ".."} & set(parts)
+    return all(map(is_plain_name, name.split("/")))
 
 
 def _read_cast_error(row: Any) -> tuple[str, str, float]:

@@ -12,7 +12,7 @@ from ckpt_tool.common.errors import CheckpointError, Problem
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.mapping.lora.options import LoraNote
 from ckpt_tool.plans.checks.judge import Judge
-from ckpt_tool.plans.fingerprint import take_fingerprint
+from ckpt_tool.plans.fingerprint import add_times, take_fingerprint
 from ckpt_tool.plans.holding import Comparison, compare_folder
 from ckpt_tool.plans.manifest import MANIFEST_NAME, make_manifest
 from ckpt_tool.plans.options import Cast, WriteOptions
@@ -72,7 +72,7 @@ class Plan(ABC):
     @cached_property
     def timed_fingerprint(self) -> str:
         """The same, and another one where a source file was written again."""
-        return take_fingerprint(self.checkpoint.files, self.files, timed=True)
+        return add_times(self.fingerprint, self.checkpoint.files)
 
     @cached_property
     def casts(self) -> Casts:

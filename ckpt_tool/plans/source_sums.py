@@ -12,7 +12,7 @@ from ckpt_tool.plans.plan import Plan
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.damage import describe_damage
 from ckpt_tool.tensors.chunks import Chunked
-from ckpt_tool.tensors.followed_files import read_gaps
+from ckpt_tool.tensors.followed_files import exchange, prove
 from ckpt_tool.tensors.read_sums import PART, SOUND, UNREAD, UNSAID, Place, ReadSums
 
 #: What is read once more without being asked for: this part of what is written.
@@ -38,12 +38,12 @@ def settle(plan: Plan, read: ReadSums | None, team: Team, *, every: bool) -> Crc
     """
     if read is None:
         return None
-    _exchange(read, team)
+    exchange(read, team)
     places = _list_places(plan) if every else read.places(PART)
     gaps = list(read.gaps(places))
     size = sum(gap.size for gap in gaps)
     if gaps and (every or size <= plan.total_bytes * _FREE):
-        _prove(read, places, team)
+        prove(read, places, team)
     _require_undamaged(plan.checkpoint, read)
     return _make_check(read, plan.checkpoint)
 
@@ -56,7 +56,7 @@ def prove_all(checkpoints: Iterable[Checkpoint], team: Team) -> CrcCheck:
     checks = []
     for checkpoint in checkpoints:
         read = ReadSums(checkpoint.sums)
-        _prove(read, read.places(UNREAD), team)
+        prove(read, read.places(UNREAD), team)
         _require_undamaged(checkpoint, read)
         checks.append(_make_check(read, checkpoint))
     return CrcCheck(
@@ -65,15 +65,6 @@ def prove_all(checkpoints: Iterable[Checkpoint], team: Team) -> CrcCheck:
         sum(check.num_unchecked for check in checks),
         [path for check in checks for path in check.unsaid],
     )
-
-
-def _prove(read: ReadSums, places: Iterable[Place], team: Team) -> None:
-    """Read what is missing of these records; each process of the team its share."""
-    gaps = list(read.gaps(places))
-    share = [gaps[index] for index in team.world.share([gap.size for gap in gaps])]
-    team.progress.start("checksums", sum(gap.size for gap in share))
-    team.world.each(lambda: read_gaps(share, read, team.jobs, team.progress.advance))
-    _exchange(read, team)
 
 
 def _require_undamaged(checkpoint: Checkpoint, read: ReadSums) -> None:
@@ -124,10 +115,3 @@ def _places_of(tensor: Chunked, checkpoint: Checkpoint, seen: set[int]) -> Itera
             seen.add(id(computed))
             for operand in computed.operands:
                 yield from _places_of(operand, checkpoint, seen)
-
-
-def _exchange(read: ReadSums, team: Team) -> None:
-    """All processes of the team learn what each has found."""
-    if team.world.size > 1:
-        for findings in team.world.everyone(read.findings):
-            read.learn(findings)

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from ckpt_tool.common.parallel import Team
 from ckpt_tool.tensors.blocks import FileTable
-from ckpt_tool.tensors.read_sums import Gap, ReadSums
+from ckpt_tool.tensors.read_sums import Gap, Place, ReadSums
 
 _STEP = 1 << 20  # bytes per read: they are in the second-level cache when they are summed up
 _SPAN = 64 << 20  # bytes per task
@@ -70,3 +71,23 @@ def _cut(gaps: Iterable[Gap]) -> Iterator[Gap]:
     for path, start, size in gaps:
         for at in range(0, size, _SPAN):
             yield Gap(path, start + at, min(_SPAN, size - at))
+
+
+def prove(read: ReadSums, places: Iterable[Place], team: Team) -> int:
+    """Read what is missing of these records, each process of the team its share; how many bytes.
+
+    OSError and FormatError where a file cannot be read.
+    """
+    gaps = list(read.gaps(places))
+    share = [gaps[index] for index in team.world.share([gap.size for gap in gaps])]
+    team.progress.start("checksums", sum(gap.size for gap in share))
+    team.world.each(lambda: read_gaps(share, read, team.jobs, team.progress.advance))
+    exchange(read, team)
+    return sum(gap.size for gap in gaps)
+
+
+def exchange(read: ReadSums, team: Team) -> None:
+    """All processes of the team learn what each has found."""
+    if team.world.size > 1:
+        for findings in team.world.everyone(read.findings):
+            read.learn(findings)

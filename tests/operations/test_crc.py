@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,12 +168,7 @@ def test_and_with_the_option_all_that_is_missing(tmp_path):
 def test_tensors_that_are_cast_and_cut_into_files_are_followed(tmp_path):
     state = {f"{n}.weight": values(WIDE // 12, start=n) for n in range(4)}
     source = write_rank(tmp_path / "c", state)
-    told = MergeOptions(
-        keep_names=True,
-        dtype="bfloat16",
-        max_shard_size="600KB",
-        write=WriteOptions(),
-    )
+    told = replace(options(), dtype="bfloat16", max_shard_size="600KB")
     assert merge_fsdp(source, tmp_path / "out", told).crc == CrcCheck(4, 1, 0, [])
     damage(source, "2.weight")
     with pytest.raises(CheckpointError, match="1 record"):
@@ -185,7 +181,7 @@ def save_shared(folder: Path) -> Path:
     return write_rank(folder, {f"{n}.weight": whole[n] for n in range(4)})
 
 
-SHARED = MergeOptions(keep_names=True, dtype="keep", max_shard_size="800KB", write=WriteOptions())
+SHARED = replace(options(), max_shard_size="800KB")
 
 
 def test_a_record_that_several_processes_read_is_put_together(tmp_path):
@@ -214,24 +210,14 @@ def test_a_run_that_goes_on_reads_again_what_the_first_has_read(tmp_path, monkey
     """Nobody knows what the run that was interrupted has seen."""
     state = {f"{n}.weight": values(WIDE // 12, start=n) for n in range(3)}
     source = write_rank(tmp_path / "c", state)
-    told = MergeOptions(
-        keep_names=True,
-        dtype="keep",
-        max_shard_size="1MB",
-        write=WriteOptions(resume=True),
-    )
+    told = replace(options(resume=True), max_shard_size="1MB")
     stop_before_publishing(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         merge_fsdp(source, tmp_path / "out", told)
     monkeypatch.undo()
     assert merge_fsdp(source, tmp_path / "out", told).crc == CrcCheck(3, 1, 0, [])
     assert merge_fsdp(source, tmp_path / "out", told).crc is None  # nothing is read
-    asked = MergeOptions(
-        keep_names=True,
-        dtype="keep",
-        max_shard_size="1MB",
-        write=WriteOptions(resume=True, check_crc=True),
-    )
+    asked = replace(options(check_crc=True, resume=True), max_shard_size="1MB")
     assert merge_fsdp(source, tmp_path / "out", asked).crc == CrcCheck(3, 1, 0, [])
 
 
