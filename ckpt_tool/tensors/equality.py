@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -38,7 +38,7 @@ def locate_differences(
     """
     found: dict[Label, int] = {}
     local = threading.local()
-    with FileTable() as files, ThreadPoolExecutor(jobs) as pool:
+    with FileTable() as files, Threads(jobs) as pool:
 
         def compare(task: tuple[Pair[Label], int, int]) -> tuple[Label, int | None]:
             if not hasattr(local, "sides"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.read_sums import Gap, Place, ReadSums
 
@@ -48,7 +48,7 @@ def read_gaps(
     ``advance`` is told the bytes. OSError and FormatError where a file cannot be read.
     """
     local = threading.local()
-    with FollowedFiles(sums) as files, ThreadPoolExecutor(jobs) as pool:
+    with FollowedFiles(sums) as files, Threads(jobs) as pool:
 
         def read(span: Gap) -> None:
             if not hasattr(local, "buffer"):

@@ -191,7 +191,7 @@ class _Runs:
         after, more = self._ends.pop(stop, (stop, 0))
         if after > stop:
             crc = combine(crc, more, after - stop)
-        if self._ends.get(before, (-1, 0))[0] < after:
+        if self._begin_of(after, after) > before and self._ends.get(before, (-1, 0))[0] < after:
             self._ends[before] = after, crc
             self._starts[after] = before
 
@@ -214,6 +214,7 @@ class _Runs:
             if start > at:
                 found.append((at, start))
             at = stop
+        self._starts = {stop: start for start, stop, _ in self.listed()}
         return [*found, (at, size)] if at < size else found
 
     def _begin_of(self, stop: int, otherwise: int) -> int:
