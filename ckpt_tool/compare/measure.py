@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ckpt_tool.common.threads import Threads
 from ckpt_tool.compare.stats import Stats, Tolerance
 from ckpt_tool.compare.values import Values, decode_values, is_ordered, order_bits, view_bits
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
@@ -39,7 +39,7 @@ def measure(
     found: dict[Label, Stats] = {}
     hashes: dict[Label, list[Any]] = {}
     local = threading.local()
-    with FileTable() as files, ThreadPoolExecutor(jobs) as pool:
+    with FileTable() as files, Threads(jobs) as pool:
 
         def work(task: tuple[Pair[Label], int, int]) -> tuple[Label, list[Stats]]:
             if not hasattr(local, "readers"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.threads import Threads
 from ckpt_tool.compare.hints import Diagnosis, Suspect
 from ckpt_tool.compare.rows import Heads
 from ckpt_tool.compare.stats import Stats
@@ -103,7 +103,7 @@ def _find_causes(
         return suspect.name, hint
 
     def find_all() -> list[tuple[str, str]]:
-        with ThreadPoolExecutor(threads) as pool:
+        with Threads(threads) as pool:
             return list(pool.map(find_cause, share))
 
     return {name: hint for part in team.world.everyone(find_all) for name, hint in part}

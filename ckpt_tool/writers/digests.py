@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
 import xxhash
 
 from ckpt_tool.common.regular import open_descriptor
+from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.blocks import BLOCK_BYTES
 
 
@@ -42,7 +42,7 @@ def _digest(descriptor: int, size: int, jobs: int, advance: Callable[[int], None
     if workers < 2:
         work()
     else:
-        with ThreadPoolExecutor(workers, thread_name_prefix="ckpt-digest") as pool:
+        with Threads(workers, "ckpt-digest") as pool:
             tasks = [pool.submit(work) for _ in range(workers)]
             try:
                 for task in tasks:

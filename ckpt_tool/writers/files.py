@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.followed_files import FollowedFiles
 from ckpt_tool.tensors.read_sums import ReadSums
@@ -33,7 +34,7 @@ def write_files(
     progress.start("writing", sum(file.size for file in files))
     with (
         FileTable() if sums is None else FollowedFiles(sums) as sources,
-        ThreadPoolExecutor(1, thread_name_prefix="ckpt-sync") as syncer,
+        Threads(1, "ckpt-sync") as syncer,
         StreamWriter(sources, jobs, progress.advance, direct=staging.direct) as writer,
     ):
         pending: list[Future[None]] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, as_completed, wait
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,7 @@ from queue import SimpleQueue
 
 import xxhash
 
+from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.tensors.rounding import CastError, CastErrors
 from ckpt_tool.writers.crc import PieceSums
@@ -86,7 +87,7 @@ class StreamWriter:
         self._direct = direct
         self._advance = advance
         self._threads = jobs + (_WAITING if direct else 0)
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="ckpt-write")
+        self._pool = Threads(self._threads, "ckpt-write")
         self._readers: SimpleQueue[BlockReader] = SimpleQueue()
         self.errors = CastErrors()
         for _ in range(jobs):

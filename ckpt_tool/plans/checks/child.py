@@ -20,6 +20,7 @@ from threading import Thread
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.threads import start
 
 #: The child imports what this process would, wherever that was started from, and nothing that lies
 #: in the folder where it is: this package by its place, the rest by the same paths. They are set
@@ -76,7 +77,11 @@ class Child:
         )
         self._said = (b"", b"")
         self._talk = Thread(target=self._ask, args=[json.dumps(request).encode()], daemon=True)
-        self._talk.start()
+        try:
+            start(self._talk)
+        except BaseException:
+            self._process.kill()
+            raise
 
     def _ask(self, request: bytes) -> None:
         """Talk to it until it ends: pipes hold little, so that somebody has to."""

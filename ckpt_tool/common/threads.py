@@ -1,0 +1,54 @@
+"""Threads that start, or say that there is no memory for them.
+
+Python's ``Thread.start`` waits for the thread to say that it runs. Where the memory ends between
+its stack and its first object, the thread is gone before it can, and the wait has no end.
+"""
+
+from __future__ import annotations
+
+import mmap
+import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+#: What a thread takes before it runs, far more than once: its stack is counted apart.
+_FIRST_OBJECTS = 8 << 20
+
+#: glibc's stack of a thread where the limit of the stack is "unlimited", and more than it.
+_STACK = 8 << 20
+
+
+def start(thread: threading.Thread) -> None:
+    """Start ``thread``; MemoryError where it would not get as far as to run."""
+    _ask_for_room()
+    thread.start()
+
+
+class Threads(ThreadPoolExecutor):
+    """A pool of ``count`` threads that all run before the first has work to take memory for.
+
+    MemoryError, and RuntimeError where the system gives no more threads.
+    """
+
+    def __init__(self, count: int, name: str = "ckpt") -> None:
+        super().__init__(count, thread_name_prefix=name)
+        begin = threading.Event()
+        try:
+            for _ in range(count):  # none is idle until all are there, so that each is a new one
+                _ask_for_room()
+                self.submit(begin.wait)
+        except BaseException:
+            begin.set()
+            self.shutdown()
+            raise
+        begin.set()
+
+
+def _ask_for_room() -> None:
+    """MemoryError where a thread's stack and its first objects do not fit."""
+    stack = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
+    room = (stack if stack > 0 else _STACK) + _FIRST_OBJECTS  # RLIM_INFINITY is -1
+    try:
+        mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError as error:
+        raise MemoryError(f"no memory for a thread: {room:,} bytes") from error
