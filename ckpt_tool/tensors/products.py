@@ -41,7 +41,8 @@ class _Table:
     """Results by ``[block - first, fp8 bits]``, flat, of some blocks of a band.
 
     ``exact`` are the products in float32, ``bits`` carrier elements of the band's dtype. No finite
-    product was rounded by more than ``worst``. ``overflows``: some are infinite by finite scales.
+    product was rounded by more than ``worst``. ``overflown``: which are infinite by finite scales;
+    None where none is.
     """
 
     band: _Band
@@ -49,7 +50,7 @@ class _Table:
     exact: NDArray[np.float32]
     bits: NDArray[Any]
     worst: float
-    overflows: bool
+    overflown: NDArray[np.bool_] | None
 
     def covers(self, band: _Band, first: int, last: int) -> bool:
         """Whether blocks ``[first, last)`` of ``band`` are here."""
@@ -140,7 +141,7 @@ class ProductFiller(Filler):
             np.take(table.bits, places, out=part, mode="clip")
             if table.worst > errors.largest(*names):
                 errors.learn(*names, table.largest_error(places, self._caster))
-            if table.overflows and np.isinf(np.take(table.exact, places, mode="clip")).any():
+            if table.overflown is not None and np.take(table.overflown, places, mode="clip").any():
                 self._reader.spoil()
         return True
 
@@ -184,10 +185,9 @@ class ProductFiller(Filler):
                 exact = (factors[:, None] * _VALUES).reshape(-1)
             bits = np.empty(exact.shape, band.dtype.carrier)
             worst = self._caster.cast(exact.view(np.uint32), FLOAT32, bits, band.dtype, 0.0)
-            overflows = bool(
-                (np.isinf(exact.reshape(-1, _CODES)).any(1) & np.isfinite(factors)).any()
-            )
-            self._table = _Table(band, first, exact, bits, worst, overflows)
+            overflown = np.isinf(exact) & np.isfinite(factors).repeat(_CODES)
+            some = overflown if overflown.any() else None
+            self._table = _Table(band, first, exact, bits, worst, some)
         return self._table
 
 

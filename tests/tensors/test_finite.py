@@ -103,3 +103,13 @@ def test_scales(tmp_path, scale, expected):
         BFLOAT16,
     )
     assert notices(swapped) == expected
+
+
+def test_an_infinite_scale_beside_one_that_could_have_overflown(tmp_path):
+    weight = torch.tensor([[0.5, 0.25, 2.0, 1.0]]).to(torch.float8_e4m3fn)
+    for factor, expected in ((INF, False), (HUGE, True)):
+        lazy = (
+            backed(tmp_path / "weight", weight),
+            backed(tmp_path / "scales", torch.tensor([[HUGE, factor]])),
+        )
+        assert notices(scale_weight(*lazy, (1, 2), BFLOAT16)) == expected
