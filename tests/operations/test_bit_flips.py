@@ -23,15 +23,30 @@ def save_rank(folder: Path) -> tuple[Path, dict[int, str]]:
     folder.mkdir()
     file = folder / "model_world_size_1_rank_0.pt"
     torch.save({"a": torch.arange(10.0), "b": torch.arange(6).reshape(2, 3)}, file)
-    content = file.read_bytes()
-    return file, find_unused(content, 0, len(content))
+    return with_unused(file)
 
 
 def copy_rank(folder: Path) -> tuple[Path, dict[int, str]]:
     """One of the rank files, with DTensors and device meshes, that real FSDP2 wrote."""
+    name = "model_world_size_3_rank_1.pt"
     folder.mkdir()
-    file = folder / "model_world_size_3_rank_1.pt"
-    shutil.copy(FIXTURES / "torch2.9.1_fsdp2_w3" / file.name, file)
+    shutil.copy(FIXTURES / "torch2.9.1_fsdp2_w3" / name, folder / name)
+    return with_unused(folder / name)
+
+
+def copy_megatron(folder: Path) -> tuple[Path, dict[int, str]]:
+    """The file of one of two pipeline ranks, with what their optimizer has, of real Megatron."""
+    shutil.copytree(FIXTURES / "mcore0.15_ranks" / "checkpoint", folder)
+    return with_unused(folder / "iter_0000007" / "mp_rank_00_001" / "model_optim_rng.pt")
+
+
+def copy_adapter(folder: Path) -> tuple[Path, dict[int, str]]:
+    """The adapter of one of two tensor parallel ranks, which verl wrote."""
+    shutil.copytree(FIXTURES / "bridge0.3_adapter_ranks", folder)
+    return with_unused(folder / "adapter_checkpoint" / "mp_rank_01_adapter.pt")
+
+
+def with_unused(file: Path) -> tuple[Path, dict[int, str]]:
     content = file.read_bytes()
     return file, find_unused(content, 0, len(content))
 
@@ -47,7 +62,13 @@ def save_dcp(folder: Path) -> tuple[Path, dict[int, str]]:
     return file, unused
 
 
-CHECKPOINTS = {"rank file": save_rank, "file of DTensors": copy_rank, "distcp": save_dcp}
+CHECKPOINTS = {
+    "rank file": save_rank,
+    "file of DTensors": copy_rank,
+    "rank of Megatron": copy_megatron,
+    "adapter of a rank": copy_adapter,
+    "distcp": save_dcp,
+}
 each = pytest.mark.parametrize("save", CHECKPOINTS.values(), ids=CHECKPOINTS)
 
 

@@ -24,6 +24,9 @@ _ENTRY = (
     ("disk and attributes", 34, 42),
 )
 
+#: How far above a rank's file its checkpoint is, where the file alone is none.
+_ABOVE = {"model_optim_rng.pt": 2, "mp_rank_01_adapter.pt": 1}
+
 
 def find_unused(content: bytes, start: int, length: int) -> dict[int, str]:
     """What no reader looks at in an archive, by byte of the file: padding, and fields of headers.
@@ -98,11 +101,12 @@ def contents(checkpoint: Checkpoint) -> dict[str, tuple[object, ...]]:
 
 
 def try_flips(file: Path, places: Iterable[tuple[int, int]], unused: dict[int, str]) -> Tally:
-    """Flip bits of a rank's file, or of the file beside ``.metadata``, one at a time.
+    """Flip bits of a rank's file, or of a file of torch.distributed.checkpoint, one at a time.
 
     Each must be found, or be where nothing is; and then the tensors are what they were.
     """
-    path = file.parent if file.suffix == ".distcp" else file
+    path = file.parents[_ABOVE[file.name]] if file.name in _ABOVE else file
+    path = file.parent if file.suffix == ".distcp" else path
     original, tally = file.read_bytes(), Tally()
     sound = scrub(path)
     assert sound is not None
