@@ -33,6 +33,8 @@ from ckpt_tool.plans.holding import hold_folder
 from ckpt_tool.plans.options import WriteOptions
 from ckpt_tool.readers import Checkpoint, open_checkpoint
 from ckpt_tool.readers.base import Wanted
+from ckpt_tool.writers.journal import read_finished
+from ckpt_tool.writers.target import make_journal_path
 from tests.fuzz.guard import Violation, guarded
 
 _TEAM = Team(ALONE, 1, NoProgress())
@@ -160,6 +162,7 @@ def _state(case: Case, root: Path) -> None:
     options = MergeOptions(dtype="bfloat16", jobs=1, write=WriteOptions(check_load=False))
     plan = make_plan(root / "ck", case.command, options, _TEAM)
     plan.compare(root / "out", NoProgress())
+    read_finished(make_journal_path(root / "out"))
     with suppress(CkptError):
         hold_folder(root / "out", _TEAM)
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(root)):

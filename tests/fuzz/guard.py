@@ -59,6 +59,8 @@ class _Guard:
             return "" if self._is_inside(args[0]) else f"{event} {args[0]!r}"
         if event == "import":
             return f"import {args[0]}"
+        if event == "mmap.__new__" and args[0] == -1:  # memory, and no file
+            return ""
         if event.startswith(_NEVER):
             return f"{event} {args!r:.200}"
         return ""

@@ -75,6 +75,19 @@ def mutate_json(data: bytes, rng: Random) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def mutate_lines(data: bytes, rng: Random) -> bytes:
+    """Changes of one of many lines of JSON; now and then of all bytes, or of which there are."""
+    if rng.random() < 0.2:
+        return mutate_bytes(data, rng)
+    lines = data.splitlines()
+    at = rng.randrange(len(lines))
+    if rng.random() < 0.1:
+        lines.insert(rng.randrange(len(lines) + 1), rng.choice((lines[at], b"", lines[at][:9])))
+    else:
+        lines[at] = mutate_json(lines[at], rng)
+    return b"\n".join(lines) + rng.choice((b"\n", b"\n", b"", b'{"na'))
+
+
 def make_text(rng: Random) -> str:
     """A text at which something may go wrong."""
     return rng.choice(_TEXTS)

@@ -13,7 +13,7 @@ from random import Random
 
 from tests.fuzz.case import Case
 from tests.fuzz.mutate_bytes import mutate_bytes
-from tests.fuzz.mutate_json import mutate_json, mutate_safetensors
+from tests.fuzz.mutate_json import mutate_json, mutate_lines, mutate_safetensors
 from tests.fuzz.mutate_pickle import mutate_pickle
 from tests.fuzz.mutate_zip import mutate_zip
 
@@ -42,6 +42,7 @@ _CASES = {
 #: How a file is mutated, by the end of its name; the first that fits counts.
 _MUTATORS: tuple[tuple[str, Mutator], ...] = (
     (".json", mutate_json),
+    ("-journal", mutate_lines),
     (".safetensors", mutate_safetensors),
     (".metadata", mutate_pickle),
     (".pt", mutate_zip),
@@ -87,7 +88,7 @@ class Target:
 
     def _is_fixed(self, name: str) -> bool:
         """Weights that are only compared, and what only ``--resume`` looks at."""
-        kept = ("out/", "wanted/")
+        kept = ("out/", "wanted/", "-journal")
         return self.case.action == "state" and not any(each in name for each in kept)
 
 

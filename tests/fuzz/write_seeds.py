@@ -22,6 +22,9 @@ from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.checks.cache import keep_wanted
 from ckpt_tool.plans.checks.wanted import Wanted
 from ckpt_tool.plans.options import WriteOptions
+from ckpt_tool.writers.journal import Journal, Replacing
+from ckpt_tool.writers.stream import WrittenFile
+from ckpt_tool.writers.target import make_journal_path
 from tests.fuzz.seeds import CACHE_KEY, fix_times
 from tests.support.merging import write_rank
 from tests.support.resaving import save_dcp
@@ -184,16 +187,30 @@ def _write_bin(folder: Path) -> None:
 
 
 def _write_state(folder: Path) -> None:
-    """What runs of ours leave: an output with its manifest, an entry of the cache."""
+    """What runs of ours leave: an output with its manifest, a journal, an entry of the cache."""
     write_rank(folder / "ck", _make_few(), LLAMA)
     fix_times(folder)
     options = MergeOptions(dtype="bfloat16", jobs=1, write=WriteOptions(check_load=False))
     merge_fsdp(folder / "ck", folder / "out", options)
+    _write_journal(folder / "out")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     wanted = Wanted(
         "A", "transformers 5", {"a.weight": (2, 3)}, {"b": (1,)}, {"a": "float32"}, ("x$",)
     )
     keep_wanted(CACHE_KEY, wanted)
+
+
+def _write_journal(out: Path) -> None:
+    journal = Journal(make_journal_path(out), lambda _: None)
+    journal.open(out)
+    files = [
+        WrittenFile("a.safetensors", 9, "0" * 32, (("float32", "bfloat16", 0.5),), ("a.weight",)),
+        WrittenFile("lora_adapter/b.safetensors", 8, "1" * 32),
+    ]
+    journal.start("f" * 64, files[:1])
+    journal.note(files[1])
+    journal.note_replacing(Replacing(".out.ckpt-old-1", 5, ("config.json", "a.safetensors")))
+    journal.close()
 
 
 if __name__ == "__main__":
