@@ -47,6 +47,7 @@ def make_manifest(
         "digest": DIGEST,
         "files": [{"name": w.name, "bytes": w.size, "digest": w.digest} for w in files],
         "casts": [cast_json(cast) for cast in casts],
+        "not_finite": sorted(name for written in files for name in written.spoilt),
     }
     return encode_json({**found, **more})
 
@@ -72,8 +73,9 @@ class Manifest:
     """What a manifest says.
 
     ``version``: of ckpt-tool. ``source``: run, step and format, None each where it says nothing.
-    ``files``: all but the manifest, those with tensors first; the errors of casts go with the
-    first: together they are what it has. ``plan``: the fingerprint of the plan that was written.
+    ``files``: all but the manifest, those with tensors first; the errors of casts and the names of
+    tensors that are not finite go with the first: together they are what it has.
+    ``plan``: the fingerprint of the plan that was written.
     """
 
     version: str
@@ -128,11 +130,12 @@ def _make(found: Any) -> Manifest:
     if found["digest"] != DIGEST:
         raise ValueError(f"digests are {found['digest']!r:.80}, expected {DIGEST}")
     errors = tuple(map(_read_cast_error, found["casts"]))
+    of_all = (errors, tuple(map(_read_name, found["not_finite"])))
     rows = [_read_row(row) for row in found["files"]]
     names = [name for name, _, _ in rows]
     if len(set(names)) < len(names):
         raise ValueError("a file is listed twice")
-    files = tuple(WrittenFile(*row, () if number else errors) for number, row in enumerate(rows))
+    files = tuple(WrittenFile(*row, *(of_all if not at else ())) for at, row in enumerate(rows))
     source = {key: _read_said(found["source"].get(key)) for key in ("run", "step", "format")}
     return Manifest(str(found["version"]), source, files, str(found["plan"]))
 
@@ -141,6 +144,12 @@ def _read_said(value: Any) -> str | int | None:
     if value is None or (isinstance(value, (str, int)) and not isinstance(value, bool)):
         return value
     raise TypeError(f"{value!r:.40} in the source, expected text, a number or null")
+
+
+def _read_name(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{value!r:.40} where a tensor's name is expected")
 
 
 def _read_row(row: Any) -> tuple[str, int, str]:

@@ -55,6 +55,8 @@ def test_what_a_fused_adapter_makes(tmp_path, factor, base, new):
         f" scales: {WEIGHT.format(1)}"
     )
     assert said(result.warnings) == ([expected] if new else [])
+    manifest = json.loads((tmp_path / "out" / "ckpt_manifest.json").read_text())
+    assert manifest["not_finite"] == ([WEIGHT.format(1)] if new else [])
 
 
 def test_it_is_said_on_the_command_line(tmp_path):
@@ -75,5 +77,7 @@ def test_a_run_that_goes_on_knows_it(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         merge_fsdp(source, tmp_path / "out", options(resume=True))
     monkeypatch.undo()
-    result = merge_fsdp(source, tmp_path / "out", options(resume=True))
-    assert len(said(result.warnings)) == 1
+    for complete in (False, True):
+        result = merge_fsdp(source, tmp_path / "out", options(resume=True))
+        assert result.already_complete == complete
+        assert len(said(result.warnings)) == 1
