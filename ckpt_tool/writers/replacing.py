@@ -8,6 +8,7 @@ next run takes back what was begun, or clears up behind what was done.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -22,6 +23,12 @@ from ckpt_tool.writers.target import is_mount, list_entries, make_old_prefix
 
 _MANY = 5
 
+#: Folders that exist for a moment, to see whether others can be renamed.
+_PROBE = ".ckpt-probe"
+#: How systems say that a folder stays where it is: of a lower layer of an overlay file system; of
+#: another user, where each may only rename what is his own.
+_UNMOVABLE = (errno.EXDEV, errno.EPERM)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -34,6 +41,32 @@ class Place:
     def is_inside(self) -> bool:
         """Whether the entries of the folder are moved, because nothing can take its own place."""
         return self.partial.parent == self.out
+
+
+def require_movable(place: Place) -> None:
+    """OutputError where what is to be replaced cannot be renamed; better known before than after.
+
+    It is renamed over a folder that is not empty. No system does that, but one that would not
+    rename it at all says so first.
+    """
+    names = list_entries(place.out) if place.is_inside else [""]
+    probe = place.partial / _PROBE
+    (probe / _PROBE).mkdir(parents=True)
+    try:
+        for folder in (place.out / name for name in names):
+            try:
+                if folder.is_dir() and not folder.is_symlink():
+                    folder.rename(probe)
+            except OSError as error:
+                if error.errno in _UNMOVABLE:
+                    raise OutputError(
+                        f"{folder}: cannot give way to what would be written: it cannot be renamed"
+                        f" ({error.strerror})",
+                        hint="It may be part of a container's image, or another user's. Remove it,"
+                        " or choose another output folder.",
+                    ) from error
+    finally:
+        shutil.rmtree(probe)
 
 
 def become_output(place: Place, journal: Journal, *, replace: bool) -> Path | None:

@@ -27,6 +27,7 @@ from ckpt_tool.writers.replacing import (
     move_into_output,
     name_stale,
     remove_old,
+    require_movable,
     settle,
 )
 from ckpt_tool.writers.stream import WrittenFile
@@ -61,7 +62,7 @@ class Staging:
         """Make the folder; with ``resume`` keep what an earlier run has finished there.
 
         ``plan``: the fingerprint of what is written. What it returns is for :meth:`join`.
-        OutputError where another run writes, or has just written, or has left another plan's work.
+        OutputError where another run writes, or has left other work, or what is there must stay.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         left = self._begin()
@@ -75,9 +76,13 @@ class Staging:
             else:
                 remove_folder(self.path)
                 self.path.mkdir()
+            if replace:
+                require_movable(Place(self.out, self.path))
             self._journal.start(plan, kept)
             self.finished = {written.name: written for written in kept}
         except BaseException:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # empty but for what is kept
             self._journal.close(remove=not left.plan and not left.is_damaged)
             raise
         return self.path, kept
@@ -170,7 +175,7 @@ class Staging:
         left = [] if old is None else remove_old(old, self.out)
         if self.path.parent == self.out:
             shutil.rmtree(self.path, ignore_errors=True)
-        # What could not be removed is tried again by the next run, which learns of it there.
+        # What could not be removed is the next run's to try again.
         self._journal.close(remove=not left and not os.path.lexists(self.path))
         self.warnings += left
         return self.warnings

@@ -1,8 +1,11 @@
 """OUT as a mount point (`docker -v host:/out`): nothing can be renamed to it."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -151,7 +154,9 @@ main()
 """
 
 
-def in_namespace(kind: str, what: Path | str, out: Path, *words: object) -> str:
+def in_namespace(
+    kind: str, what: Path | str, out: Path, *words: object, fails: bool = False
+) -> str:
     """Run `ckpt` where something is mounted at `out`; skips where that may not be done."""
     command = ["unshare", "--mount", sys.executable, "-c", MOUNTED, kind, str(what), str(out)]
     done = subprocess.run(
@@ -159,8 +164,8 @@ def in_namespace(kind: str, what: Path | str, out: Path, *words: object) -> str:
     )
     if not done.stdout.startswith("mounted"):
         pytest.skip("nothing can be mounted here")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == (2 if fails else 0), done.stderr
+    return done.stderr if fails else done.stdout
 
 
 @pytest.mark.slow
@@ -191,3 +196,45 @@ def test_another_file_system_mounted_there(source: Path, tmp_path: Path) -> None
     words += ("--no-check-load",)
     assert "every bit as planned" in in_namespace("-t tmpfs", "tmpfs", out, *words)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture
+def layers(
+    source: Path, tmp_path: Path, expected: dict[str, bytes]
+) -> Iterator[tuple[str, Path, Path]]:
+    """How to mount a container's file system, its image below, and where it is to be mounted.
+
+    In the image there is the source, and a model that was made of it.
+    """
+    place = Path(tempfile.mkdtemp(prefix="ckpt-layers-", dir="/dev/shm"))
+    for name in ("below", "above", "work", "merged"):
+        (place / name).mkdir()
+    shutil.copytree(source, place / "below" / "source")
+    shutil.copytree(tmp_path / "beside", place / "below" / "model")
+    (place / "below" / "empty").mkdir()
+    options = f"lowerdir={place}/below,upperdir={place}/above,workdir={place}/work"
+    yield f"-t overlay -o {options}", place / "below", place / "merged"
+    shutil.rmtree(place)
+
+
+@pytest.mark.slow
+def test_in_a_container(layers: tuple[str, Path, Path], expected: dict[str, bytes]) -> None:
+    kind, image, root = layers
+    above = image.parent / "above"
+
+    def ckpt(out: str, *more: str, fails: bool = False) -> str:
+        words = ("merge", "fsdp", root / "source", root / out, "--no-check-load")
+        words += ("--max-shard-size", "20KB")
+        return in_namespace(kind, "overlay", root, *words, *more, fails=fails)
+
+    for out in ("new", "empty"):
+        assert "every bit as planned" in ckpt(out, "--verify")
+        assert bytes_of(above / out) == expected
+        assert "Already complete" in ckpt(out, "--resume")
+        ckpt(out, "--overwrite", "--dtype", "bfloat16")
+        assert sum(path.stat().st_size for path in (above / out).glob("model-*")) < 40_000
+    assert "Already complete" in ckpt("model", "--resume")
+    said = ckpt("model", "--overwrite", "--dtype", "bfloat16", fails=True)
+    assert "model: cannot give way to what would be written: it cannot be renamed" in said
+    assert bytes_of(image / "model") == expected
+    assert not (above / "model").exists()

@@ -1,5 +1,6 @@
 """A run that is killed while it replaces an output, and what the next one makes of it."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from ckpt_tool.common.errors import OutputError
 from ckpt_tool.writers import replacing
 from ckpt_tool.writers.staging import Staging
 from ckpt_tool.writers.target import make_journal_path, make_partial_path
-from tests.writers.test_staging import NEW, cannot_exchange, contents, opened, replaced
+from tests.writers.test_staging import NEW, add, cannot_exchange, contents, opened, replaced
 
 KILLED = 9
 OLD = {"config.json": "before", "old": "before"}
@@ -42,6 +43,8 @@ def kill_at(out: Path, step: int, *, after: bool) -> bool:
         count, plain, swap = [0], Path.rename, replacing.exchange
 
         def counted(call, *arguments):
+            if arguments[-1].name == ".ckpt-probe":
+                return call(*arguments)
             count[0] += 1
             if count[0] == step and not after:
                 os._exit(KILLED)
@@ -122,6 +125,43 @@ def test_in_a_mount_point_what_was_begun_is_taken_back(
     assert not list(out.glob(".ckpt-old-*"))
     _, kept = Staging(out, fsync=False, direct=False).open("plan", resume=True, replace=True)
     assert [written.name for written in kept] == ([] if is_done else ["weights"])
+
+
+def test_what_cannot_be_renamed_is_said_before_anything_is_written(out: Path, monkeypatch) -> None:
+    """As of a lower layer of an overlay file system, and of another user in a shared folder."""
+    plain = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self == refused:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    (out / "sub").mkdir()
+    for refused, is_mount in ((out, False), (out / "sub", True)):
+        monkeypatch.setattr(os.path, "ismount", lambda path, m=is_mount: m and Path(path) == out)
+        with pytest.raises(OutputError, match="cannot be renamed") as error:
+            opened(out, replace=True)
+        assert error.value.message.startswith(f"{refused}: ")
+        assert contents(out.parent) == {f"out/{name}": text for name, text in OLD.items()}
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_what_an_earlier_run_finished_stays_where_that_is_said(out: Path, monkeypatch) -> None:
+    first = opened(out, replace=True)
+    add(first, "weights", b"new")
+    first.abandon()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(OutputError, match="cannot be renamed"):
+            opened(out, resume=True, replace=True)
+    again = Staging(out, fsync=False, direct=False)
+    _, kept = again.open("plan", resume=True, replace=True)
+    assert [written.name for written in kept] == ["weights"]
 
 
 def test_a_journal_of_somebody_else_moves_nothing(out: Path) -> None:

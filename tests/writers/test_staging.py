@@ -82,6 +82,8 @@ def test_the_output_is_never_absent_while_it_is_replaced(
     plain, seen = Path.rename, []
 
     def watch(self: Path, target: Path) -> Path:
+        if target.name == ".ckpt-probe":
+            return plain(self, target)
         seen.append(contents(out))
         moved = plain(self, target)
         seen.append(contents(out))
