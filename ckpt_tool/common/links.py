@@ -20,15 +20,16 @@ def require_inside(paths: Iterable[Path], named: Sequence[Path]) -> None:
     ``named``: as the user named them, links included. What is looked for beside one of them stays
     in the folder that this lies in.
     """
+    outside = [path for path in paths if not is_inside(path, named)]
     problems = [
         Problem("link", str(path), f"leads to {os.path.realpath(path)}, which is not in it")
-        for path in paths
-        if not is_inside(path, named)
+        for path in outside
     ]
     if problems:
+        of_it = (place for place in named if outside[0].is_relative_to(place))
         lead = "file leads" if len(problems) == 1 else "files lead"
         raise CheckpointError(
-            f"{named[0]}: {len(problems)} {lead} out of it",
+            f"{next(of_it, named[0])}: {len(problems)} {lead} out of it",
             problems,
             hint="Weights may be links to anywhere; of what lies beside them, a link could have any"
             " of your files copied. If it is yours, copy the file there, or name a folder that has"

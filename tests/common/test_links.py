@@ -149,6 +149,9 @@ def test_every_link_out_is_named_with_where_it_leads(run: Path) -> None:
     with pytest.raises(CheckpointError, match="1 file leads out of it"):
         require_inside(out[:1], [run])
     require_inside([kept], [run])
+    other = make(run.parent / "other" / "weights").parent
+    with pytest.raises(CheckpointError, match=f"^{run / 'huggingface'}: 2 files lead"):
+        require_inside(out, [other, run / "huggingface"])
 
 
 def test_folders_are_listed_whole_through_links_within(run: Path) -> None:
