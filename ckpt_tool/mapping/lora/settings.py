@@ -161,7 +161,8 @@ def _require_types(fields: Fields) -> None:
         if not ranks.size(key, most=_MOST_RANK):
             raise FormatError(f"rank_pattern: {key!r:.80} has rank 0", path=fields.path)
     for key in alphas.values:
-        alphas.find_number(key, _MOST_ALPHA)
+        if alphas.find_number(key, _MOST_ALPHA) is None:
+            raise FormatError(f"alpha_pattern: {key!r:.80} has no alpha", path=fields.path)
     patterns = [*ranks.values, *alphas.values]
     for key in ("target_modules", "exclude_modules"):
         named = fields.values.get(key)
@@ -179,8 +180,12 @@ def _require_rows(fields: Fields) -> None:
     """The same of ``trainable_token_indices``: a list of rows, or one for each embedding."""
     if isinstance(fields.values.get("trainable_token_indices"), dict):
         rows = fields.inside("trainable_token_indices")
-        for key in rows.values:
+        for key, value in rows.values.items():
             rows.sizes(key)
+            if value is None:
+                raise FormatError(
+                    f"trainable_token_indices: {key!r:.80} has no rows", path=fields.path
+                )
     else:
         fields.sizes("trainable_token_indices")
 

@@ -111,7 +111,10 @@ ABSURD = [
     ("rank_pattern", {"q": 0}, "has rank 0"),
     ("rank_pattern", {"q": "8"}, "a size"),
     ("alpha_pattern", {"q": float("nan")}, "a finite number"),
-    ("alpha_pattern", {"q": None, "v": [1]}, "a finite number"),
+    ("alpha_pattern", {"q": 1, "v": [1]}, "a finite number"),
+    ("alpha_pattern", {"q": None}, "has no alpha"),
+    ("rank_pattern", {"q": None}, "a size"),
+    ("trainable_token_indices", {"embed": None}, "has no rows"),
     ("target_modules", "(", "no regular expression"),
     ("exclude_modules", "a{5000}", "repeats more than"),
 ]
