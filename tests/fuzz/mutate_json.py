@@ -169,5 +169,5 @@ def mutate_safetensors(data: bytes, rng: Random) -> bytes:
     header = mutate_json(header, rng)
     length = len(header)
     if rng.random() < 0.05:
-        length = rng.choice((0, 1, length - 1, length + 8, 2**31, 2**63, 2**64 - 1))
+        length = rng.choice((0, 1, max(length - 1, 0), length + 8, 2**31, 2**63, 2**64 - 1))
     return length.to_bytes(8, "little") + header + rest
