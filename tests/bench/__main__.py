@@ -85,16 +85,19 @@ def _run(options: argparse.Namespace) -> int:
         )
         return 1
     machine = facts(options.dir)
-    results = []
-    with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as folder:
-        # Of its own: what the first merge of a config finds out is there for the others.
-        os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
-        for name, scenario in _SCENARIOS.items():
-            if name in options.only:
-                results.append(scenario(size, options.repeat, Path(folder), _say))
-    show(machine, results)
-    if options.json:
-        options.json.write_text(json.dumps(as_json(machine, results), indent=2) + "\n")
+    results: list[Result] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as folder:
+            # Of its own: what the first merge of a config finds out is there for the others.
+            os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
+            for name, scenario in _SCENARIOS.items():
+                if name in options.only:
+                    results.append(scenario(size, options.repeat, Path(folder), _say))
+    finally:  # it takes an hour: what was measured before an interruption is shown
+        if results:
+            show(machine, results)
+            if options.json:
+                options.json.write_text(json.dumps(as_json(machine, results), indent=2) + "\n")
     return 0
 
 
