@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
             hint="It is there where ckpt-tool has written a model, unless `write.manifest=False`;"
             " what was made without one can be compared with another checkpoint.",
         ) from None
-    except (FormatError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (FormatError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise FormatError(
             f"not a manifest of this version of ckpt-tool ({_say_why(error)})",
             path=path,

@@ -203,7 +203,7 @@ def _parse(content: bytes) -> Left:
         return Left(is_damaged=bool(content))
     files, replacing = {}, None
     for row in rows[1:]:
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             if "old" in row:
                 replacing = _read_replacing(row)
             else:

@@ -254,6 +254,9 @@ WRONG: dict[str, Any] = {
     "names of numbers": change(not_finite=[1]),
     "no names": change(not_finite=None),
     "an error of a cast that is none": change(casts=[{"max_abs_error": "much", "from": 1}]),
+    "an error of a cast that no float holds": change(
+        casts=[{"from": "float32", "to": "bfloat16", "max_abs_error": 10**400}]
+    ),
     "negative bytes": with_row(bytes=-1),
     "a fraction of bytes": with_row(bytes=1.0),
     "a truth for bytes": with_row(bytes=True),

@@ -77,6 +77,8 @@ def test_what_is_no_journal_is_started_anew(out: Path, content: bytes, resume: b
         b'{"old": "x", "inode": "y", "entries": []}',
         b'{"old": "x", "inode": 1, "entries": ["a/b"]}',
         b'{"old": "x"}',
+        b'{"old": "x", "inode": 1e999, "entries": []}',
+        json.dumps(ROW | {"cast_errors": [["a", "b", 10**400]]}).encode(),
     ],
 )
 def test_rows_that_make_no_sense_are_left_out(out: Path, row: bytes) -> None:
