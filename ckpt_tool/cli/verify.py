@@ -118,8 +118,8 @@ def verify(
         check_crc=check_crc,
         **settle_config(config),
     )
-    if report is not None and not report.parent.is_dir():  # before the work, not after it
-        raise UsageError(f"{report}: {report.parent} is no folder")
+    if report is not None:
+        _require_place(report)  # before the work, not after it
     with join_world() as world:
         with ui.show_progress(quiet=as_json or not is_first()) as progress:
             team = Team(world, choose_jobs(jobs), progress)
@@ -191,13 +191,20 @@ def _show(result: VerifyResult, shown: _Shown) -> None:
             _show_text(result, shown)
 
 
+def _require_place(report: Path) -> None:
+    from ckpt_tool.cli.report.saving import require_place
+
+    require_place(report)
+
+
 def _write_report(result: VerifyResult, path: Path) -> None:
     from datetime import datetime, timezone
 
     from ckpt_tool.cli.report.html import render
+    from ckpt_tool.cli.report.saving import save_report
 
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    path.write_text(render(result, when), encoding="utf-8")
+    save_report(path, render(result, when))
 
 
 def _show_text(result: VerifyResult, shown: _Shown) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ckpt_tool.common.errors import CheckpointError, Problem
+from ckpt_tool.common.errors import CheckpointError, OutputError, Problem
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.mapping.lora.options import LoraNote
 from ckpt_tool.plans.checks.judge import Judge
@@ -23,7 +24,7 @@ from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.journal import read_finished
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.stream import WrittenFile, digest_bytes
-from ckpt_tool.writers.target import check_space, check_target, make_journal_path
+from ckpt_tool.writers.target import check_space, check_target, list_entries, make_journal_path
 
 #: Number of tensors per (source, target) dtype.
 Casts = dict[tuple[DType, DType], int]
@@ -129,6 +130,7 @@ class Plan(ABC):
         With ``faults``, those of :meth:`compare`, where it is not empty.
         """
         check_target(out, replace=options.overwrite, protected=self.protected(), faults=faults)
+        _require_no_part(out, self.checkpoint.path)
         finished = read_finished(make_journal_path(out.absolute())) if options.resume else {}
         check_space(out, self.total_bytes, finished)
 
@@ -188,3 +190,17 @@ class Plan(ABC):
     @abstractmethod
     def read_back(self, folder: Path) -> Mapping[str, LazyTensor]:
         """The tensors that were written to ``folder``, by the names in :attr:`tensors`."""
+
+
+def _require_no_part(out: Path, source: Path) -> None:
+    """OutputError where what would be replaced belongs to the checkpoint, and is no output of ours.
+
+    It may hold what nobody reads to merge it, and what is needed to go on: optimizer, adapters.
+    """
+    folder = Path(os.path.realpath(source if source.is_dir() else source.parent))
+    inside = Path(os.path.realpath(out)).is_relative_to(folder)
+    if inside and out.is_dir() and list_entries(out) and not (out / MANIFEST_NAME).is_file():
+        raise OutputError(
+            f"{out}: is a part of the checkpoint {source}, and no output of ckpt: it is kept",
+            hint="Choose another output folder.",
+        )

@@ -17,8 +17,8 @@ _PARTIAL, _JOURNAL, _OLD = ".ckpt-partial", ".ckpt-journal", ".ckpt-old-"
 #: What a file system has in its root by itself.
 _OF_FILE_SYSTEMS = "lost+found"
 
-#: What tools of the Hub keep in a model's folder for themselves.
-_OF_HUB_TOOLS = ".cache"
+#: The folder that tools of the Hub keep in that of a model for themselves.
+_OF_HUB_TOOLS = (".cache", "huggingface")
 
 _LISTED = 5
 
@@ -75,12 +75,17 @@ def list_files(folder: Path) -> set[str]:
     Hub keep there for themselves.
     """
     found = set()
-    for name in set(list_entries(folder)) - {_OF_HUB_TOOLS}:
+    for name in list_entries(folder):
         path = folder / name
         inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else (path,)
         files = (file for file in inside if file.is_symlink() or not file.is_dir())
-        found |= {file.relative_to(folder).as_posix() for file in files}
-    return found
+        found |= {file.relative_to(folder) for file in files}
+    hidden = len(_OF_HUB_TOOLS)
+    return {
+        file.as_posix()
+        for file in found
+        if file.parts[:hidden] != _OF_HUB_TOOLS or len(file.parts) == hidden
+    }
 
 
 def check_target(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -116,6 +117,30 @@ def test_a_report_that_cannot_be_written_is_exit_2(case: Path, tmp_path: Path) -
     result = run(case, case / "reference", "--report", tmp_path / "gone" / "report.html")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "gone is no folder" in result.stderr
+
+
+def test_a_report_takes_the_place_of_nothing_but_a_report(case: Path, tmp_path: Path) -> None:
+    shutil.copytree(case, tmp_path / "case")
+    weights = sorted((tmp_path / "case").rglob("*.*"))
+    before = [path.read_bytes() for path in weights]
+    (tmp_path / "link.html").symlink_to(weights[0])
+    (tmp_path / "dangling.html").symlink_to("nowhere")
+    (tmp_path / "folder.html").mkdir()
+    places = {**dict.fromkeys(weights, "is no report of ckpt"),
+              tmp_path / "link.html": "is a symbolic link",
+              tmp_path / "dangling.html": "is a symbolic link",
+              tmp_path / "folder.html": "is not a file",
+              Path("/dev/full"): "is not a file"}  # fmt: skip
+    for place, said in places.items():
+        result = run(tmp_path / "case", case / "reference", "--report", place)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert said in result.stderr
+    assert [path.read_bytes() for path in weights] == before
+    for _ in range(2):  # the second time in place of the first
+        assert run(case, case / "reference", "--report", tmp_path / "r.html").exit_code == 0
+    assert not (tmp_path / "nowhere").exists()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"case", "link.html", "dangling.html", "folder.html", "r.html"}
 
 
 def named(tmp_path: Path, name: str) -> Result:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,6 +154,41 @@ def test_what_tools_of_the_hub_keep_there_is_no_part_of_it(source: Path, tmp_pat
     before = files(out)
     assert merge(source, out, resume=True).already_complete
     assert files(out) == before
+    (out / ".cache" / "modeling.py").write_text("more")
+    with pytest.raises(OutputError, match=r"\.cache/modeling\.py is no part of it"):
+        merge(source, out, resume=True)
+
+
+@pytest.mark.parametrize("at", [".cache", ".cache/huggingface"])
+def test_nor_is_a_link_in_its_place_one_of_these_folders(
+    source: Path, tmp_path: Path, at: str
+) -> None:
+    out = tmp_path / "out"
+    merge(source, out)
+    (out / at).parent.mkdir(exist_ok=True)
+    (out / at).symlink_to(tmp_path)
+    with pytest.raises(OutputError, match=f"{re.escape(at)} is no part of it"):
+        merge(source, out, resume=True)
+
+
+@pytest.mark.parametrize("name", ["optim", "lora_adapter"])
+def test_a_folder_of_the_checkpoint_is_not_replaced(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    ck = Path(shutil.copytree(source, tmp_path / "ck"))
+    (ck / name).mkdir()
+    assert merge(ck, ck / "hf").num_tensors
+    assert merge(ck, ck / "hf", write={"overwrite": True}, resume=True).already_complete
+    assert merge(ck, ck / "hf", write={"overwrite": True}).num_tensors  # what ckpt wrote is
+    merge(ck, ck / name)  # so is what is empty
+    shutil.rmtree(ck / name)
+    (ck / name).mkdir()
+    (ck / name / "x").write_text("a month")
+    (tmp_path / "link").symlink_to(ck / name)
+    for out in (ck / name, tmp_path / "link"):
+        with pytest.raises(OutputError, match="is a part of the checkpoint"):
+            merge(ck, out, write={"overwrite": True})
+    assert files(ck / name).keys() == {"x"}
 
 
 @pytest.mark.parametrize("other", [{"dtype": "keep"}, {"max_shard_size": "40KB"}])

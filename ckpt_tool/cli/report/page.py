@@ -6,6 +6,9 @@ import html
 
 from ckpt_tool.cli.ui import make_printable
 
+#: By what a report is known for one.
+MARK = '<meta name="generator" content="ckpt verify">'
+
 #: Nothing is fetched, whatever a name in a checkpoint may contain.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -172,7 +175,7 @@ def make_page(title: str, body: str) -> str:
     is shown by its code.
     """
     document = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{MARK}\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
