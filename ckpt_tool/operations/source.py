@@ -45,10 +45,11 @@ class Source:
 
     def with_others(self) -> Checkpoint:
         """The checkpoint with the files of the others beside its own: all that may be read."""
-        every = [each for each in (self.checkpoint, self.base, self.filler) if each is not None]
+        others = tuple(each for each in (self.base, self.filler) if each is not None)
+        every = [self.checkpoint, *others]
         files = {file.path: file for each in every for file in each.files}
         sums = {path: found for each in every for path, found in each.sums.items()}
-        return replace(self.checkpoint, files=tuple(files.values()), sums=sums)
+        return replace(self.checkpoint, files=tuple(files.values()), sums=sums, others=others)
 
 
 def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:

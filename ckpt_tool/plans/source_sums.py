@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
-from ckpt_tool.common.errors import CheckpointError
+from ckpt_tool.common.errors import CheckpointError, Problem
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.plans.options import CrcCheck, WriteOptions
@@ -13,7 +14,7 @@ from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.damage import describe_damage
 from ckpt_tool.tensors.chunks import Chunked
 from ckpt_tool.tensors.followed_files import exchange, prove
-from ckpt_tool.tensors.read_sums import PART, SOUND, UNREAD, UNSAID, Place, ReadSums
+from ckpt_tool.tensors.read_sums import PART, SOUND, UNREAD, UNSAID, Damage, Place, ReadSums
 
 #: What is read once more without being asked for: this part of what is written.
 _FREE = 1 / 64
@@ -69,15 +70,33 @@ def prove_all(checkpoints: Iterable[Checkpoint], team: Team) -> CrcCheck:
 
 def _require_undamaged(checkpoint: Checkpoint, read: ReadSums) -> None:
     """CheckpointError with every record that is not what was written."""
-    problems = describe_damage(checkpoint, read.damaged())
+    found = dict(_by_owner(checkpoint, read.damaged()))
+    problems = [problem for listed in found.values() for problem in listed]
     if problems:
         count = count_noun(len(problems), "record")
+        of = "this checkpoint" if len(found) == 1 else "these checkpoints"
         raise CheckpointError(
-            f"{checkpoint.path}: {count} of this checkpoint {'is' if len(problems) == 1 else 'are'}"
-            " damaged",
+            f"{', '.join(map(str, found))}: {count} of {of}"
+            f" {'is' if len(problems) == 1 else 'are'} damaged",
             problems,
-            hint=f"See all of it with: ckpt inspect `check_crc=True` {checkpoint.path}",
+            hint="See all of it with: "
+            + "; ".join(f"ckpt inspect `check_crc=True` {path}" for path in found),
         )
+
+
+def _by_owner(
+    checkpoint: Checkpoint, damaged: Sequence[Damage]
+) -> Iterator[tuple[Path, list[Problem]]]:
+    """What is damaged of the checkpoint, and of each model that is read with it, by its place."""
+    taken: set[str] = set()
+    for other in checkpoint.others:
+        own = {file.path for file in other.files} - taken
+        taken |= own
+        if listed := describe_damage(other, [each for each in damaged if each.path in own]):
+            yield other.path, listed
+    rest = [each for each in damaged if each.path not in taken]
+    if rest:
+        yield checkpoint.path, describe_damage(checkpoint, rest)
 
 
 def _make_check(read: ReadSums, checkpoint: Checkpoint) -> CrcCheck:

@@ -113,7 +113,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     below what was asked for (``named``). ``files``: those with tensors. ``world_size``, ``mesh``:
     the ranks that wrote it, ``step``: of training; None where no file says it. ``side_files``: with
     config and tokenizer, if any. ``left_out``: tensors that were to be left alone. ``objects``:
-    what else was saved. ``sums``: the checksums of files that have some, by path.
+    what else was saved. ``sums``: the checksums of files that have some, by path. ``others``:
+    models that are read with it, whose files and checksums are among these.
     """
 
     format: str
@@ -129,6 +130,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     step: int | None = None
     named: tuple[Path, ...] = ()
     sums: dict[str, FileSums] = field(default_factory=dict, repr=False)
+    others: tuple[Checkpoint, ...] = field(default=(), repr=False)
     _tensors: dict[str, LazyTensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LazyTensor:

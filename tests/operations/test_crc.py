@@ -1,6 +1,7 @@
 """Storages that are not what was written: found by every command, in every kind of archive."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch.serialization import set_crc32_options
 from typer.testing import CliRunner
 
 from ckpt_tool import (
+    LoraOptions,
     MergeOptions,
     ToMcoreOptions,
     convert_to_mcore,
@@ -246,6 +248,39 @@ def test_an_adapter_is_fused_of_what_was_written(tmp_path):
     damage(source, "lora_A.default.weight")
     with pytest.raises(CheckpointError, match="1 record"):
         merge_fsdp(source, tmp_path / "out-2", told)
+
+
+@pytest.mark.parametrize("kind", ["base", "fill_from"])
+def test_damage_of_a_model_that_is_read_too_is_said_of_that(tmp_path, kind):
+    layer, embedding = "model.layers.0.self_attn.q_proj", "model.embed_tokens.weight"
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.save({embedding: values(16, 8), f"{layer}.weight": values(8, 8)},
+               other / "pytorch_model.bin")  # fmt: skip
+    (other / "config.json").write_text(json.dumps(TINY))
+    if kind == "base":
+        name = f"base_model.model.{layer}"
+        state = {f"{name}.lora_A.weight": values(2, 8), f"{name}.lora_B.weight": values(8, 2)}
+        more = {"lora": LoraOptions(base=other, alpha=4)}
+    else:
+        state, more = {f"{layer}.weight": values(8, 8)}, {"fill_from": other}
+    source = write_rank(tmp_path / "c", state, TINY)
+    told = MergeOptions(dtype="keep", write=WriteOptions(check_load=False), **more)
+    assert merge_fsdp(source, tmp_path / "out", told).crc.num_files == 2
+    file = damage(other, embedding)
+    with pytest.raises(CheckpointError, match="^" + re.escape(f"{other}: 1 record of")) as raised:
+        merge_fsdp(source, tmp_path / "out-2", told)
+    (problem,) = raised.value.problems
+    assert problem.where == str(file)
+    assert embedding in problem.message
+    assert raised.value.hint.endswith(f" {other}")
+    assert inspect(other)["code"] == 2
+    damage(source, next(iter(state)))
+    with pytest.raises(CheckpointError, match="2 records of these checkpoints are") as raised:
+        merge_fsdp(source, tmp_path / "out-2", told)
+    assert raised.value.message.startswith(f"{other}, {source}: ")
+    assert next(iter(state)) in raised.value.problems[1].message
+    assert entries_of(tmp_path) == ["c", "other", "out"]
 
 
 def inspect(*words: object) -> dict:
