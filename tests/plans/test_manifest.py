@@ -102,6 +102,21 @@ def test_a_source_that_is_copied_elsewhere_gives_the_same_bytes(
     assert not [name for name, held in found.items() if str(tmp_path).encode() in held]
 
 
+def test_folders_of_other_names_change_run_and_step_and_nothing_else(
+    source: Path, tmp_path: Path
+) -> None:
+    merge(source, tmp_path / "out")
+    shutil.copytree(source, tmp_path / "nas" / "actor")
+    merge(tmp_path / "nas" / "actor", tmp_path / "again")
+    found, again = contents(tmp_path / "out"), contents(tmp_path / "again")
+    del found[MANIFEST_NAME], again[MANIFEST_NAME]
+    assert found == again
+    one, other = load(tmp_path / "out"), load(tmp_path / "again")
+    assert (other["source"]["run"], other["source"]["step"]) == (None, None)
+    other["source"] |= {key: one["source"][key] for key in ("run", "step")}
+    assert one == other
+
+
 def test_a_complete_output_is_known_when_the_source_was_copied(
     source: Path, tmp_path: Path
 ) -> None:
