@@ -5,24 +5,11 @@ The format is three lines of text: https://github.com/git-lfs/git-lfs/blob/main/
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ckpt_tool.common.regular import open_regular
-
 _FIRST = b"version https://git-lfs.github.com/spec/v1"
 
 #: What is wrong with one, and what to do about it.
 REASON = "a pointer of git-lfs, not the file itself: run `git lfs pull`"
 PULL = "Fetch the files themselves with `git lfs pull`."
-
-
-def is_pointer(path: Path) -> bool:
-    """Whether the file is a pointer; False where it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            return starts_pointer(file.read(len(_FIRST)))
-    except OSError:
-        return False
 
 
 def starts_pointer(head: bytes) -> bool:

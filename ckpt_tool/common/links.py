@@ -12,6 +12,48 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import CheckpointError, Problem
+from ckpt_tool.common.regular import is_there, say_irregular
+
+#: What to do about a link out.
+OUTSIDE = (
+    "Weights may be links to anywhere; of what lies beside them, a link could have any of your"
+    " files copied. If it is yours, copy the file there, or name a folder that has config and"
+    " tokenizer with `config=DIR`."
+)
+#: The same about what is no file.
+NO_FILE = (
+    "Copy the file itself there (`cp -rL` copies what links lead to), or remove what is in its"
+    " place."
+)
+
+
+def has_file(path: Path, named: Sequence[Path]) -> bool:
+    """Whether there is a file to be read beside the weights.
+
+    CheckpointError where something else has its name, or a link of that name leads out of all
+    folders in ``named``.
+    """
+    if not is_there(path):
+        return False
+    problem = find_irregular(path)
+    if problem is not None:
+        raise CheckpointError(f"{path}: {problem.message}", hint=NO_FILE)
+    require_inside([path], named)
+    return True
+
+
+def find_irregular(path: Path) -> Problem | None:
+    """What is wrong with ``path``, which is there, unless it is a regular file."""
+    found = say_irregular(path)
+    return Problem("no-file", str(path), f"{found}, expected a file") if found else None
+
+
+def find_outside(path: Path, named: Sequence[Path]) -> Problem | None:
+    """What is wrong with ``path`` where it leads out of all folders in ``named``."""
+    if is_inside(path, named):
+        return None
+    said = f"leads to {os.path.realpath(path)}, which is not in it"
+    return Problem("link", str(path), said)
 
 
 def require_inside(paths: Iterable[Path], named: Sequence[Path]) -> None:
@@ -20,20 +62,16 @@ def require_inside(paths: Iterable[Path], named: Sequence[Path]) -> None:
     ``named``: as the user named them, links included. What is looked for beside one of them stays
     in the folder that this lies in.
     """
-    outside = [path for path in paths if not is_inside(path, named)]
-    problems = [
-        Problem("link", str(path), f"leads to {os.path.realpath(path)}, which is not in it")
-        for path in outside
-    ]
+    refuse_outside([found for path in paths if (found := find_outside(path, named))], named)
+
+
+def refuse_outside(problems: Sequence[Problem], named: Sequence[Path]) -> None:
+    """CheckpointError of what :func:`find_outside` found, if it did anything."""
     if problems:
-        of_it = (place for place in named if outside[0].is_relative_to(place))
+        of_it = (place for place in named if Path(problems[0].where).is_relative_to(place))
         lead = "file leads" if len(problems) == 1 else "files lead"
         raise CheckpointError(
-            f"{next(of_it, named[0])}: {len(problems)} {lead} out of it",
-            problems,
-            hint="Weights may be links to anywhere; of what lies beside them, a link could have any"
-            " of your files copied. If it is yours, copy the file there, or name a folder that has"
-            " config and tokenizer with `config=DIR`.",
+            f"{next(of_it, named[0])}: {len(problems)} {lead} out of it", problems, hint=OUTSIDE
         )
 
 
@@ -73,11 +111,12 @@ def _find_blobs(folder: Path) -> Path | None:
 def list_below(folder: Path, named: Sequence[Path]) -> list[Path]:
     """The files in a folder and the folders in it, sorted; none where there is no such folder.
 
-    Links to folders are followed. CheckpointError for one that leads out of what was ``named``, or
-    to a folder that is listed already: there might be no end.
+    What is neither file nor folder is listed too. Links to folders are followed. CheckpointError
+    for one that leads out of what was ``named``, or to a folder that is listed already: there might
+    be no end.
     """
     if not folder.is_dir():
-        return []
+        return [folder] if is_there(folder) and not folder.is_file() else []
     require_inside([folder], named)
     found: list[Path] = []
     seen: set[str] = set()
@@ -88,11 +127,11 @@ def list_below(folder: Path, named: Sequence[Path]) -> list[Path]:
         for path in place.iterdir():
             if path.is_symlink():
                 require_inside([path], named)
-            if path.is_file():
-                found.append(path)
-            elif path.is_dir():
+            if path.is_dir():
                 below = os.path.realpath(path) if path.is_symlink() else f"{real}/{path.name}"
                 waiting.append((path, below))
+            else:
+                found.append(path)
     return sorted(found)
 
 

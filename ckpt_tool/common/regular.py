@@ -29,6 +29,43 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(open_descriptor(str(path)), "rb")
 
 
+def read_regular(path: Path, most: int = -1) -> bytes:
+    """Its bytes, of a long one the first ``most``; OSError as when it is opened."""
+    with open_regular(path) as file:
+        return file.read(most)
+
+
+#: What can be in place of a file, as people call it.
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name, be it a link that leads nowhere."""
+    return os.path.lexists(path)
+
+
+def say_irregular(path: Path) -> str:
+    """What ``path``, which is there, is other than a regular file; empty where it is one."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if not path.is_symlink():
+            return f"not to be looked at ({error.strerror})"
+        loops = error.errno == errno.ELOOP
+        why = "which leads back to itself" if loops else f"not to be reached ({error.strerror})"
+        why = "where nothing is" if error.errno == errno.ENOENT else why
+        return f"a link to {path.readlink()}, {why}"
+    if stat.S_ISREG(mode):
+        return ""
+    return _KINDS.get(stat.S_IFMT(mode), "nothing that has bytes")
+
+
 def is_regular(path: Path) -> bool:
     """Whether there is such a file; not either where its name is none that a file can have."""
     try:

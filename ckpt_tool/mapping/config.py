@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.links import require_inside
+from ckpt_tool.common.links import has_file
 from ckpt_tool.common.untrusted import Fields, read_json_object
 from ckpt_tool.mapping.families.table import Family, find_family
 from ckpt_tool.mapping.legacy_config import add_legacy_keys
@@ -163,12 +163,12 @@ class ModelConfig:
 def load_config(folder: Path, named: Sequence[Path] = ()) -> ModelConfig:
     """Read ``folder/config.json``; UsageError where there is none, FormatError if damaged.
 
-    ``named``: what the user named, by default this folder; CheckpointError for a link out of it.
+    ``named``: what the user named, by default this folder; CheckpointError for a link out of it,
+    and for what is no file.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not has_file(path, named or [folder]):
         raise UsageError(f"{path}: no such file", hint="`config` names a folder with config.json.")
-    require_inside([path], named or [folder])
     raw = read_json_object(path)
     _refuse_absurd(raw, path)
     return ModelConfig(folder, raw, {})

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.links import list_below
+from ckpt_tool.common.regular import is_there
 from ckpt_tool.common.untrusted import read_json, read_json_object
 from ckpt_tool.mapping.config import ModelConfig
 
@@ -32,11 +32,8 @@ def list_named_folders(files: dict[str, Path], named: Sequence[Path]) -> dict[st
 
 
 def _name_module_folders(path: Path) -> Iterator[str]:
-    try:
-        rows = read_json(path)
-    except FormatError:
-        return  # somebody else's file of that name
-    for row in rows if isinstance(rows, list) else ():
+    rows = read_json(path)
+    for row in rows if isinstance(rows, list) else ():  # else somebody else's file of that name
         named = row.get("path") if isinstance(row, dict) else None
         if isinstance(named, str) and PurePosixPath(named).parts and _is_below(named):
             yield named
@@ -49,7 +46,7 @@ def _is_below(name: str) -> bool:
 
 
 def _is_there(folder: Path, name: str) -> bool:
-    return _is_below(name) and (folder / name).is_file()
+    return _is_below(name) and is_there(folder / name)
 
 
 def _list_below(folder: Path, name: str, named: Sequence[Path]) -> dict[str, Path]:

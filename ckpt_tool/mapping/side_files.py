@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.lfs import PULL, is_pointer
-from ckpt_tool.common.links import is_inside, require_inside
+from ckpt_tool.common.links import is_inside
+from ckpt_tool.common.regular import is_regular
 from ckpt_tool.common.untrusted import read_json_object
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.side_checks import find_faults, refuse_faults
 from ckpt_tool.mapping.side_code import (
     find_modules,
     list_code_folders,
@@ -46,6 +46,8 @@ _TOKENIZER = re.compile(
     r"|chat_template[^/]*|additional_chat_templates/.*|spiece\.model|sentencepiece[^/]*"
     r"|[^/]*\.tiktoken|[^/]*\.spm"
 )
+#: Ends of names that are a file's: a folder is in the place of one.
+_OF_A_FILE = frozenset(".json .jinja .txt .model .py .tiktoken .spm".split())
 _SIDE_FOLDERS = ("additional_chat_templates",)
 
 
@@ -74,9 +76,9 @@ def gather_side_files(
     """What goes along with weights, ``quantised`` or not, of this config.
 
     ``tokenizers``: folders that may have the tokenizer, the first that has one is taken.
-    ``named``: what the user named; by default all of these folders. CheckpointError that lists the
-    files that are links out of it, MappingError those that are pointers of git-lfs; FormatError
-    where one that has to be read is damaged.
+    ``named``: what the user named; by default all of these folders. CheckpointError that lists what
+    cannot be copied: links out of it, what is no file, is empty, no JSON, a pointer of git-lfs, or
+    cannot be read.
     """
     named = named or (config.folder, *tokenizers)
     files = list_files(config.folder)
@@ -86,21 +88,24 @@ def gather_side_files(
     if tokenizer is not None and tokenizer != config.folder:
         kept = {name: path for name, path in files.items() if not _TOKENIZER.fullmatch(name)}
         files = kept | list_tokenizer(tokenizer)
-    require_inside(files.values(), named)
-    files |= list_named_folders(files, named)
-    _refuse_pointers(files)
-    modules = find_modules(config, files)
+    faults = find_faults(files, named)
+    sound = {name: path for name, path in files.items() if name not in faults}
+    modules = find_modules(config, sound)
+    below = list_named_folders(sound, named) | list_code_folders(modules, named)
+    faults |= find_faults(below, named)
+    refuse_faults(list(faults.values()), named)
+    files |= below
     warnings += warn_of_missing_code(modules)
-    files |= list_code_folders(modules, named)
     return SideFiles(files | _rewrite(files), dropped, tuple(warnings), tokenizer)
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """Files to copy from a folder with a config, by relative name."""
+    """What to copy from a folder with a config, by relative name; not all of it need be files."""
     found = {}
     for place in (folder, *(folder / name for name in _SIDE_FOLDERS)):
         for path in sorted(place.iterdir()) if place.is_dir() else ():
-            if path.is_file() and _is_side_file(path.name):
+            is_other = path.is_dir() and path.suffix not in _OF_A_FILE
+            if _is_side_file(path.name) and not is_other:
                 found[str(path.relative_to(folder))] = path
     return found
 
@@ -124,12 +129,9 @@ def _warn_of_choice(
 
 
 def _are_equal(mine: dict[str, Path], other: dict[str, Path], named: Sequence[Path]) -> bool:
-    return all(
-        is_inside(mine[name], named)
-        and is_inside(other[name], named)
-        and mine[name].read_bytes() == other[name].read_bytes()
-        for name in mine
-    )
+    pairs = [(mine[name], other[name]) for name in mine]
+    may_be_read = (is_regular(path) and is_inside(path, named) for pair in pairs for path in pair)
+    return all(may_be_read) and all(a.read_bytes() == b.read_bytes() for a, b in pairs)
 
 
 def _is_side_file(name: str) -> bool:
@@ -146,15 +148,6 @@ def _drop_quantisation(files: dict[str, Path]) -> dict[str, str]:
     for name in gone:
         del files[name]
     return dict.fromkeys(gone, "none of these weights is quantised")
-
-
-def _refuse_pointers(files: dict[str, Path]) -> None:
-    """MappingError that lists those that are pointers: nobody opens a model with these."""
-    pointers = [str(path) for path in files.values() if is_pointer(path)]
-    if pointers:
-        raise MappingError(
-            f"{len(pointers)} of the files to copy are pointers of git-lfs", pointers, hint=PULL
-        )
 
 
 def _rewrite(files: dict[str, Path]) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.regular import is_there
 from ckpt_tool.common.wording import join_words
 
 _TRACKERS = ("latest_checkpointed_iteration.txt", "latest_ckpt_global_step.txt")
@@ -56,12 +57,15 @@ def _find(path: Path, holds: Callable[[Path], bool], levels: int) -> Path | None
 
 
 def locate_config(folder: Path, *, beside: bool = False) -> Path | None:
-    """The folder with config and tokenizer: in or at ``folder``, or ``beside`` it."""
+    """The folder with config and tokenizer: in or at ``folder``, or ``beside`` it.
+
+    Also where its config is no file: whoever reads it says so.
+    """
     places = [folder / name for name in _CONFIGS] + [folder]
     if beside:
         places += [folder.parent / name for name in _CONFIGS]
         places += [folder.parent] if folder.name == _ACCELERATE else []
-    return next((place for place in places if (place / "config.json").is_file()), None)
+    return next((place for place in places if is_there(place / "config.json")), None)
 
 
 def _tracked(path: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ckpt_tool.common.regular import is_there
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor
 from ckpt_tool.readers.fsdp.ranks import RANK_FILE, Gathered, find_largest_mesh, read_rank
@@ -49,7 +50,7 @@ def open_torch_file(path: Path) -> Checkpoint:
 
 
 def _has_config(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    return is_there(folder / "config.json")
 
 
 def _local_entries(name: str, local: LocalTensor, rank: int | None) -> list[Entry]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tool.common.errors import CheckpointError, UsageError
+from ckpt_tool.common.errors import CheckpointError
 from ckpt_tool.mapping.config import load_config
 from ckpt_tool.mapping.lora.settings import read_settings
 from ckpt_tool.mapping.side_files import SideFiles, gather_side_files
@@ -143,24 +143,6 @@ def test_names_of_code_stay_in_the_folder(model: Path, tmp_path: Path, name: str
 def test_paths_of_layers_stay_in_the_folder(model: Path, secret: Path, path: str) -> None:
     write(model, modules__json=[{"path": path}])
     assert gather(model).files.keys() == {"a.json", "modules.json"}
-
-
-def test_what_is_no_file_is_no_side_file(model: Path) -> None:
-    """Nor waited for: a FIFO, a device, a link that leads nowhere or to itself."""
-    os.mkfifo(model / "vocab.txt")
-    (model / "merges.txt").symlink_to("/dev/zero")
-    (model / "tokenizer.model").symlink_to("/dev/stdin")
-    (model / "spiece.model").symlink_to("gone")
-    (model / "LICENSE").symlink_to("LICENSE")
-    assert gather(model).files.keys() == {"a.json"}
-
-
-@pytest.mark.parametrize("spoil", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_a_config_that_never_ends_is_none(model: Path, spoil) -> None:
-    (model / "config.json").unlink()
-    spoil(model / "config.json")
-    with pytest.raises(UsageError, match="no such file"):
-        load_config(model)
 
 
 def test_the_tokenizer_of_another_folder_stays_there(model: Path, secret: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ckpt_tool.common.errors import FormatError, UsageError
-from ckpt_tool.common.links import require_inside
+from ckpt_tool.common.links import has_file
 from ckpt_tool.common.untrusted import Fields, read_json_object
 from ckpt_tool.mapping.lora.patterns import compile_pattern
 
@@ -216,8 +216,7 @@ def _read_first(
 ) -> tuple[dict[str, Any], Path | None]:
     """The first of these files there is, as an object; an empty one where there is none."""
     for path in (folder / name for name in names for folder in folders):
-        if path.is_file():
-            require_inside([path], named)
+        if has_file(path, named):
             return read_json_object(path), path
     return {}, None
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
+from ckpt_tool.common.links import find_irregular, find_outside
+from ckpt_tool.common.regular import is_there
 from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.common.wording import list_gaps
 from ckpt_tool.readers.base import TANGLED, Checkpoint, Entry, Mesh, ShardFile, collect
@@ -74,7 +76,7 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
     for rank, path in sorted(by_rank.items()):
         read_rank(path, rank, gathered)
     for folder in folders:
-        _check_config(folder, world_size, gathered)
+        _check_config(folder, folders, world_size, gathered)
     expected = sorted(gathered.read_ranks)
     complete = len(expected) == world_size
     entries = {
@@ -166,9 +168,15 @@ def _add_tensors(
         gathered.locals.setdefault(name, []).append((decoder.rank, local))
 
 
-def _check_config(folder: Path, world_size: int, gathered: Gathered) -> None:
+def _check_config(
+    folder: Path, folders: Sequence[Path], world_size: int, gathered: Gathered
+) -> None:
     path = folder / "fsdp_config.json"
-    if not path.is_file():
+    if not is_there(path):
+        return
+    fault = find_irregular(path) or find_outside(path, folders)
+    if fault is not None:
+        gathered.problems.append(fault)
         return
     said = None
     with collect(gathered.problems, "fsdp-config", path):
