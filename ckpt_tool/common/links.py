@@ -22,8 +22,7 @@ OUTSIDE = (
 )
 #: The same about what is no file.
 NO_FILE = (
-    "Copy the file itself there (`cp -rL` copies what links lead to), or remove what is in its"
-    " place."
+    "Copy the file itself there (cp -rL copies what links lead to), or remove what is in its place."
 )
 
 

@@ -39,7 +39,7 @@ _HINTS = {
     "no-file": NO_FILE,
     "link": OUTSIDE,
     "pointer": PULL,
-    "unreadable": "Make it readable for you (`chmod u+r`).",
+    "unreadable": "Make it readable for yourself (chmod u+r).",
     "damaged": "Copy it anew from where it is whole, or remove it if the model does without.",
 }
 

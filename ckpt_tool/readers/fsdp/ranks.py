@@ -176,7 +176,7 @@ def _check_config(
         return
     fault = find_irregular(path) or find_outside(path, folders)
     if fault is not None:
-        gathered.problems.append(fault)
+        gathered.report(fault.kind, path, f"{fault.message}; copy the file there, or remove it")
         return
     said = None
     with collect(gathered.problems, "fsdp-config", path):

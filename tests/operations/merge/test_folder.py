@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +137,37 @@ def test_nothing_of_an_adapter_or_a_run_is_copied(tmp_path):
     assert names == expected
 
 
-def test_pointers_of_git_lfs_write_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.write_text(POINTER), "git-lfs"),
+        (lambda path: path.write_text(""), "has no bytes"),
+        (lambda path: path.write_text('{"a"'), "not JSON"),
+        (lambda path: path.symlink_to("../../blobs/abc"), "where nothing is"),
+        (os.mkfifo, "a named pipe"),
+    ],
+    ids=["pointer", "empty", "cut", "dangling", "pipe"],
+)
+def test_side_files_that_are_not_whole_write_nothing(tmp_path, spoil, said):
     beside = tmp_path / "in" / "huggingface"
     beside.mkdir(parents=True)
-    (beside / "tokenizer.json").write_text(POINTER)
-    with pytest.raises(MappingError, match="git-lfs"):
+    spoil(beside / "tokenizer.json")
+    with pytest.raises(CheckpointError) as refused:
         merge(tmp_path, make_llama())
+    (problem,) = refused.value.problems
+    assert said in problem.message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spoil", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("gone")])
+def test_a_config_that_is_no_file_is_not_said_to_be_missing(tmp_path, spoil):
+    write_rank(tmp_path / "in", make_llama(), LLAMA)
+    path = tmp_path / "in" / "huggingface" / "config.json"
+    path.unlink()
+    spoil(path)
+    with pytest.raises(CheckpointError, match="expected a file") as refused:
+        merge_fsdp(tmp_path / "in", tmp_path / "out")
+    assert str(path) in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,6 +1,7 @@
 """FSDP rank files: what torch wrote reads back bit for bit, and every fault is named."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -371,6 +372,31 @@ def test_fsdp_config_that_is_no_json_object(actor, text):
     (actor / "fsdp_config.json").write_text(text)
     (problem,) = open_checkpoint(actor).problems
     assert (problem.kind, problem.where) == ("fsdp-config", str(actor / "fsdp_config.json"))
+
+
+def test_fsdp_config_is_read_in_what_was_named_only(actor, raw_state, tmp_path):
+    path, secret = actor / "fsdp_config.json", tmp_path / "secret.json"
+    path.unlink(missing_ok=True)
+    secret.write_text('{"world_size": 31337}')
+    path.symlink_to(secret)
+    (problem,) = open_checkpoint(actor).problems
+    assert (problem.kind, problem.where) == ("link", str(path))
+    assert "31337" not in problem.message
+    assert str(secret) in problem.message
+    path.unlink()
+    (actor / "same.json").write_text("{}")
+    path.symlink_to("same.json")
+    assert_reads(open_checkpoint(actor), raw_state)
+
+
+@pytest.mark.parametrize("spoil", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("gone")])
+def test_fsdp_config_that_is_no_file(actor, spoil):
+    path = actor / "fsdp_config.json"
+    path.unlink(missing_ok=True)
+    spoil(path)
+    (problem,) = open_checkpoint(actor).problems
+    assert (problem.kind, problem.where) == ("no-file", str(path))
+    assert "copy the file there" in problem.message
 
 
 def test_fsdp_config_may_be_absent_or_silent(actor, raw_state):
