@@ -35,6 +35,13 @@ def read_regular(path: Path, most: int = -1) -> bytes:
         return file.read(most)
 
 
+def read_end(path: Path, most: int) -> bytes:
+    """Its last bytes, ``most`` at most; OSError as when it is opened."""
+    with open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most)
+
+
 #: What can be in place of a file, as people call it.
 _KINDS = {
     stat.S_IFDIR: "a folder",

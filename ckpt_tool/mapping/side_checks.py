@@ -20,7 +20,7 @@ from ckpt_tool.common.links import (
     find_outside,
     refuse_outside,
 )
-from ckpt_tool.common.regular import read_regular
+from ckpt_tool.common.regular import read_end, read_regular
 from ckpt_tool.common.untrusted import parse_json, require_object
 
 #: What transformers and this package read as an object.
@@ -35,6 +35,8 @@ _MAY_BE_EMPTY = re.compile(
 )
 _NEVER_EMPTY = re.compile(r"vocab|merges|tokens", re.IGNORECASE)
 _HEAD = 64
+#: JSON of more bytes (vocabularies) is not parsed: that would take longer than to plan a merge.
+_SHORT = 1 << 20
 _HINTS = {
     "no-file": NO_FILE,
     "link": OUTSIDE,
@@ -47,8 +49,8 @@ _HINTS = {
 def find_faults(files: Mapping[str, Path], named: Sequence[Path]) -> dict[str, Problem]:
     """What is wrong with files to copy, by the name that they would have.
 
-    ``named``: the folders that they may be in, as the user named them. JSON is read whole, of other
-    files the first bytes.
+    ``named``: the folders that they may be in, as the user named them. JSON is read whole, or its
+    ends where it is longer than a MiB; of other files the first bytes.
     """
     found = ((name, _find_fault(name, path, named)) for name, path in files.items())
     return {name: fault for name, fault in found if fault is not None}
@@ -73,12 +75,16 @@ def _find_fault(name: str, path: Path, named: Sequence[Path]) -> Problem | None:
         return fault
     is_json = path.suffix == ".json"
     try:
-        content = read_regular(path, -1 if is_json else _HEAD)
+        is_short = is_json and path.stat().st_size <= _SHORT
+        content = read_regular(path, -1 if is_short else _HEAD)
+        end = read_end(path, _HEAD) if is_json and not is_short else b""
     except OSError as error:
         return Problem("unreadable", str(path), f"cannot be read ({error.strerror})")
     if starts_pointer(content):
         return Problem("pointer", str(path), REASON)
-    said = _judge_json(name, content) if is_json and content else ""
+    said = _judge_json(name, content) if is_short and content else ""
+    if end:
+        said = _judge_ends(content, end)
     if not content and not _may_be_empty(PurePosixPath(name).name):
         said = "has no bytes"
     return Problem("damaged", str(path), said) if said else None
@@ -94,6 +100,12 @@ def _judge_json(name: str, content: bytes) -> str:
     except FormatError as error:
         return error.reason
     return ""
+
+
+def _judge_ends(head: bytes, end: bytes) -> str:
+    """What is wrong with long JSON by its ends: a copy that broke off has none, or zeros."""
+    pair = head.lstrip()[:1] + end.rstrip()[-1:]
+    return "" if pair in (b"{}", b"[]") else "not JSON: it ends before what it holds does"
 
 
 def _may_be_empty(name: str) -> bool:

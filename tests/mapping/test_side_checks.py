@@ -98,6 +98,18 @@ def test_json_is_json(model: Path, name: str, content: str) -> None:
     assert "not JSON" in found[name].message
 
 
+LONG = '{"model": {"vocab": {' + ",".join(f'"token {n}": {n}' for n in range(60_000)) + "}}}\n"
+
+
+def test_of_long_json_the_ends_are_looked_at(model: Path) -> None:
+    write(model, tokenizer__json=LONG, vocab__json="[" + LONG + "]")
+    assert gather(model).files["tokenizer.json"]
+    zeros = LONG[:-4096] + "\0" * 4096
+    for content in (LONG[:-4], LONG[1:], LONG[:-5000], zeros, "\0" * 2_000_000):
+        write(model, tokenizer__json=content)
+        assert "not JSON" in refused(model)["tokenizer.json"].message
+
+
 @pytest.mark.parametrize("name", [*JSON[:1], *JSON[2:6]])
 @pytest.mark.parametrize("content", ["[]", "null", "1"])
 def test_it_is_an_object_where_nothing_else_is_read(model: Path, name: str, content: str) -> None:
