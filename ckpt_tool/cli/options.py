@@ -7,12 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+from ckpt_tool.common.parallel import MAX_JOBS
+
 # --- how the command works
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Jobs = Annotated[
     int,
     typer.Option(
-        metavar="N", min=0, help="Threads. [default: one per core, 2 to 4]", show_default=False
+        metavar="N",
+        min=0,
+        max=MAX_JOBS,
+        help="Threads. [default: one per core, 2 to 4]",
+        show_default=False,
     ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Read back what was written, bit for bit.")]

@@ -9,6 +9,7 @@ fails in all.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,24 +17,15 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 from ckpt_tool.common.errors import CkptError, UsageError
+from ckpt_tool.common.launchers import find_place, read_count
 from ckpt_tool.common.progress import NoProgress, Progress
 
 T = TypeVar("T")
 
-_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_JOIN_SECONDS = 300
+#: Threads at most, so that a slip of the hand is said: each takes memory, and few gain by more.
+MAX_JOBS = 512
 
-#: What starts several processes: its name, and where it says the number of each and of all.
-_LAUNCHERS = (
-    ("srun", "SLURM_PROCID", "SLURM_NTASKS"),
-    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("mpiexec", "PMI_RANK", "PMI_SIZE"),
-)
-_HOW_TO_START = (
-    "Start one process (srun --ntasks 1 ckpt ...), or several that share the work"
-    " (srun --nodes 1 --ntasks 1 torchrun --nproc-per-node {size} -m ckpt_tool ...)."
-    " Where each task is a job of its own, set WORLD_SIZE=1."
-)
+_JOIN_SECONDS = 300
 _WAIT_HOURS = 24  # for the slowest process's part
 
 
@@ -134,20 +126,22 @@ def join_world() -> Iterator[World]:
     UsageError where the variables make no sense or the other processes do not come, and where
     there are others and nothing says how to find them.
     """
-    if not is_parallel():
-        _refuse_strangers()
+    place = find_place()
+    if place is None:
         yield ALONE
         return
-    rank, size = _whole("RANK"), _whole("WORLD_SIZE")
+    rank, size = place
     from torch import distributed
 
+    began = time.monotonic()
     try:
         distributed.init_process_group("gloo", timeout=timedelta(seconds=_JOIN_SECONDS))
         distributed.barrier()
     except (RuntimeError, ValueError) as error:
         raise UsageError(
-            f"rank {rank} of {size} did not find the others within {_JOIN_SECONDS} s: {error}",
-            hint="Start with torchrun, or unset WORLD_SIZE to run one process.",
+            f"rank {rank} of {size} did not find the others ({time.monotonic() - began:.0f} s of"
+            f" {_JOIN_SECONDS} s): {error}",
+            hint="Start all of them with torchrun, or set WORLD_SIZE=1 to run one process.",
         ) from error
     group = distributed.new_group(timeout=timedelta(hours=_WAIT_HOURS), backend="gloo")
     try:
@@ -172,59 +166,32 @@ def form_team_alone(jobs: int, progress: Progress | None = None) -> Team:
 
 
 def is_parallel() -> bool:
-    """Whether this process is one of several that were started together."""
-    return all(os.environ.get(name) for name in _VARIABLES) and os.environ["WORLD_SIZE"] != "1"
+    """Whether this process is one of several that can find each other (:func:`find_place`)."""
+    try:
+        return find_place() is not None
+    except UsageError:  # it says so by itself, as whoever is alone
+        return False
 
 
 def is_first() -> bool:
     """Whether this process is the one that speaks."""
-    return not is_parallel() or os.environ["RANK"] == "0"
+    return not is_parallel() or read_count("RANK") == 0
 
 
 def choose_jobs(wanted: int) -> int:
-    """``wanted`` threads, or for 0 the default; UsageError for less.
+    """``wanted`` threads, or for 0 the default; UsageError for less, or more than MAX_JOBS.
 
     The default is one per core, at least two: they keep a disk busy; more than four gain nothing.
     Processes of one run that share a machine share its cores.
     """
-    if wanted < 0:
-        raise UsageError(f"jobs {wanted}: expected 1 or more, or 0 for one per core")
+    if not 0 <= wanted <= MAX_JOBS:
+        raise UsageError(f"`jobs={wanted}`: expected 1 to {MAX_JOBS}, or 0 for one per core")
     return wanted or min(4, max(2, len(os.sched_getaffinity(0)) // count_local()))
 
 
 def count_local() -> int:
     """How many processes of this run share the machine."""
-    found = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return int(found) if is_parallel() and found.isdigit() and int(found) else 1
-
-
-def _refuse_strangers() -> None:
-    """UsageError where a launcher started several of us, who would all do the whole job at once.
-
-    A script of sbatch has the variables of the whole job, but is one process: it is no step.
-    """
-    env = os.environ
-    if env.get("WORLD_SIZE") == "1":
-        return
-    in_script = "SLURM_JOB_ID" in env and not {"SLURM_STEP_ID", "SLURM_STEPID"} & env.keys()
-    for launcher, number, total in _LAUNCHERS:
-        rank, size = env.get(number, ""), env.get(total, "")
-        if not (rank.isdigit() and size.isdigit() and int(size) > 1):
-            continue
-        if launcher == "srun" and in_script and rank == "0":
-            continue
-        raise UsageError(
-            f"task {rank} of {size} that {launcher} started, and nothing says how they find each"
-            f" other: {', '.join(_VARIABLES)} are not set",
-            hint=_HOW_TO_START.format(size=size),
-        )
-
-
-def _whole(name: str) -> int:
-    text = os.environ[name]
-    if not text.isdigit():
-        raise UsageError(f"{name}={text!r} in the environment, expected a number")
-    return int(text)
+    return (read_count("LOCAL_WORLD_SIZE") if is_parallel() else None) or 1
 
 
 def _said(error: BaseException) -> str:

@@ -27,10 +27,12 @@ def start(thread: threading.Thread) -> None:
 class Threads(ThreadPoolExecutor):
     """A pool of ``count`` threads that all run before the first has work to take memory for.
 
+    Of ``tasks``, where their number is known, each has a thread at most, and there is one at least.
     MemoryError, and RuntimeError where the system gives no more threads.
     """
 
-    def __init__(self, count: int, name: str = "ckpt") -> None:
+    def __init__(self, count: int, name: str = "ckpt", *, tasks: int | None = None) -> None:
+        count = count if tasks is None else min(count, max(tasks, 1))
         super().__init__(count, thread_name_prefix=name)
         begin = threading.Event()
         try:

@@ -39,7 +39,8 @@ def measure(
     found: dict[Label, Stats] = {}
     hashes: dict[Label, list[Any]] = {}
     local = threading.local()
-    with FileTable() as files, Threads(jobs) as pool:
+    tasks = list(_tasks(pairs))
+    with FileTable() as files, Threads(jobs, tasks=len(tasks)) as pool:
 
         def work(task: tuple[Pair[Label], int, int]) -> tuple[Label, list[Stats]]:
             if not hasattr(local, "readers"):
@@ -53,7 +54,7 @@ def measure(
             advance((stop - start) * pair.left.dtype.itemsize)
             return pair.label, parts
 
-        for label, parts in pool.map(work, _tasks(pairs)):
+        for label, parts in pool.map(work, tasks):
             whole = found.setdefault(label, Stats())
             sides = hashes.setdefault(label, [xxhash.xxh3_128(), xxhash.xxh3_128()])
             for part in parts:

@@ -38,7 +38,8 @@ def locate_differences(
     """
     found: dict[Label, int] = {}
     local = threading.local()
-    with FileTable() as files, Threads(jobs) as pool:
+    tasks = list(_tasks(pairs))
+    with FileTable() as files, Threads(jobs, tasks=len(tasks)) as pool:
 
         def compare(task: tuple[Pair[Label], int, int]) -> tuple[Label, int | None]:
             if not hasattr(local, "sides"):
@@ -47,7 +48,7 @@ def locate_differences(
             pair, start, stop = task
             return pair.label, _compare(pair, (start, stop), local, advance)
 
-        for label, index in pool.map(compare, _tasks(pairs)):
+        for label, index in pool.map(compare, tasks):
             if index is not None:
                 found[label] = min(index, found.get(label, index))
     return found

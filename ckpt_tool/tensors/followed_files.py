@@ -48,7 +48,8 @@ def read_gaps(
     ``advance`` is told the bytes. OSError and FormatError where a file cannot be read.
     """
     local = threading.local()
-    with FollowedFiles(sums) as files, Threads(jobs) as pool:
+    spans = list(_cut(gaps))
+    with FollowedFiles(sums) as files, Threads(jobs, tasks=len(spans)) as pool:
 
         def read(span: Gap) -> None:
             if not hasattr(local, "buffer"):
@@ -59,7 +60,7 @@ def read_gaps(
                 advance(len(part))
 
         try:
-            for _ in pool.map(read, _cut(gaps)):
+            for _ in pool.map(read, spans):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)

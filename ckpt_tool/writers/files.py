@@ -13,7 +13,7 @@ from ckpt_tool.tensors.followed_files import FollowedFiles
 from ckpt_tool.tensors.read_sums import ReadSums
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.staging import Staging
-from ckpt_tool.writers.stream import StreamWriter, WrittenFile
+from ckpt_tool.writers.stream import StreamWriter, WrittenFile, count_tasks
 
 #: Files that may wait for the disk while the next is written.
 _UNSYNCED = 4
@@ -31,6 +31,7 @@ def write_files(
     Each is synced by a thread of its own while the next is written. ``sums`` is told of all that is
     read. OSError where the disk is full or a source cannot be read.
     """
+    jobs = min(jobs, max((count_tasks(file.size) for file in files), default=1))
     progress.start("writing", sum(file.size for file in files))
     with (
         FileTable() if sums is None else FollowedFiles(sums) as sources,

@@ -74,6 +74,11 @@ def estimate_buffers(jobs: int, *, direct: bool, casting: bool) -> int:
     return (jobs + (_WAITING if direct else 0)) * _TASK_BYTES + jobs * scratch
 
 
+def count_tasks(size: int) -> int:
+    """How many threads a file of ``size`` bytes keeps busy at most."""
+    return max(1, -(-size // _TASK_BYTES))
+
+
 class StreamWriter:
     """Writes planned files with ``jobs`` threads; use as a context manager.
 

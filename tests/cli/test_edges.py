@@ -65,6 +65,20 @@ def test_an_answer_that_cannot_be_printed_is_said_not_to_be(source: Path, tmp_pa
     assert run("ckpt 2> /dev/full", *merge_words(source, tmp_path / "out")).returncode == 2
 
 
+def test_threads_without_number_are_refused_and_many_are_no_more_than_tasks(
+    source: Path, tmp_path: Path
+) -> None:
+    for words in (merge_words(source, tmp_path / "out"), ("verify", source, source)):
+        done = run("ckpt", *words, "--jobs", 20_000)
+        assert done.returncode == 2
+        assert "--jobs" in done.stderr
+        assert "512" in done.stderr
+    assert not (tmp_path / "out").exists()
+    many = ("--jobs", 512, "--verify")
+    done = run("ulimit -v 2000000; ckpt", *merge_words(source, tmp_path / "out"), *many)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_few_files_may_be_open(source: Path, tmp_path: Path) -> None:
     """The files of a hundred ranks, which hold the same, where sixty-four may be open."""
     many, out = tmp_path / "in", tmp_path / "out"

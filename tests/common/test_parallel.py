@@ -58,58 +58,11 @@ def test_only_all_variables_together_make_a_group(monkeypatch, variables, expect
     assert parallel.is_parallel() is expected
 
 
-def test_a_rank_that_is_no_number_is_a_usage_error(monkeypatch):
-    for name, value in {
-        "RANK": "first",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="RANK='first'"), parallel.join_world():
-        pass
-
-
-LAUNCHED = {
-    "srun": {"SLURM_NTASKS": "8", "SLURM_PROCID": "3"},
-    "srun, the first": {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
-    "srun in a job": {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8",
-                      "SLURM_PROCID": "0"},
-    "with half of the variables": {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "WORLD_SIZE": "8",
-                                   "RANK": "3"},
-    "mpirun": {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
-    "mpiexec": {"PMI_SIZE": "2", "PMI_RANK": "1"},
-}  # fmt: skip
-ALONE = {
-    "srun of one": {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"},
-    "a script of sbatch": {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
-    "a shell of salloc": {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"},
-    "each by itself": {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "WORLD_SIZE": "1"},
-    "nonsense": {"SLURM_NTASKS": "many", "SLURM_PROCID": "3"},
-}
-
-
-def set_launcher(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    for name in list(os.environ):
-        if name.startswith(("SLURM_", "OMPI_", "PMI_")) or name in parallel._VARIABLES:
-            monkeypatch.delenv(name)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.mark.parametrize("variables", LAUNCHED.values(), ids=LAUNCHED)
-def test_several_that_cannot_find_each_other_do_nothing(monkeypatch, variables) -> None:
-    set_launcher(monkeypatch, variables)
-    with pytest.raises(UsageError, match="nothing says how they find each other") as error:
-        parallel.join_world().__enter__()
-    assert "torchrun --nproc-per-node" in error.value.hint
-
-
-@pytest.mark.parametrize("variables", ALONE.values(), ids=ALONE)
-def test_one_process_is_left_alone_whatever_launchers_say(monkeypatch, variables) -> None:
-    set_launcher(monkeypatch, variables)
-    with parallel.join_world() as found:
-        assert found is parallel.ALONE
+def test_jobs_have_an_upper_end() -> None:
+    assert parallel.choose_jobs(parallel.MAX_JOBS) == parallel.MAX_JOBS
+    for jobs in (-1, parallel.MAX_JOBS + 1, 20_000, 10**30):
+        with pytest.raises(UsageError, match=f"`jobs={jobs}`: expected 1 to {parallel.MAX_JOBS}"):
+            parallel.choose_jobs(jobs)
 
 
 def torchrun(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from ckpt_tool.common.threads import Threads
 from tests.common.test_parallel import PROJECT
 
 #: Asks for threads within ever closer limits of memory around that at which they start to fit.
@@ -72,3 +74,10 @@ def test_every_thread_of_a_pool_runs_at_once() -> None:
         [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "10\n"
+
+
+@pytest.mark.parametrize(("count", "tasks", "expected"), [(8, 3, 3), (2, 9, 2), (4, 0, 1)])
+def test_no_pool_has_more_threads_than_tasks(count: int, tasks: int, expected: int) -> None:
+    before = threading.active_count()
+    with Threads(count, tasks=tasks):
+        assert threading.active_count() - before == expected
