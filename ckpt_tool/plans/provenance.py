@@ -56,7 +56,8 @@ def find_run(path: Path) -> tuple[str | None, int | None]:
     ('seven/checkpoints', 20)
     """
     as_named = path.absolute()
-    places = [path.resolve()] if ".." in as_named.parts else [as_named, path.resolve()]
+    real = Path(os.path.realpath(path))
+    places = [real] if ".." in as_named.parts else [as_named, real]
     return next((found for found in map(_find_step, places) if found[1] is not None), (None, None))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -97,9 +98,9 @@ def check_target(
     ``protected`` paths, which are still to be read. ``faults``: why what is there is not what
     would be written, where somebody has looked.
     """
-    real = out.resolve()
+    real = _find_real(out)
     for path in protected:
-        source = path.resolve()
+        source = Path(os.path.realpath(path))
         if real == source or real in source.parents:
             raise OutputError(
                 f"{out}: is or contains the checkpoint itself ({path})",
@@ -114,6 +115,19 @@ def check_target(
             f"{out}: exists and is not empty{_say_faults(faults)}",
             hint="Choose another folder, or replace it with `write.overwrite=True`.",
         )
+
+
+def _find_real(out: Path) -> Path:
+    """Where ``out`` lies, links followed; OutputError where they lead round in a circle."""
+    try:
+        return Path(os.path.realpath(out, strict=True))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            return Path(os.path.realpath(out))  # it, or a folder above it, is still to be made
+        raise OutputError(
+            f"{out}: leads nowhere: {error.filename} is a link that leads back to itself",
+            hint="Remove it, or choose another output folder.",
+        ) from error
 
 
 def _say_faults(faults: Sequence[str]) -> str:

@@ -222,6 +222,13 @@ def test_a_link_to_the_last_step_is_that_step(source: Path, tmp_path: Path) -> N
     assert find_run(tmp_path / "latest" / "actor") == ("qwen-grpo", 100)
 
 
+def test_a_run_behind_links_in_a_circle_has_the_name_that_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    place = tmp_path / "loop" / "run" / "global_step_3"
+    assert find_run(place / "actor") == ("run", 3)
+    assert find_run(tmp_path / "loop" / "actor") == (None, None)
+
+
 def test_files_of_ranks_are_named_in_their_folders(tmp_path: Path) -> None:
     """And the iteration in them is the step."""
     embedding = values(4, 2)

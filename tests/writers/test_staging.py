@@ -211,6 +211,16 @@ def test_what_is_to_be_read_is_not_replaced(out: Path) -> None:
             check_target(out, replace=True, protected=[source])
 
 
+@pytest.mark.parametrize("below", ["", "model"])
+def test_an_output_behind_links_in_a_circle_is_refused_by_its_name(
+    tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match=r"loop.* is a link that leads back to itself"):
+        check_target(tmp_path / "loop" / below, replace=False, protected=[tmp_path / "rank.pt"])
+    check_target(tmp_path / "new" / below, replace=False, protected=[tmp_path / "loop"])
+
+
 def test_a_lock_on_a_journal_that_is_gone_is_none(tmp_path: Path, monkeypatch) -> None:
     """The run that holds it ends after another has opened the file, and before that has the lock.
 

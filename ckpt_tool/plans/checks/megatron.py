@@ -6,6 +6,7 @@ megatron-core needs patches to run without a GPU, and keeps state of its own in 
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,7 +92,7 @@ def make_request(rules: Rules, folder: Path) -> dict[str, Any]:
         "config": rules.config.raw,
         "numbers": numbers | sets,
         "layout": rules.layout,
-        "folder": str(folder.resolve()),
+        "folder": os.path.realpath(folder),
     }
 
 
