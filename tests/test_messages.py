@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import ckpt_tool
-from ckpt_tool.cli.flags import FLAGS, spell_flags
+from ckpt_tool.cli.flags import FLAGS, find_parameter, spell_flags, spell_hint
 from ckpt_tool.operations.options import MergeOptions, ToMcoreOptions, VerifyOptions
 from ckpt_tool.operations.upload import Upload
 from tests.support.commands import COMMANDS
@@ -109,6 +109,24 @@ def test_every_option_has_a_flag_that_a_command_has() -> None:
     known |= {"upload", *ways(Upload, "upload.")}
     assert known == FLAGS.keys()
     assert {flag.split()[0] for flag in FLAGS.values()} <= OUR_FLAGS
+
+
+def test_the_parameter_of_every_flag_is_found_by_its_name() -> None:
+    """Else a hint on it would be left out where it would help."""
+    found = {}
+    for command in COMMANDS.values():
+        for parameter in command.params:
+            found |= dict.fromkeys(parameter.opts, parameter.name)
+    for flag in FLAGS.values():
+        assert find_parameter(flag) == found[flag.split()[0]]
+
+
+def test_a_hint_names_only_options_that_the_command_has() -> None:
+    hint = "Save it anew. Or try `names.rename` of it, or `dtype=keep`. It is in `git lfs pull`."
+    everywhere = "Save it anew. It is in `git lfs pull`."
+    assert spell_hint(hint, ["dtype"]) == everywhere
+    assert spell_hint(hint, []) == everywhere
+    assert spell_hint(hint, ["rename", "dtype"]) == spell_flags(hint)
 
 
 def test_a_switch_that_can_be_turned_off_has_the_flag_for_it() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 #: Each field of the options of operations, by the way to it, and its flag.
 FLAGS = {
@@ -51,6 +51,7 @@ FLAGS = {
     "jobs": "--jobs",
 }
 _OPTION = re.compile(r"`([a-z_.]+)(?:=([^`]*))?`")
+_SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 _STRING = re.compile(r"\[?'([^']*)'\]?")  # alone, or the one item of a list
 
 
@@ -63,6 +64,31 @@ def spell_flags(text: str) -> str:
     'Run `git lfs pull`, and leave out --no-fsync and --config DIR.'
     """
     return _OPTION.sub(_type_option, text)
+
+
+def spell_hint(hint: str, parameters: Iterable[str]) -> str:
+    """A hint as :func:`spell_flags` gives it, without sentences on options of other commands.
+
+    ``parameters``: what the command has, as Python calls it.
+    """
+    known = set(parameters)
+    sentences = _SENTENCE_END.split(hint)
+    return spell_flags(" ".join(each for each in sentences if _needed_for(each) <= known))
+
+
+def _needed_for(sentence: str) -> set[str]:
+    """The parameters whose flags a sentence has."""
+    named = (found[1] for found in _OPTION.finditer(sentence))
+    return {find_parameter(FLAGS[name]) for name in named if name in FLAGS}
+
+
+def find_parameter(flag: str) -> str:
+    """What the parameter of a flag is called.
+
+    >>> find_parameter("--config none"), find_parameter("--max-shard-size")
+    ('config', 'max_shard_size')
+    """
+    return flag.split(maxsplit=1)[0].removeprefix("--").replace("-", "_")
 
 
 def spell_reasons(reasons: Mapping[str, str]) -> dict[str, str]:

@@ -148,15 +148,16 @@ def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: b
 
 def _report(result: WriteResult, upload: Upload | None, *, as_json: bool) -> None:
     """Say what was written, and send it: the first process of several, by itself."""
+    state = results.say_state(result)
     if not as_json:
-        with ui.guard_output():
+        with ui.guard_output(state + (" Nothing was uploaded." if upload is not None else "")):
             results.show_result(result)
     sent = None
     if upload is not None and not result.differences:
         from ckpt_tool.operations.merge import send
 
         sent = send(result, upload, show=not as_json and sys.stderr.isatty())
-    with ui.guard_output():
+    with ui.guard_output(state + (" It was uploaded." if sent is not None else "")):
         if as_json:
             results.report(result, as_json=True, upload=uploads.upload_json(sent))
         elif sent is not None:

@@ -64,6 +64,15 @@ def show_result(result: WriteResult) -> None:
     _show_load(console, result.load_check)
 
 
+def say_state(result: WriteResult) -> str:
+    """What there is of the output, for whoever cannot read the result."""
+    if result.differences and not result.already_complete:
+        return f"{result.output}: did not read back as written, and nothing was kept."
+    if result.differences:
+        return f"{result.output}: is not what would be written; it was left."
+    return f"{result.output}: is complete and in its place."
+
+
 def _show_load(console: Console, check: LoadCheck | None) -> None:
     if check is not None:
         console.print(f"  load     {load_text(check)}", soft_wrap=True)

@@ -138,7 +138,7 @@ def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) ->
 
     with ui.show_progress(quiet=as_json or not is_first()) as progress:
         result = convert_to_mcore(model, out, options, progress)
-    with ui.guard_output():
+    with ui.guard_output(results.say_state(result)):
         if is_first():
             results.report(result, as_json=as_json, layout=options.layout)
     if result.differences:

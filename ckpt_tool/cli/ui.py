@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from ckpt_tool.cli.flags import spell_flags
+from ckpt_tool.cli.flags import spell_flags, spell_hint
 from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError, say_cause
 from ckpt_tool.common.parallel import is_first, is_parallel
 from ckpt_tool.common.progress import NoProgress, Progress
@@ -52,7 +52,7 @@ def guard(command: Command) -> Command:
                 _say(f"interrupted. {interrupt}".rstrip())
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except (CkptError, OSError) as error:
-            _explain(error)
+            _explain(error, kwargs)
             raise typer.Exit(EXIT_FAILED) from None
         except (typer.Exit, typer.Abort):
             raise
@@ -67,10 +67,11 @@ def guard(command: Command) -> Command:
 
 
 @contextmanager
-def guard_output() -> Iterator[None]:
+def guard_output(done: str = "") -> Iterator[None]:
     """Print the result: a reader who has seen enough (``| head``) does not change the exit code.
 
-    CkptError where it cannot be printed: whoever asked would take nothing for an answer.
+    CkptError where it cannot be printed: whoever asked would take nothing for an answer. ``done``
+    is said then, too.
     """
     try:
         yield
@@ -79,7 +80,8 @@ def guard_output() -> Iterator[None]:
         _drop_output()
     except OSError as error:
         _drop_output()
-        raise CkptError(f"the result cannot be printed to stdout ({error.strerror})") from error
+        said = f"the result cannot be printed to stdout ({error.strerror})"
+        raise CkptError(said, hint=done) from error
 
 
 def _drop_output() -> None:
@@ -128,7 +130,7 @@ def _trace(error: BaseException) -> None:
         _print(make_printable(text.removesuffix("\n"), "\n"))
 
 
-def _explain(error: CkptError | OSError) -> None:
+def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
     if verbose:
         _trace(error)
     if not is_first():  # the first process of several says what went wrong in any of them
@@ -147,8 +149,8 @@ def _explain(error: CkptError | OSError) -> None:
     if len(details) > _LISTED and not verbose:
         rest = len(details) - _LISTED
         _print(f"  - and {rest} more (--verbose lists them)")
-    if error.hint:
-        _print(f"  {_make_line(error.hint)}")
+    if hint := spell_hint(error.hint, parameters):
+        _print(f"  {make_printable(hint)}")
 
 
 def _explain_unexpected(error: Exception) -> None:

@@ -17,6 +17,8 @@ next.
 
 from __future__ import annotations
 
+import errno
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -106,4 +108,8 @@ class UploadError(CkptError):
 def say_cause(error: OSError) -> str:
     """What the system says of which file."""
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    why = ""
+    if error.errno == errno.EFBIG and limit != resource.RLIM_INFINITY:
+        why = f": no file of this process may have more than {limit:,} bytes (ulimit -f)"
+    return f"{where}{error.strerror or error}{why}"

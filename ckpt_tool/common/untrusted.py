@@ -44,8 +44,10 @@ def parse_json(content: bytes, path: str | PathLike[str], *, halves: bool = Fals
     try:
         text = content.decode("utf-8")
         found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise FormatError(f"not JSON ({error})", path=path) from error
+    except ValueError as error:  # Python reads none that long
+        raise FormatError("holds a number of thousands of digits", path=path) from error
     _refuse_depth(found, path)
     if not halves and _SPELT_SURROGATE.search(text):
         _refuse_surrogates(found, path)

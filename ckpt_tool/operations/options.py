@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,9 +125,11 @@ class VerifyOptions(ModelOptions):
 def parse_size(text: str) -> int:
     """Bytes in ``5GB``, ``500MB``, ``4GiB`` or a plain number; UsageError otherwise."""
     matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.strip().upper())
-    size = 0
+    size = 0.0
     if matched and matched[2] in _UNITS:
-        size = int(float(matched[1]) * _UNITS[matched[2]])
-    if size <= 0:
-        raise UsageError(f"{text!r} is not a size", hint="Write it like 5GB, 500MB or 4GiB.")
-    return size
+        size = float(matched[1]) * _UNITS[matched[2]]
+    if not 1 <= size < math.inf:
+        raise UsageError(
+            f"`max_shard_size={text!r}`: is not a size", hint="Write it like 5GB, 500MB or 4GiB."
+        )
+    return int(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_tool.common.errors import CkptError, OutputError, say_cause
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.writers.staging import Staging
 
 
@@ -11,9 +12,10 @@ def explain(error: BaseException, staging: Staging) -> BaseException:
     if staging.is_published:
         return _explain_late(error, staging)
     kept = staging.abandon()
+    are, them = ("is", "it") if kept == 1 else ("are", "them")
     note = (
-        f"{kept} finished files are kept in {staging.path}:"
-        " `write.resume=True` continues with them."
+        f"{count_noun(kept, 'finished file')} {are} kept in {staging.path}:"
+        f" `write.resume=True` continues with {them}."
     )
     if isinstance(error, OSError):
         error = OutputError(f"{staging.out}: {say_cause(error)}")

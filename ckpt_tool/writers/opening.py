@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ckpt_tool.common.errors import OutputError
 
@@ -26,10 +29,17 @@ def open_file(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _is_link(path) from error
+        if error.errno == errno.EISDIR:
+            raise _is_no_file(path) from error
+        if error.errno in (errno.EACCES, errno.EPERM) and os.path.lexists(path):
+            raise OutputError(
+                f"{path}: is there, and may not be written ({error.strerror})",
+                hint="It may be of another user's run. " + _HINT,
+            ) from error
         raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OutputError(f"{path}: is not a file, and is to be written", hint=_HINT)
+            raise _is_no_file(path)
     except BaseException:
         os.close(descriptor)
         raise
@@ -47,6 +57,29 @@ def require_folder(path: Path) -> bool:
     if not stat.S_ISDIR(mode):
         raise OutputError(f"{path}: is not a folder, and is to be written into", hint=_HINT)
     return True
+
+
+@contextmanager
+def open_small(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written anew; raises what :func:`open_file` does, and OSError that names it."""
+    descriptor = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    with name_file(path), open(descriptor, "wb") as file:
+        yield file
+
+
+@contextmanager
+def name_file(path: Path) -> Iterator[None]:
+    """Give an OSError of a descriptor the name of its file, so that it is said."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def _is_no_file(path: Path) -> OutputError:
+    return OutputError(f"{path}: is not a file, and is to be written", hint=_HINT)
 
 
 def _is_link(path: Path) -> OutputError:

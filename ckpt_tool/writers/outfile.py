@@ -15,7 +15,7 @@ import mmap
 import os
 from pathlib import Path
 
-from ckpt_tool.writers.opening import open_file
+from ckpt_tool.writers.opening import name_file, open_file
 
 #: Memory, offset and length of a direct write are multiples of this: no disk has larger blocks.
 _ALIGNMENT = 4 << 10
@@ -43,6 +43,7 @@ class OutputFile:
     """
 
     def __init__(self, path: Path, size: int, *, direct: bool) -> None:
+        self._path = path
         self._size = size
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         self._direct = direct
@@ -54,7 +55,8 @@ class OutputFile:
             self._direct = False
             self.descriptor = open_file(path, flags)
         try:
-            _reserve(self.descriptor, size)
+            with name_file(path):
+                _reserve(self.descriptor, size)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -65,12 +67,13 @@ class OutputFile:
         A direct write takes whole blocks, so that what is behind them in the buffer may follow
         them into the file, until :meth:`finish`.
         """
-        done = self._write_blocks(buffer, length, offset) if self._direct else 0
-        limit = _ALIGNMENT
-        while done < length:
-            part = buffer[done : min(done + limit, length)]
-            done += os.pwrite(self.descriptor, part, offset + done)
-            limit = _CACHED_BYTES
+        with name_file(self._path):
+            done = self._write_blocks(buffer, length, offset) if self._direct else 0
+            limit = _ALIGNMENT
+            while done < length:
+                part = buffer[done : min(done + limit, length)]
+                done += os.pwrite(self.descriptor, part, offset + done)
+                limit = _CACHED_BYTES
 
     def finish(self) -> None:
         """Cut off what was written behind the end, when all threads are done."""

@@ -86,7 +86,8 @@ def _refuse_names(names: Iterable[str]) -> None:
             f"{count_noun(len(wrong), 'name')} that no tensor of a safetensors file can have:"
             f" empty, {_METADATA}, with a NUL, or no Unicode",
             [ascii(name) for name in wrong],
-            hint="Give them others with `names.rename`, or leave them out with `names.select`.",
+            hint="Save the checkpoint with other names."
+            " Or give them others with `names.rename`, or leave them out with `names.select`.",
         )
 
 

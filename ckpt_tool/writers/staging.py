@@ -20,7 +20,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import OutputError
 from ckpt_tool.writers.clearing import clear_but, is_intact, remove_folder
 from ckpt_tool.writers.journal import Journal, Left
-from ckpt_tool.writers.opening import open_file, require_folder
+from ckpt_tool.writers.opening import open_small, require_folder
 from ckpt_tool.writers.replacing import (
     Place,
     become_output,
@@ -134,7 +134,7 @@ class Staging:
         """Write and sync a small file. What completes the output is put last."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        with open_small(path) as file:
             file.write(content)
             file.flush()
             self.sync(file.fileno())

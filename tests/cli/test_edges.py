@@ -61,6 +61,7 @@ def test_an_answer_that_cannot_be_printed_is_said_not_to_be(source: Path, tmp_pa
         assert done.returncode == 2
         assert "cannot be printed to stdout (No space left on device)" in done.stderr
         assert "Exception" not in done.stderr
+    assert f"{tmp_path / 'out'}: is complete and in its place." in done.stderr
     assert (tmp_path / "out" / "config.json").exists()
     assert run("ckpt 2> /dev/full", *merge_words(source, tmp_path / "out")).returncode == 2
 
@@ -77,6 +78,35 @@ def test_threads_without_number_are_refused_and_many_are_no_more_than_tasks(
     many = ("--jobs", 512, "--verify")
     done = run("ulimit -v 2000000; ckpt", *merge_words(source, tmp_path / "out"), *many)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_no_file_can_have_is_not_changed_by_options_of_other_commands(
+    source: Path, tmp_path: Path
+) -> None:
+    state = {**whole(source), "__metadata__": values(2)}
+    bad = write_rank(tmp_path / "bad", state, TINY)
+    done = run("ckpt", *merge_words(bad, tmp_path / "out"))
+    assert done.returncode == 2
+    assert "Save the checkpoint with other names." in done.stderr
+    assert "--rename" not in done.stderr
+
+
+def test_a_limit_on_files_is_said_with_the_file(source: Path, tmp_path: Path) -> None:
+    done = run("ulimit -f 8; ckpt", *merge_words(source, tmp_path / "out"))
+    assert done.returncode == 2
+    partial = tmp_path / ".out.ckpt-partial"
+    assert f"{partial}/model-00001-of-00004.safetensors: File too large: no file" in done.stderr
+    assert "more than 8,192 bytes (ulimit -f)" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_that_is_a_folder_is_named_with_what_to_do(source: Path, tmp_path: Path) -> None:
+    journal = tmp_path / ".out.ckpt-journal"
+    journal.mkdir()
+    done = run("ckpt", *merge_words(source, tmp_path / "out"))
+    assert done.returncode == 2
+    assert f"{journal}: is not a file" in done.stderr
+    assert "Remove it, or choose another output folder." in done.stderr
 
 
 def test_a_few_files_may_be_open(source: Path, tmp_path: Path) -> None:

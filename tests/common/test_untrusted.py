@@ -117,3 +117,9 @@ def test_text():
         True,
         False,
     ]
+
+
+def test_a_number_that_python_does_not_read_is_said_without_advice_for_python():
+    with pytest.raises(FormatError) as error:
+        parse_json(b'{"a": ' + b"1" * 5000 + b"}", "f.json")
+    assert str(error.value) == "f.json: holds a number of thousands of digits"

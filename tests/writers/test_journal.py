@@ -201,3 +201,20 @@ def test_a_lock_that_fails_otherwise_is_an_error(out: Path, monkeypatch) -> None
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         opened(out)
+
+
+def test_a_journal_of_somebody_else_is_named_with_what_to_do(tmp_path: Path, monkeypatch) -> None:
+    """Whoever may do everything, as tests often may, is told by the system that he may not."""
+    path = tmp_path / "journal"
+    path.touch()
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match="is there, and may not be written") as error:
+        Journal(path, lambda _: None).open(tmp_path / "out")
+    assert "another user" in error.value.hint
+    path.unlink()
+    with pytest.raises(PermissionError):  # the folder's fault, which the system says
+        Journal(path, lambda _: None).open(tmp_path / "out")

@@ -174,7 +174,7 @@ def test_a_rename_that_fails_keeps_what_was_written(tmp_path: Path, monkeypatch)
         patch.setattr(Path, "rename", busy)
         with pytest.raises(OutputError, match="cannot be put in place") as error:
             staging.publish(replace=False)
-    assert "1 finished files are kept" in explain(error.value, staging).hint
+    assert "1 finished file is kept" in explain(error.value, staging).hint
     again = Staging(out, fsync=False, direct=False)
     _, kept = again.open("plan", resume=True, replace=False)
     assert [written.name for written in kept] == ["weights"]

@@ -299,9 +299,10 @@ def test_replicas_are_compared_when_asked_or_when_nothing_else_says_they_are(
     ("options", "message"),
     [
         (MergeOptions(dtype="int8"), "`dtype='int8'`"),
-        (MergeOptions(max_shard_size="five"), "'five' is not a size"),
-        (MergeOptions(max_shard_size="0GB"), "'0GB' is not a size"),
-        (MergeOptions(jobs=-1), "jobs -1"),
+        (MergeOptions(max_shard_size="five"), "`max_shard_size='five'`: is not a size"),
+        (MergeOptions(max_shard_size="0GB"), "`max_shard_size='0GB'`: is not a size"),
+        (MergeOptions(max_shard_size="9" * 400), "999'`: is not a size"),
+        (MergeOptions(jobs=-1), "`jobs=-1`"),
         (MergeOptions(config=Path("/nowhere")), "/nowhere/config.json"),
     ],
 )
