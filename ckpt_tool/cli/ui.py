@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -16,7 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from ckpt_tool.cli.flags import spell_flags, spell_hint
-from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError, say_cause
+from ckpt_tool.common.errors import (
+    CheckpointError,
+    CkptError,
+    MappingError,
+    lacks_memory,
+    say_cause,
+    say_lack_of_memory,
+)
 from ckpt_tool.common.parallel import is_first, is_parallel
 from ckpt_tool.common.progress import NoProgress, Progress
 
@@ -32,9 +38,6 @@ EXIT_INTERRUPTED = 130
 verbose = False
 
 _LISTED = 20
-
-#: What Python and libraries raise where an import, a thread or an array gets no memory.
-_OF_LITTLE_MEMORY = (MemoryError, ImportError, SystemError, RuntimeError)
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -155,11 +158,8 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
 
 def _explain_unexpected(error: Exception) -> None:
     """A lack of memory, which libraries report in many ways where there is a limit; or a bug."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    is_limited = limit != resource.RLIM_INFINITY and isinstance(error, _OF_LITTLE_MEMORY)
-    if isinstance(error, MemoryError) or is_limited:
-        may = f", or more than the {limit:,} bytes that this process may have (ulimit -v)"
-        _say(f"error: this takes more memory than there is{may if is_limited else ''}")
+    if lacks_memory(error):
+        _say(f"error: {say_lack_of_memory()}")
         return
     _trace(error)
     _say("error: this is a bug in ckpt; please report it with the lines above")

@@ -23,6 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 
+#: What Python and libraries raise where an import, a thread or an array gets no memory.
+_OF_LITTLE_MEMORY = (ImportError, SystemError, RuntimeError)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -113,3 +116,17 @@ def say_cause(error: OSError) -> str:
     if error.errno == errno.EFBIG and limit != resource.RLIM_INFINITY:
         why = f": no file of this process may have more than {limit:,} bytes (ulimit -f)"
     return f"{where}{error.strerror or error}{why}"
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was no memory; libraries report that in many ways, where there is a limit."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    is_limited = limit != resource.RLIM_INFINITY and isinstance(error, _OF_LITTLE_MEMORY)
+    return isinstance(error, MemoryError) or is_limited
+
+
+def say_lack_of_memory() -> str:
+    """The sentence for what :func:`lacks_memory`, with the limit that there is."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    may = f", or more than the {limit:,} bytes that this process may have (ulimit -v)"
+    return f"this takes more memory than there is{may if limit != resource.RLIM_INFINITY else ''}"

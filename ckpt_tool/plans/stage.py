@@ -48,8 +48,8 @@ def stage(plan: Plan, judge: Judge, staging: Staging, options: WriteOptions, tea
     """
     first = team.world.first
     how = {"resume": options.resume, "replace": options.overwrite}
-    staging.join(*first(lambda: staging.open(plan.timed_fingerprint, **how)))
     try:
+        staging.join(*first(lambda: staging.open(plan.timed_fingerprint, **how)))
         begun, sums = time.monotonic(), follow(plan, options)
         # What an earlier run has read nobody knows, so all of it is read once more.
         every = bool(options.check_crc or staging.finished)

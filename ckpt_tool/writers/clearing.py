@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from ckpt_tool.common.errors import OutputError
@@ -21,6 +22,13 @@ def remove_folder(folder: Path) -> None:
             f"{folder}: what an earlier run left cannot be removed ({error.strerror})",
             hint="Remove it, or choose another output folder.",
         ) from error
+
+
+def drop_folder(folder: Path) -> None:
+    """Remove a folder as far as that goes, also an empty one that may not be listed (umask)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def clear_but(folder: Path, kept: set[str]) -> None:

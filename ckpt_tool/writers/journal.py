@@ -115,11 +115,11 @@ class Journal:
         self._add(asdict(replacing))
 
     def close(self, *, remove: bool = False) -> None:
-        """Let go of the lock; with ``remove`` there is no journal any more."""
+        """Let go of the lock; with ``remove``, or where it says nothing, it is there no more."""
         if self._descriptor is None:
             return
         try:
-            if remove:
+            if remove or not os.fstat(self._descriptor).st_size:
                 self.path.unlink(missing_ok=True)
         finally:
             descriptor, self._descriptor = self._descriptor, None

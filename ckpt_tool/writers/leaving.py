@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ckpt_tool.common.errors import CkptError, OutputError, say_cause
+from ckpt_tool.common.errors import (
+    CkptError,
+    OutputError,
+    lacks_memory,
+    say_cause,
+    say_lack_of_memory,
+)
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.writers.staging import Staging
 
@@ -19,8 +25,8 @@ def explain(error: BaseException, staging: Staging) -> BaseException:
     )
     if isinstance(error, OSError):
         error = OutputError(f"{staging.out}: {say_cause(error)}")
-    elif isinstance(error, MemoryError):
-        error = OutputError(f"{staging.out}: not enough memory, or less than this process may have")
+    elif lacks_memory(error):
+        error = OutputError(f"{staging.out}: {say_lack_of_memory()}")
     if kept and isinstance(error, CkptError):
         error.hint = f"{error.hint} {note}".strip()
     elif kept and isinstance(error, KeyboardInterrupt):

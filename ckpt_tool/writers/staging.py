@@ -14,11 +14,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from pathlib import Path
 
 from ckpt_tool.common.errors import OutputError
-from ckpt_tool.writers.clearing import clear_but, is_intact, remove_folder
+from ckpt_tool.writers.clearing import clear_but, drop_folder, is_intact, remove_folder
 from ckpt_tool.writers.journal import Journal, Left
 from ckpt_tool.writers.opening import open_small, require_folder
 from ckpt_tool.writers.replacing import (
@@ -174,7 +173,7 @@ class Staging:
             ) from error
         left = [] if old is None else remove_old(old, self.out)
         if self.path.parent == self.out:
-            shutil.rmtree(self.path, ignore_errors=True)
+            drop_folder(self.path)
         # What could not be removed is the next run's to try again.
         self._journal.close(remove=not left and not os.path.lexists(self.path))
         self.warnings += left
@@ -195,11 +194,12 @@ class Staging:
 
     def discard(self) -> None:
         """Leave nothing behind; only the process that has opened the folder does."""
-        if not self._journal.is_open:
-            return
-        self.finished = {}
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._journal.close(remove=True)
+        if self._journal.is_open:
+            self.finished = {}
+            try:
+                drop_folder(self.path)
+            finally:
+                self._journal.close(remove=True)
 
     def _begin(self) -> Left:
         """Take the lock, and settle what an earlier run left half done; what is left then."""

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from ckpt_tool.common.errors import OutputError
 from ckpt_tool.writers import replacing
 from ckpt_tool.writers import staging as staging_module
-from ckpt_tool.writers.journal import read_finished
+from ckpt_tool.writers.journal import Journal, read_finished
 from ckpt_tool.writers.leaving import explain
 from ckpt_tool.writers.outfile import OutputFile
 from ckpt_tool.writers.renames import exchange, move_all
@@ -460,3 +461,54 @@ def test_of_several_that_start_at_once_one_writes_at_a_time(tmp_path: Path) -> N
     assert rounds <= int(won) <= rounds * workers
     for out in (tmp_path / str(number) for number in range(rounds // 3)):
         assert len(set(contents(out).values())) == 1
+
+
+def test_nothing_stays_where_nothing_is_finished_whatever_umask_and_memory(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """A folder that may not be listed, and memory that ends once more while one leaves."""
+
+    def refuse(*_: object, **__: object) -> None:
+        return None
+
+    staging = opened(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)  # as for whoever may not list it
+        staging.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+    def end(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    staging = opened(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", end)
+        with pytest.raises(MemoryError):
+            staging.abandon()
+    assert [path.name for path in tmp_path.iterdir()] == [".out.ckpt-partial"]  # goes the next time
+    opened(tmp_path / "out").abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_that_says_nothing_does_not_stay(tmp_path: Path, monkeypatch) -> None:
+    def end(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Journal, "read", end)
+    with pytest.raises(MemoryError):
+        opened(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_is_said_however_libraries_say_that_memory_ended(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    staging = opened(tmp_path / "out")
+    add(staging, "weights", b"new")
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 46, limit[1]))
+    try:
+        error = explain(ImportError("failed to map segment"), staging)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert isinstance(error, OutputError)
+    assert "more memory than there is, or more than the 70,368,744,177,664 bytes" in str(error)
+    assert "1 finished file is kept" in error.hint
