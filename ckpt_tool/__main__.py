@@ -1,6 +1,10 @@
 """``python -m ckpt_tool``."""
 
-from ckpt_tool.cli.app import main
+import sys
 
 if __name__ == "__main__":
+    try:
+        from ckpt_tool.cli.app import main
+    except KeyboardInterrupt:  # where it takes a while to load
+        sys.exit(130)
     main()

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ckpt_tool.cli import inspect, merge, to_mcore, ui, verify
+from ckpt_tool.cli.interrupts import expect_interrupts
 from ckpt_tool.common.version import __version__
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ def _root(
 
 def main() -> None:
     """Run the program; exits with 0, 1 (differs), 2 (cannot) or 130 (interrupted)."""
+    expect_interrupts()
     _open_streams()
     # A short-lived process makes many small objects and no cycles of any size.
     gc.set_threshold(100_000, 50, 50)

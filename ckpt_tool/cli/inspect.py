@@ -76,6 +76,10 @@ def inspect(
         raise typer.Exit(ui.EXIT_FAILED)
 
 
+#: What is said of a file; by what else it is known again is nothing for others.
+_OF_FILES = ("path", "bytes", "rank", "parallel")
+
+
 def _as_object(found: Inspection, *, shards: bool) -> dict[str, Any]:
     """The object of ``--json``, as the contract has it; more keys may come."""
     checkpoint = found.checkpoint
@@ -85,7 +89,7 @@ def _as_object(found: Inspection, *, shards: bool) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "world_size": checkpoint.world_size,
         "mesh": {"shape": mesh.shape, "dim_names": mesh.dim_names} if mesh else None,
-        "files": [asdict(file) for file in checkpoint.files],
+        "files": [{key: getattr(file, key) for key in _OF_FILES} for file in checkpoint.files],
         "num_tensors": len(found.entries),
         "num_parameters": found.num_parameters,
         "total_bytes": found.total_bytes,

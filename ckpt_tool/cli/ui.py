@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from ckpt_tool.cli.flags import spell_flags, spell_hint
+from ckpt_tool.cli.interrupts import EXIT_INTERRUPTED, raise_interrupts
 from ckpt_tool.common.errors import (
     CheckpointError,
     CkptError,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 EXIT_DIFFERENT = 1
 EXIT_FAILED = 2
-EXIT_INTERRUPTED = 130
 
 #: Set by the global ``--verbose``.
 verbose = False
@@ -47,7 +47,7 @@ def guard(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
+        raise_interrupts()
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
@@ -107,10 +107,6 @@ def _spell(code: int) -> str:
     if code > 0xFFFF:
         return f"\\U{code:08x}"
     return f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _make_line(text: str) -> str:

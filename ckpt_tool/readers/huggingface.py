@@ -87,7 +87,7 @@ def open_huggingface(path: Path) -> Checkpoint:
                 problems.append(Problem("duplicate", f"{entry.name} ({file})", message))
             entries[entry.name] = entry
     if weight_map is not None:
-        problems.extend(_index_problems(folder, weight_map, entries))
+        problems.extend(_index_problems(weight_map, entries, {file.name for file in paths}))
     return Checkpoint(
         format="huggingface",
         path=path,
@@ -216,13 +216,13 @@ def _check_spans(path: Path, spans: list[tuple[int, int]], size: int) -> None:
 
 
 def _index_problems(
-    folder: Path, weight_map: dict[str, str], entries: dict[str, Entry]
+    weight_map: dict[str, str], entries: dict[str, Entry], there: set[str]
 ) -> list[Problem]:
     problems = []
     for name, file in weight_map.items():
         entry = entries.get(name)
         if entry is None:
-            if is_regular(folder / file):
+            if file in there:
                 problems.append(Problem("missing-tensor", name, f"the index says it is in {file}"))
         elif Path(entry.holdings[0].region.path).name != file:
             problems.append(Problem("index", name, f"not in {file}, as the index says"))

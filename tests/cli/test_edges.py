@@ -1,6 +1,7 @@
 """Where `ckpt` is started: few open files, little memory, no streams, folders of others."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,22 @@ def test_tasks_of_srun_write_nothing_before_they_have_met(
     assert "task 5 of 8 that srun started" in done.stderr
     assert "torchrun --nproc-per-node 8" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_interrupts_early_is_told_so_and_nothing_else(way: signal.Signals) -> None:
+    """In the midst of loading, before a command is at work, and in its midst."""
+    script = (
+        "import os, sys; import ckpt_tool.cli.app as app; import ckpt_tool.cli.inspect as inspect\n"
+        f"def interrupt(*_, **__): os.kill(os.getpid(), {way}); [0 for _ in range(10**7)]\n"
+        "if sys.argv.pop(1) == 'loading': app.gc.set_threshold = interrupt\n"
+        "else: inspect.form_team_alone = interrupt\n"
+        "app.main()"
+    )
+    places = ["loading", "working"] if way is signal.SIGINT else ["working"]
+    for place in places:
+        done = subprocess.run(
+            [sys.executable, "-c", script, place, "inspect", PROJECT, "--check-crc"],
+            cwd=PROJECT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (130, "ckpt: interrupted.\n")

@@ -86,7 +86,9 @@ def ranks(tmp_path: Path) -> Path:
 
 
 def test_keys_of_inspect(ranks: Path) -> None:
-    assert run("inspect", ranks, "--shards").keys() == keys("`ckpt inspect --json`")
+    found = run("inspect", ranks, "--shards")
+    assert found.keys() == keys("`ckpt inspect --json`")
+    assert [file.keys() for file in found["files"]] == [{"path", "bytes", "rank", "parallel"}]
     assert run("inspect", ranks).keys() == keys("`ckpt inspect --json`") - {"shards"}
 
 
