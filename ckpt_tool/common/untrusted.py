@@ -135,6 +135,13 @@ class Fields:
             raise self._expected(key, f"a finite number{limit}")
         return float(found)
 
+    def find_bool(self, key: str) -> bool | None:
+        """True or false, of which 1 and 0 are other spellings; None where nothing says it."""
+        found = self.values.get(key)
+        if found is not None and (type(found) not in (bool, int) or found not in (0, 1)):
+            raise self._expected(key, "true or false")
+        return None if found is None else bool(found)
+
     def find_text(self, key: str) -> str | None:
         """A text."""
         found = self.values.get(key)

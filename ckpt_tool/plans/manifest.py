@@ -12,10 +12,10 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.common.regular import open_regular
-from ckpt_tool.common.untrusted import parse_json
+from ckpt_tool.common.untrusted import parse_json, show
 from ckpt_tool.common.version import __version__
 from ckpt_tool.plans.options import Cast
-from ckpt_tool.writers.journal import is_plain_name
+from ckpt_tool.writers.journal import is_file_size, is_plain_name
 from ckpt_tool.writers.stream import DIGEST, WrittenFile
 
 MANIFEST_NAME = "ckpt_manifest.json"
@@ -125,7 +125,7 @@ def _read(path: Path) -> bytes:
 def _make(found: Any) -> Manifest:
     if not isinstance(found, dict):
         raise TypeError("no JSON object")
-    if found["schema"] != SCHEMA:
+    if type(found["schema"]) is not int or found["schema"] != SCHEMA:
         raise ValueError(f"schema {found['schema']!r:.20}, expected {SCHEMA}")
     if found["digest"] != DIGEST:
         raise ValueError(f"digests are {found['digest']!r:.80}, expected {DIGEST}")
@@ -157,8 +157,8 @@ def _read_row(row: Any) -> tuple[str, int, str]:
     name, size, digest = row["name"], row["bytes"], row["digest"]
     if not isinstance(name, str) or not _is_inside(name):
         raise ValueError(f"{name!r:.80} names no file of the folder")
-    if type(size) is not int or size < 0:
-        raise ValueError(f"{name!r:.80} has {size!r:.40} bytes")
+    if not is_file_size(size):
+        raise ValueError(f"{name!r:.80} has {show(size):.40} bytes")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ValueError(f"{name!r:.80} has no digest")
     return name, size, digest

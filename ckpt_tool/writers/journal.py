@@ -31,6 +31,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 #: A journal of a million files is smaller.
 _MAX_BYTES = 256 << 20
+#: The largest offset that a system call takes.
+_LARGEST_FILE = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,11 @@ def is_plain_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name
 
 
+def is_file_size(size: object) -> bool:
+    """Whether a file can have so many bytes."""
+    return type(size) is int and 0 <= size <= _LARGEST_FILE
+
+
 def _lock(descriptor: int, out: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,7 +224,7 @@ def _read_file(row: dict[str, Any]) -> WrittenFile:
     parts = PurePosixPath(name).parts
     if not parts or not all(map(is_plain_name, parts)):
         raise ValueError(name)
-    if not (isinstance(size, int) and isinstance(digest, str)):
+    if not (is_file_size(size) and isinstance(digest, str)):
         raise TypeError(name)
     errors = tuple((str(a), str(b), float(error)) for a, b, error in row["cast_errors"])
     return WrittenFile(name, size, digest, errors, tuple(map(str, row.get("spoilt", ()))))

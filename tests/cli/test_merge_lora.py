@@ -64,10 +64,16 @@ def test_alpha_that_nobody_knows(checkpoints, tmp_path):
         assert found["lora"]["source"] == "--lora-alpha"
 
 
+def test_an_alpha_below_0_is_taken_and_said(checkpoints, tmp_path):
+    result = run(checkpoints["lora_unknown_w1"], tmp_path / "out", "--lora-alpha", "-10")
+    assert result.exit_code == 0
+    assert "alpha -10 (--lora-alpha)" in result.stdout
+
+
 def test_bad_choices(checkpoints, tmp_path):
     for flags, message in {
         ("--lora", "merge"): "--lora merge: expected one of fuse, split, both",
-        ("--lora-alpha", "0"): "--lora-alpha 0: expected a number above 0",
+        ("--lora-alpha", "0"): "--lora-alpha 0: expected a finite number other than 0",
     }.items():
         result = run(checkpoints["lora_w2"], tmp_path / "out", *flags)
         assert result.exit_code == 2

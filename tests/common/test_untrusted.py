@@ -123,3 +123,16 @@ def test_a_number_that_python_does_not_read_is_said_without_advice_for_python():
     with pytest.raises(FormatError) as error:
         parse_json(b'{"a": ' + b"1" * 5000 + b"}", "f.json")
     assert str(error.value) == "f.json: holds a number of thousands of digits"
+
+
+@pytest.mark.parametrize(
+    ("value", "read"), [(True, True), (False, False), (1, True), (0, False), (None, None)]
+)
+def test_a_boolean_is_read(value, read):
+    assert Fields({"a": value}, "f.json").find_bool("a") is read
+
+
+@pytest.mark.parametrize("value", ["false", "", [0], [], {}, 2, -1, 1.0, 0.0, 10**400])
+def test_what_is_true_or_false_to_python_alone_is_no_boolean(value):
+    with pytest.raises(FormatError, match=r"f\.json: a is .*, expected true or false"):
+        Fields({"a": value}, "f.json").find_bool("a")

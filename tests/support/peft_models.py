@@ -74,6 +74,7 @@ KINDS = {
     "experts that are [in, out]": Kind(
         "gpt_oss", _q(target_parameters=EXPERTS), {"intermediate_size": 32}
     ),
+    "alphas below 0": Kind("qwen2", _q(lora_alpha=-3, alpha_pattern={"1.self_attn.q_proj": -5})),
     "tokens": Kind("qwen2", _q(trainable_token_indices=[7, 3, 40])),
     "tokens, tied": Kind(
         "qwen2", _q(trainable_token_indices=[0, 47]), {"tie_word_embeddings": True}

@@ -50,6 +50,11 @@ class Module:
         return self.weight if self.by_parameter else self.name
 
     @property
+    def beyond_factors(self) -> dict[str, bool]:
+        """Whether it has what these settings of peft add to A and B."""
+        return {"use_dora": self.magnitude is not None, "lora_bias": self.bias is not None}
+
+    @property
     def shape(self) -> tuple[int, int]:
         """[out, in] of its update."""
         return self.b.shape[0], self.a.shape[1]

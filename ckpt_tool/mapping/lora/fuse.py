@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_noun
-from ckpt_tool.mapping.families.table import find_family
+from ckpt_tool.mapping.families.table import UNKNOWN, find_family
 from ckpt_tool.mapping.lora.adapters import Adapters, Module
 from ckpt_tool.mapping.lora.settings import Settings
 from ckpt_tool.mapping.lora.tokens import put_rows
@@ -67,7 +67,11 @@ def find_rank_faults(adapters: Adapters, settings: Settings) -> Iterator[str]:
 def find_transposed(
     base: Mapping[str, LazyTensor], adapters: Adapters, settings: Settings, family: str
 ) -> set[str]:
-    """Modules whose weights are [in, out]: their shapes tell, but for square ones."""
+    """Modules whose weights are [in, out]: their shapes tell, but for square ones.
+
+    These are like the others; else as the family's, whatever the settings say, as with peft, which
+    asks the layers. The settings tell it only where nothing else does.
+    """
     linear = [m for m in adapters.modules.values() if not m.is_embedding and _is_matrix(m, base)]
     square = {m.name for m in linear if m.shape[0] == m.shape[1]}
     found = {
@@ -75,7 +79,9 @@ def find_transposed(
         for module in linear
         if module.name not in square and base[module.weight].shape == module.shape[::-1]
     }
-    if found or settings.fan_in_fan_out or find_family(family).conv1d:
+    row = find_family(family)
+    untold = row is UNKNOWN and all(module.name in square for module in linear)
+    if found or row.conv1d or (untold and settings.fan_in_fan_out):
         found |= square
     return found
 

@@ -18,6 +18,7 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.lora.adapters import Adapters, Module
+from ckpt_tool.mapping.lora.checked import require_promised
 from ckpt_tool.mapping.lora.settings import Settings
 from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
@@ -44,8 +45,8 @@ def fuse_megatron(
 ) -> tuple[Tensors, list[int]]:
     """The tensors without adapters, their updates made; the rank of each updated matrix.
 
-    MappingError lists adapters of other kinds (canonical LoRA, DoRA), without a weight, or whose
-    shapes do not fit it.
+    MappingError lists adapters of other kinds (canonical LoRA, DoRA), also where only the settings
+    say so, those without a weight, and those whose shapes do not fit it.
     """
     plain = drop_adapters(tensors)
     modules: dict[str, Tensors] = {}
@@ -56,6 +57,7 @@ def fuse_megatron(
             faults.append(f"{name}: not of plain LoRA; have Megatron-Bridge merge it")
         else:
             modules.setdefault(matched["module"], {})[matched["part"]] = tensors[name]
+    require_promised(settings.config, {name: {} for name in sorted(modules)})
     ranks: list[int] = []
     for module, parts in sorted(modules.items()):
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.mapping.lora.checked import require_alpha
 from ckpt_tool.tensors.lazy import LazyTensor
 
 MODES = ("fuse", "split", "both")
@@ -28,8 +29,8 @@ class LoraOptions:
         """UsageError where the options make no sense, whatever the checkpoint."""
         if self.mode is not None and self.mode not in MODES:
             raise UsageError(f"`lora.mode={self.mode!r}`: expected one of {', '.join(MODES)}")
-        if self.alpha is not None and not self.alpha > 0:
-            raise UsageError(f"`lora.alpha={self.alpha:g}`: expected a number above 0")
+        if self.alpha is not None:
+            require_alpha(self.alpha)
 
     @property
     def asked(self) -> bool:

@@ -17,6 +17,7 @@ from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.memory import to_memory
 from ckpt_tool.mapping.hub.names import rename_for_hub
 from ckpt_tool.mapping.lora.adapters import Adapters
+from ckpt_tool.mapping.lora.checked import require_promised
 from ckpt_tool.mapping.lora.fuse import find_rank_faults, fuse_adapters
 from ckpt_tool.mapping.lora.names import has_adapters, take_apart
 from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote, LoraOptions
@@ -64,7 +65,7 @@ def resolve_adapters(
     model = replace(model, tensors=adapters.base)
     if not (adapters.modules or adapters.saved or adapters.tokens):  # a PeftModel of no adapters
         return model
-    settings = read_settings(place.folders, options.alpha, place.named)
+    settings = _read_settings(adapters, options, place)
     adapters = settle_parameters(adapters, adapters.base, settings)
     return _apply(model, adapters, adapters, settings, options.mode or "fuse")
 
@@ -114,6 +115,14 @@ def make_adapter_files(
     return AdapterFiles(ADAPTER_FOLDER if folder is None else folder, named, made)
 
 
+def _read_settings(adapters: Adapters, options: LoraOptions, place: Place) -> Settings:
+    """The settings of these adapters; MappingError where they say what the tensors do not."""
+    settings = read_settings(place.folders, options.alpha, place.named)
+    modules = adapters.modules.values()
+    require_promised(settings.config, {m.name: m.beyond_factors for m in modules})
+    return settings
+
+
 def _resolve_alone(
     model: HubModel,
     base: HubModel | None,
@@ -122,7 +131,7 @@ def _resolve_alone(
     place: Place,
 ) -> HubModel:
     """Adapters that were saved alone: as a folder for peft, or fused into ``base``."""
-    settings = read_settings(place.folders, options.alpha, place.named)
+    settings = _read_settings(adapters, options, place)
     mode = options.mode or ("fuse" if options.base else "split")
     if mode == "split":
         adapters = settle_parameters(adapters, {}, settings)

@@ -9,27 +9,20 @@ its end from a dot on; the first that does counts (``peft.utils.other.get_patter
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.links import has_file
 from ckpt_tool.common.untrusted import Fields, read_json_object
+from ckpt_tool.mapping.lora.checked import refuse_other_methods, require_types
 from ckpt_tool.mapping.lora.patterns import compile_pattern
 
 META = "lora_train_meta.json"
 CONFIG = "adapter_config.json"
-#: Far above what anybody trains with, and far below what makes weights infinite by itself.
-_MOST_ALPHA = 1e6
-_MOST_RANK = 1_000_000
-#: Options of peft with which an update is not just scale * B @ A, or not of weights alone.
-_OTHER_MATHS = ("use_qalora", "alora_invocation_tokens", "layer_replication",
-                "arrow_config", "monteclora_config", "use_bdlora")  # fmt: skip
 
 T = TypeVar("T")
 
@@ -38,7 +31,8 @@ T = TypeVar("T")
 class Settings:
     """``alpha`` and ``rank`` for all modules that no pattern is about; ``source``: of alpha.
 
-    ``rank`` is None where nothing says it. ``config``: all of ``adapter_config.json``, if found.
+    ``rank`` is None where nothing says it. ``config``: all of ``adapter_config.json``, if found, as
+    :func:`~ckpt_tool.mapping.lora.checked.require_types` lets it be.
     """
 
     alpha: float
@@ -116,15 +110,15 @@ def read_settings(
     files = ((meta, meta_path), (config, config_path))
     told = [Fields(found, path) for found, path in files if path is not None]
     for fields in told:
-        _require_types(fields)
-    _refuse_other_methods(config, config_path)
+        require_types(fields)
+    refuse_other_methods(config, config_path)
     known = [
         (number, Path(fields.path))
         for fields in told
-        if (number := fields.find_number("lora_alpha", _MOST_ALPHA))
+        if (number := fields.find_number("lora_alpha"))
     ]
     if alpha is not None:
-        known.append((_require_alpha(alpha), Path("`lora.alpha`")))
+        known.append((alpha, Path("`lora.alpha`")))
     if not known:
         _refuse_unknown_alpha(folders, [path for path in (meta_path, config_path) if path])
     if len({value for value, _ in known}) > 1:
@@ -138,66 +132,6 @@ def read_settings(
         task_type=_read_task_type(meta.get("task_type") or config.get("task_type")),
         config=config,
     )
-
-
-def _require_alpha(alpha: float) -> float:
-    """The alpha that was given; UsageError where weights times it are none."""
-    if not abs(alpha) <= _MOST_ALPHA:
-        raise UsageError(f"`lora.alpha={alpha:g}`: expected a finite number up to {_MOST_ALPHA:g}")
-    return alpha
-
-
-def _require_types(fields: Fields) -> None:
-    """FormatError, by file and key, for what is of another type than peft writes, or absurd."""
-    for key in ("r", "lora_alpha"):
-        fields.find_number(key)
-    if fields.find_size("r", _MOST_RANK) == 0:
-        raise FormatError(f"r is 0, expected a rank from 1 to {_MOST_RANK:,}", path=fields.path)
-    for key in ("task_type", "peft_type", "bias", "peft_version"):
-        fields.find_text(key)
-    fields.texts("target_parameters")
-    ranks, alphas = fields.inside("rank_pattern"), fields.inside("alpha_pattern")
-    for key in ranks.values:
-        if not ranks.size(key, most=_MOST_RANK):
-            raise FormatError(f"rank_pattern: {key!r:.80} has rank 0", path=fields.path)
-    for key in alphas.values:
-        if alphas.find_number(key, _MOST_ALPHA) is None:
-            raise FormatError(f"alpha_pattern: {key!r:.80} has no alpha", path=fields.path)
-    patterns = [*ranks.values, *alphas.values]
-    for key in ("target_modules", "exclude_modules"):
-        named = fields.values.get(key)
-        if isinstance(named, str):
-            patterns.append(named)
-        else:
-            fields.texts(key)
-    with _name_file(fields.path):
-        for pattern in patterns:
-            compile_pattern(pattern)
-    _require_rows(fields)
-
-
-def _require_rows(fields: Fields) -> None:
-    """The same of ``trainable_token_indices``: a list of rows, or one for each embedding."""
-    if isinstance(fields.values.get("trainable_token_indices"), dict):
-        rows = fields.inside("trainable_token_indices")
-        for key, value in rows.values.items():
-            rows.sizes(key)
-            if value is None:
-                raise FormatError(
-                    f"trainable_token_indices: {key!r:.80} has no rows", path=fields.path
-                )
-    else:
-        fields.sizes("trainable_token_indices")
-
-
-@contextmanager
-def _name_file(path: str | PathLike[str]) -> Iterator[None]:
-    """Say in a FormatError of the block that it is about ``path``."""
-    try:
-        yield
-    except FormatError as error:
-        error.path = fspath(path)
-        raise
 
 
 def _refuse_unknown_alpha(folders: Sequence[Path], found: Sequence[Path]) -> NoReturn:
@@ -219,18 +153,6 @@ def _read_first(
         if has_file(path, named):
             return read_json_object(path), path
     return {}, None
-
-
-def _refuse_other_methods(config: Mapping[str, Any], path: Path | None) -> None:
-    method = config.get("peft_type", "LORA")
-    if method != "LORA":
-        raise UsageError(f"{path}: adapters of {method}, expected LORA")
-    used = [name for name in _OTHER_MATHS if config.get(name)]
-    if used:
-        raise UsageError(
-            f"{path}: LoRA with {', '.join(used)}, which is not supported",
-            hint="Let peft merge it: merge_and_unload.",
-        )
 
 
 def _match(patterns: Mapping[str, T] | None, module: str, default: T) -> T:

@@ -6,6 +6,7 @@ from math import sqrt
 import pytest
 
 from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.mapping.lora.settings import Settings, read_settings
 
 META, ADAPTER = "lora_train_meta.json", "lora_adapter/adapter_config.json"
@@ -113,6 +114,8 @@ ABSURD = [
     ("alpha_pattern", {"q": float("nan")}, "a finite number"),
     ("alpha_pattern", {"q": 1, "v": [1]}, "a finite number"),
     ("alpha_pattern", {"q": None}, "has no alpha"),
+    ("alpha_pattern", {"q": 1, ".*": 0}, r"'\.\*' has alpha 0, expected a finite number other"),
+    ("lora_alpha", -1e308, "a finite number up to 1e\\+06"),
     ("rank_pattern", {"q": None}, "a size"),
     ("trainable_token_indices", {"embed": None}, "has no rows"),
     ("target_modules", "(", "no regular expression"),
@@ -127,10 +130,42 @@ def test_numbers_and_types_that_are_none_are_refused_by_file_and_key(tmp_path, k
     assert refused.value.path == str(tmp_path / ADAPTER)
 
 
-@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -float("inf"), 1e308])
-def test_an_alpha_that_was_given_is_finite(tmp_path, alpha):
-    with pytest.raises(UsageError, match=r"`lora.alpha=.*: expected a finite number"):
-        read_settings(written(tmp_path, meta={"r": 8}), alpha)
+BOOLEANS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora")
+
+
+@pytest.mark.parametrize("key", BOOLEANS)
+@pytest.mark.parametrize("value", ["false", "true", "", [0], [], {}, 2, 0.0])
+def test_a_setting_that_is_no_boolean_is_refused(tmp_path, key, value):
+    with pytest.raises(FormatError, match=f"{key} is .*, expected true or false"):
+        read_settings(written(tmp_path, adapter={"lora_alpha": 1, key: value}), None)
+
+
+@pytest.mark.parametrize(("value", "scale"), [(True, 4), (1, 4), (False, 2), (0, 2), (None, 2)])
+def test_booleans_that_peft_reads_as_we_do(tmp_path, value, scale):
+    adapter = {"lora_alpha": 8, "use_rslora": value}
+    assert read_settings(written(tmp_path, adapter=adapter), None).scale("q", 4) == scale
+
+
+NO_ALPHAS = [float("nan"), float("inf"), -float("inf"), 1e308, -1e308, 0, -0.0]
+
+
+@pytest.mark.parametrize("alpha", NO_ALPHAS)
+def test_an_alpha_that_was_given_is_one_that_a_file_may_say(tmp_path, alpha):
+    with pytest.raises(UsageError, match=r"`lora.alpha=.*: expected a finite number other than 0"):
+        LoraOptions(alpha=alpha)
+    adapter = {"lora_alpha": 1, "alpha_pattern": {"q": alpha}}
+    with pytest.raises(FormatError, match=r"alpha_pattern.* alpha 0|q is .*finite number"):
+        read_settings(written(tmp_path, adapter=adapter), None)
+    with pytest.raises((FormatError, UsageError), match=r"or 0, which would|a finite number"):
+        read_settings(written(tmp_path, adapter={"lora_alpha": alpha}), None)
+
+
+def test_an_alpha_below_0_takes_the_update_away_wherever_it_is_said(tmp_path):
+    adapter = {"lora_alpha": -8, "alpha_pattern": {"q": -2, "v": 1e6}}
+    found = read_settings(written(tmp_path, adapter=adapter), None)
+    assert [found.scale(name, 4) for name in ("k", "q", "v")] == [-2, -0.5, 250_000]
+    given = read_settings(written(tmp_path, adapter={"r": 4}), LoraOptions(alpha=-8).alpha)
+    assert given.scale("k", 4) == -2
 
 
 def test_a_pattern_that_takes_for_ever_does_not(tmp_path):

@@ -1,0 +1,134 @@
+"""What files say of LoRA adapters, before it is used: of the types that peft writes, and kept.
+
+What is of another type is refused rather than read by its truth: to Python, the text "false" is
+true. What a checkpoint lacks of what its settings promise, peft makes up: it starts magnitudes and
+biases anew, with a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from ckpt_tool.common.errors import FormatError, MappingError, UsageError
+from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.common.wording import count_noun
+from ckpt_tool.mapping.lora.patterns import compile_pattern
+
+#: Far above what anybody trains with, and far below what makes weights infinite by itself.
+_MOST_ALPHA = 1e6
+_MOST_RANK = 1_000_000
+#: What alpha may be, wherever it is said: peft takes any number, and 0 makes an update of nothing.
+_ALPHA = f"a finite number other than 0, up to {_MOST_ALPHA:g} or minus that"
+_BOOLEANS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora")
+#: Options of peft with which an update is not just scale * B @ A, or not of weights alone.
+_OTHER_MATHS = ("use_qalora", "alora_invocation_tokens", "layer_replication",
+                "arrow_config", "monteclora_config", "use_bdlora", "kasa_config")  # fmt: skip
+#: What each adapter has where a setting is true, and only there.
+_PROMISED = {"use_dora": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
+
+
+def require_alpha(alpha: float) -> None:
+    """UsageError where an alpha that was given is none."""
+    if not 0 < abs(alpha) <= _MOST_ALPHA:
+        raise UsageError(f"`lora.alpha={alpha:g}`: expected {_ALPHA}")
+
+
+def require_types(fields: Fields) -> None:
+    """FormatError, by file and key, for what is of another type than peft writes, or absurd."""
+    fields.find_number("lora_alpha", _MOST_ALPHA)
+    fields.find_number("r")
+    if fields.find_size("r", _MOST_RANK) == 0:
+        raise FormatError(f"r is 0, expected a rank from 1 to {_MOST_RANK:,}", path=fields.path)
+    for key in ("task_type", "peft_type", "bias", "peft_version"):
+        fields.find_text(key)
+    for key in _BOOLEANS:
+        fields.find_bool(key)
+    fields.texts("target_parameters")
+    patterns = _require_numbers(fields)
+    for key in ("target_modules", "exclude_modules"):
+        named = fields.values.get(key)
+        if isinstance(named, str):
+            patterns.append(named)
+        else:
+            fields.texts(key)
+    with _name_file(fields.path):
+        for pattern in patterns:
+            compile_pattern(pattern)
+    _require_rows(fields)
+
+
+def _require_numbers(fields: Fields) -> list[str]:
+    """The patterns of ranks and alphas, each of which has one."""
+    ranks, alphas = fields.inside("rank_pattern"), fields.inside("alpha_pattern")
+    for key in ranks.values:
+        if not ranks.size(key, most=_MOST_RANK):
+            raise FormatError(f"rank_pattern: {key!r:.80} has rank 0", path=fields.path)
+    for key in alphas.values:
+        found = alphas.find_number(key, _MOST_ALPHA)
+        if not found:
+            said = "no alpha" if found is None else f"alpha 0, expected {_ALPHA}"
+            raise FormatError(f"alpha_pattern: {key!r:.80} has {said}", path=fields.path)
+    return [*ranks.values, *alphas.values]
+
+
+def _require_rows(fields: Fields) -> None:
+    """The same of ``trainable_token_indices``: a list of rows, or one for each embedding."""
+    if isinstance(fields.values.get("trainable_token_indices"), dict):
+        rows = fields.inside("trainable_token_indices")
+        for key, value in rows.values.items():
+            rows.sizes(key)
+            if value is None:
+                raise FormatError(
+                    f"trainable_token_indices: {key!r:.80} has no rows", path=fields.path
+                )
+    else:
+        fields.sizes("trainable_token_indices")
+
+
+@contextmanager
+def _name_file(path: str | PathLike[str]) -> Iterator[None]:
+    """Say in a FormatError of the block that it is about ``path``."""
+    try:
+        yield
+    except FormatError as error:
+        error.path = fspath(path)
+        raise
+
+
+def refuse_other_methods(config: Mapping[str, Any], path: Path | None) -> None:
+    """UsageError for settings of updates that are no plain products of two factors."""
+    method = config.get("peft_type") or "LORA"
+    if method != "LORA":
+        raise UsageError(f"{path}: adapters of {method}, expected LORA")
+    used = [name for name in _OTHER_MATHS if config.get(name)]
+    if used:
+        raise UsageError(
+            f"{path}: LoRA with {', '.join(used)}, which is not supported",
+            hint="Let peft merge it: merge_and_unload.",
+        )
+
+
+def require_promised(config: Mapping[str, Any], modules: Mapping[str, Mapping[str, bool]]) -> None:
+    """MappingError where adapters lack what their settings promise, or have what these deny.
+
+    ``modules``: of each by its name, whether it has what a setting stands for (``use_dora``,
+    ``lora_bias``); it has not where nothing is said. A setting that is not there promises nothing.
+    """
+    for key, part in _PROMISED.items():
+        if config.get(key) is None:
+            continue
+        said = bool(config[key])
+        odd = [name for name, found in modules.items() if found.get(key, False) != said]
+        if odd:
+            raise MappingError(
+                f"adapter_config.json says {key}: {str(said).lower()}, and {len(odd)} of"
+                f" {count_noun(len(modules), 'adapter')} {'lack' if said else 'have'} a {part}",
+                odd,
+                hint="The settings are of another run, or the tensors were not saved whole: put the"
+                f" right adapter_config.json beside them; set {key} to {str(not said).lower()} in"
+                " it only if they were trained so.",
+            )
