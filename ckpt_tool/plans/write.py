@@ -150,9 +150,9 @@ def _make_result(
 
 
 def _warn_of_spoilt(written: Iterable[WrittenFile]) -> Iterator[str]:
-    """What has values that its sources did not have: a wrong alpha or scale, or broken training."""
+    """What has values that its sources did not have: a narrow dtype, a wrong alpha or scale."""
     names = [name for file in written for name in file.spoilt]
     if names:
         have = f"{count_noun(len(names), 'tensor')} {'has' if len(names) == 1 else 'have'}"
-        made = "values that are not finite, computed from finite ones of adapters or fp8 scales"
+        made = "values that are not finite, made of finite ones by a cast, adapters or fp8 scales"
         yield f"{have} {made}: {', '.join(names)}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_tool.common.errors import FormatError
@@ -120,7 +120,7 @@ class BlockReader:
         return found
 
     def spoil(self) -> None:
-        """Told that finite elements of operands have made one that is not finite."""
+        """Told that finite elements, of operands or before a cast, have made one that is not."""
         self._is_spoilt = True
 
     def take_spoilt(self) -> bool:
@@ -139,9 +139,11 @@ class BlockReader:
         raw = self._cast_raw((stop - start) * source.itemsize)
         self._gather(pieces, raw, source.itemsize)
         names = tensor.origin.name, target.name
-        known = self.errors.largest(*names)
+        known = self.errors.largest_finite(*names)
         error = self.keep(Caster).cast_bytes(raw, source, out, target, known)
         self.errors.learn(*names, error)
+        if error == inf:
+            self.spoil()
 
     def _fill_rounded(self, piece: Piece, out: memoryview, dtype: DType) -> bool:
         """Whether a piece is computed and could be put into ``out`` rounded to ``dtype``.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,10 +185,16 @@ class ProductFiller(Filler):
                 exact = (factors[:, None] * _VALUES).reshape(-1)
             bits = np.empty(exact.shape, band.dtype.carrier)
             worst = self._caster.cast(exact.view(np.uint32), FLOAT32, bits, band.dtype, 0.0)
-            overflown = np.isinf(exact) & np.isfinite(factors).repeat(_CODES)
+            rounded = exact if worst < inf else self._widened(bits, band.dtype)
+            overflown = np.isinf(rounded) & np.isfinite(factors).repeat(_CODES)
             some = overflown if overflown.any() else None
             self._table = _Table(band, first, exact, bits, worst, some)
         return self._table
+
+    def _widened(self, bits: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
+        wide = np.empty(bits.shape, np.uint32)
+        self._caster.cast(bits, dtype, wide, FLOAT32, 0.0)
+        return wide.view(np.float32)
 
 
 def _cuts(start: int, stop: int, block: int, most: int) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from math import inf
 
 #: Names of two dtypes and the largest absolute rounding error of a finite element.
 CastError = tuple[str, str, float]
@@ -13,23 +14,31 @@ class CastErrors:
     """The largest absolute rounding errors known, by dtype; threads may share one.
 
     An error is infinite where a finite element became infinite. What is known spares work: a cast
-    need not measure errors that cannot be larger.
+    need not measure errors that cannot be larger; but each is to find such an element.
     """
 
     def __init__(self) -> None:
         self._largest: dict[tuple[str, str], float] = {}
+        self._finite: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
 
     def largest(self, source: str, target: str) -> float:
         """The largest error of casts from ``source`` to ``target``, 0.0 where none is known."""
         return self._largest.get((source, target), 0.0)
 
+    def largest_finite(self, source: str, target: str) -> float:
+        """The same of those that are finite."""
+        return self._finite.get((source, target), 0.0)
+
     def learn(self, source: str, target: str, error: float) -> None:
         """Raise the largest error of casts from ``source`` to ``target`` to ``error``."""
-        if error > self._largest.get((source, target), -1.0):
+        pair = source, target
+        if error > self._largest.get(pair, -1.0):
             with self._lock:
-                known = self._largest.get((source, target), 0.0)
-                self._largest[source, target] = max(error, known)
+                self._largest[pair] = max(error, self._largest.get(pair, 0.0))
+        if self._finite.get(pair, 0.0) < error < inf:
+            with self._lock:
+                self._finite[pair] = max(error, self._finite.get(pair, 0.0))
 
     def learn_all(self, errors: Iterable[CastError]) -> None:
         """:meth:`learn` each of ``errors``."""

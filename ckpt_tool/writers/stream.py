@@ -41,7 +41,7 @@ class WrittenFile:
 
     ``cast_errors``: the largest absolute rounding error known when it was finished, as
     (source dtype, target dtype, error). ``spoilt``: names of tensors that have elements that are
-    not finite, computed from finite ones.
+    not finite, computed from finite ones or cast from them.
     """
 
     name: str

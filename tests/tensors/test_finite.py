@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
-from ckpt_tool.tensors.dtypes import BFLOAT16
+from ckpt_tool.tensors.casts import STEP
+from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ckpt_tool.tensors.fp8 import scale_weight
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.lowrank import Magnitude, update_matrix, update_vector
@@ -103,6 +104,63 @@ def test_scales(tmp_path, scale, expected):
         BFLOAT16,
     )
     assert notices(swapped) == expected
+
+
+#: The least float32 numbers that are infinite in narrower dtypes, and the greatest that are not.
+LEAST = {BFLOAT16: 2.0**128 - 2.0**119, FLOAT16: 65520.0}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@pytest.mark.parametrize(("number", "sign"), [(1, -1), (STEP + 5, 1)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", LEAST)
+def test_a_cast(tmp_path, target, dtype, number, sign):
+    values = torch.linspace(1, 60000, number + 3, dtype=DTYPES[dtype])
+    for name, value, expected in (
+        ("least", LEAST[target], True),
+        ("greatest", LEAST[target] * (1 - 2**-24), False),
+        ("infinite", INF, False),
+        ("none", NAN, False),
+    ):
+        values[number] = sign * value
+        assert notices(backed(tmp_path / name, values).to(target)) == expected, name
+
+
+def test_a_cast_to_float32(tmp_path):
+    assert notices(
+        backed(tmp_path / "a", torch.tensor([1.0, -1e39], dtype=torch.float64)).to(FLOAT32)
+    )
+    assert not notices(
+        backed(tmp_path / "b", torch.tensor([1.0, -3e38], dtype=torch.float64)).to(FLOAT32)
+    )
+
+
+def test_each_tensor_of_a_cast_is_noticed_after_another_and_no_sound_one(tmp_path):
+    found = []
+    with FileTable() as files:
+        reader = BlockReader(files)
+        for number, value in enumerate([3.0, 3.4e38, 5.0, -3.4e38, 7.0]):
+            lazy = backed(tmp_path / str(number), torch.tensor([1.5, value])).to(BFLOAT16)
+            reader.read(lazy, 0, 2, memoryview(bytearray(4)))
+            found.append(reader.take_spoilt())
+    assert found == [False, True, False, True, False]
+    assert reader.errors.listed() == (("float32", "bfloat16", INF),)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(7.59e35, True), (7.5e35, False)])
+def test_a_scale_that_only_rounding_makes_too_large(tmp_path, scale, expected):
+    weight = torch.tensor([[1.0, 448.0]]).to(torch.float8_e4m3fn)
+    lazy = backed(tmp_path / "weight", weight), backed(tmp_path / "scales", torch.tensor([[scale]]))
+    assert notices(scale_weight(*lazy, (1, 2), BFLOAT16)) == expected
+    assert notices(scale_weight(*lazy, (1, 2), FLOAT16))
+    assert not notices(scale_weight(*lazy, (1, 2), FLOAT32))
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1e4, False), (1e5, True)])
+def test_an_update_that_only_rounding_makes_too_large(tmp_path, scale, expected):
+    tensor = fused(tmp_path, BASE, LEFT, [[0.25, 0.5, 1.0]], scale)
+    assert notices(tensor.to(FLOAT16)) == expected
+    assert not notices(tensor)
 
 
 def test_an_infinite_scale_beside_one_that_could_have_overflown(tmp_path):

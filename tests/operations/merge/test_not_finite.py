@@ -1,6 +1,7 @@
 """Values that are not finite and that no source had: the tensors are named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_what_a_fused_adapter_makes(tmp_path, factor, base, new):
     assert torch.isfinite(found[WEIGHT.format(0)]).all()
     assert torch.isfinite(found[WEIGHT.format(1)]).all() == (factor == base == 1.0)
     expected = (
-        "1 tensor has values that are not finite, computed from finite ones of adapters or fp8"
+        "1 tensor has values that are not finite, made of finite ones by a cast, adapters or fp8"
         f" scales: {WEIGHT.format(1)}"
     )
     assert said(result.warnings) == ([expected] if new else [])
@@ -81,3 +82,36 @@ def test_a_run_that_goes_on_knows_it(tmp_path, monkeypatch):
         result = merge_fsdp(source, tmp_path / "out", options(resume=True))
         assert result.already_complete == complete
         assert len(said(result.warnings)) == 1
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("bfloat16", 3.4e38), ("float16", -65520.0)])
+def test_what_a_plain_cast_makes(tmp_path, dtype, value):
+    state = {f"model.layers.{n}.self_attn.q_proj.weight": values(8, 8) for n in range(4)}
+    for n, held in ((1, value), (2, float("inf")), (3, value)):
+        state[WEIGHT.format(n)][0, 0] = held
+    source = write_rank(tmp_path / "in", state, TINY)
+    asked = replace(options(), dtype=dtype)
+    for _ in range(2):  # the second is complete already
+        asked = replace(asked, write=replace(asked.write, resume=True))
+        result = merge_fsdp(source, tmp_path / "out", asked)
+        names = [WEIGHT.format(n) for n in (1, 3)]
+        assert f"some float32 values are too large for {dtype} and became infinite" in (
+            result.warnings
+        )
+        assert [line.split(": ")[1] for line in said(result.warnings)] == [", ".join(names)]
+        manifest = json.loads((tmp_path / "out" / "ckpt_manifest.json").read_text())
+        assert manifest["not_finite"] == names
+    unreal = [name for name, t in load_folder(tmp_path / "out").items() if not t.isfinite().all()]
+    assert sorted(unreal) == [WEIGHT.format(n) for n in (1, 2, 3)]
+
+
+def test_what_fusing_into_a_narrow_base_makes(tmp_path):
+    source = write_adapted(tmp_path / "in", 1.0)
+    (source / "lora_train_meta.json").write_text(json.dumps({"r": 4, "lora_alpha": 1e6}))
+    result = merge_fsdp(source, tmp_path / "out", replace(options(), dtype="float16"))
+    assert result.warnings
+    found = load_folder(tmp_path / "out")
+    unreal = sorted(name for name, tensor in found.items() if not tensor.isfinite().all())
+    assert unreal == [WEIGHT.format(0), WEIGHT.format(1)]
+    manifest = json.loads((tmp_path / "out" / "ckpt_manifest.json").read_text())
+    assert manifest["not_finite"] == unreal
