@@ -33,7 +33,7 @@ def test_no_number_of_threads_is_the_default(case: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(VerifyOptions(jobs=-1), "^jobs -1"), (VerifyOptions(explained=-1), "^explained -1")],
+    [(VerifyOptions(jobs=-1), "^`jobs=-1`"), (VerifyOptions(explained=-1), "^explained -1")],
 )
 def test_options_that_make_no_sense_are_refused(
     case: Path, options: VerifyOptions, message: str
