@@ -9,9 +9,11 @@ else did; each such input is left as a folder that ``--replay`` runs again, and 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -74,9 +76,11 @@ def _fuzz(options: argparse.Namespace, work: Path) -> int:
     def keep(finding: Finding) -> None:
         findings.keep(finding)
 
+    stopped: list[int] = []
+    for way in (signal.SIGINT, signal.SIGTERM):  # what was tried until then is shown all the same
+        signal.signal(way, lambda number, _: stopped.append(number))
     batches = list_batches(targets, options.inputs)
-    if options.inputs is None:
-        batches = _until(end, batches)
+    batches = _until(end if options.inputs is None else math.inf, stopped, batches)
     tally = run_batches(batches, Setting(options.seed, options.jobs, work), keep, tell)
     seconds = time.monotonic() - begun
     print(file=sys.stderr)
@@ -118,9 +122,9 @@ def list_batches(targets: Sequence[Target], inputs: int | None = None) -> Iterat
     return endless if inputs is None else islice(endless, inputs // size)
 
 
-def _until(end: float, batches: Iterator[Batch]) -> Iterator[Batch]:
+def _until(end: float, stopped: list[int], batches: Iterator[Batch]) -> Iterator[Batch]:
     for batch in batches:
-        if time.monotonic() > end:
+        if stopped or time.monotonic() > end:
             return
         yield batch
 
