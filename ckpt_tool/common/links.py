@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import CheckpointError, Problem
-from ckpt_tool.common.regular import is_there, say_irregular
+from ckpt_tool.common.regular import say_irregular
 
 #: What to do about a link out.
 OUTSIDE = (
@@ -32,23 +32,27 @@ def has_file(path: Path, named: Sequence[Path]) -> bool:
     CheckpointError where something else has its name, or a link of that name leads out of all
     folders in ``named``.
     """
-    if not is_there(path):
+    if not os.path.lexists(path):
         return False
-    problem = find_irregular(path)
-    if problem is not None:
+    problem = find_fault(path, named)
+    if problem is not None and problem.kind == "no-file":
         raise CheckpointError(f"{path}: {problem.message}", hint=NO_FILE)
-    require_inside([path], named)
+    refuse_outside([] if problem is None else [problem], named)
     return True
 
 
-def find_irregular(path: Path) -> Problem | None:
-    """What is wrong with ``path``, which is there, unless it is a regular file."""
+def find_fault(path: Path, named: Sequence[Path]) -> Problem | None:
+    """What is wrong with ``path``, which is there, unless it is a regular file that may be read.
+
+    The kind is "no-file", or "link" where it leads out of all folders in ``named``.
+    """
     found = say_irregular(path)
-    return Problem("no-file", str(path), f"{found}, expected a file") if found else None
+    if found:
+        return Problem("no-file", str(path), f"{found}, expected a file")
+    return _find_outside(path, named)
 
 
-def find_outside(path: Path, named: Sequence[Path]) -> Problem | None:
-    """What is wrong with ``path`` where it leads out of all folders in ``named``."""
+def _find_outside(path: Path, named: Sequence[Path]) -> Problem | None:
     if is_inside(path, named):
         return None
     said = f"leads to {os.path.realpath(path)}, which is not in it"
@@ -61,11 +65,11 @@ def require_inside(paths: Iterable[Path], named: Sequence[Path]) -> None:
     ``named``: as the user named them, links included. What is looked for beside one of them stays
     in the folder that this lies in.
     """
-    refuse_outside([found for path in paths if (found := find_outside(path, named))], named)
+    refuse_outside([found for path in paths if (found := _find_outside(path, named))], named)
 
 
 def refuse_outside(problems: Sequence[Problem], named: Sequence[Path]) -> None:
-    """CheckpointError of what :func:`find_outside` found, if it did anything."""
+    """CheckpointError of what :func:`find_fault` found, links out all of it, if it did."""
     if problems:
         of_it = (place for place in named if Path(problems[0].where).is_relative_to(place))
         lead = "file leads" if len(problems) == 1 else "files lead"
@@ -115,7 +119,7 @@ def list_below(folder: Path, named: Sequence[Path]) -> list[Path]:
     be no end.
     """
     if not folder.is_dir():
-        return [folder] if is_there(folder) and not folder.is_file() else []
+        return [folder] if os.path.lexists(folder) and not folder.is_file() else []
     require_inside([folder], named)
     found: list[Path] = []
     seen: set[str] = set()

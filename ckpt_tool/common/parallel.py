@@ -167,15 +167,21 @@ def form_team_alone(jobs: int, progress: Progress | None = None) -> Team:
 
 def is_parallel() -> bool:
     """Whether this process is one of several that can find each other (:func:`find_place`)."""
-    try:
-        return find_place() is not None
-    except UsageError:  # it says so by itself, as whoever is alone
-        return False
+    return _find_known_place() is not None
 
 
 def is_first() -> bool:
     """Whether this process is the one that speaks."""
-    return not is_parallel() or read_count("RANK") == 0
+    place = _find_known_place()
+    return place is None or place[0] == 0
+
+
+def _find_known_place() -> tuple[int, int] | None:
+    """What :func:`find_place` finds; where it refuses, each says so by itself, as if alone."""
+    try:
+        return find_place()
+    except UsageError:
+        return None
 
 
 def choose_jobs(wanted: int) -> int:

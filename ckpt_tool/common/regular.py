@@ -52,11 +52,6 @@ _KINDS = {
 }
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is anything of that name, be it a link that leads nowhere."""
-    return os.path.lexists(path)
-
-
 def say_irregular(path: Path) -> str:
     """What ``path``, which is there, is other than a regular file; empty where it is one."""
     try:

@@ -13,13 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from ckpt_tool.common.errors import CheckpointError, FormatError, Problem
 from ckpt_tool.common.lfs import PULL, REASON, starts_pointer
-from ckpt_tool.common.links import (
-    NO_FILE,
-    OUTSIDE,
-    find_irregular,
-    find_outside,
-    refuse_outside,
-)
+from ckpt_tool.common.links import NO_FILE, OUTSIDE, find_fault, refuse_outside
 from ckpt_tool.common.regular import read_end, read_regular
 from ckpt_tool.common.untrusted import parse_json, require_object
 
@@ -70,24 +64,28 @@ def refuse_faults(faults: Sequence[Problem], named: Sequence[Path]) -> None:
 
 
 def _find_fault(name: str, path: Path, named: Sequence[Path]) -> Problem | None:
-    fault = find_irregular(path) or find_outside(path, named)
+    fault = find_fault(path, named)
     if fault is not None:
         return fault
-    is_json = path.suffix == ".json"
     try:
-        is_short = is_json and path.stat().st_size <= _SHORT
-        content = read_regular(path, -1 if is_short else _HEAD)
-        end = read_end(path, _HEAD) if is_json and not is_short else b""
+        head = read_regular(path, _HEAD)
+        said = _judge(name, path, head)
     except OSError as error:
         return Problem("unreadable", str(path), f"cannot be read ({error.strerror})")
-    if starts_pointer(content):
+    if starts_pointer(head):
         return Problem("pointer", str(path), REASON)
-    said = _judge_json(name, content) if is_short and content else ""
-    if end:
-        said = _judge_ends(content, end)
-    if not content and not _may_be_empty(PurePosixPath(name).name):
-        said = "has no bytes"
     return Problem("damaged", str(path), said) if said else None
+
+
+def _judge(name: str, path: Path, head: bytes) -> str:
+    """What is wrong with a file that begins with ``head``; empty where nothing is."""
+    if not head:
+        return "" if _may_be_empty(PurePosixPath(name).name) else "has no bytes"
+    if path.suffix != ".json":
+        return ""
+    if path.stat().st_size > _SHORT:
+        return _judge_ends(head, read_end(path, _HEAD))
+    return _judge_json(name, read_regular(path, _SHORT))
 
 
 def _judge_json(name: str, content: bytes) -> str:

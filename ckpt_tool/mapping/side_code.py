@@ -5,12 +5,12 @@ A name stays in the folder of the settings; one that does not is none of a modul
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ckpt_tool.common.links import list_below
-from ckpt_tool.common.regular import is_there
 from ckpt_tool.common.untrusted import read_json, read_json_object
 from ckpt_tool.mapping.config import ModelConfig
 
@@ -46,7 +46,7 @@ def _is_below(name: str) -> bool:
 
 
 def _is_there(folder: Path, name: str) -> bool:
-    return _is_below(name) and is_there(folder / name)
+    return _is_below(name) and os.path.lexists(folder / name)
 
 
 def _list_below(folder: Path, name: str, named: Sequence[Path]) -> dict[str, Path]:

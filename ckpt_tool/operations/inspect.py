@@ -94,7 +94,7 @@ def scrub(checkpoint: Checkpoint, team: Team) -> tuple[Checkpoint, Scrub]:
     """
     records = list_records(checkpoint)
     read = ReadSums(records.sums)
-    size = prove(read, read.places(UNREAD), team)
+    size = prove(read, list(read.gaps(read.places(UNREAD))), team)
     found = [*records.problems, *describe_damage(checkpoint, read.damaged())]
     known = {(problem.where, problem.message) for problem in checkpoint.problems}
     more = [problem for problem in found if (problem.where, problem.message) not in known]

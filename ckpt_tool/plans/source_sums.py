@@ -44,7 +44,7 @@ def settle(plan: Plan, read: ReadSums | None, team: Team, *, every: bool) -> Crc
     gaps = list(read.gaps(places))
     size = sum(gap.size for gap in gaps)
     if gaps and (every or size <= plan.total_bytes * _FREE):
-        prove(read, places, team)
+        prove(read, gaps, team)
     _require_undamaged(plan.checkpoint, read)
     return _make_check(read, plan.checkpoint)
 
@@ -57,7 +57,7 @@ def prove_all(checkpoints: Iterable[Checkpoint], team: Team) -> CrcCheck:
     checks = []
     for checkpoint in checkpoints:
         read = ReadSums(checkpoint.sums)
-        prove(read, read.places(UNREAD), team)
+        prove(read, list(read.gaps(read.places(UNREAD))), team)
         _require_undamaged(checkpoint, read)
         checks.append(_make_check(read, checkpoint))
     return CrcCheck(

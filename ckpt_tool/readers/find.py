@@ -8,12 +8,12 @@ and ``critic/`` in the step that its tracker names. NeMo: ``weights/``, NeMo-RL 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.regular import is_there
 from ckpt_tool.common.wording import join_words
 
 _TRACKERS = ("latest_checkpointed_iteration.txt", "latest_ckpt_global_step.txt")
@@ -65,7 +65,7 @@ def locate_config(folder: Path, *, beside: bool = False) -> Path | None:
     if beside:
         places += [folder.parent / name for name in _CONFIGS]
         places += [folder.parent] if folder.name == _ACCELERATE else []
-    return next((place for place in places if is_there(place / "config.json")), None)
+    return next((place for place in places if os.path.lexists(place / "config.json")), None)
 
 
 def _tracked(path: Path) -> Iterator[Path]:

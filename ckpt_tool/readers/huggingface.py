@@ -17,7 +17,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.common.lfs import REASON, starts_pointer
-from ckpt_tool.common.regular import is_regular, is_there, open_regular
+from ckpt_tool.common.regular import is_regular, open_regular
 from ckpt_tool.common.untrusted import parse_json, read_json_object, require_object
 from ckpt_tool.common.wording import list_gaps
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
@@ -94,7 +94,7 @@ def open_huggingface(path: Path) -> Checkpoint:
         entries=entries,
         files=files,
         problems=tuple(problems),
-        side_files=folder if is_there(folder / "config.json") else None,
+        side_files=folder if os.path.lexists(folder / "config.json") else None,
         sums=sums,
     )
 

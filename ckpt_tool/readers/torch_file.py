@@ -6,9 +6,9 @@ tensor is said in ``placements``.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from ckpt_tool.common.regular import is_there
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor
 from ckpt_tool.readers.fsdp.ranks import RANK_FILE, Gathered, find_largest_mesh, read_rank
@@ -50,7 +50,7 @@ def open_torch_file(path: Path) -> Checkpoint:
 
 
 def _has_config(folder: Path) -> bool:
-    return is_there(folder / "config.json")
+    return os.path.lexists(folder / "config.json")
 
 
 def _local_entries(name: str, local: LocalTensor, rank: int | None) -> list[Entry]:

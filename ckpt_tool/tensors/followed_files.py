@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.blocks import FileTable
-from ckpt_tool.tensors.read_sums import Gap, Place, ReadSums
+from ckpt_tool.tensors.read_sums import Gap, ReadSums
 
 _STEP = 1 << 20  # bytes per read: they are in the second-level cache when they are summed up
 _SPAN = 64 << 20  # bytes per task
@@ -74,12 +74,11 @@ def _cut(gaps: Iterable[Gap]) -> Iterator[Gap]:
             yield Gap(path, start + at, min(_SPAN, size - at))
 
 
-def prove(read: ReadSums, places: Iterable[Place], team: Team) -> int:
-    """Read what is missing of these records, each process of the team its share; how many bytes.
+def prove(read: ReadSums, gaps: Sequence[Gap], team: Team) -> int:
+    """Read the gaps of records, each process of the team its share; how many bytes.
 
     OSError and FormatError where a file cannot be read.
     """
-    gaps = list(read.gaps(places))
     share = [gaps[index] for index in team.world.share([gap.size for gap in gaps])]
     team.progress.start("checksums", sum(gap.size for gap in share))
     team.world.each(lambda: read_gaps(share, read, team.jobs, team.progress.advance))

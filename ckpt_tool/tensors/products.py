@@ -59,8 +59,7 @@ class _Table:
 
     def largest_error(self, places: NDArray[np.intp], caster: Caster) -> float:
         """The largest rounding error of the results at ``places``; inf where one overflowed."""
-        rounded = np.empty(self.exact.shape, np.float32)
-        caster.cast(self.bits, self.band.dtype, rounded.view(np.uint32), FLOAT32, 0.0)
+        rounded = _widen(self.bits, self.band.dtype, caster)
         with np.errstate(invalid="ignore"):
             errors = np.abs(self.exact - rounded)
         errors[~np.isfinite(self.exact)] = 0.0
@@ -185,16 +184,18 @@ class ProductFiller(Filler):
                 exact = (factors[:, None] * _VALUES).reshape(-1)
             bits = np.empty(exact.shape, band.dtype.carrier)
             worst = self._caster.cast(exact.view(np.uint32), FLOAT32, bits, band.dtype, 0.0)
-            rounded = exact if worst < inf else self._widened(bits, band.dtype)
+            rounded = exact if worst < inf else _widen(bits, band.dtype, self._caster)
             overflown = np.isinf(rounded) & np.isfinite(factors).repeat(_CODES)
             some = overflown if overflown.any() else None
             self._table = _Table(band, first, exact, bits, worst, some)
         return self._table
 
-    def _widened(self, bits: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
-        wide = np.empty(bits.shape, np.uint32)
-        self._caster.cast(bits, dtype, wide, FLOAT32, 0.0)
-        return wide.view(np.float32)
+
+def _widen(bits: NDArray[Any], dtype: DType, caster: Caster) -> NDArray[np.float32]:
+    """Carrier elements of ``dtype`` in float32."""
+    wide = np.empty(bits.shape, np.float32)
+    caster.cast(bits, dtype, wide.view(np.uint32), FLOAT32, 0.0)
+    return wide
 
 
 def _cuts(start: int, stop: int, block: int, most: int) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,7 @@ repeats the world size.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
-from ckpt_tool.common.links import find_irregular, find_outside
-from ckpt_tool.common.regular import is_there
+from ckpt_tool.common.links import find_fault
 from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.common.wording import list_gaps
 from ckpt_tool.readers.base import TANGLED, Checkpoint, Entry, Mesh, ShardFile, collect
@@ -172,9 +172,9 @@ def _check_config(
     folder: Path, folders: Sequence[Path], world_size: int, gathered: Gathered
 ) -> None:
     path = folder / "fsdp_config.json"
-    if not is_there(path):
+    if not os.path.lexists(path):
         return
-    fault = find_irregular(path) or find_outside(path, folders)
+    fault = find_fault(path, folders)
     if fault is not None:
         gathered.report(fault.kind, path, f"{fault.message}; copy the file there, or remove it")
         return
