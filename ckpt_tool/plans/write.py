@@ -15,7 +15,7 @@ from ckpt_tool.common.wording import count_noun
 from ckpt_tool.plans.checks.judge import Judge, Verdict
 from ckpt_tool.plans.finding import find_output
 from ckpt_tool.plans.holding import Comparison
-from ckpt_tool.plans.options import WriteOptions, WriteResult
+from ckpt_tool.plans.options import Cast, WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.plans.provenance import keep_times
 from ckpt_tool.plans.reading_back import read_back
@@ -118,12 +118,7 @@ def _make_result(
     plan: Plan, out: Path, outcome: Outcome, started: float, *, has_manifest: bool
 ) -> WriteResult:
     casts = plan.measured_casts(outcome.written)
-    too_large = [
-        f"some {cast.source} values are too large for {cast.target} and became infinite"
-        for cast in casts
-        if cast.max_abs_error == float("inf")
-    ]
-    too_large += _warn_of_spoilt(outcome.written)
+    spoilt = _warn_of_spoilt(outcome.written, casts)
     rate = 0.0
     if outcome.seconds is not None:
         rate = plan.total_bytes / max(outcome.seconds, 1e-9)
@@ -137,7 +132,7 @@ def _make_result(
         seconds=time.monotonic() - started,
         bytes_per_second=rate,
         verified=None if outcome.different is None else not outcome.different,
-        warnings=[*plan.warnings, *outcome.verdict.warnings, *too_large, *outcome.warnings],
+        warnings=[*plan.warnings, *outcome.verdict.warnings, *spoilt, *outcome.warnings],
         dropped=plan.dropped,
         differences=outcome.different or [],
         load_check=outcome.verdict.check,
@@ -149,10 +144,16 @@ def _make_result(
     )
 
 
-def _warn_of_spoilt(written: Iterable[WrittenFile]) -> Iterator[str]:
+def _warn_of_spoilt(written: Iterable[WrittenFile], casts: Iterable[Cast]) -> Iterator[str]:
     """What has values that its sources did not have: a narrow dtype, a wrong alpha or scale."""
     names = [name for file in written for name in file.spoilt]
+    large = [
+        f"some {cast.source} values are too large for {cast.target}"
+        for cast in casts
+        if cast.max_abs_error == float("inf")
+    ]
     if names:
         have = f"{count_noun(len(names), 'tensor')} {'has' if len(names) == 1 else 'have'}"
         made = "values that are not finite, made of finite ones by a cast, adapters or fp8 scales"
-        yield f"{have} {made}: {', '.join(names)}"
+        cause = f" ({', '.join(large)})" if large else ""
+        yield f"{have} {made}{cause}: {', '.join(names)}"
