@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from ckpt_tool.operations.check_folder import check_folder as check_folder
     from ckpt_tool.operations.inspect import Inspection as Inspection
     from ckpt_tool.operations.inspect import inspect_checkpoint as inspect_checkpoint
+    from ckpt_tool.operations.merge import merge_checkpoint as merge_checkpoint
     from ckpt_tool.operations.merge import merge_dcp as merge_dcp
     from ckpt_tool.operations.merge import merge_fsdp as merge_fsdp
     from ckpt_tool.operations.merge import merge_megatron as merge_megatron
@@ -86,7 +87,7 @@ _HOMES = {
     "mapping.lora.options": "LoraOptions",
     "operations.check_folder": "FolderResult check_folder",
     "operations.inspect": "Inspection inspect_checkpoint",
-    "operations.merge": "merge_dcp merge_fsdp merge_megatron",
+    "operations.merge": "merge_checkpoint merge_dcp merge_fsdp merge_megatron",
     "operations.options": "MergeOptions NameOptions ToMcoreOptions VerifyOptions",
     "operations.to_mcore": "convert_to_mcore",
     "operations.upload": "Upload UploadResult check_upload upload_folder",

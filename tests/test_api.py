@@ -17,6 +17,7 @@ from ckpt_tool.common import errors
 WITH_EXAMPLES = (
     "LazyTensor",
     "convert_to_mcore",
+    "merge_checkpoint",
     "merge_dcp",
     "merge_fsdp",
     "merge_megatron",

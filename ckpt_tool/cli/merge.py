@@ -11,18 +11,21 @@ import typer
 from ckpt_tool.cli import results, ui, uploads
 from ckpt_tool.cli.every_merge import Request, add_merge_options
 from ckpt_tool.cli.options import Prefix, RenameParts, Select
+from ckpt_tool.cli.results_json import plan_json
+from ckpt_tool.cli.words import NO_WORD, PathsCommand, WordGroup, WordlessCommand
 from ckpt_tool.common.parallel import is_first
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ckpt_tool.operations.merge import Job
-    from ckpt_tool.operations.options import MergeOptions
+    from ckpt_tool.operations.options import MergeOptions, NameOptions
     from ckpt_tool.operations.upload import Target, Upload
     from ckpt_tool.plans.huggingface import HubPlan
     from ckpt_tool.plans.options import WriteOptions, WriteResult
 
 app = typer.Typer(
+    cls=WordGroup,
     help="Merge a sharded checkpoint into a Hugging Face model folder.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -31,60 +34,68 @@ app = typer.Typer(
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to write.")]
 
 
-@app.command("fsdp")
+Ckpt = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CKPT", help="A checkpoint, or the run's folder above it; several: one per node."
+    ),
+]
+CheckReplicas = Annotated[
+    bool, typer.Option("--check-replicas", help="Read HSDP replicas too: they must be equal.")
+]
+
+
+@app.command(NO_WORD, cls=WordlessCommand, hidden=True)
 @add_merge_options
-def fsdp(
-    ckpt: Annotated[
-        list[Path],
-        typer.Argument(metavar="CKPT", help="Folder of the rank files; several: one per node."),
-    ],
+def any_format(
+    ckpt: Ckpt,
     out: Out,
     request: Request,
-    check_replicas: Annotated[
-        bool, typer.Option("--check-replicas", help="Read HSDP replicas too: they must be equal.")
-    ] = False,
+    prefix: Prefix = "",
+    select: Select = None,
+    rename: RenameParts = None,
+    check_replicas: CheckReplicas = False,
 ) -> None:
+    """Merge a sharded checkpoint into a Hugging Face model folder.
+
+    The format is recognised, and said. A word before CKPT insists on one: COMMAND below, which has
+    a help of its own; write ./fsdp where a folder is called so.
+
+    OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
+    where the checkpoint or the request is not sound.
+    """
+    names = _name_options(prefix, select, rename)
+    options = request.options(names=names, check_replicas=check_replicas)
+    _run("", ckpt, out, options, request)
+
+
+@app.command("fsdp", cls=PathsCommand)
+@add_merge_options
+def fsdp(ckpt: Ckpt, out: Out, request: Request, check_replicas: CheckReplicas = False) -> None:
     """Merge FSDP rank files (verl, VeOmni: FSDP1, FSDP2, HSDP, FSDP+TP).
 
     OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
     where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.operations.merge import Job
-
-    _run(Job(ckpt, out, "fsdp"), request.options(check_replicas=check_replicas), request)
+    _run("fsdp", ckpt, out, request.options(check_replicas=check_replicas), request)
 
 
-@app.command("megatron")
+@app.command("megatron", cls=PathsCommand)
 @add_merge_options
-def megatron(
-    ckpt: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CKPT",
-            help="Folder of a torch_dist checkpoint or of mp_rank_* folders, or one above it:"
-            " verl's actor, Megatron-LM's --save.",
-        ),
-    ],
-    out: Out,
-    request: Request,
-) -> None:
+def megatron(ckpt: Ckpt, out: Out, request: Request) -> None:
     """Merge a checkpoint of Megatron (verl, Megatron-LM, slime, NeMo): torch_dist or rank files.
 
     Of any tensor, pipeline and expert parallel sizes; the padding of the vocabulary is cut off,
     and optimizer state beside the model left out. OUT appears complete or not at all. Exits with 1
     where --verify finds a difference, with 2 where the checkpoint or the request is not sound.
     """
-    from ckpt_tool.operations.merge import Job
-
-    _run(Job(ckpt, out, "megatron"), request.options(), request)
+    _run("megatron", ckpt, out, request.options(), request)
 
 
-@app.command("dcp")
+@app.command("dcp", cls=PathsCommand)
 @add_merge_options
 def dcp(
-    ckpt: Annotated[
-        Path, typer.Argument(metavar="CKPT", help="Folder with .metadata and *.distcp files.")
-    ],
+    ckpt: Ckpt,
     out: Out,
     request: Request,
     prefix: Prefix = "",
@@ -97,15 +108,21 @@ def dcp(
     appears complete or not at all. Exits with 1 where --verify finds a difference, with 2 where
     the checkpoint or the request is not sound.
     """
-    from ckpt_tool.operations.merge import Job
+    names = _name_options(prefix, select, rename)
+    _run("dcp", ckpt, out, request.options(names=names), request)
+
+
+def _name_options(prefix: str, select: list[str] | None, rename: list[str] | None) -> NameOptions:
     from ckpt_tool.operations.options import NameOptions
 
-    names = NameOptions(prefix, tuple(select or ()), tuple(rename or ()))
-    _run(Job(ckpt, out, "dcp"), request.options(names=names), request)
+    return NameOptions(prefix, tuple(select or ()), tuple(rename or ()))
 
 
-def _run(job: Job, options: MergeOptions, request: Request) -> None:
-    upload = request.upload()
+def _run(word: str, ckpt: list[Path], out: Path, options: MergeOptions, request: Request) -> None:
+    """Merge what ``word`` is for; empty: whatever it is."""
+    from ckpt_tool.operations.merge import Job
+
+    job, upload = Job(ckpt, out, word), request.upload()
     if request.dry_run:
         _dry_run(job, options, upload, as_json=request.as_json)
     else:
@@ -122,7 +139,7 @@ def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json:
     with ui.guard_output():
         if as_json:
             sent = {"upload": uploads.make_target_json(found.target)}
-            planned = results.plan_json(
+            planned = plan_json(
                 found.plan, Path(job.out), found.verdict, manifest=options.write.manifest
             )
             ui.print_json(planned | sent)

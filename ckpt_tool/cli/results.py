@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
-from ckpt_tool.cli.crc import list_crc_lines, make_crc_json
+from ckpt_tool.cli.crc import list_crc_lines
 from ckpt_tool.cli.flags import spell_flags, spell_reasons
+from ckpt_tool.cli.results_json import result_json, split_verdict
 from ckpt_tool.common.wording import count_noun, format_bytes, join_words
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ckpt_tool.plans.plan import Plan
 
 
-_MANIFEST = "ckpt_manifest.json"
-
 #: A layer of the model, or the first two parts of a name.
 _WITHIN = re.compile(r"^((?:.*?\blayers\.\d+)|(?:[^.]+(?:\.[^.]+)?))\..*$")
 
@@ -33,7 +31,7 @@ _WITHIN = re.compile(r"^((?:.*?\blayers\.\d+)|(?:[^.]+(?:\.[^.]+)?))\..*$")
 def report(result: WriteResult, *, as_json: bool, **more: Any) -> None:
     """The result, as JSON (with ``more`` keys) or for people."""
     if as_json:
-        ui.print_json(make_result_json(result) | more)
+        ui.print_json(result_json(result) | more)
     else:
         show_result(result)
 
@@ -52,6 +50,7 @@ def show_result(result: WriteResult) -> None:
             console.print(f"  {name}", soft_wrap=True)
         return
     console.print(_first_line(result), soft_wrap=True)
+    console.print(_source_line(result.format, result.step, result.source), soft_wrap=True)
     _show_lora(console, result.lora)
     _show_filled(console, result.filled)
     for cast in result.casts:
@@ -76,11 +75,6 @@ def say_state(result: WriteResult) -> str:
 def _show_load(console: Console, check: LoadCheck | None) -> None:
     if check is not None:
         console.print(f"  load     {load_text(check)}", soft_wrap=True)
-
-
-def _split_verdict(verdict: Verdict | None) -> tuple[LoadCheck | None, tuple[str, ...]]:
-    """What opened, and warnings; nothing where nobody was asked."""
-    return (None, ()) if verdict is None else (verdict.check, verdict.warnings)
 
 
 def load_text(check: LoadCheck) -> str:
@@ -110,6 +104,14 @@ def _first_line(result: WriteResult) -> str:
     return f"Wrote {held} to {result.output} ({result.seconds:.1f} s, {speed})"
 
 
+def _source_line(name: str, step: int | None, path: Path) -> str:
+    """What the source was taken for, and which of a run's it is."""
+    from ckpt_tool.readers import find_format
+
+    of_step = "" if step is None else f" of step {step}"
+    return f"  from     {find_format(name).title}{of_step}: {path}"
+
+
 def show_plan(
     plan: Plan,
     out: Path,
@@ -121,9 +123,13 @@ def show_plan(
 
     ``verdict``: whether the result would load.
     """
+    from ckpt_tool.plans.provenance import find_step
+
     console = ui.make_console()
     console.print(f"Would write to {out}", soft_wrap=True)
     console.print(table)
+    found = plan.checkpoint
+    console.print(_source_line(found.format, find_step(found), found.path), soft_wrap=True)
     for note in notes:
         console.print(f"  {note}", soft_wrap=True)
     _show_lora(console, plan.lora)
@@ -131,39 +137,10 @@ def show_plan(
     for (source, target), count in plan.casts.items():
         console.print(f"  cast     {count_noun(count, 'tensor')} from {source} to {target}")
     _show_dropped(console, plan.dropped)
-    load_check, warnings = _split_verdict(verdict)
+    load_check, warnings = split_verdict(verdict)
     _show_load(console, load_check)
     for warning in (*plan.warnings, *warnings):
         ui.warn(warning)
-
-
-def plan_json(
-    plan: Plan, out: Path, verdict: Verdict | None = None, *, manifest: bool
-) -> dict[str, Any]:
-    """A plan as JSON: the keys of the result, without what only writing tells."""
-    load_check, warnings = _split_verdict(verdict)
-    return {
-        "format": plan.checkpoint.format,
-        "output": str(out),
-        "dry_run": True,
-        "num_tensors": plan.num_tensors,
-        "total_bytes": plan.total_bytes,
-        "files": [{"path": file.name, "bytes": file.size} for file in plan.files],
-        "casts": [
-            {"from": source.name, "to": target.name, "num_tensors": count, "max_abs_error": None}
-            for (source, target), count in plan.casts.items()
-        ],
-        "dropped": spell_reasons(plan.dropped),
-        "seconds": None,
-        "bytes_per_second": None,
-        "verified": None,
-        "crc": None,
-        "load_check": None if load_check is None else asdict(load_check),
-        "warnings": list(map(spell_flags, [*plan.warnings, *warnings])),
-        "lora": _lora_json(plan.lora),
-        "filled": plan.filled,
-        "manifest": _MANIFEST if manifest else None,
-    }
 
 
 def _show_lora(console: Console, lora: LoraNote | None) -> None:
@@ -185,10 +162,6 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
         console.print(f"           adapter for peft in {lora.adapter}", soft_wrap=True)
 
 
-def _lora_json(lora: LoraNote | None) -> dict[str, Any] | None:
-    return None if lora is None else asdict(lora) | {"source": spell_flags(lora.source)}
-
-
 def _show_filled(console: Console, filled: list[str]) -> None:
     """What was taken from another model, counted by layer or first parts of names."""
     counts = Counter(_WITHIN.sub(r"\1.*", name) for name in filled)
@@ -207,31 +180,3 @@ def _cast_line(cast: Cast) -> str:
         f"  cast     {count_noun(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
     )
     return f"{text}, largest absolute error {cast.max_abs_error:.3g}"
-
-
-def make_result_json(result: WriteResult) -> dict[str, Any]:
-    """The result as JSON."""
-    from ckpt_tool.plans.manifest import cast_json
-
-    return {
-        "format": result.format,
-        "output": str(result.output),
-        "num_tensors": result.num_tensors,
-        "total_bytes": result.total_bytes,
-        "files": [
-            {"path": file.name, "bytes": file.size, "digest": file.digest} for file in result.files
-        ],
-        "casts": [cast_json(cast) for cast in result.casts],
-        "dropped": spell_reasons(result.dropped),
-        "seconds": result.seconds,
-        "bytes_per_second": result.bytes_per_second,
-        "already_complete": result.already_complete,
-        "crc": make_crc_json(result.crc),
-        "verified": result.verified,
-        "differences": result.differences,
-        "load_check": asdict(result.load_check) if result.load_check is not None else None,
-        "warnings": list(map(spell_flags, result.warnings)),
-        "lora": _lora_json(result.lora),
-        "filled": result.filled,
-        "manifest": _MANIFEST if result.manifest else None,
-    }

@@ -23,6 +23,7 @@ from ckpt_tool.cli.options import (
     Resume,
     Verify,
 )
+from ckpt_tool.cli.results_json import plan_json
 from ckpt_tool.cli.tables import format_shape
 from ckpt_tool.common.parallel import is_first
 from ckpt_tool.common.progress import NoProgress
@@ -191,4 +192,4 @@ def _plan_json(plan: McorePlan, out: Path, *, manifest: bool) -> dict[str, Any]:
         for name, tensor in plan.folder.tensors.items()
     ]
     more = {"layout": plan.layout, "layers": plan.rules.layout, "tensors": tensors}
-    return results.plan_json(plan, out, manifest=manifest) | more
+    return plan_json(plan, out, manifest=manifest) | more

@@ -12,10 +12,13 @@ from ckpt_tool.readers.base import Checkpoint
 
 
 def require_kind(checkpoint: Checkpoint, wanted: str, paths: Sequence[Path]) -> None:
-    """UsageError where another word merges this checkpoint, or none does."""
+    """UsageError where another word merges this checkpoint, or none does.
+
+    ``wanted``: the word; empty: any.
+    """
     row = find_format(checkpoint.format)
     kind = "megatron" if holds_megatron(checkpoint) else row.merge_command
-    if kind == wanted:
+    if kind and kind == (wanted or kind):
         return
     found = f"a checkpoint of format {checkpoint.format}"
     if row.names == "nested":

@@ -30,11 +30,38 @@ from ckpt_tool.plans.write import judge_plan, write
 
 @dataclass(frozen=True)
 class Job:
-    """What to merge, and where to: ``kind`` is the word of the command that ``paths`` are for."""
+    """What to merge, and where to.
+
+    ``kind``: the word of the command that ``paths`` are for; empty: what they are is recognised.
+    """
 
     paths: Folders
     out: str | Path
-    kind: str
+    kind: str = ""
+
+
+def merge_checkpoint(
+    folders: Folders,
+    out: str | Path,
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
+) -> WriteResult:
+    """Merge the checkpoint in ``folders``, whose format is recognised, as :func:`merge_fsdp` does.
+
+    ``format`` of the result says what it was taken for. UsageError also for what is no sharded
+    checkpoint, like a model that is one already.
+
+    >>> import tempfile, torch
+    >>> from ckpt_tool import MergeOptions, merge_checkpoint
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     step = Path(folder, "global_step_7")
+    ...     step.mkdir()
+    ...     torch.save({"norm.weight": torch.ones(6)}, step / "model_world_size_1_rank_0.pt")
+    ...     result = merge_checkpoint(step, f"{folder}/out", MergeOptions(keep_names=True))
+    ...     print(result.format, result.step)
+    fsdp 7
+    """
+    return merge(Job(folders, out), options, progress)
 
 
 def merge_fsdp(

@@ -99,9 +99,10 @@ class CrcCheck:
 class WriteResult:
     """What was written.
 
-    ``format``: of the source (``fsdp``, ``torch_dist``, ...). ``output``: the folder, links
-    followed. ``num_tensors``, ``total_bytes``, ``files``: the tensors written, and the files that
-    hold them, headers included; small files are not counted.
+    ``format``: of the source (``fsdp``, ``torch_dist``, ...), which was found at ``source``, at or
+    below what was named; ``step``: of training, None where nothing says it. ``output``: the folder,
+    links followed. ``num_tensors``, ``total_bytes``, ``files``: the tensors written, and the files
+    that hold them, headers included; small files are not counted.
     ``casts``: by pair of dtypes. ``dropped``: names left out on purpose, each with the reason.
     ``seconds``: all of the work, checks included. ``bytes_per_second``: of ``total_bytes`` while
     they were written; 0.0 where they were there before.
@@ -116,6 +117,8 @@ class WriteResult:
     """
 
     format: str
+    source: Path
+    step: int | None
     output: Path
     num_tensors: int
     total_bytes: int

@@ -34,10 +34,9 @@ def describe_source(checkpoint: Checkpoint) -> dict[str, object]:
     Files are called by their place in the checkpoint's folder; those that lie elsewhere, as of
     other nodes or of a base model, by their names alone.
     """
-    run, step = find_run(checkpoint.path)
     return {
-        "run": run,
-        "step": checkpoint.step if checkpoint.step is not None else step,
+        "run": find_run(checkpoint.path)[0],
+        "step": find_step(checkpoint),
         "format": checkpoint.format,
         "world_size": checkpoint.world_size,
         "files": [
@@ -45,6 +44,11 @@ def describe_source(checkpoint: Checkpoint) -> dict[str, object]:
             for file in checkpoint.files
         ],
     }
+
+
+def find_step(checkpoint: Checkpoint) -> int | None:
+    """Of training: as its files say, else as a folder's name does; None where neither does."""
+    return checkpoint.step if checkpoint.step is not None else find_run(checkpoint.path)[1]
 
 
 def find_run(path: Path) -> tuple[str | None, int | None]:

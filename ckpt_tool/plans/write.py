@@ -17,7 +17,7 @@ from ckpt_tool.plans.finding import find_output
 from ckpt_tool.plans.holding import Comparison
 from ckpt_tool.plans.options import Cast, WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
-from ckpt_tool.plans.provenance import keep_times
+from ckpt_tool.plans.provenance import find_step, keep_times
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.plans.source_sums import follow, settle
 from ckpt_tool.plans.stage import Outcome, hear, stage
@@ -124,6 +124,8 @@ def _make_result(
         rate = plan.total_bytes / max(outcome.seconds, 1e-9)
     return WriteResult(
         format=plan.checkpoint.format,
+        source=plan.checkpoint.path,
+        step=find_step(plan.checkpoint),
         output=out,
         num_tensors=plan.num_tensors,
         total_bytes=plan.total_bytes,

@@ -93,8 +93,9 @@ def find_format(name: str) -> Format:
 
 
 def list_titles(merge_command: str) -> list[str]:
-    """What ``ckpt merge`` with this word takes, as people call it."""
-    return [row.title for row in FORMATS if row.merge_command == merge_command]
+    """What ``ckpt merge`` with this word takes, as people call it; without: all that it takes."""
+    taken = [row for row in FORMATS if row.merge_command]
+    return [row.title for row in taken if row.merge_command == (merge_command or row.merge_command)]
 
 
 def open_checkpoint(path: str | Path, wanted: Wanted | None = None) -> Checkpoint:

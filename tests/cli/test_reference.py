@@ -23,6 +23,7 @@ SECTIONS = {
     "inspect": ["`ckpt inspect`"],
     "verify": ["`ckpt verify`"],
     "to-mcore": ["`ckpt to-mcore`"],
+    "merge *": ["Every `ckpt merge`", "`ckpt merge CKPT OUT`"],
     "merge fsdp": ["Every `ckpt merge`", "`ckpt merge fsdp`"],
     "merge megatron": ["Every `ckpt merge`", "`ckpt merge megatron`"],
     "merge dcp": ["Every `ckpt merge`", "`ckpt merge dcp`"],
