@@ -11,6 +11,7 @@ import typer
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.crc import CheckAllCrc, list_scrub_lines, make_crc_json
 from ckpt_tool.cli.options import AsJson, Jobs
+from ckpt_tool.cli.runs import make_run_json, show_run
 from ckpt_tool.common.parallel import form_team_alone
 from ckpt_tool.common.wording import format_bytes, format_count
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ckpt_tool.operations.inspect import Inspection
+    from ckpt_tool.operations.runs import Run
     from ckpt_tool.readers.base import Checkpoint, Entry
 
 _SHOWN = 20
@@ -50,13 +52,20 @@ def inspect(
 ) -> None:
     """Show what a checkpoint is: format, mesh, tensors, problems. Reads metadata only.
 
+    Of a run's folder with several checkpoints: each of them, and the command that merges it.
+
     With --check-crc it reads all of it once, and lists what is not as it was written.
 
     Exits with 2 where the checkpoint has problems.
     """
     from ckpt_tool.cli import tables
     from ckpt_tool.operations import inspect as operation
+    from ckpt_tool.operations.runs import find_run_of_several
 
+    run = find_run_of_several(paths[0]) if len(paths) == 1 else None
+    if run is not None:
+        _show_several(run, as_json=as_json)
+        return
     with ui.show_progress(quiet=as_json) as progress:
         team = form_team_alone(jobs, progress) if check_crc else None
         found = operation.inspect_checkpoint(paths, patterns or [], team)
@@ -74,6 +83,14 @@ def inspect(
             _show_problems(out, found, everything=problems or everything)
     if not found.ok:
         raise typer.Exit(ui.EXIT_FAILED)
+
+
+def _show_several(run: Run, *, as_json: bool) -> None:
+    with ui.guard_output():
+        if as_json:
+            ui.print_json(make_run_json(run))
+        else:
+            show_run(ui.make_console(), run)
 
 
 #: What is said of a file; by what else it is known again is nothing for others.

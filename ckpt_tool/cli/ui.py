@@ -16,7 +16,9 @@ import typer
 
 from ckpt_tool.cli.flags import spell_flags, spell_hint
 from ckpt_tool.cli.interrupts import EXIT_INTERRUPTED, raise_interrupts
+from ckpt_tool.cli.retyping import retype
 from ckpt_tool.common.errors import (
+    AmbiguousError,
     CheckpointError,
     CkptError,
     MappingError,
@@ -143,6 +145,8 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
         details = [f"[{problem.kind}] {problem}" for problem in error.problems]
     elif isinstance(error, MappingError):
         details = list(error.names)
+    elif isinstance(error, AmbiguousError):
+        details = [retype(choice, sys.argv) for choice in error.choices]
     for line in details if verbose else details[:_LISTED]:
         _print(f"  - {_make_line(line)}")
     if len(details) > _LISTED and not verbose:

@@ -4,6 +4,7 @@
 
     CkptError                 anything the tool refuses; the CLI shows it and exits with 2
     ├── UsageError            the request itself makes no sense (flags, paths)
+    │   └── AmbiguousError       a folder holds several checkpoints, and one has to be named
     ├── FormatError           a file is not what its format says (truncated, corrupt, unknown)
     │   └── UnsafeContentError   a pickle names something that is not tensor metadata
     ├── CheckpointError       files are readable, but the checkpoint is incomplete or contradictory
@@ -62,6 +63,14 @@ class CkptError(Exception):
 
 class UsageError(CkptError):
     """The request cannot be carried out as given, whatever the files hold."""
+
+
+class AmbiguousError(UsageError):
+    """Several checkpoints are at or below what was named; ``choices``: a path for each."""
+
+    def __init__(self, message: str, choices: Sequence[PathLike[str]], *, hint: str = "") -> None:
+        super().__init__(message, hint=hint or "Name the one you mean.")
+        self.choices = tuple(map(fspath, choices))
 
 
 class FormatError(CkptError):

@@ -19,8 +19,11 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.untrusted import parse_json
 from ckpt_tool.readers.base import Checkpoint, ShardFile
 
-#: The folder of a step: verl and SkyRL, DeepSpeed, Megatron-LM, the Trainer, torchtitan.
-_STEP = re.compile(r"(?:global_step|iter|checkpoint|step)[_-]?([0-9]{1,18})")
+#: The folder of a step: verl and SkyRL, DeepSpeed, Megatron-LM, the Trainer, torchtitan; NeMo
+#: Automodel and Lightning with the epoch before it.
+_STEP = re.compile(
+    r"(?:epoch[_=]?[0-9]+[_-])?(?:global_step|iter|checkpoint|step)[_=-]?([0-9]{1,18})(?:\.ckpt)?"
+)
 #: Names of folders that say nothing of a run by themselves.
 _GENERAL = frozenset("checkpoint checkpoints ckpt ckpts weights".split())
 

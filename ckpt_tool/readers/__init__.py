@@ -22,6 +22,7 @@ from ckpt_tool.readers.dcp.folder import (
 from ckpt_tool.readers.fsdp.ranks import RANK_FILES, locate_fsdp, open_fsdp
 from ckpt_tool.readers.huggingface import locate_huggingface, open_huggingface
 from ckpt_tool.readers.megatron.ranks import locate_megatron_ranks, open_megatron_ranks
+from ckpt_tool.readers.runs import Found, find_only, list_places
 from ckpt_tool.readers.torch_file import locate_rank_file, locate_torch_file, open_torch_file
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Checkpoint",
     "Format",
     "find_format",
+    "list_checkpoints",
     "list_titles",
     "open_checkpoint",
     "open_fsdp_folders",
@@ -110,7 +112,8 @@ def open_checkpoint(path: str | Path, wanted: Wanted | None = None) -> Checkpoin
     element is read before :meth:`~ckpt_tool.tensors.lazy.LazyTensor.read`. Damage within a known
     format raises nothing here: it is in the result's ``problems``.
 
-    Raises UsageError where there is nothing at ``path``, or an actor and a critic to choose from;
+    Raises UsageError where there is nothing at ``path``, AmbiguousError where several checkpoints
+    are below it, as an actor and a critic, or steps of which no file says which is the last;
     FormatError where nothing there is known; UnsafeContentError where a pickle asks for code;
     OSError where a folder cannot be read.
 
@@ -127,21 +130,36 @@ def open_checkpoint(path: str | Path, wanted: Wanted | None = None) -> Checkpoin
     """
     path = Path(path)
     _require_exists(path)
+    found = _open(path, wanted)
+    if found is None:
+        found = _open(find_only(path, FORMATS), wanted)
+    if found is None:
+        known = ", ".join(row.files for row in FORMATS if row.files)
+        raise FormatError(
+            "no checkpoint of a known format in this folder",
+            path=path,
+            hint=f"Expected one of these: {known}.",
+        )
+    return replace(found, named=(path,))
+
+
+def _open(path: Path, wanted: Wanted | None) -> Checkpoint | None:
     for row in FORMATS:
         place = row.locate(path)
-        if place is None:
-            continue
-        if wanted is None or row.open_wanted is None:
-            found = row.open(place)
-        else:
-            found = row.open_wanted(place, wanted)
-        return replace(found, named=(path,))
-    known = ", ".join(row.files for row in FORMATS if row.files)
-    raise FormatError(
-        "no checkpoint of a known format in this folder",
-        path=path,
-        hint=f"Expected one of these: {known}.",
-    )
+        if place is not None:
+            if wanted is None or row.open_wanted is None:
+                return row.open(place)
+            return row.open_wanted(place, wanted)
+    return None
+
+
+def list_checkpoints(path: str | Path) -> Found:
+    """The checkpoints at or below ``path``, by names of files alone: a run's steps and roles.
+
+    UsageError where there is nothing; OSError where a folder cannot be read.
+    """
+    _require_exists(Path(path))
+    return list_places(Path(path), FORMATS)
 
 
 def open_fsdp_folders(paths: Sequence[str | Path]) -> Checkpoint:

@@ -13,11 +13,12 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.errors import AmbiguousError
 from ckpt_tool.common.wording import join_words
 
 _TRACKERS = ("latest_checkpointed_iteration.txt", "latest_ckpt_global_step.txt")
-_ROLES = {"actor": "an actor", "policy": "a policy", "critic": "a critic"}
+_ROLES = {"actor": "an actor", "policy": "a policy", "critic": "a critic",
+          "ref": "a reference"}  # fmt: skip
 _ACCELERATE = "pytorch_model_fsdp_0"
 _BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model", "adapter_checkpoint", "weights", _ACCELERATE)
 _ITERATION = re.compile(r"iter_[0-9]{7,}")
@@ -29,7 +30,7 @@ _CONFIGS = ("huggingface", "hf_config_and_tokenizer")
 def find(path: Path, holds: Callable[[Path], bool]) -> Path | None:
     """The first folder at or below ``path`` for which ``holds`` is true, or None.
 
-    UsageError where there is more than one role to choose from, like an actor and a critic.
+    AmbiguousError where there is more than one role to choose from, like an actor and a critic.
     """
     return _find(path, holds, _MOST_LEVELS)
 
@@ -46,9 +47,9 @@ def _find(path: Path, holds: Callable[[Path], bool], levels: int) -> Path | None
         if (place := _find(path / role, holds, levels - 1)) is not None
     }
     if len(roles) > 1:
-        raise UsageError(
+        raise AmbiguousError(
             f"{path}: holds {join_words([_ROLES[role] for role in roles])}",
-            hint=f"Name the one you mean: {' or '.join(str(path / role) for role in roles)}",
+            [path / role for role in roles],
         )
     if roles:
         return next(iter(roles.values()))
@@ -68,9 +69,25 @@ def locate_config(folder: Path, *, beside: bool = False) -> Path | None:
     return next((place for place in places if os.path.lexists(place / "config.json")), None)
 
 
+def find_tracker(path: Path) -> Path | None:
+    """The file in ``path`` that says which of its steps is the last; None where there is none."""
+    return next((path / name for name in _TRACKERS if (path / name).is_file()), None)
+
+
+def read_tracker(tracker: Path) -> str:
+    """What it says: a number, or ``release``; anything, where it is damaged."""
+    with tracker.open(encoding="utf-8", errors="replace") as file:
+        return file.read(64).strip()
+
+
+def find_role(path: Path) -> str | None:
+    """Whose weights these are, as a folder on the way to them is called."""
+    return next((part for part in reversed(path.parts) if part in _ROLES), None)
+
+
 def _tracked(path: Path) -> Iterator[Path]:
     """The folders that the tracker file in ``path`` may mean; without one, the only step there."""
-    tracker = next((path / name for name in _TRACKERS if (path / name).is_file()), None)
+    tracker = find_tracker(path)
     if tracker is None:
         places = (path, path / "weights")
         steps = [
@@ -78,7 +95,7 @@ def _tracked(path: Path) -> Iterator[Path]:
         ]
         yield from steps if len(steps) == 1 else ()
         return
-    named = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    named = read_tracker(tracker)
     if re.fullmatch(r"[0-9]{1,18}", named):
         yield path / f"iter_{int(named):07d}"
         yield path / f"global_step_{named}"

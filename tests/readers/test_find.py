@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.common.errors import AmbiguousError
 from ckpt_tool.readers import open_checkpoint
 from tests.support.merging import values, write_rank
 
@@ -36,13 +36,14 @@ def test_the_only_role_is_found(tmp_path, role):
         (("actor", "critic"), "an actor and a critic"),
         (("policy", "critic"), "a policy and a critic"),
         (("actor", "policy", "critic"), "an actor, a policy and a critic"),
+        (("policy", "ref"), "a policy and a reference"),
     ],
 )
 def test_of_several_one_has_to_be_named(tmp_path, roles, said):
     folders = [ranks(tmp_path / role) for role in roles]
-    with pytest.raises(UsageError, match=said) as refused:
+    with pytest.raises(AmbiguousError, match=said) as refused:
         open_checkpoint(tmp_path)
-    assert all(str(folder) in refused.value.hint for folder in folders)
+    assert refused.value.choices == tuple(map(str, folders))
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
@@ -60,14 +61,17 @@ def test_the_only_iteration_needs_no_tracker(tmp_path, place):
 
 
 def test_of_several_iterations_without_a_tracker_none_is_taken(tmp_path):
-    for number in (5, 6):
-        iteration(tmp_path / f"iter_{number:07}")
-    with pytest.raises(FormatError):
+    folders = [iteration(tmp_path / f"iter_{number:07}") for number in (5, 6)]
+    with pytest.raises(AmbiguousError, match="2 checkpoints are below it") as refused:
         open_checkpoint(tmp_path)
+    assert refused.value.choices == tuple(map(str, folders))
 
 
 def test_a_tracker_that_names_what_is_not_there_leads_nowhere(tmp_path):
-    iteration(tmp_path / "iter_0000005")
+    found = iteration(tmp_path / "iter_0000005")
     (tmp_path / TRACKERS[0]).write_text("6")
-    with pytest.raises(FormatError):
+    with pytest.raises(
+        AmbiguousError, match=f"{TRACKERS[0]} names '6', which is not here"
+    ) as refused:
         open_checkpoint(tmp_path)
+    assert refused.value.choices == (str(found),)

@@ -71,9 +71,10 @@ def test_a_format_of_one_row_is_inspected(tape):
     assert re.search(r"first +\[3, 4\] +float32", result.stdout)
 
 
-def test_where_nothing_is_known_every_format_of_folders_is_offered(tape):
+def test_where_nothing_is_known_every_format_of_folders_is_offered(tape, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError) as refused:
-        open_checkpoint(tape.parent)
+        open_checkpoint(tmp_path / "empty")
     offered = [row.files for row in ckpt_tool.readers.FORMATS if row.files]
     assert "a tape (tape.json)" in offered
     assert all(files in refused.value.hint for files in offered)
