@@ -19,7 +19,8 @@ from ckpt_tool.readers.dcp.folder import (
     open_dcp,
     refuse_zarr,
 )
-from ckpt_tool.readers.fsdp.ranks import RANK_FILES, locate_fsdp, open_fsdp
+from ckpt_tool.readers.fsdp.files import RANK_FILES
+from ckpt_tool.readers.fsdp.ranks import locate_fsdp, open_fsdp
 from ckpt_tool.readers.huggingface import locate_huggingface, open_huggingface
 from ckpt_tool.readers.megatron.ranks import locate_megatron_ranks, open_megatron_ranks
 from ckpt_tool.readers.runs import Found, find_only, list_places

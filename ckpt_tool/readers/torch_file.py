@@ -11,13 +11,14 @@ from pathlib import Path
 
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor
-from ckpt_tool.readers.fsdp.ranks import RANK_FILE, Gathered, find_largest_mesh, read_rank
+from ckpt_tool.readers.fsdp.files import parse_rank_name
+from ckpt_tool.readers.fsdp.ranks import Gathered, find_largest_mesh, read_rank
 from ckpt_tool.tensors.geometry import Box
 
 
 def locate_rank_file(path: Path) -> Path | None:
     """``path``, where it is one rank's file of an FSDP checkpoint; else None."""
-    return path if path.is_file() and RANK_FILE.fullmatch(path.name) else None
+    return path if path.is_file() and parse_rank_name(path.name) is not None else None
 
 
 def locate_torch_file(path: Path) -> Path | None:
@@ -27,8 +28,8 @@ def locate_torch_file(path: Path) -> Path | None:
 
 def open_torch_file(path: Path) -> Checkpoint:
     """The tensors of one archive; UnsafeContentError where its pickle asks for code."""
-    matched = RANK_FILE.fullmatch(path.name)
-    rank = int(matched[2]) if matched else None
+    named = parse_rank_name(path.name)
+    rank = None if named is None else named.rank
     file = ShardFile.stat(path, rank)
     gathered = Gathered()
     read_rank(path, rank or 0, gathered)
@@ -37,14 +38,14 @@ def open_torch_file(path: Path) -> Checkpoint:
         for entry in _local_entries(name, found[0][1], rank):
             entries[entry.name] = entry
     return Checkpoint(
-        format="fsdp-rank" if matched else "torch",
+        format="torch" if named is None else "fsdp-rank",
         path=path,
         entries=entries,
         files=(file,),
         problems=tuple(gathered.problems),
-        world_size=int(matched[1]) if matched else None,
+        world_size=None if named is None else named.world,
         mesh=find_largest_mesh(gathered),
-        side_files=path.parent if not matched and _has_config(path.parent) else None,
+        side_files=path.parent if named is None and _has_config(path.parent) else None,
         sums=gathered.sums,
     )
 

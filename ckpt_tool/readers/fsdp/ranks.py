@@ -1,38 +1,34 @@
-"""FSDP rank files: ``model_world_size_<W>_rank_<R>.pt``, one ``torch.save`` archive per rank.
+"""FSDP rank files: one ``torch.save`` archive per rank; for their names see :mod:`.files`.
 
-Written by verl and VeOmni: a state dict of DTensors (FSDP1 with a mesh, FSDP2), ShardedTensors
-(FSDP1 without one) or plain tensors (world size 1, and buffers, which every rank holds). Config
-and tokenizer lie in ``huggingface/`` or beside the shards; ``fsdp_config.json``, where present,
-repeats the world size.
+Written by verl, VeOmni and accelerate: a state dict of DTensors (FSDP1 with a mesh, FSDP2),
+ShardedTensors (FSDP1 without one) or plain tensors (world size 1, and buffers, which every rank
+holds). Config and tokenizer lie in ``huggingface/`` or beside the shards; ``fsdp_config.json``,
+where present, repeats the world size.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.common.links import find_fault
 from ckpt_tool.common.untrusted import read_json_object, show
-from ckpt_tool.common.wording import list_gaps
-from ckpt_tool.readers.base import TANGLED, Checkpoint, Entry, Mesh, ShardFile, collect
+from ckpt_tool.common.wording import count_noun
+from ckpt_tool.readers.base import TANGLED, Checkpoint, Entry, Mesh, collect
 from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor, RankDecoder
+from ckpt_tool.readers.fsdp.files import find_rank_files, list_rank_files, report_missing
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.dtypes import UINT8
 from ckpt_tool.tensors.geometry import check_coverage, list_some
-
-#: How the files are called, for people.
-RANK_FILES = "model_world_size_W_rank_R.pt"
-RANK_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 
 _SHOWN_RANKS = 8
 
@@ -55,11 +51,6 @@ class Gathered:
         self.problems.append(Problem(kind, str(where), message))
 
 
-def find_rank_files(folder: Path) -> list[Path]:
-    """The rank files directly in ``folder``."""
-    return sorted(path for path in folder.iterdir() if RANK_FILE.fullmatch(path.name))
-
-
 def locate_fsdp(path: Path) -> Path | None:
     """The folder at or below ``path`` that holds rank files, or None; raises what `find` does."""
     return find(path, lambda folder: bool(find_rank_files(folder)))
@@ -71,27 +62,35 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
     What is missing or contradictory becomes the checkpoint's ``problems``; only a file whose
     pickle asks for code raises (UnsafeContentError).
     """
-    gathered = Gathered()
-    by_rank, world_size, files = _rank_files(folders, gathered)
-    for rank, path in sorted(by_rank.items()):
+    found = list_rank_files(folders)
+    gathered = Gathered(problems=[*found.problems])
+    if found.world is not None:
+        gathered.problems += report_missing([*found.by_rank], found.world, folders[0])
+    for rank, path in found.by_rank.items():
         read_rank(path, rank, gathered)
+    mesh = find_largest_mesh(gathered)
+    world_size = found.world
+    if world_size is None:
+        world_size = max([*found.by_rank, prod(mesh.shape) - 1 if mesh else 0]) + 1
+        gathered.problems += report_missing([*found.by_rank], world_size, folders[0])
     for folder in folders:
         _check_config(folder, folders, world_size, gathered)
     expected = sorted(gathered.read_ranks)
     complete = len(expected) == world_size
     entries = {
-        name: _assemble(name, found, expected, complete, gathered)
-        for name, found in gathered.locals.items()
+        name: _assemble(name, held, expected, complete, gathered)
+        for name, held in gathered.locals.items()
     }
+    _sum_up_flat(entries, gathered, folders[0])
     configs = (locate_config(folder) for folder in folders)
     return Checkpoint(
         format="fsdp",
         path=folders[0],
         entries=entries,
-        files=tuple(files),
+        files=found.files,
         problems=tuple(gathered.problems),
         world_size=world_size,
-        mesh=find_largest_mesh(gathered),
+        mesh=mesh,
         side_files=next((config for config in configs if config is not None), None),
         left_out=leave_out_states(gathered),
         sums=gathered.sums,
@@ -101,41 +100,6 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
 def leave_out_states(gathered: Gathered) -> dict[str, Entry]:
     """Objects that are no tensors, so that it is said that they are not written."""
     return {name: Entry(name, (0,), UINT8, "", ()) for name in gathered.states}
-
-
-def _rank_files(
-    folders: Sequence[Path], gathered: Gathered
-) -> tuple[dict[int, Path], int, list[ShardFile]]:
-    """Rank files by rank, the world size, and the list of files; gaps become problems."""
-    found: list[tuple[int, int, Path]] = []
-    for folder in folders:
-        for path in find_rank_files(folder):
-            matched = RANK_FILE.fullmatch(path.name)
-            assert matched
-            found.append((int(matched[1]), int(matched[2]), path))
-    counts = Counter(world for world, _, _ in found)
-    world_size = max(counts, key=lambda world: (counts[world], world))
-    by_rank: dict[int, Path] = {}
-    for world, rank, path in found:
-        if world != world_size:
-            gathered.report(
-                "world-size", path, f"a rank of world size {world} among ranks of {world_size}"
-            )
-        elif rank >= world_size:
-            gathered.report("world-size", path, f"rank {rank} of a world of {world_size}")
-        elif rank in by_rank:
-            gathered.report("duplicate-rank", path, f"rank {rank} is also {by_rank[rank]}")
-        else:
-            by_rank[rank] = path
-    missing = list_gaps(sorted(by_rank), 0, world_size)
-    if missing:
-        gathered.report(
-            "missing-rank",
-            folders[0],
-            f"rank {missing} of {world_size} missing; if on other nodes, name every folder",
-        )
-    files = [ShardFile.stat(path, rank) for _, rank, path in sorted(found)]
-    return by_rank, world_size, files
 
 
 def read_rank(path: Path, rank: int, gathered: Gathered) -> None:
@@ -224,6 +188,22 @@ def _assemble(
         if coverage.is_tangled:
             gathered.report("coverage", name, TANGLED)
     return entry
+
+
+def _sum_up_flat(names: Iterable[str], gathered: Gathered, folder: Path) -> None:
+    """One problem for the parts of flattened parameters, whose lengths differ by rank.
+
+    FSDP1 has them in a LOCAL_STATE_DICT, beside ``_flat_param``, which they are views of.
+    """
+    kinds = [problem.kind for problem in gathered.problems]
+    if "contradiction" in kinds and any(name.endswith("_flat_param") for name in names):
+        rest = [each for each in gathered.problems if each.kind != "contradiction"]
+        said = (
+            f"{count_noun(kinds.count('contradiction'), 'tensor')} cut from flat parameters of"
+            " FSDP1 (LOCAL_STATE_DICT): which elements a rank has is written nowhere; save a"
+            " SHARDED_STATE_DICT from the run"
+        )
+        gathered.problems[:] = [*rest, Problem("flat-parameters", str(folder), said)]
 
 
 def find_largest_mesh(gathered: Gathered) -> Mesh | None:
