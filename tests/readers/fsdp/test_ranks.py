@@ -17,7 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ckpt_tool.common.errors import CheckpointError, CkptError, FormatError, UsageError
+from ckpt_tool.common.errors import (
+    AmbiguousError,
+    CheckpointError,
+    CkptError,
+    FormatError,
+)
 from ckpt_tool.readers import Checkpoint, open_checkpoint, open_fsdp_folders
 from ckpt_tool.tensors.geometry import make_strides
 from tests.real.fsdp_cases import CASES
@@ -153,9 +158,9 @@ def test_a_step_with_one_role_is_that_role(actor):
 
 def test_actor_and_critic_must_be_told_apart(actor):
     shutil.copytree(actor, actor.with_name("critic"))
-    with pytest.raises(UsageError, match="actor and a critic") as caught:
+    with pytest.raises(AmbiguousError, match="actor and a critic") as caught:
         open_checkpoint(actor.parent)
-    assert str(actor) in caught.value.hint
+    assert caught.value.choices == (str(actor), str(actor.with_name("critic")))
     assert open_checkpoint(actor).problems == ()
 
 
@@ -218,7 +223,7 @@ def test_ranks_on_two_nodes(actor, raw_state):
 def test_a_folder_without_ranks_is_refused(tmp_path, actor):
     with pytest.raises(FormatError, match="no FSDP rank files"):
         open_fsdp_folders([actor, tmp_path / "actor" / "huggingface"])
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(AmbiguousError, match="no such file"):
         open_fsdp_folders([tmp_path / "gone"])
 
 
