@@ -6,7 +6,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,15 +89,16 @@ def _every_merge(
     config: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|none",
-            help="Take config and tokenizer from DIR; none: write weights and index only.",
+            metavar="DIR|ORG/NAME|none",
+            help="Take config and tokenizer from DIR, or from a repository of the Hub; none: write"
+            " weights and index only.",
         ),
     ] = None,
     tokenizer: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="DIR",
-            help="Take the tokenizer from DIR. [default: with the shards, else with the config]",
+            metavar="DIR|ORG/NAME",
+            help="Take the tokenizer from there. [default: with the shards, else with the config]",
             show_default=False,
         ),
     ] = None,

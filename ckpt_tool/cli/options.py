@@ -93,7 +93,10 @@ RenameParts = Annotated[
 
 
 def settle_config(asked: str | None) -> dict[str, Any]:
-    """What ``--config DIR|none`` is to the library; None: nothing was asked."""
+    """What ``--config`` is to the library; None: nothing was asked.
+
+    ``./a/b`` stays what it is: the folder, and not a repository of that name.
+    """
     if asked == "none":
         return {"config": None, "keep_names": True}
-    return {"config": None if asked is None else Path(asked), "keep_names": False}
+    return {"config": asked, "keep_names": False}

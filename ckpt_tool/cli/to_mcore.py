@@ -45,8 +45,10 @@ def to_mcore(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
     config: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Take config.json from DIR. [default: HF_MODEL's]"),
+        str | None,
+        typer.Option(
+            metavar="DIR|ORG/NAME", help="Take config.json from there. [default: HF_MODEL's]"
+        ),
     ] = None,
     dtype: DType = "auto",
     layout: Annotated[

@@ -65,8 +65,8 @@ def verify(
     config: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|none",
-            help="Take config.json from DIR; none: compare names as they are."
+            metavar="DIR|ORG/NAME|none",
+            help="Take config.json from there; none: compare names as they are."
             " [default: what is beside the checkpoints]",
         ),
     ] = None,

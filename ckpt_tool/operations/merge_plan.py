@@ -20,6 +20,7 @@ from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.kinds import require_kind
 from ckpt_tool.operations.options import MergeOptions, parse_size
 from ckpt_tool.operations.replicas import prove_replicas
+from ckpt_tool.operations.repositories import settle_repositories
 from ckpt_tool.operations.request import Heads
 from ckpt_tool.operations.source import (
     Source,
@@ -42,9 +43,10 @@ def make_plan(
     paths: Folders, kind: str, options: MergeOptions | None = None, team: Team | None = None
 ) -> HubPlan:
     """What a merge would write; writes nothing. Raises what merging does before it writes."""
-    options = options or MergeOptions()
-    team = team or form_team_alone(options.jobs)
+    asked = options or MergeOptions()
+    team = team or form_team_alone(asked.jobs)
     places = _list_paths(paths)
+    options = team.world.each(lambda: settle_repositories(asked))
     source = team.world.each(lambda: _open(places, kind, options))
     prove_replicas(source.checkpoint, options.check_replicas, team)
     config = team.world.each(lambda: _require_config(source, options))

@@ -23,6 +23,7 @@ from ckpt_tool.operations.beside import lacks_model, open_base, open_filler
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.operations.replicas import prove_replicas
+from ckpt_tool.operations.repositories import settle_repositories
 from ckpt_tool.operations.source import (
     Source,
     describe_left_out,
@@ -73,6 +74,8 @@ def open_sides(left: Path, right: Path, options: ModelOptions, team: Team) -> tu
     is no side that it is for.
     """
     _require_fused(options)
+    asked = options
+    options = team.world.each(lambda: settle_repositories(asked))
     named = replace(options, lora=LoraOptions(), fill_from=None)
     sources = [_open(left, named, team)]
     if is_named(sources[0].checkpoint):

@@ -25,6 +25,7 @@ from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
+from ckpt_tool.operations.repositories import settle_repositories
 from ckpt_tool.operations.request import Heads
 from ckpt_tool.operations.source import Source, list_roots
 from ckpt_tool.operations.tied_head import TiedHeadError, are_equal_together
@@ -80,9 +81,10 @@ def plan_to_mcore(
     model: str | Path, options: ToMcoreOptions | None = None, team: Team | None = None
 ) -> McorePlan:
     """What :func:`convert_to_mcore` would write; writes nothing. Raises what it raises."""
-    options = options or ToMcoreOptions()
-    _require_choices(options)
-    team = team or form_team_alone(options.jobs)
+    asked = options or ToMcoreOptions()
+    _require_choices(asked)
+    team = team or form_team_alone(asked.jobs)
+    options = team.world.each(lambda: settle_repositories(asked))
     checkpoint = team.world.each(lambda: _open(model))
     config = team.world.each(lambda: _find_config(checkpoint, options))
     found = _name(checkpoint, config, team)

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: what huggingface_hub asks for while it uploads a model.
+"""A stand-in for the Hugging Face Hub: what huggingface_hub asks while it uploads or downloads.
 
 Large files go by LFS with the basic transfer, or by Xet into a folder. Everything that was asked is
 in `requests`, as (method, path).
@@ -67,7 +67,7 @@ class Hub:
     @property
     def writes(self) -> list[str]:
         """Requests that are to change something, refused or not."""
-        return [path for method, path in self.requests if not method.endswith("GET")]
+        return [path for method, path in self.requests if not method.endswith(("GET", "HEAD"))]
 
     @property
     def sent(self) -> list[str]:
@@ -101,6 +101,7 @@ class Hub:
             "commit": lambda: self._commit(name, repo, body),
             "preupload": lambda: {"files": [_mode(repo, r) for r in json.loads(body)["files"]]},
             "revision": lambda: _info(name, repo, rest),
+            "tree": lambda: _list_tree(repo),
             "xet-write-token": lambda: {
                 "casUrl": f"local://{self.xet}",
                 "exp": 4_000_000_000,
@@ -155,6 +156,13 @@ def _info(name: str, repo: Repo, revision: str | None) -> dict:
     return about | {"sha": _oid(number), "siblings": siblings, "downloads": 0, "likes": 0}
 
 
+def _list_tree(repo: Repo) -> list[dict]:
+    return [
+        {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        for path, data in repo.files.items()
+    ]
+
+
 def _mode(repo: Repo, row: dict) -> dict:
     path = row["path"]
     mode = {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular"}
@@ -184,12 +192,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(
             (self.command if status is None else f"refused {self.command}", path)
         )
-        if status is None:
+        resolved = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
+        if status is None and resolved is not None:
+            self._send_file(self.hub.repos[resolved[1]].files[resolved[2]])
+        elif status is None:
             self._send(*self.hub.answer(path, token, body))
         elif status == CUT:
             self.close_connection = True
         else:
             self._send(status, {"error": "Refused by the stand-in"})
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
         self.do_GET()
@@ -206,6 +220,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(parts)
+
+    def _send_file(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", _oid(0))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _send(self, status: int, value: object) -> None:
         content = json.dumps(value).encode()
@@ -224,11 +247,14 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A hub that huggingface_hub in this process talks to, with a token that may write."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     home = tmp_path_factory.mktemp("home")
     with serving() as found:
         monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        files = f"{found.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for module in (constants, file_download):  # before 1.0 each has it
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", files, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
