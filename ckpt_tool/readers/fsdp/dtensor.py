@@ -15,6 +15,7 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Holding, Mesh
 from ckpt_tool.readers.fsdp.meshes import MeshDecoder
 from ckpt_tool.readers.fsdp.placements import Placement, find_local_box
+from ckpt_tool.readers.fsdp.slices import Slice
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef, read_sizes
 from ckpt_tool.readers.torch_save.standins import StandIn, list_few, list_fields, name_kind
@@ -24,13 +25,14 @@ from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds
 
 @dataclass(frozen=True, slots=True)
 class LocalTensor:
-    """One rank's part of a tensor."""
+    """One rank's part of a tensor, or of a ``slice`` of one, which ``shape`` and boxes are of."""
 
     shape: Shape
     dtype: DType
     placements: str
     holdings: tuple[Holding, ...]
     mesh: Mesh | None
+    slice: Slice | None = None
 
 
 class RankDecoder:
@@ -90,7 +92,7 @@ class RankDecoder:
         )
         region = self._archive.locate_tensor(local, name).region
         holding = Holding(self.rank, box, region, copied)
-        return LocalTensor(shape, local.dtype, text, (holding,), position.mesh)
+        return LocalTensor(shape, local.dtype, text, (holding,), position.mesh, position.slice)
 
     def _sharded(self, name: str, value: StandIn) -> LocalTensor:
         (dtype, shape), state = _shell(value), value.state

@@ -6,12 +6,13 @@ strides) over ``_rank_map``. Source: ``torch/distributed/device_mesh.py`` and ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Mesh
+from ckpt_tool.readers.fsdp.slices import Slice, name_parallelism
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.readers.torch_save.standins import (
@@ -26,10 +27,11 @@ from ckpt_tool.tensors.geometry import Shape, unravel
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A rank's place in a mesh."""
+    """A rank's place in a mesh; ``slice``: what the mesh's tensors are parts of, if they are."""
 
     mesh: Mesh
     coordinate: Shape
+    slice: Slice | None = None
 
 
 class MeshDecoder:
@@ -39,7 +41,7 @@ class MeshDecoder:
         self._archive = archive
         self._rank = rank
         self._positions: dict[int, Position] = {}
-        self._places: dict[TensorRef, int] = {}
+        self._places: dict[TensorRef, tuple[int, int]] = {}  # where it is, and the lowest rank
         self._room = archive.bytes  # for the ranks of meshes
 
     def find(self, mesh: Any) -> Position:
@@ -51,32 +53,55 @@ class MeshDecoder:
         return self._positions[id(mesh)]
 
     def _decode_mesh(self, mesh: StandIn) -> Position:
-        if isinstance(mesh.get("mesh"), TensorRef):
-            position = self._from_ranks(mesh.get("mesh"), mesh.get("mesh_dim_names"))
-        elif isinstance(mesh.get("_rank_map"), TensorRef):
-            at = self._find_place(mesh.get("_rank_map"))
-            position = _from_layout(mesh.get("_layout"), at, mesh.get("_mesh_dim_names"))
-        else:
-            raise FormatError("a device mesh of an unknown kind")
+        position = self._locate(mesh)
         written_by = mesh.get("_coordinate_on_dim")
         if written_by is not None and tuple(list_few(written_by)) != position.coordinate:
             raise FormatError(
                 f"written by the rank at {list(written_by)} of the mesh, but the file name says"
                 f" rank {self._rank}, at {list(position.coordinate)}"
             )
-        return position
+        return replace(position, slice=self._find_slice(mesh, position.mesh))
+
+    def _locate(self, mesh: StandIn) -> Position:
+        if isinstance(mesh.get("mesh"), TensorRef):
+            return self._from_ranks(mesh.get("mesh"), mesh.get("mesh_dim_names"))
+        if isinstance(mesh.get("_rank_map"), TensorRef):
+            at, _ = self._find_place(mesh.get("_rank_map"))
+            return _from_layout(mesh.get("_layout"), at, mesh.get("_mesh_dim_names"))
+        raise FormatError("a device mesh of an unknown kind")
+
+    def _find_slice(self, mesh: StandIn, shape: Mesh) -> Slice | None:
+        """Which part of its tensors a submesh holds, as the mesh that it is of says, or its ranks.
+
+        torch keeps the whole mesh with a submesh since 2.10; before, only the submesh's ranks.
+        """
+        name = name_parallelism(shape)
+        if name is None:
+            return None
+        if isinstance(mesh.get("mesh"), TensorRef):
+            return Slice(name, self._find_place(mesh.get("mesh"))[1])
+        root = mesh.get("_root_mesh")
+        if not isinstance(root, StandIn):
+            return None
+        whole = self._locate(root)
+        names = whole.mesh.dim_names or ()
+        if name not in names:
+            return None
+        at = names.index(name)
+        return Slice(name, whole.coordinate[at], whole.mesh.shape[at])
 
     def _from_ranks(self, ref: TensorRef, names: Any) -> Position:
-        at = self._find_place(ref)
+        at, _ = self._find_place(ref)
         return Position(Mesh(ref.shape, _names(names)), unravel(at, ref.shape))
 
-    def _find_place(self, ref: TensorRef) -> int:
-        """Where in a tensor of ranks this rank is. Meshes that share one share the work."""
+    def _find_place(self, ref: TensorRef) -> tuple[int, int]:
+        """Where in a tensor of ranks this one is, and the lowest; worked out once for each."""
         if ref not in self._places:
             self._room -= prod(ref.shape)
             if self._room < 0:
                 raise FormatError("device meshes of more ranks than their file has bytes")
-            self._places[ref] = _index(self._archive.read_integers(ref), self._rank)
+            ranks = self._archive.read_integers(ref)
+            self._places[ref] = _index(ranks, self._rank), min(ranks)
         return self._places[ref]
 
 

@@ -24,6 +24,7 @@ from ckpt_tool.readers.base import TANGLED, Checkpoint, Entry, Mesh, collect
 from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.fsdp.dtensor import LocalTensor, RankDecoder
 from ckpt_tool.readers.fsdp.files import find_rank_files, list_rank_files, report_missing
+from ckpt_tool.readers.fsdp.slices import join_slices
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.tensors.checksums import FileSums
@@ -159,6 +160,10 @@ def _assemble(
     gathered: Gathered,
 ) -> Entry:
     """Join what the ranks hold of one tensor; what does not fit becomes problems."""
+    try:
+        found = join_slices(found)
+    except FormatError as error:
+        gathered.report("contradiction", name, error.reason)
     first_rank, first = found[0]
     for rank, local in found[1:]:
         if (local.shape, local.dtype) != (first.shape, first.dtype):
