@@ -8,7 +8,7 @@ For each release, with its Python in a virtual environment of its own, from the 
     .venv/bin/python -m tests.real.write_release_fixtures 0.13 /tmp/mcore-0.13/bin/python
 
 which replaces `tests/fixtures/mcore0.13_*`. Up to 0.14 they were written with torch 2.6.0, the
-others with 2.13.0. Each has `checkpoint/`, as the release saved it, and the model it was saved
+others with 2.13.0; from 0.17 on with Python 3.13. Each has `checkpoint/`, as the release saved it, and the model it was saved
 from, as transformers wrote that: `config.json` and `reference.safetensors`.
 """
 
@@ -109,6 +109,20 @@ CASES: dict[str, dict[str, Case]] = {
     "0.16": {
         "dense": Case("qwen3", sizes=_TP2),
         "moe": Case("mixtral"),
+        "lm": Case("llama_shallow", "megatron-lm", metadata=_BUCKETS),
+    },
+    "0.17": {
+        "dense": Case("llama", sizes=_TP2),
+        "moe": Case("qwen3_moe", sizes=_EP2),
+    },
+    "0.18": {
+        "dense": Case("qwen2"),
+        "moe": Case("mixtral"),
+        "ranks": Case("qwen3_moe", "ranks", _EP2),
+    },
+    "0.19": {
+        "dense": Case("qwen3", sizes=_TP2),
+        "moe": Case("qwen3_moe", sizes=_EP2),
         "lm": Case("llama_shallow", "megatron-lm", metadata=_BUCKETS),
     },
 }
