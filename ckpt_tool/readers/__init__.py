@@ -24,6 +24,7 @@ from ckpt_tool.readers.fsdp.ranks import locate_fsdp, open_fsdp
 from ckpt_tool.readers.huggingface import locate_huggingface, open_huggingface
 from ckpt_tool.readers.megatron.ranks import locate_megatron_ranks, open_megatron_ranks
 from ckpt_tool.readers.runs import Found, find_only, list_places
+from ckpt_tool.readers.sharded_hub.folder import locate_sharded_hub, open_sharded_hub
 from ckpt_tool.readers.torch_file import locate_rank_file, locate_torch_file, open_torch_file
 
 __all__ = [
@@ -77,6 +78,16 @@ FORMATS: tuple[Format, ...] = (
         names="megatron",
     ),
     Format("zarr", "zarr checkpoint of megatron-core", "", locate_zarr, refuse_zarr),
+    Format(
+        "sharded-hub",
+        "sharded Hugging Face model",
+        "shards of a Hugging Face model (shard-RRRRR-model-*.safetensors)",
+        locate_sharded_hub,
+        open_sharded_hub,
+        open_wanted=open_sharded_hub,
+        merge_command="dcp",
+        names="nested",
+    ),
     Format(
         "huggingface",
         "Hugging Face model",

@@ -24,7 +24,8 @@ _BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model", "adapter_checkpoint", "we
 _ITERATION = re.compile(r"iter_[0-9]{7,}")
 #: A run, its step, a role in it. A link that leads back up would be followed for ever.
 _MOST_LEVELS = 4
-_CONFIGS = ("huggingface", "hf_config_and_tokenizer")
+#: verl's two, and NeMo Automodel's.
+_CONFIGS = ("huggingface", "hf_config_and_tokenizer", ".hf_metadata")
 
 
 def find(path: Path, holds: Callable[[Path], bool]) -> Path | None:

@@ -154,13 +154,16 @@ def _file_entries(path: Path, problems: list[Problem], sums: dict[str, FileSums]
             problems.extend(inner.problems)
             sums.update(inner.sums)
             return list(inner.entries.values())
-        header, start = read_safetensors_header(path)
-        return _safetensors_entries(path, header, start)
+        return read_safetensors(path)[0]
     return []
 
 
-def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list[Entry]:
-    """Every tensor of a file, after proving that together they fill its data exactly."""
+def read_safetensors(path: Path) -> tuple[list[Entry], Any]:
+    """Every tensor of a file, proven to fill its data exactly, and its ``__metadata__``, unread.
+
+    FormatError where it is damaged.
+    """
+    header, start = read_safetensors_header(path)
     entries = []
     spans = []
     for name, row in header.items():
@@ -182,7 +185,7 @@ def _safetensors_entries(path: Path, header: dict[str, Any], start: int) -> list
         holding = Holding(None, Box((0,) * len(shape), shape), region)
         entries.append(Entry(name, shape, dtype, "whole", (holding,)))
     _check_spans(path, sorted(spans), path.stat().st_size - start)
-    return entries
+    return entries, header.get("__metadata__")
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
