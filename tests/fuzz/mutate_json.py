@@ -18,6 +18,8 @@ _RAW = (
     '"\\u0000"',
 )  # fmt: skip
 _MARK = "@@raw{}@@"
+#: Where shards of a Hugging Face model say what part of each tensor they have.
+_INFO = "DCP_SHARDING_INFO"
 
 _NUMBERS = (0, 1, 2, 3, 7, 8, 16, 64, -1, -2, 10**5, 2**31 - 1, 2**31, 2**32, 2**53, 2**63 - 1,
             2**63, 2**64, 10**30, 0.0, -0.0, 0.5, 1.0, 2.5, -3.5, 1e15, 1e300, 1e308, 5e-324,
@@ -55,6 +57,7 @@ peft_version layers_to_transform layers_pattern layer_replication use_qalora bas
 world_size FSDP_version sharded_backend sharded_backend_version common_backend weight_map metadata
 total_size data_offsets shape __metadata__ path name plan size digest cast_errors casts files from
 to num_tensors max_abs_error bytes shapes tied dtypes overlooked architecture library
+DCP_SHARDING_INFO saved_offsets
 """.split()
 
 
@@ -162,11 +165,17 @@ def _split_header(data: bytes) -> tuple[bytes, bytes]:
 
 
 def mutate_safetensors(data: bytes, rng: Random) -> bytes:
-    """The JSON header, its length, or any byte changed."""
+    """The JSON header, the JSON that is a text in it, its length, or any byte changed."""
     if rng.random() < 0.25:
         return mutate_bytes(data, rng)
     header, rest = _split_header(data)
-    header = mutate_json(header, rng)
+    described = json.loads(header).get("__metadata__", {})
+    if _INFO in described and rng.random() < 0.5:
+        info = mutate_json(described[_INFO].encode(), rng)
+        described[_INFO] = info.decode(errors="replace")
+        header = json.dumps(json.loads(header) | {"__metadata__": described}).encode()
+    else:
+        header = mutate_json(header, rng)
     length = len(header)
     if rng.random() < 0.05:
         length = rng.choice((0, 1, max(length - 1, 0), length + 8, 2**31, 2**63, 2**64 - 1))

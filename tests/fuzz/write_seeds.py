@@ -28,6 +28,7 @@ from ckpt_tool.writers.target import make_journal_path
 from tests.fuzz.seeds import CACHE_KEY, fix_times
 from tests.support.merging import write_rank
 from tests.support.resaving import save_dcp
+from tests.support.shards import write_shards
 from tests.support.tiny_llama import EMBEDDING, HEAD, LAYER, LLAMA, make_llama
 from tests.support.two_ranks import write_two_ranks
 
@@ -54,6 +55,7 @@ def write_all(out: Path) -> None:
     _write_lora(out / "lora")
     _write_lora_alone(out / "lora-base")
     _write_dcp(out / "dcp")
+    _write_shards(out / "shards")
     for name in ("mcore0.15_dense", "mcore0.16_moe", "mcore0.11_ranks"):
         shutil.copytree(_FIXTURES / name / "checkpoint", out / name / "ck")
         _copy_config(_FIXTURES / name, out / name / "config")
@@ -144,6 +146,15 @@ def _write_dcp(folder: Path) -> None:
         folder / "ck",
     )
     _write_config(folder / "ck" / "huggingface")
+
+
+def _write_shards(folder: Path) -> None:
+    """Two ranks' files of a Hugging Face model, with NeMo Automodel's list of names."""
+    state = _make_few()
+    write_shards(folder / "ck", state, 2)
+    _write_config(folder / "ck" / ".hf_metadata")
+    mapping = dict.fromkeys(state, 1)
+    _put(folder / "ck" / ".hf_metadata" / "fqn_to_file_index_mapping.json", mapping)
 
 
 def _write_bridge(folder: Path) -> None:

@@ -224,6 +224,12 @@ def one_of_many_files(folder: Path) -> Path:
     return folder
 
 
+def shards_of_far_numbers(folder: Path) -> Path:
+    for number in range(0, 10**9, 10**6):
+        (folder / f"shard-{number + 1:05d}-model-00001-of-{10**9 - 1 - number}.safetensors").touch()
+    return folder
+
+
 #: What makes a checkpoint, and what is said of it; nothing where it is read.
 CRAFTED: dict[Callable[[Path], Path], str] = {
     key_that_holds_itself: "a malformed storage: a tuple",
@@ -249,6 +255,7 @@ CRAFTED: dict[Callable[[Path], Path], str] = {
     pipe_in_place_of_weights: "not a regular file",
     links_that_lead_back: "no checkpoint of a known format",
     header_of_many_dimensions: "w: a row that is malformed or unknown",
+    shards_of_far_numbers: "shard 2-1000000, 1000002-2000000, ",
     one_of_many_files: "file 2-99999 of 99999 is not there, and there is no index",
 }
 

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import (
     TANGLED,
     Checkpoint,
@@ -95,10 +96,9 @@ def _join(name: str, pieces: list[Piece], problems: list[Problem]) -> Entry:
     rank = len(entry.shape)
     for piece in pieces:
         if piece.dtype != entry.dtype or len(piece.reach) != rank:
-            message = (
-                f"{piece.dtype} of {len(piece.reach)} dimensions in {piece.holding.region.path}"
-            )
-            message += f", expected {entry.dtype} of {rank}"
+            found = f"{piece.dtype} of {count_noun(len(piece.reach), 'dimension')}"
+            where = piece.holding.region.path
+            message = f"{found} in {where}, expected {entry.dtype} of {rank}"
             problems.append(Problem("contradiction", name, message))
     if prod(entry.shape) >= _MOST_ELEMENTS:
         message = f"its pieces reach to {list(entry.shape)}, more elements than files can have"
