@@ -10,6 +10,7 @@ from ckpt_tool.mapping.lora.resolve import holds_only_adapters
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.huggingface import is_model_folder, open_sound_model
+from ckpt_tool.readers.sharded_hub.folder import locate_sharded_hub
 
 
 def lacks_model(checkpoint: Checkpoint) -> bool:
@@ -48,5 +49,10 @@ def _open_model(folder: Path, asked: str) -> Checkpoint:
         raise UsageError(
             f"{asked}: no Hugging Face model folder",
             hint="Name a folder with config.json and *.safetensors; nothing is fetched.",
+        )
+    if locate_sharded_hub(folder) == folder:
+        raise UsageError(
+            f"{asked}: shards of a model, as its ranks saved them",
+            hint=f"Make the model of them first: ckpt merge dcp {folder} OUT",
         )
     return open_sound_model(folder)

@@ -21,7 +21,7 @@ from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.side_files import list_tokenizer
 from ckpt_tool.operations.beside import open_base, open_filler
 from ckpt_tool.operations.options import ModelOptions, NameOptions
-from ckpt_tool.readers import find_format, open_checkpoint, open_fsdp_folders
+from ckpt_tool.readers import find_format, open_checkpoint, open_folders
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.find import locate_config
 from ckpt_tool.readers.huggingface import is_model_folder
@@ -155,7 +155,7 @@ def holds_megatron(checkpoint: Checkpoint) -> bool:
 
 def _open(paths: Sequence[Path], wanted: Wanted) -> Checkpoint:
     if len(paths) > 1:
-        return open_fsdp_folders(paths)
+        return open_folders(paths, wanted)
     try:
         return open_checkpoint(paths[0], wanted)
     except UnsafeContentError:

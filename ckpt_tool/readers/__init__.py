@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError, UsageError
-from ckpt_tool.readers.base import Checkpoint, Format, Wanted
-from ckpt_tool.readers.dcp.folder import (
+from ckpt_tool.readers.base import Checkpoint, Format, Parts, Wanted
+from ckpt_tool.readers.dcp.folder import open_dcp, open_dcp_folders
+from ckpt_tool.readers.dcp.places import (
     locate_dcp,
+    locate_dcp_part,
     locate_torch_dist,
     locate_zarr,
-    open_dcp,
     refuse_zarr,
 )
 from ckpt_tool.readers.fsdp.files import RANK_FILES
@@ -24,7 +25,11 @@ from ckpt_tool.readers.fsdp.ranks import locate_fsdp, open_fsdp
 from ckpt_tool.readers.huggingface import locate_huggingface, open_huggingface
 from ckpt_tool.readers.megatron.ranks import locate_megatron_ranks, open_megatron_ranks
 from ckpt_tool.readers.runs import Found, find_only, list_places
-from ckpt_tool.readers.sharded_hub.folder import locate_sharded_hub, open_sharded_hub
+from ckpt_tool.readers.sharded_hub.folder import (
+    locate_sharded_hub,
+    open_sharded_hub,
+    open_sharded_hub_folders,
+)
 from ckpt_tool.readers.torch_file import locate_rank_file, locate_torch_file, open_torch_file
 
 __all__ = [
@@ -35,7 +40,7 @@ __all__ = [
     "list_checkpoints",
     "list_titles",
     "open_checkpoint",
-    "open_fsdp_folders",
+    "open_folders",
 ]
 
 #: What is read, asked in this order: a run's folder may hold several, its shards before the model.
@@ -47,6 +52,7 @@ FORMATS: tuple[Format, ...] = (
         locate_fsdp,
         lambda folder: open_fsdp([folder]),
         merge_command="fsdp",
+        parts=Parts(locate_fsdp, lambda folders, _: open_fsdp(folders)),
     ),
     Format(
         "torch_dist",
@@ -67,6 +73,7 @@ FORMATS: tuple[Format, ...] = (
         open_wanted=open_dcp,
         merge_command="dcp",
         names="nested",
+        parts=Parts(locate_dcp_part, open_dcp_folders),
     ),
     Format(
         "megatron-ranks",
@@ -87,6 +94,7 @@ FORMATS: tuple[Format, ...] = (
         open_wanted=open_sharded_hub,
         merge_command="dcp",
         names="nested",
+        parts=Parts(locate_sharded_hub, open_sharded_hub_folders),
     ),
     Format(
         "huggingface",
@@ -174,28 +182,46 @@ def list_checkpoints(path: str | Path) -> Found:
     return list_places(Path(path), FORMATS)
 
 
-def open_fsdp_folders(paths: Sequence[str | Path]) -> Checkpoint:
-    """Read the metadata of one FSDP checkpoint whose rank files lie in several folders.
+def open_folders(paths: Sequence[str | Path], wanted: Wanted | None = None) -> Checkpoint:
+    """Read the metadata of one checkpoint of which every node has a part in a folder of its own.
 
-    ``paths``: one or more, each the folder of one node's rank files, or a folder of a run above
-    it. Returns what :func:`open_checkpoint` does; ranks that are in none of them are in its
-    ``problems``.
+    ``paths``: one or more, each the folder of a node's files, or a folder of a run above it: of
+    FSDP ranks, of torch.distributed.checkpoint (``.metadata`` in one of them), or of shards of a
+    Hugging Face model. One path and ``wanted`` are taken as by :func:`open_checkpoint`. What is in
+    none of the folders is in the result's ``problems``.
 
-    Raises UsageError where there is nothing at a path, or an actor and a critic to choose from;
-    FormatError where no rank file is there; UnsafeContentError where a pickle asks for code.
+    Raises UsageError where there is nothing at a path, AmbiguousError where there is an actor and a
+    critic to choose from; FormatError where one has no part of what the others have a part of;
+    UnsafeContentError where a pickle asks for code.
     """
-    folders = []
-    for path in map(Path, paths):
+    if len(paths) == 1:
+        return open_checkpoint(paths[0], wanted)
+    named = [Path(path) for path in paths]
+    for path in named:
         _require_exists(path)
-        folder = locate_fsdp(path)
+    for row in FORMATS:
+        if row.parts and any(row.parts.locate(path) is not None for path in named):
+            return _open_parts(row.parts, row.title, named, wanted)
+    raise FormatError(
+        "nothing here that can be one checkpoint with what is in another folder",
+        path=paths[0],
+        hint=f"See what is there with: ckpt inspect {paths[0]}",
+    )
+
+
+def _open_parts(
+    parts: Parts, title: str, paths: Sequence[Path], wanted: Wanted | None
+) -> Checkpoint:
+    found = {path: parts.locate(path) for path in paths}
+    folders = [folder for folder in found.values() if folder is not None]
+    for path, folder in found.items():
         if folder is None:
             raise FormatError(
-                f"no FSDP rank files ({RANK_FILES}) here",
+                f"nothing here of the {title} in {folders[0]}",
                 path=path,
                 hint=f"See what is there with: ckpt inspect {path}",
             )
-        folders.append(folder)
-    return replace(open_fsdp(folders), named=tuple(map(Path, paths)))
+    return replace(parts.open(folders, wanted), named=tuple(paths))
 
 
 def _require_exists(path: Path) -> None:

@@ -51,9 +51,10 @@ def _list_archives(checkpoint: Checkpoint) -> Iterator[tuple[str, int, int | Non
     metadata = checkpoint.path / ".metadata"
     held = {file.path for file in checkpoint.files}
     if checkpoint.format in ("dcp", "torch_dist"):
+        by_name = {Path(path).name: path for path in held}
         for place in read_metadata(metadata).places:
-            path = str(checkpoint.path / place.file)
-            if path in held and not place.encoded:
+            path = by_name.get(place.file)
+            if path is not None and not place.encoded:
                 yield path, place.offset, place.length
     else:
         yield from ((path, 0, None) for path in sorted(held) if _is_archive(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -163,6 +163,18 @@ Names = Literal["memory", "nested", "megatron", "hub"]
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """How a checkpoint is read of which every node has a part in a folder of its own.
+
+    ``locate``: where a part lies at or below a path, as that of a whole one; ``open``: reads the
+    metadata of all parts together, leaving alone what is not wanted, where a format can do that.
+    """
+
+    locate: Callable[[Path], Path | None]
+    open: Callable[[Sequence[Path], Wanted | None], Checkpoint]
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """A kind of checkpoint that is read: one row of :data:`ckpt_tool.readers.FORMATS`.
 
@@ -172,7 +184,8 @@ class Format:
     names of files only. ``open``: reads the metadata of what was located. ``open_wanted``: as
     ``open``, leaving alone what is not wanted, where a format can do that. ``merge_command``:
     which ``ckpt merge`` makes a model of it; empty where none does. ``names``: whose its tensors'
-    names are, which says how they are brought to the Hub.
+    names are, which says how they are brought to the Hub. ``parts``: for those that several folders
+    may hold together.
     """
 
     name: str
@@ -183,6 +196,7 @@ class Format:
     open_wanted: Callable[[Path, Wanted], Checkpoint] | None = None
     merge_command: str = ""
     names: Names = "memory"
+    parts: Parts | None = None
 
 
 @contextmanager

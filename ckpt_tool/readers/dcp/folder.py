@@ -7,9 +7,10 @@ each block of each tensor lies: an archive of ``torch.save`` of its own. megatro
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.common.untrusted import read_json_object, show
@@ -23,7 +24,8 @@ from ckpt_tool.readers.base import (
     collect,
 )
 from ckpt_tool.readers.dcp.metadata import Described, Place, read_metadata
-from ckpt_tool.readers.find import find, locate_config
+from ckpt_tool.readers.dcp.places import find_main
+from ckpt_tool.readers.find import locate_config
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.tensors.blocks import FileTable
@@ -36,34 +38,6 @@ _RANK = re.compile(r"__(\d+)_\d+\.distcp")
 _SHORT = 1000
 
 
-def locate_dcp(path: Path) -> Path | None:
-    """The folder with ``.metadata`` at or below ``path``, or None; raises what `find` does."""
-    return find(path, lambda folder: (folder / ".metadata").is_file())
-
-
-def locate_torch_dist(path: Path) -> Path | None:
-    """:func:`locate_dcp`, where megatron-core wrote the folder."""
-    folder = locate_dcp(path)
-    return folder if folder is not None and (folder / "metadata.json").is_file() else None
-
-
-def locate_zarr(path: Path) -> Path | None:
-    """The folder with a checkpoint in the zarr format of older megatron-core, or None."""
-    folder = find(path, lambda folder: (folder / "metadata.json").is_file())
-    if folder is None or b'"zarr"' not in (folder / "metadata.json").read_bytes()[:1000]:
-        return None
-    return folder
-
-
-def refuse_zarr(folder: Path) -> NoReturn:
-    """FormatError: that ``folder`` is known for what it is, and what to do with it."""
-    raise FormatError(
-        "a zarr checkpoint of megatron-core, which nothing reads since its 0.16",
-        path=folder,
-        hint="Load it with megatron-core 0.15 or older, and save it with --ckpt-format torch_dist.",
-    )
-
-
 def open_dcp(folder: Path, wanted: Wanted | None = None) -> Checkpoint:
     """The tensors in ``folder``; damage becomes the checkpoint's ``problems``.
 
@@ -71,32 +45,46 @@ def open_dcp(folder: Path, wanted: Wanted | None = None) -> Checkpoint:
     are. FormatError where the metadata cannot be read, UnsafeContentError where a pickle asks for
     code.
     """
-    files = _stat_files(folder)
-    description = read_metadata(folder / ".metadata")
+    return open_dcp_folders([folder], wanted)
+
+
+def open_dcp_folders(folders: Sequence[Path], wanted: Wanted | None = None) -> Checkpoint:
+    """The same of files that lie in several folders, with ``.metadata`` in one of them at least.
+
+    FormatError also where none has it.
+    """
+    folders = [*{os.path.realpath(folder): folder for folder in folders}.values()]
+    problems: list[Problem] = []
+    main = find_main(folders, problems)
+    files = _stat_files(folders)
+    description = read_metadata(main / ".metadata")
     entries, left_out = {}, {}
     with FileTable() as table:
-        reader = _Reader(folder, table)
+        reader = _Reader(main, folders, table, problems)
         for name, found in description.tensors.items():
             if wanted is None or wanted(name):
                 entries[name] = reader.entry(name, found)
             else:
                 left_out[name] = Entry(name, found.shape, found.dtype, "", ())
+    side_files = (locate_config(folder, beside=True) for folder in [main, *folders])
     return Checkpoint(
-        format="torch_dist" if _is_megatron(folder, reader.problems) else "dcp",
-        path=folder,
+        format="torch_dist" if _is_megatron(main, problems) else "dcp",
+        path=main,
         entries=entries,
         files=files,
-        problems=tuple(reader.problems),
-        side_files=locate_config(folder, beside=True),
+        problems=tuple(problems),
+        side_files=next((found for found in side_files if found is not None), None),
         left_out=left_out,
         objects=description.objects,
         sums={path: FileSums(found) for path, found in reader.sums.items()},
     )
 
 
-def _stat_files(folder: Path) -> tuple[ShardFile, ...]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix == ".distcp")
-    return tuple(ShardFile.stat(path, _rank(path.name)) for path in paths)
+def _stat_files(folders: Sequence[Path]) -> tuple[ShardFile, ...]:
+    paths = [path for folder in folders for path in sorted(folder.iterdir())]
+    return tuple(
+        ShardFile.stat(path, _rank(path.name)) for path in paths if path.suffix == ".distcp"
+    )
 
 
 def _is_megatron(folder: Path, problems: list[Problem]) -> bool:
@@ -118,13 +106,17 @@ def _rank(name: str) -> int | None:
 class _Reader:
     """Looks at every archive through one table of descriptors, and collects what is wrong."""
 
-    def __init__(self, folder: Path, table: FileTable) -> None:
-        self._folder = folder
+    def __init__(
+        self, main: Path, folders: Sequence[Path], table: FileTable, problems: list[Problem]
+    ) -> None:
+        self._main = main
         self._table = table
-        self._files = {path.name for path in folder.iterdir() if path.is_file()}
-        self._missing: set[str] = set()
+        self._places: dict[str, list[Path]] = {}
+        for path in (path for folder in folders for path in folder.iterdir() if path.is_file()):
+            self._places.setdefault(path.name, []).append(path)
+        self._noted: set[str] = set()
         self._known: dict[bytes, TensorRef] = {}
-        self.problems: list[Problem] = []
+        self.problems = problems
         self.sums: dict[str, list[RecordSum]] = {}
 
     def entry(self, name: str, found: Described) -> Entry:
@@ -192,14 +184,16 @@ class _Reader:
             return region
 
     def _path(self, file: str) -> Path | None:
-        """The file ``file`` of the folder; each that is missing is noted once."""
-        path = self._folder / file
-        if file in self._files:
-            return path
-        if file not in self._missing:
-            self._missing.add(file)
-            self._note("missing-file", str(path), "not there, or not a file of this folder")
-        return None
+        """The file ``file``; each that is missing, or is in two folders, is noted once."""
+        found = self._places.get(file, [])
+        if len(found) != 1 and file not in self._noted:
+            self._noted.add(file)
+            if found:
+                self._note("duplicate", str(found[1]), f"also in {found[0].parent}")
+            else:
+                message = "not there, or not a file of this folder"
+                self._note("missing-file", str(self._main / file), message)
+        return found[0] if found else None
 
     def _note(self, kind: str, where: str, message: str) -> None:
         self.problems.append(Problem(kind, where, message))

@@ -6,7 +6,9 @@ Written by torch's ``HuggingFaceStorageWriter(save_distributed=True)``, which tr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from ckpt_tool.readers.base import (
 )
 from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.sharded_hub.shard import Piece, Shard, list_shards, read_shard
-from ckpt_tool.readers.sharded_hub.whole import find_missing, find_short
+from ckpt_tool.readers.sharded_hub.whole import find_doubles, find_missing, find_others, find_short
 from ckpt_tool.tensors.geometry import check_coverage
 
 _MOST_ELEMENTS = 1 << 60
@@ -43,29 +45,42 @@ def open_sharded_hub(path: Path, wanted: Wanted | None = None) -> Checkpoint:
 
     Of tensors that are not ``wanted`` nothing is proven.
     """
-    folder = path if path.is_dir() else path.parent
-    shards = [*list_shards(folder)]
-    if folder != path:
-        shards = [shard for shard in shards if shard.path == path]
+    if path.is_dir():
+        return open_sharded_hub_folders([path], wanted)
+    shard = Shard.parse(path)
+    found = _open([shard] if shard is not None else [], [path.parent], wanted)
+    return replace(found, path=path, problems=(*find_others(path), *found.problems))
+
+
+def open_sharded_hub_folders(folders: Sequence[Path], wanted: Wanted | None = None) -> Checkpoint:
+    """The same of a model whose shards lie in several folders."""
+    folders = [*{os.path.realpath(folder): folder for folder in folders}.values()]
+    shards = sorted(shard for folder in folders for shard in list_shards(folder))
+    found = _open(shards, folders, wanted)
+    names = found.entries.keys() | found.left_out.keys()
+    missing = [*find_doubles(shards), *find_missing(folders, shards, names)]
+    short = find_short(found.entries, found.side_files) if not missing else []
+    return replace(found, problems=(*missing, *found.problems, *short))
+
+
+def _open(shards: Sequence[Shard], folders: Sequence[Path], wanted: Wanted | None) -> Checkpoint:
+    """What the shards hold, and all that is wrong about that; not yet whether any is missing."""
     files = tuple(ShardFile.stat(shard.path, shard.rank) for shard in shards)
     problems: list[Problem] = []
-    pieces = _read_pieces(shards, problems)
-    side_files = locate_config(folder, beside=True)
     entries, left_out = {}, {}
-    for name, found in pieces.items():
+    for name, found in _read_pieces(shards, problems).items():
         if wanted is None or wanted(name):
             entries[name] = _join(name, found, problems)
         else:
             left_out[name] = _describe(name, found)
-    missing = find_missing(path, shards, pieces.keys())
-    short = find_short(entries, side_files) if not missing else ()
+    side_files = (locate_config(folder, beside=True) for folder in folders)
     return Checkpoint(
         format="sharded-hub",
-        path=path,
+        path=folders[0],
         entries=entries,
         files=files,
-        problems=(*missing, *problems, *short),
-        side_files=side_files,
+        problems=tuple(problems),
+        side_files=next((place for place in side_files if place is not None), None),
         left_out=left_out,
     )
 

@@ -22,22 +22,40 @@ _MAPPING = ".hf_metadata/fqn_to_file_index_mapping.json"
 _EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight")
 
 
-def find_missing(path: Path, shards: Sequence[Shard], names: Collection[str]) -> list[Problem]:
+def find_missing(
+    folders: Sequence[Path], shards: Sequence[Shard], names: Collection[str]
+) -> list[Problem]:
     """Files that others imply: ranks and parts by their numbers, tensors that were to be saved.
 
-    ``path``: the folder, or the one file that was named; ``names``: of all tensors in ``shards``.
+    ``names``: of all tensors in ``shards``, which are all that are in ``folders``.
     """
-    if not path.is_dir():
-        return [*_find_others(path)]
-    problems = [*_find_gaps(path, shards), *_find_two_saves(path, shards)]
-    with collect(problems, "index", path / _MAPPING):
-        mapping = _read_mapping(path / _MAPPING)
-        if mapping is None:
-            problems += _find_parts(path, shards)
-        else:
-            said = f"{_MAPPING} lists it, and no shard has it"
-            problems += [Problem("missing-tensor", n, said) for n in mapping if n not in names]
+    first = folders[0]
+    problems = [*_find_gaps(first, shards), *_find_two_saves(first, shards)]
+    mapping = next((each / _MAPPING for each in folders if (each / _MAPPING).is_file()), None)
+    if mapping is None:
+        return [*problems, *_find_parts(first, shards)]
+    with collect(problems, "index", mapping):
+        said = f"{_MAPPING} lists it, and no shard has it"
+        listed = _read_mapping(mapping)
+        problems += [Problem("missing-tensor", n, said) for n in listed if n not in names]
     return problems
+
+
+def find_others(path: Path) -> Iterator[Problem]:
+    """That one file was named of several."""
+    others = len([*list_shards(path.parent)]) - 1
+    if others:
+        message = f"one file of a sharded save of {others + 1}: name the folder, {path.parent}"
+        yield Problem("missing-file", str(path), message)
+
+
+def find_doubles(shards: Sequence[Shard]) -> Iterator[Problem]:
+    """Files of one name in two folders."""
+    places: dict[str, Path] = {}
+    for shard in shards:
+        first = places.setdefault(shard.path.name, shard.path)
+        if first != shard.path:
+            yield Problem("duplicate", str(shard.path), f"also in {first.parent}")
 
 
 def find_short(entries: Mapping[str, Entry], side_files: Path | None) -> list[Problem]:
@@ -54,13 +72,6 @@ def find_short(entries: Mapping[str, Entry], side_files: Path | None) -> list[Pr
         " ranks are missing, or the config is another model's"
     )
     return [Problem("missing-rank", found[0].name, message)]
-
-
-def _find_others(path: Path) -> Iterator[Problem]:
-    others = len([*list_shards(path.parent)]) - 1
-    if others:
-        message = f"one file of a sharded save of {others + 1}: name the folder, {path.parent}"
-        yield Problem("missing-file", str(path), message)
 
 
 def _find_gaps(folder: Path, shards: Sequence[Shard]) -> Iterator[Problem]:
@@ -90,9 +101,7 @@ def _find_two_saves(folder: Path, shards: Sequence[Shard]) -> Iterator[Problem]:
         yield Problem("contradiction", str(folder), message)
 
 
-def _read_mapping(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
+def _read_mapping(path: Path) -> dict[str, Any]:
     found = read_json_object(path)
     if not found:
         raise FormatError("names no tensor", path=path)

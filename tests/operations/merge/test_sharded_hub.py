@@ -16,7 +16,7 @@ from ckpt_tool import (
     merge_dcp,
     verify_checkpoint,
 )
-from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError
+from ckpt_tool.common.errors import CheckpointError, CkptError, MappingError, UsageError
 from tests.support.merging import assert_same, load_folder
 from tests.support.shards import cut_rows, shard_name, write_shard, write_shards
 from tests.support.tiny_llama import LLAMA, make_llama
@@ -127,3 +127,9 @@ def test_a_model_that_is_whole_says_so(tmp_path):
     save_file(make_llama(), tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CkptError, match=r"expected: .*sharded Hugging Face model"):
         merge(tmp_path, tmp_path / "out")
+
+
+def test_shards_are_no_base_before_they_are_merged(shards, tmp_path):
+    with pytest.raises(UsageError, match="shards of a model, as its ranks saved them") as refused:
+        merge(shards, tmp_path / "out", fill_from=shards)
+    assert refused.value.hint.endswith(f"ckpt merge dcp {shards} OUT")

@@ -19,7 +19,8 @@ from torch.distributed.checkpoint import metadata as meta
 
 from ckpt_tool.common.errors import CheckpointError
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.dcp.folder import locate_dcp, open_dcp
+from ckpt_tool.readers.dcp.folder import open_dcp
+from ckpt_tool.readers.dcp.places import locate_dcp
 from ckpt_tool.tensors.dtypes import BY_NAME
 from ckpt_tool.tensors.tiled import Block, TiledTensor
 from ckpt_tool.writers.torch_dist import layout as torch_dist

@@ -10,7 +10,7 @@ import torch
 
 from ckpt_tool import MergeOptions, merge_checkpoint, verify_checkpoint
 from ckpt_tool.common.errors import CheckpointError
-from ckpt_tool.readers import open_checkpoint, open_fsdp_folders
+from ckpt_tool.readers import open_checkpoint, open_folders
 from ckpt_tool.readers.fsdp.files import RankName, parse_rank_name
 from tests.support.merging import assert_same, load_folder
 
@@ -63,7 +63,7 @@ def test_its_step_is_found_from_the_folder_above(saved, tmp_path):
     first, second = sorted(step.iterdir())
     (tmp_path / "node-1").mkdir()
     second.rename(tmp_path / "node-1" / second.name)
-    assert open_fsdp_folders([step, tmp_path / "node-1"]).problems == ()
+    assert open_folders([step, tmp_path / "node-1"]).problems == ()
     assert open_checkpoint(first).format == "fsdp-rank"
 
 

@@ -22,8 +22,9 @@ from ckpt_tool.common.errors import (
     CheckpointError,
     CkptError,
     FormatError,
+    UsageError,
 )
-from ckpt_tool.readers import Checkpoint, open_checkpoint, open_fsdp_folders
+from ckpt_tool.readers import Checkpoint, open_checkpoint, open_folders
 from ckpt_tool.tensors.geometry import make_strides
 from tests.real.fsdp_cases import CASES
 from tests.support.backed import raw, same
@@ -213,18 +214,18 @@ def test_ranks_on_two_nodes(actor, raw_state):
     other = actor.with_name("node1")
     other.mkdir()
     shutil.move(actor / rank_file(1), other / rank_file(1))
-    checkpoint = open_fsdp_folders([actor, other])
+    checkpoint = open_folders([actor, other])
     assert_reads(checkpoint, raw_state)
-    assert_reads(open_fsdp_folders([other, actor]), raw_state)
+    assert_reads(open_folders([other, actor]), raw_state)
     assert {Path(file.path).parent for file in checkpoint.files} == {actor, other}
-    assert kinds(open_fsdp_folders([other])) == {"missing-rank"}
+    assert kinds(open_folders([other])) == {"missing-rank"}
 
 
 def test_a_folder_without_ranks_is_refused(tmp_path, actor):
-    with pytest.raises(FormatError, match="no FSDP rank files"):
-        open_fsdp_folders([actor, tmp_path / "actor" / "huggingface"])
-    with pytest.raises(AmbiguousError, match="no such file"):
-        open_fsdp_folders([tmp_path / "gone"])
+    with pytest.raises(FormatError, match="nothing here of the FSDP checkpoint in "):
+        open_folders([actor, tmp_path / "actor" / "huggingface"])
+    with pytest.raises(UsageError, match="no such file"):
+        open_folders([tmp_path / "gone"])
 
 
 # --- faults
@@ -301,7 +302,7 @@ def assert_refused_or_raises(path: Path) -> None:
 
 def test_a_rank_in_two_folders(actor):
     other = Path(shutil.copytree(actor, actor.with_name("node1")))
-    checkpoint = open_fsdp_folders([actor, other])
+    checkpoint = open_folders([actor, other])
     found = {(problem.kind, problem.where) for problem in checkpoint.problems}
     assert found == {("duplicate-rank", str(other / rank_file(rank))) for rank in (0, 1)}
     assert_refused(checkpoint)
