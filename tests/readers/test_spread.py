@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from ckpt_tool import MergeOptions, WriteOptions, merge_dcp, merge_megatron
 from ckpt_tool.cli.app import app
 from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.common.parallel import form_team_alone
+from ckpt_tool.operations.inspect import inspect_checkpoint
 from ckpt_tool.readers import open_checkpoint, open_folders
 from tests.readers.dcp.test_folder import assert_reads, save
 from tests.support.backed import distinct
@@ -104,13 +106,13 @@ def test_a_folder_of_something_else_is_refused(nodes, tmp_path):
 def test_merge_and_inspect_take_the_folders(nodes, tmp_path):
     options = MergeOptions(keep_names=True, write=WriteOptions(fsync=False))
     merge_dcp(nodes, tmp_path / "out", options)
-    kept = {name.removeprefix("model."): tensor for name, tensor in STATE.items()}
-    merged = load_folder(tmp_path / "out")
-    assert_same({name.removeprefix("model."): merged[name] for name in merged}, kept)
-    result = CliRunner().invoke(app, ["inspect", *map(str, nodes), "--check-crc"])
-    assert result.exit_code == 0
-    files = sum(len([*node.glob("*.distcp")]) for node in nodes)
-    assert f"records of {files} files, as written" in result.stdout
+    assert_same(load_folder(tmp_path / "out"), STATE)
+    result = inspect_checkpoint(nodes, check_crc=form_team_alone(1))
+    assert result.ok
+    assert result.crc is not None
+    assert result.crc.num_files == sum(len([*node.glob("*.distcp")]) for node in nodes)
+    assert result.crc.num_records > len(STATE)
+    assert CliRunner().invoke(app, ["inspect", *map(str, nodes)]).exit_code == 0
 
 
 def test_torch_dist_of_two_nodes_is_merged(tmp_path):
