@@ -162,3 +162,21 @@ def test_a_link_to_shards_is_followed(tmp_path):
     shutil.rmtree(folder)
     kinds = {problem.kind for problem in open_checkpoint(tmp_path / "out").problems}
     assert kinds == {"unreadable"}
+
+
+@needs_writer
+def test_it_is_what_torch_consolidates(tmp_path):
+    """torch's own way to a whole model, which keeps names as they are in memory."""
+    from torch.distributed.checkpoint._consolidate_hf_safetensors import (
+        consolidate_safetensors_files,
+    )
+
+    source = FIXTURES / "transformers5.24_sharded_moe" / "checkpoint"
+    found = open_checkpoint(source)
+    consolidate_safetensors_files(
+        input_dir=str(source),
+        output_dir=str(tmp_path),
+        fqn_to_index_mapping=dict.fromkeys(found, 1),
+    )
+    (file,) = tmp_path.glob("*.safetensors")
+    assert_reads(found, load_file(file))
