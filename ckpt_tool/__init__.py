@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 from ckpt_tool.common.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
+    from ckpt_tool.common.errors import AmbiguousError as AmbiguousError
     from ckpt_tool.common.errors import CheckpointError as CheckpointError
     from ckpt_tool.common.errors import CkptError as CkptError
     from ckpt_tool.common.errors import FormatError as FormatError
@@ -79,8 +80,8 @@ if TYPE_CHECKING:
 
 #: Public names by the module that they live in.
 _HOMES = {
-    "common.errors": "CheckpointError CkptError FormatError MappingError OutputError Problem"
-    " UnsafeContentError UploadError UsageError",
+    "common.errors": "AmbiguousError CheckpointError CkptError FormatError MappingError OutputError"
+    " Problem UnsafeContentError UploadError UsageError",
     "common.parallel": "PeerError",
     "compare.mismatch": "Mismatch",
     "compare.stats": "Stats Tolerance",

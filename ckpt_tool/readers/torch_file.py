@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile
-from ckpt_tool.readers.fsdp.dtensor import LocalTensor
 from ckpt_tool.readers.fsdp.files import parse_rank_name
+from ckpt_tool.readers.fsdp.local import LocalTensor
 from ckpt_tool.readers.fsdp.ranks import Gathered, find_largest_mesh, read_rank
 from ckpt_tool.tensors.geometry import Box
 

@@ -8,31 +8,18 @@ offsets and sizes).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.readers.base import Holding, Mesh
+from ckpt_tool.readers.base import Holding
+from ckpt_tool.readers.fsdp.local import LocalTensor
 from ckpt_tool.readers.fsdp.meshes import MeshDecoder
 from ckpt_tool.readers.fsdp.placements import Placement, find_local_box
-from ckpt_tool.readers.fsdp.slices import Slice
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef, read_sizes
 from ckpt_tool.readers.torch_save.standins import StandIn, list_few, list_fields, name_kind
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds
-
-
-@dataclass(frozen=True, slots=True)
-class LocalTensor:
-    """One rank's part of a tensor, or of a ``slice`` of one, which ``shape`` and boxes are of."""
-
-    shape: Shape
-    dtype: DType
-    placements: str
-    holdings: tuple[Holding, ...]
-    mesh: Mesh | None
-    slice: Slice | None = None
 
 
 class RankDecoder:

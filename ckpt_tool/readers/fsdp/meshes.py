@@ -12,7 +12,8 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Mesh
-from ckpt_tool.readers.fsdp.slices import Slice, name_parallelism
+from ckpt_tool.readers.fsdp.local import Slice
+from ckpt_tool.readers.fsdp.slices import name_parallelism
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.readers.torch_save.standins import (

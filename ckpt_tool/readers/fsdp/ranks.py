@@ -22,8 +22,9 @@ from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import TANGLED, Checkpoint, Entry, Mesh, collect
 from ckpt_tool.readers.find import find, locate_config
-from ckpt_tool.readers.fsdp.dtensor import LocalTensor, RankDecoder
+from ckpt_tool.readers.fsdp.dtensor import RankDecoder
 from ckpt_tool.readers.fsdp.files import find_rank_files, list_rank_files, report_missing
+from ckpt_tool.readers.fsdp.local import LocalTensor
 from ckpt_tool.readers.fsdp.slices import join_slices
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.standins import StandIn

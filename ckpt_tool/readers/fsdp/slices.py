@@ -9,32 +9,16 @@ only its mesh tells. Source: ``veomni/distributed/parallel_state.py`` and ``torc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Mesh
+from ckpt_tool.readers.fsdp.local import LocalTensor
 from ckpt_tool.tensors.geometry import Box
-
-if TYPE_CHECKING:
-    from ckpt_tool.readers.fsdp.dtensor import LocalTensor
 
 _SUFFIX = "_fsdp"
 #: The parallelism of which it is known along which dimension it cuts: the first.
 _EXPERTS = "ep"
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Which part of a tensor the ranks of a mesh hold together.
-
-    ``name``: the parallelism that cut it. ``key``: rises with the part's number. ``count``: how
-    many there are, and ``key`` is the number then; None where the mesh does not say it.
-    """
-
-    name: str
-    key: int
-    count: int | None = None
 
 
 def name_parallelism(mesh: Mesh) -> str | None:

@@ -13,8 +13,8 @@ from ckpt_tool import inspect_checkpoint, merge_checkpoint, verify_checkpoint
 from ckpt_tool.common.errors import CheckpointError, FormatError
 from ckpt_tool.readers import Checkpoint, open_checkpoint
 from ckpt_tool.readers.base import Holding, Mesh
-from ckpt_tool.readers.fsdp.dtensor import LocalTensor
-from ckpt_tool.readers.fsdp.slices import Slice, join_slices, name_parallelism
+from ckpt_tool.readers.fsdp.local import LocalTensor, Slice
+from ckpt_tool.readers.fsdp.slices import join_slices, name_parallelism
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import BY_NAME
 from ckpt_tool.tensors.geometry import Box
