@@ -1,0 +1,165 @@
+"""Where a DeepSpeed checkpoint lies, and which rank each of its files is of.
+
+``save_checkpoint(FOLDER)`` writes ``FOLDER/<tag>/``, the tag being ``global_stepN`` unless it was
+given another, and ``FOLDER/latest``, which names the last one. In it are model states,
+``mp_rank_00_model_states.pt`` (stages 0 to 2) or ``zero_pp_rank_R_mp_rank_00_model_states.pt``
+(stage 3), and in stages 1 to 3 ``[bf16_]zero_pp_rank_R_mp_rank_00_optim_states.pt``. The Trainer
+has all of it in ``checkpoint-N/``, beside its config. Source: ``deepspeed/runtime/engine.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.readers.find import find
+
+_MODEL = re.compile(r"(?:zero_pp_rank_(\d{1,9})_)?mp_rank_(\d{2,9})_model_states\.pt")
+_OPTIM = re.compile(r"(?:bf16_)?zero_pp_rank_(\d{1,9})_mp_rank_(\d{2,9})_optim_states\.pt")
+_EXPERT = re.compile(
+    r"(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt"
+    r"|expp_rank_\d+_mp_rank_\d+_optim_states\.pt"
+)
+_LAYER = re.compile(r"layer_\d+-model_.*model_states\.pt")
+_DEFAULT_TAG = re.compile(r"global_step\d+")
+_MOST_TEXT = 1000
+_UNIVERSAL = "zero"
+
+
+@dataclass
+class Files:
+    """The files of a step: model states of stages 0 to 2 (``whole``) or by rank, optimizer states.
+
+    ``twice``: further files of a rank that has one.
+    """
+
+    whole: Path | None = None
+    model: dict[int, Path] = field(default_factory=dict)
+    optim: dict[int, Path] = field(default_factory=dict)
+    twice: list[tuple[int, Path]] = field(default_factory=list)
+
+    def listed(self) -> list[tuple[Path, int | None]]:
+        """All of them with their ranks."""
+        ranked = [*self.model.items(), *self.optim.items(), *self.twice]
+        whole = [(self.whole, None)] if self.whole is not None else []
+        return whole + [(path, rank) for rank, path in sorted(ranked)]
+
+
+def locate_deepspeed(path: Path) -> Path | None:
+    """The folder of the step at or below ``path``, or None.
+
+    UsageError where ``latest`` names a step that is not there, or there are several and no
+    ``latest``; and what `find` raises.
+    """
+    folder = find(path, lambda folder: _find_step(folder) is not None)
+    return None if folder is None else _find_step(folder)
+
+
+def _find_step(folder: Path) -> Path | None:
+    if _holds_states(folder):
+        return folder
+    steps = sorted(
+        step for step in folder.glob("global_step*") if _is_tag(step.name) and _holds_states(step)
+    )
+    named = _read_latest(folder / "latest")
+    if named is not None:
+        if _holds_states(folder / named):
+            return folder / named
+        if steps or _is_tag(named):
+            raise UsageError(
+                f"{folder / 'latest'}: names {named}, which has no files of DeepSpeed here",
+                hint=_advise(steps) or "Copy that folder too, or name another checkpoint.",
+            )
+        return None
+    if len(steps) > 1:
+        raise UsageError(
+            f"{folder}: {len(steps)} steps of DeepSpeed, and no file `latest` that names one",
+            hint=_advise(steps),
+        )
+    return steps[0] if steps else None
+
+
+def _is_tag(name: str) -> bool:
+    return bool(_DEFAULT_TAG.fullmatch(name))
+
+
+def _advise(steps: Iterable[Path]) -> str:
+    named = " or ".join(map(str, steps))
+    return f"Name the one you mean: {named}" if named else ""
+
+
+def _holds_states(folder: Path) -> bool:
+    """Whether files of model or optimizer states are directly in ``folder``."""
+    if not folder.is_dir():
+        return False
+    return any(_MODEL.fullmatch(p.name) or _OPTIM.fullmatch(p.name) for p in folder.iterdir())
+
+
+def _read_latest(path: Path) -> str | None:
+    """The name in a file ``latest``; None where there is none, or where it is no name."""
+    if not path.is_file() or path.stat().st_size > _MOST_TEXT:
+        return None
+    named = path.read_bytes().decode("utf-8", errors="replace").strip()
+    is_name = named and named not in (".", "..") and "/" not in named and named.isprintable()
+    return named if is_name else None
+
+
+def list_files(folder: Path) -> Files:
+    """The files of the step in ``folder``.
+
+    FormatError where they are of a kind that is not read: tensor or pipeline parallel, experts,
+    universal.
+    """
+    _refuse_kinds(folder)
+    files = Files()
+    for path in sorted(folder.iterdir()):
+        model, optim = _MODEL.fullmatch(path.name), _OPTIM.fullmatch(path.name)
+        if model and model[1] is None:
+            files.whole = path
+            continue
+        matched = model or optim
+        if matched:
+            ranked, rank = (files.model if model else files.optim), int(matched[1])
+            if rank in ranked:
+                files.twice.append((rank, path))
+            else:
+                ranked[rank] = path
+    return files
+
+
+def _refuse_kinds(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    matched = [
+        found for name in names if (found := _MODEL.fullmatch(name) or _OPTIM.fullmatch(name))
+    ]
+    parallel = next((found.string for found in matched if int(found[2])), None)
+    expert = next((name for name in names if _EXPERT.fullmatch(name)), None)
+    layer = next((name for name in names if _LAYER.fullmatch(name)), None)
+    if layer is not None:
+        raise FormatError(
+            f"a checkpoint of DeepSpeed's pipeline engine ({layer}), which is not supported",
+            path=folder,
+            hint="Load it where it was trained, and save the model with save_pretrained.",
+        )
+    if expert is not None:
+        raise FormatError(
+            f"experts of DeepSpeed's MoE in files of their own ({expert}), which is not supported",
+            path=folder,
+            hint="Load it where it was trained, and save the model with save_pretrained.",
+        )
+    if parallel is not None:
+        raise FormatError(
+            f"several tensor parallel ranks ({parallel}), which is not supported: nothing in these"
+            " files says how tensors are cut",
+            path=folder,
+            hint="Gather the model where it was trained, or save it with tensor parallelism of 1.",
+        )
+    if (folder / _UNIVERSAL).is_dir() and not any(_OPTIM.fullmatch(name) for name in names):
+        raise FormatError(
+            "a universal checkpoint of DeepSpeed, which is not supported",
+            path=folder,
+            hint="Name the checkpoint that it was made of (ds_to_universal --input_folder).",
+        )
