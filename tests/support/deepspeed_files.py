@@ -104,9 +104,7 @@ def _strip(row: tuple[torch.Tensor, int], rank: int, world: int) -> torch.Tensor
     return (part[: part.numel() - padding] if rank == world - 1 else part).clone()
 
 
-def _make_each(
-    head: dict[str, Any], groups: Sequence[State], frozen: State, world: int
-) -> Step:
+def _make_each(head: dict[str, Any], groups: Sequence[State], frozen: State, world: int) -> Step:
     step = Step()
     for rank in range(world):
         module = {

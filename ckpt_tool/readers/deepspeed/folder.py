@@ -10,12 +10,11 @@ has all of it in ``checkpoint-N/``, beside its config. Source: ``deepspeed/runti
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_tool.common.errors import FormatError, UsageError
-from ckpt_tool.readers.find import find
+from ckpt_tool.common.errors import AmbiguousError, FormatError
+from ckpt_tool.readers.find import find, find_latest
 
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d{1,9})_)?mp_rank_(\d{2,9})_model_states\.pt")
 _OPTIM = re.compile(r"(?:bf16_)?zero_pp_rank_(\d{1,9})_mp_rank_(\d{2,9})_optim_states\.pt")
@@ -24,8 +23,8 @@ _EXPERT = re.compile(
     r"|expp_rank_\d+_mp_rank_\d+_optim_states\.pt"
 )
 _LAYER = re.compile(r"layer_\d+-model_.*model_states\.pt")
-_DEFAULT_TAG = re.compile(r"global_step\d+")
-_MOST_TEXT = 1000
+_TAG = re.compile(r"global_step\d+")
+_WEIGHTS = frozenset((".safetensors", ".bin"))
 _UNIVERSAL = "zero"
 
 
@@ -51,44 +50,24 @@ class Files:
 def locate_deepspeed(path: Path) -> Path | None:
     """The folder of the step at or below ``path``, or None.
 
-    UsageError where ``latest`` names a step that is not there, or there are several and no
-    ``latest``; and what `find` raises.
+    AmbiguousError where ``latest`` names a step that is not there, and what `find` raises. Beside a
+    Hugging Face model it may: the Trainer's users delete the step, and keep the model.
     """
-    folder = find(path, lambda folder: _find_step(folder) is not None)
-    return None if folder is None else _find_step(folder)
+    folder = find(path, _holds_states)
+    if folder is None and path.is_dir():
+        _refuse_absent(path)
+    return folder
 
 
-def _find_step(folder: Path) -> Path | None:
-    if _holds_states(folder):
-        return folder
-    steps = sorted(
-        step for step in folder.glob("global_step*") if _is_tag(step.name) and _holds_states(step)
-    )
-    named = _read_latest(folder / "latest")
-    if named is not None:
-        if _holds_states(folder / named):
-            return folder / named
-        if steps or _is_tag(named):
-            raise UsageError(
-                f"{folder / 'latest'}: names {named}, which has no files of DeepSpeed here",
-                hint=_advise(steps) or "Copy that folder too, or name another checkpoint.",
-            )
-        return None
-    if len(steps) > 1:
-        raise UsageError(
-            f"{folder}: {len(steps)} steps of DeepSpeed, and no file `latest` that names one",
-            hint=_advise(steps),
-        )
-    return steps[0] if steps else None
-
-
-def _is_tag(name: str) -> bool:
-    return bool(_DEFAULT_TAG.fullmatch(name))
-
-
-def _advise(steps: Iterable[Path]) -> str:
-    named = " or ".join(map(str, steps))
-    return f"Name the one you mean: {named}" if named else ""
+def _refuse_absent(path: Path) -> None:
+    named = find_latest(path)
+    steps = sorted(step for step in path.glob("global_step*") if _holds_states(step))
+    if not named or not (steps or _TAG.fullmatch(named)):
+        return
+    if steps or not any(each.suffix in _WEIGHTS for each in path.iterdir()):
+        said = f"{path / 'latest'}: names {named}, which has no files of DeepSpeed here"
+        copy = "" if steps else "Copy that folder too, or name another checkpoint."
+        raise AmbiguousError(said, steps, hint=copy)
 
 
 def _holds_states(folder: Path) -> bool:
@@ -96,15 +75,6 @@ def _holds_states(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     return any(_MODEL.fullmatch(p.name) or _OPTIM.fullmatch(p.name) for p in folder.iterdir())
-
-
-def _read_latest(path: Path) -> str | None:
-    """The name in a file ``latest``; None where there is none, or where it is no name."""
-    if not path.is_file() or path.stat().st_size > _MOST_TEXT:
-        return None
-    named = path.read_bytes().decode("utf-8", errors="replace").strip()
-    is_name = named and named not in (".", "..") and "/" not in named and named.isprintable()
-    return named if is_name else None
 
 
 def list_files(folder: Path) -> Files:
