@@ -35,6 +35,8 @@ _CASES = {
     "mcore0.16_moe": Case("merge", "megatron", config="config"),
     "mcore0.11_ranks": Case("merge", "megatron", config="config"),
     "bridge": Case("merge", "megatron", keep_names=True),
+    "deepspeed0.19_z2_excluded": Case("merge", "deepspeed", keep_names=True),
+    "deepspeed0.19_z3_frozen": Case("merge", "deepspeed", keep_names=True),
     "hub": Case("to-mcore"),
     "hub-bin": Case("verify"),
     "state": Case("state", "fsdp"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,8 @@ def _find_world(ranks: Ranks) -> int:
     if not ranks.optims and ranks.first is not None and ranks.first.groups is None:
         return ranks.first.world or 1
     files = max([*ranks.files.optim, *ranks.files.model, 0]) + 1
-    return max(said, key=lambda world: (said.count(world), world)) if said else files
+    counts = Counter(said)
+    return max(counts, key=lambda world: (counts[world], world)) if said else files
 
 
 def _check_ranks(ranks: Ranks) -> None:

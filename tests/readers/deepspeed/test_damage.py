@@ -368,3 +368,27 @@ def test_latest_leads_to_no_other_place(tmp_path, named):
     (tmp_path / "run" / "latest").write_text(named)
     with pytest.raises(FormatError, match="no checkpoint of a known format"):
         open_checkpoint(tmp_path / "run")
+
+
+def test_a_frozen_piece_that_one_rank_lacks_is_named(tmp_path):
+    step = make_step(3, 3)
+    del step.files[MODEL.format(2)]["frozen_param_fragments"]["e.weight"]
+    kind, text = only(step.write(tmp_path))
+    assert kind == "coverage"
+    assert "on 2 ranks, expected [3] on each of 3" in text
+
+
+def test_a_buffer_that_one_rank_lacks_is_named(tmp_path):
+    step = make_step(3, 3)
+    del step.files[MODEL.format(1)]["module"]["f.scale"]
+    kind, text = only(step.write(tmp_path))
+    assert kind == "missing-on-rank"
+    assert text == "f.scale: not in the file of rank 1, but in others"
+
+
+def test_a_buffer_of_another_shape_on_one_rank_is_named(tmp_path):
+    step = make_step(3, 2)
+    step.files[MODEL.format(1)]["module"]["f.scale"] = torch.ones(5)
+    kind, text = only(step.write(tmp_path))
+    assert kind == "contradiction"
+    assert "float32 [5] in the file of rank 1, expected float32 [4]" in text
