@@ -64,8 +64,8 @@ def read_model_states(path: Path) -> ModelStates:
     with TorchArchive(path) as archive, name_file(path):
         state = archive.load(resolve_foreign)
         if not isinstance(state, dict) or not isinstance(state.get("module"), dict):
-            raise FormatError("no model states of DeepSpeed: no state dict `module` in it")
-        module = read_state_dict(state["module"], "`module`")
+            raise FormatError("no model states of DeepSpeed: no state dict 'module' in it")
+        module = read_state_dict(state["module"], "the state dict")
         frozen = read_state_dict(state.get("frozen_param_fragments"), "frozen_param_fragments")
         found = _read_head(state, module)
         found.faults += module.faults + frozen.faults

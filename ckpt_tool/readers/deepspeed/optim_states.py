@@ -58,10 +58,10 @@ def read_optim_states(path: Path) -> OptimStates:
         loaded = archive.load(resolve_foreign)
         state = loaded.get(_STATE) if isinstance(loaded, dict) else None
         if not isinstance(state, dict):
-            raise FormatError(f"no optimizer states of DeepSpeed: no dict `{_STATE}` in it")
+            raise FormatError(f"no optimizer states of DeepSpeed: no dict {_STATE!r} in it")
         key = next((key for key in (_EACH, _JOINED) if key in state), None)
         if key is None:
-            raise FormatError(f"no master weights: neither `{_JOINED}` nor `{_EACH}` in it")
+            raise FormatError(f"no master weights: neither {_JOINED!r} nor {_EACH!r} in it")
         groups = [
             _locate_flat(archive, ref, f"{key}[{index}]")
             for index, ref in enumerate(read_rows(state[key], key))

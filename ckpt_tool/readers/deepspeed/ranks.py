@@ -118,7 +118,8 @@ def _check_numbers(what: str, found: Mapping[int, Path], ranks: Ranks) -> None:
         ranks.report(
             "missing-rank",
             ranks.folder,
-            f"no {what} states of rank {missing} of {ranks.world} (zero_pp_rank_R_{names})",
+            f"no {what} states of rank {missing} of {ranks.world} (zero_pp_rank_R_{names});"
+            " if on other nodes, copy them here",
         )
     for rank, path in sorted(found.items()):
         if rank >= ranks.world:
