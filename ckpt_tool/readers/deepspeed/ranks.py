@@ -86,7 +86,7 @@ def _read_models(ranks: Ranks) -> None:
 
 def _find_world(ranks: Ranks) -> int:
     """The number of ranks, as most files say it; else as many as there are files."""
-    said = [max(optim.counts) for optim in ranks.optims.values() if optim.counts]
+    said = [max(optim.counts) for optim in ranks.optims.values() if any(optim.counts)]
     said = said or [model.world for model in ranks.models.values() if model.world]
     if not ranks.optims and ranks.first is not None and ranks.first.groups is None:
         return ranks.first.world or 1

@@ -81,18 +81,17 @@ def _find_dtype(ranks: Ranks) -> DType:
 
 def _are_alike(groups: Sequence[Group], ranks: Ranks) -> bool:
     """Whether all ranks have partitions of these groups, of one size with their padding."""
-    expected = _measure(ranks.optims[0])
     for rank, optim in ranks.optims.items():
-        path = ranks.files.optim[rank]
         if not ranks.each and len(optim.groups) != len(groups):
             message = f"{len(optim.groups)} partitions, expected {len(groups)}: one for each group"
-            ranks.report("contradiction", path, message)
-        elif not _has_sizes(optim, expected, each=ranks.each):
+            ranks.report("contradiction", ranks.files.optim[rank], message)
+    expected = _measure(ranks.optims[0])
+    for rank, optim in ranks.optims.items() if ranks.is_whole else ():
+        if not _has_sizes(optim, expected, each=ranks.each):
             found = [group.shape[0] for group in optim.groups[:_SHOWN]]
-            message = (
-                f"rank {rank} has partitions of {found} elements, expected {expected[:_SHOWN]}"
-            )
-            ranks.report("contradiction", path, message)
+            message = f"rank {rank} has partitions of {found} elements"
+            said = f"{message}, expected {expected[:_SHOWN]}"
+            ranks.report("contradiction", ranks.files.optim[rank], said)
     return ranks.is_whole
 
 

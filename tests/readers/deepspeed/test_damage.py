@@ -173,9 +173,10 @@ def test_more_elements_than_parameters_and_padding_are_refused(tmp_path, stage):
     assert "coverage" in [kind for kind, _ in problems(step.write(tmp_path))]
 
 
-def test_another_number_of_groups_is_refused(tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_another_number_of_groups_is_refused(tmp_path, rank):
     step = make_step(2, 2)
-    step.partitions(1)[JOINED].pop()
+    step.partitions(rank)[JOINED].pop()
     kind, text = only(step.write(tmp_path))
     assert kind == "contradiction"
     assert "1 partitions, expected 2" in text
@@ -300,6 +301,15 @@ def test_numbers_of_a_billion_ranks_are_no_work(tmp_path):
     for rank in (0, 1):
         step.partitions(rank)["partition_count"] = [1 << 40] * 2
     assert {kind for kind, _ in problems(step.write(tmp_path))} >= {"missing-rank"}
+
+
+def test_partitions_for_no_rank_are_refused(tmp_path):
+    step = make_step(3, 2)
+    for rank in (0, 1):
+        step.partitions(rank)["partition_count"] = 0
+    found = problems(step.write(tmp_path))
+    assert [kind for kind, _ in found] == ["world-size"] * 2
+    assert "partitions for 0 ranks, expected 2" in found[0][1]
 
 
 class Harmful:
