@@ -32,7 +32,8 @@ class Case:
     """What is trained, and how: ``zero`` and ``more`` are DeepSpeed's options.
 
     ``form``: ``plain``, ``lora``, ``frozen`` (the first layer), ``buffers``, ``tiny`` (single
-    elements in a group of their own, and none). ``by``: whose loop saves it.
+    elements in a group of their own, and none). ``by``: whose loop saves it. ``universal``: it is
+    made into a universal checkpoint, which is kept without the optimizer's moments.
     """
 
     stage: int
@@ -44,6 +45,7 @@ class Case:
     excluded: bool = False
     is_judged: bool = True
     by: str = "deepspeed"
+    universal: bool = False
     zero: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -66,6 +68,8 @@ CASES = {
         "z3_frozen": Case(3, dtype="fp16", form="frozen"),
         "z3_groups": Case(3, world=3, groups=True, zero={"sub_group_size": 70}),
         "z3_lora": Case(3, form="lora"),
+        "universal_z2": Case(2, form="buffers", tied=False, universal=True),
+        "universal_z3": Case(3, form="lora", universal=True),
         "z3_excluded": Case(3, form="lora", excluded=True),
     }.items()
 }
@@ -77,6 +81,8 @@ def main(python: str, names: list[str]) -> None:
         folder = FIXTURES / name
         shutil.rmtree(folder, ignore_errors=True)
         run(python, name, folder)
+        if CASES[name].universal:
+            make_universal(python, folder)
         for script in folder.glob("ckpt/**/*.py"):
             script.unlink()
         print(name, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
@@ -93,6 +99,20 @@ def run(python: str, name: str, folder: Path) -> None:
         "PYTHONPATH": str(_PROJECT),
     }
     subprocess.run([python, *launch, *place], check=True, env=env, timeout=_TIMEOUT)
+
+
+def make_universal(python: str, folder: Path) -> None:
+    """A universal checkpoint in place of the one that was saved."""
+    saved, made = folder / "ckpt", folder / "universal"
+    script = ["-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    places = ["--input_folder", str(saved / "global_step2"), "--output_folder", str(made)]
+    env = os.environ | {"DS_ACCELERATOR": "cpu"}
+    subprocess.run([python, *script, *places], check=True, env=env, timeout=_TIMEOUT)
+    shutil.rmtree(saved)
+    made.rename(saved)
+    (folder / "latest_universal").unlink()
+    for moment in saved.glob("zero/*/exp_avg*.pt"):
+        moment.unlink()
 
 
 if __name__ == "__main__":

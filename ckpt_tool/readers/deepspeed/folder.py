@@ -4,7 +4,8 @@
 given another, and ``FOLDER/latest``, which names the last one. In it are model states,
 ``mp_rank_00_model_states.pt`` (stages 0 to 2) or ``zero_pp_rank_R_mp_rank_00_model_states.pt``
 (stage 3), and in stages 1 to 3 ``[bf16_]zero_pp_rank_R_mp_rank_00_optim_states.pt``. The Trainer
-has all of it in ``checkpoint-N/``, beside its config. Source: ``deepspeed/runtime/engine.py``.
+has all of it in ``checkpoint-N/``, beside its config. A universal checkpoint has ``zero/`` in place
+of the optimizer states. Source: ``deepspeed/runtime/engine.py``.
 """
 
 from __future__ import annotations
@@ -32,19 +33,22 @@ _UNIVERSAL = "zero"
 class Files:
     """The files of a step: model states of stages 0 to 2 (``whole``) or by rank, optimizer states.
 
-    ``twice``: further files of a rank that has one.
+    ``twice``: further files of a rank that has one. ``universal``: a file for each parameter, where
+    partitions were made into these.
     """
 
     whole: Path | None = None
     model: dict[int, Path] = field(default_factory=dict)
     optim: dict[int, Path] = field(default_factory=dict)
     twice: list[tuple[int, Path]] = field(default_factory=list)
+    universal: dict[str, Path] = field(default_factory=dict)
 
     def listed(self) -> list[tuple[Path, int | None]]:
         """All of them with their ranks."""
         ranked = [*self.model.items(), *self.optim.items(), *self.twice]
         whole = [(self.whole, None)] if self.whole is not None else []
-        return whole + [(path, rank) for rank, path in sorted(ranked)]
+        others: list[tuple[Path, int | None]] = [(each, None) for each in self.universal.values()]
+        return whole + [(path, rank) for rank, path in sorted(ranked)] + others
 
 
 def locate_deepspeed(path: Path) -> Path | None:
@@ -80,8 +84,7 @@ def _holds_states(folder: Path) -> bool:
 def list_files(folder: Path) -> Files:
     """The files of the step in ``folder``.
 
-    FormatError where they are of a kind that is not read: tensor or pipeline parallel, experts,
-    universal.
+    FormatError where they are of a kind that is not read: tensor or pipeline parallel, experts.
     """
     _refuse_kinds(folder)
     files = Files()
@@ -97,6 +100,9 @@ def list_files(folder: Path) -> Files:
                 files.twice.append((rank, path))
             else:
                 ranked[rank] = path
+    if not files.optim and (folder / _UNIVERSAL).is_dir():
+        found = sorted((folder / _UNIVERSAL).glob("*/fp32.pt"))
+        files.universal = {path.parent.name: path for path in found}
     return files
 
 
@@ -126,10 +132,4 @@ def _refuse_kinds(folder: Path) -> None:
             " files says how tensors are cut",
             path=folder,
             hint="Gather the model where it was trained, or save it with tensor parallelism of 1.",
-        )
-    if (folder / _UNIVERSAL).is_dir() and not any(_OPTIM.fullmatch(name) for name in names):
-        raise FormatError(
-            "a universal checkpoint of DeepSpeed, which is not supported",
-            path=folder,
-            hint="Name the checkpoint that it was made of (ds_to_universal --input_folder).",
         )

@@ -19,6 +19,7 @@ from ckpt_tool.readers.deepspeed.model_states import ModelStates
 from ckpt_tool.readers.deepspeed.partitions import cut_each, measure_piece
 from ckpt_tool.readers.deepspeed.ranks import Ranks, read_ranks
 from ckpt_tool.readers.deepspeed.trained import hold_piece, join_trained
+from ckpt_tool.readers.deepspeed.universal import join_universal
 from ckpt_tool.readers.find import locate_config
 from ckpt_tool.readers.torch_save.archive import StoredTensor
 from ckpt_tool.tensors.dtypes import UINT8
@@ -28,8 +29,8 @@ from ckpt_tool.tensors.geometry import Box, Shape
 def open_deepspeed(folder: Path) -> Checkpoint:
     """The tensors of the step in ``folder``; what is wrong with it becomes ``problems``.
 
-    FormatError where it is of a kind that is not read (tensor or pipeline parallel, experts,
-    universal), UnsafeContentError where a pickle asks for code.
+    FormatError where it is of a kind that is not read (tensor or pipeline parallel, experts),
+    UnsafeContentError where a pickle asks for code.
     """
     files = list_files(folder)
     stats = tuple(ShardFile.stat(path, rank) for path, rank in files.listed())
@@ -89,7 +90,8 @@ class _Joiner:
     def __init__(self, first: ModelStates, ranks: Ranks) -> None:
         self._first = first
         self._ranks = ranks
-        self._trained = join_trained(first, ranks)
+        join = join_universal if ranks.files.universal else join_trained
+        self._trained = join(first, ranks)
         self._frozen = _gather({rank: model.frozen for rank, model in ranks.models.items()})
         self._whole = _gather({rank: model.tensors for rank, model in ranks.models.items()})
 

@@ -106,7 +106,7 @@ def _check_ranks(ranks: Ranks) -> None:
             ranks.report("contradiction", files.whole or ranks.folder, message)
         return
     for what, found in (("model", files.model), ("optimizer", files.optim)):
-        if ranks.each or what == "optimizer":
+        if ranks.each if what == "model" else not files.universal:
             _check_numbers(what, found, ranks)
 
 

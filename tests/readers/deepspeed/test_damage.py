@@ -10,7 +10,7 @@ import torch
 
 from ckpt_tool.common.errors import AmbiguousError, FormatError, UnsafeContentError
 from ckpt_tool.readers import open_checkpoint
-from tests.support.deepspeed_files import GROUPS, Step, make_step
+from tests.support.deepspeed_files import GROUPS, make_step
 
 OPTIM = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 MODEL = "zero_pp_rank_{}_mp_rank_00_model_states.pt"
@@ -349,11 +349,45 @@ def test_a_file_that_tells_of_tensor_parallel_ranks_is_refused(tmp_path):
     assert "one of 2 tensor parallel ranks" in problems(step.write(tmp_path))[0][1]
 
 
-def test_universal_checkpoints_are_refused_by_name(tmp_path):
-    folder = Step({"mp_rank_00_model_states.pt": {"module": {}}}).write(tmp_path)
-    (folder / "global_step7" / "zero").mkdir()
-    with pytest.raises(FormatError, match="universal checkpoint"):
-        open_checkpoint(folder)
+@pytest.fixture
+def universal(tmp_path: Path) -> Path:
+    """A copy of what DeepSpeed made of a checkpoint of stage 2."""
+    fixture = Path(__file__).parents[2] / "fixtures" / "deepspeed0.19_universal_z2"
+    return shutil.copytree(fixture / "ckpt", tmp_path / "universal")
+
+
+NORM = "model.model.norm.weight"
+
+
+def test_a_parameter_that_a_universal_checkpoint_lacks_is_named(universal):
+    shutil.rmtree(universal / "zero" / NORM)
+    kind, text = only(universal)
+    assert kind == "missing-file"
+    assert f"{NORM}: no zero/{NORM}/fp32.pt" in text
+
+
+@pytest.mark.parametrize(
+    "found", [{"param": torch.ones(5)}, torch.ones(2, 3), torch.ones(6).long(), {}, [torch.ones(6)]]
+)
+def test_another_parameter_in_its_place_is_named(universal, found):
+    path = universal / "zero" / NORM / "fp32.pt"
+    torch.save(found, path)
+    kind, text = only(universal)
+    assert kind == "unreadable"
+    assert str(path) in text
+
+
+def test_a_truncated_parameter_of_a_universal_checkpoint_is_named(universal):
+    path = universal / "zero" / NORM / "fp32.pt"
+    path.write_bytes(path.read_bytes()[:-50])
+    kind, text = only(universal)
+    assert kind == "unreadable"
+    assert str(path) in text
+
+
+def test_a_folder_of_no_parameters_is_no_universal_checkpoint(universal):
+    shutil.rmtree(universal / "zero")
+    assert only(universal)[0] == "missing-rank"
 
 
 def test_latest_that_names_an_absent_step_lists_those_that_are_there(tmp_path):
