@@ -37,6 +37,7 @@ _CASES = {
     "bridge": Case("merge", "megatron", keep_names=True),
     "deepspeed0.19_z2_excluded": Case("merge", "deepspeed", keep_names=True),
     "deepspeed0.19_z3_frozen": Case("merge", "deepspeed", keep_names=True),
+    "deepspeed0.19_universal_z3": Case("merge", "deepspeed", keep_names=True),
     "hub": Case("to-mcore"),
     "hub-bin": Case("verify"),
     "state": Case("state", "fsdp"),
