@@ -22,7 +22,7 @@ from tests.support.merging import assert_same
 
 ALL = sorted(CASES)
 #: Of stages 1 and 2, whose state dict has, rounded, what partitions have.
-ROUNDED = [name for name in ALL if CASES[name].stage in (1, 2)]
+ROUNDED = [name for name in ALL if CASES[name].stage in (1, 2) or name == "deepspeed0.14_z0"]
 #: Those that zero_to_fp32 has an answer to.
 JUDGED = [name for name in ALL if CASES[name].is_judged]
 
