@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from ckpt_tool.operations.inspect import inspect_checkpoint as inspect_checkpoint
     from ckpt_tool.operations.merge import merge_checkpoint as merge_checkpoint
     from ckpt_tool.operations.merge import merge_dcp as merge_dcp
+    from ckpt_tool.operations.merge import merge_deepspeed as merge_deepspeed
     from ckpt_tool.operations.merge import merge_fsdp as merge_fsdp
     from ckpt_tool.operations.merge import merge_megatron as merge_megatron
     from ckpt_tool.operations.options import MergeOptions as MergeOptions
@@ -88,7 +89,7 @@ _HOMES = {
     "mapping.lora.options": "LoraOptions",
     "operations.check_folder": "FolderResult check_folder",
     "operations.inspect": "Inspection inspect_checkpoint",
-    "operations.merge": "merge_checkpoint merge_dcp merge_fsdp merge_megatron",
+    "operations.merge": "merge_checkpoint merge_dcp merge_deepspeed merge_fsdp merge_megatron",
     "operations.options": "MergeOptions NameOptions ToMcoreOptions VerifyOptions",
     "operations.to_mcore": "convert_to_mcore",
     "operations.upload": "Upload UploadResult check_upload upload_folder",

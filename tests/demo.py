@@ -2,7 +2,7 @@
 
 The merged model becomes a megatron-core checkpoint, which megatron-core loads, and that one a model
 again. transformers opens it, and its logits must be those of the model that was sharded, bit for
-bit.
+bit. Last comes a checkpoint that DeepSpeed wrote, against what its own tool makes of it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.real.write_deepspeed import FIXTURES
 from tests.real.write_fsdp import write_cases
 
 CASE = "fsdp2_layers12_w2"
+DEEPSPEED = "deepspeed0.19_z3_groups"
 
 
 def main(folder: Path) -> int:
@@ -43,7 +45,22 @@ def main(folder: Path) -> int:
     )
     for step in steps:
         show(step)
-    return compare_logits(run_name / "logits.safetensors", again)
+    status = compare_logits(run_name / "logits.safetensors", again)
+    show_deepspeed(folder)
+    return status
+
+
+def show_deepspeed(folder: Path) -> None:
+    """A checkpoint of ZeRO-3, merged and held against the answer of DeepSpeed's `zero_to_fp32`."""
+    print("\nThree ranks of real DeepSpeed 0.19 saved this one, of ZeRO-3: a fixture.")
+    run_name, merged = folder / "deepspeed", folder / "deepspeed_merged"
+    shutil.copytree(FIXTURES / DEEPSPEED, run_name)
+    checkpoint, answer = run_name / "ckpt", run_name / "expected.safetensors"
+    config = ["--config", str(run_name)]
+    show(["ckpt", "inspect", str(checkpoint)])
+    show(["ckpt", "verify", str(checkpoint), str(answer), "--config", "none"])
+    show(["ckpt", "merge", str(checkpoint), str(merged), *config, "--verify", "--check-load"])
+    show(["ckpt", "verify", str(checkpoint), str(merged), "--cast-reference"])
 
 
 def show(command: list[str]) -> None:

@@ -19,6 +19,7 @@ WITH_EXAMPLES = (
     "convert_to_mcore",
     "merge_checkpoint",
     "merge_dcp",
+    "merge_deepspeed",
     "merge_fsdp",
     "merge_megatron",
     "open_checkpoint",

@@ -112,6 +112,26 @@ def dcp(
     _run("dcp", ckpt, out, request.options(names=names), request)
 
 
+@app.command("deepspeed", cls=PathsCommand)
+@add_merge_options
+def deepspeed(
+    ckpt: Ckpt,
+    out: Out,
+    request: Request,
+    prefix: Prefix = "",
+    select: Select = None,
+    rename: RenameParts = None,
+) -> None:
+    """Merge a checkpoint of DeepSpeed (ZeRO 0 to 3; the Trainer's, accelerate's, Lightning's).
+
+    What was trained is taken from the float32 weights of the optimizer, and cast as --dtype says.
+    OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
+    where the checkpoint or the request is not sound.
+    """
+    names = _name_options(prefix, select, rename)
+    _run("deepspeed", ckpt, out, request.options(names=names), request)
+
+
 def _name_options(prefix: str, select: list[str] | None, rename: list[str] | None) -> NameOptions:
     from ckpt_tool.operations.options import NameOptions
 

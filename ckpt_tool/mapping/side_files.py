@@ -38,7 +38,7 @@ _NOT_COPIED = frozenset(
 _OF_A_RUN = re.compile(
     r"adapter_config\.json|(trainer|training|train|eval|all|predict|test)_[^.]*\.jsonl?"
     r"|(optimizer|scheduler|rng_state|random_states?)[^/]*|events\.out\.tfevents.*|.*\.log"
-    r"|zero_to_fp32\.py|latest(_checkpointed_iteration\.txt)?|data_loader\.json|nohup\.out"
+    r"|zero_to_(fp32|torch)\.py|latest(_checkpointed_iteration\.txt)?|data_loader\.json|nohup\.out"
 )
 _QUANTISATION = frozenset("hf_quant_config.json quantize_config.json quant_config.json".split())
 _TOKENIZER = re.compile(

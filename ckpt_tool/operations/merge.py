@@ -136,6 +136,28 @@ def merge_dcp(
     return merge(Job(folder, out, "dcp"), options, progress)
 
 
+def merge_deepspeed(
+    folder: str | Path,
+    out: str | Path,
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
+) -> WriteResult:
+    """Merge the checkpoint of DeepSpeed in ``folder``, as :func:`merge_fsdp` does rank files.
+
+    Of ZeRO 0 to 3; what was trained comes from the float32 weights of the optimizer.
+
+    >>> import tempfile, torch
+    >>> from ckpt_tool import MergeOptions, merge_deepspeed
+    >>> states = {"module": {"norm.weight": torch.ones(4)}, "param_shapes": None}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(states, f"{folder}/mp_rank_00_model_states.pt")
+    ...     result = merge_deepspeed(folder, f"{folder}/out", MergeOptions(keep_names=True))
+    ...     print(result.format, result.num_tensors)
+    deepspeed 1
+    """
+    return merge(Job(folder, out, "deepspeed"), options, progress)
+
+
 def merge(
     job: Job,
     options: MergeOptions | None = None,

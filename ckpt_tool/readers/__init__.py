@@ -20,6 +20,8 @@ from ckpt_tool.readers.dcp.places import (
     locate_zarr,
     refuse_zarr,
 )
+from ckpt_tool.readers.deepspeed.folder import locate_deepspeed
+from ckpt_tool.readers.deepspeed.join import open_deepspeed
 from ckpt_tool.readers.fsdp.files import RANK_FILES
 from ckpt_tool.readers.fsdp.ranks import locate_fsdp, open_fsdp
 from ckpt_tool.readers.huggingface import locate_huggingface, open_huggingface
@@ -83,6 +85,15 @@ FORMATS: tuple[Format, ...] = (
         open_megatron_ranks,
         merge_command="megatron",
         names="megatron",
+    ),
+    Format(
+        "deepspeed",
+        "DeepSpeed checkpoint",
+        "a step of DeepSpeed (*mp_rank_*_model_states.pt)",
+        locate_deepspeed,
+        open_deepspeed,
+        merge_command="deepspeed",
+        names="nested",
     ),
     Format("zarr", "zarr checkpoint of megatron-core", "", locate_zarr, refuse_zarr),
     Format(

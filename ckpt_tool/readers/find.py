@@ -4,6 +4,7 @@ verl: ``global_step_N/{actor,critic}/``, of Megatron with ``dist_ckpt/``, ``mode
 ``model/mp_rank_*/`` in it; its tracker file names the last step. Megatron-LM: ``iter_NNNNNNN/`` or
 ``release/``, as its tracker file says. accelerate: ``pytorch_model_fsdp_0/``. SkyRL: ``policy/``
 and ``critic/`` in the step that its tracker names. NeMo: ``weights/``, NeMo-RL with a step below.
+DeepSpeed: ``global_stepN/``, or what else ``latest`` names.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ckpt_tool.common.errors import AmbiguousError
 from ckpt_tool.common.wording import join_words
 
 _TRACKERS = ("latest_checkpointed_iteration.txt", "latest_ckpt_global_step.txt")
+_LATEST = "latest"
 _ROLES = {"actor": "an actor", "policy": "a policy", "critic": "a critic",
           "ref": "a reference"}  # fmt: skip
 _ACCELERATE = "pytorch_model_fsdp_0"
@@ -72,7 +74,20 @@ def locate_config(folder: Path, *, beside: bool = False) -> Path | None:
 
 def find_tracker(path: Path) -> Path | None:
     """The file in ``path`` that says which of its steps is the last; None where there is none."""
-    return next((path / name for name in _TRACKERS if (path / name).is_file()), None)
+    found = next((path / name for name in _TRACKERS if (path / name).is_file()), None)
+    if found is None and find_latest(path):
+        return path / _LATEST if (path / find_latest(path)).is_dir() else None
+    return found
+
+
+def find_latest(path: Path) -> str:
+    """The folder that DeepSpeed's file ``latest`` in ``path`` names; empty where it names none.
+
+    Others call files and folders so, too.
+    """
+    latest = path / _LATEST
+    named = read_tracker(latest) if latest.is_file() else ""
+    return named if named.isprintable() and Path(named).name == named else ""
 
 
 def read_tracker(tracker: Path) -> str:
@@ -97,7 +112,9 @@ def _tracked(path: Path) -> Iterator[Path]:
         yield from steps if len(steps) == 1 else ()
         return
     named = read_tracker(tracker)
-    if re.fullmatch(r"[0-9]{1,18}", named):
+    if tracker.name == _LATEST:
+        yield path / named
+    elif re.fullmatch(r"[0-9]{1,18}", named):
         yield path / f"iter_{int(named):07d}"
         yield path / f"global_step_{named}"
     elif named == "release":

@@ -27,6 +27,7 @@ SECTIONS = {
     "merge fsdp": ["Every `ckpt merge`", "`ckpt merge fsdp`"],
     "merge megatron": ["Every `ckpt merge`", "`ckpt merge megatron`"],
     "merge dcp": ["Every `ckpt merge`", "`ckpt merge dcp`"],
+    "merge deepspeed": ["Every `ckpt merge`", "`ckpt merge deepspeed`"],
 }
 
 

@@ -59,6 +59,9 @@ def write_all(out: Path) -> None:
     for name in ("mcore0.15_dense", "mcore0.16_moe", "mcore0.11_ranks"):
         shutil.copytree(_FIXTURES / name / "checkpoint", out / name / "ck")
         _copy_config(_FIXTURES / name, out / name / "config")
+    for kind in ("z2_excluded", "z3_frozen", "universal_z3"):
+        name = f"deepspeed0.19_{kind}"
+        shutil.copytree(_FIXTURES / name / "ckpt", out / name / "ck")
     _write_bridge(out / "bridge")
     _write_hub(out / "hub")
     _write_bin(out / "hub-bin")

@@ -45,7 +45,7 @@ model.onnx __0_0.distcp weights.npz weights.npy original/params.json
 additional_chat_templates/.hidden additional_chat_templates/model.bin
 adapter_config.json trainer_state.json trainer_log.jsonl training_args.json train_results.json
 all_results.json optimizer.json scheduler.json rng_state_0.json run.log zero_to_fp32.py latest
-events.out.tfevents.17.host latest_checkpointed_iteration.txt
+zero_to_torch.py events.out.tfevents.17.host latest_checkpointed_iteration.txt
 """.split()
 
 

@@ -66,7 +66,7 @@ def make_peft_config(
         "lora_dropout": 0.0,
     }
     fixed = {
-        "lora_alpha": int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
+        "lora_alpha": int(settings.alpha) if settings.alpha % 1 == 0 else settings.alpha,
         "bias": settings.config.get("bias", "all") if _has_biases(adapters) else "none",
         "init_lora_weights": True,
         "inference_mode": True,

@@ -9,6 +9,7 @@ classes are accepted by package.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,10 @@ _RUN_NAMES = frozenset(
        "object bytearray complex slice range int float bool str bytes list tuple dict set"
        " frozenset".split()]
 )  # fmt: skip
+
+
+#: Parts of Python that today's have not, or not everywhere.
+_OLD_MODULES = frozenset(("__builtin__", "commands", "nt", "posix"))
 
 
 def read_storage(pid: Any) -> StorageRef:
@@ -100,6 +105,21 @@ def resolve_run(module: str, name: str) -> Any:
         if module.split(".", maxsplit=1)[0] in _RUN_PACKAGES:
             return _stand_in(full)
         raise
+
+
+def resolve_foreign(module: str, name: str) -> Any:
+    """What may stand in a file of DeepSpeed: tensors, and whatever a run was given to save.
+
+    Any class of any library is a stand-in there; what is part of Python itself is not, but for
+    plain data: no run saves that, and those who want code run name it.
+    """
+    root = module.split(".", maxsplit=1)[0]
+    try:
+        return resolve_run(module, name)
+    except UnsafeContentError:
+        if root in sys.stdlib_module_names or root in _OLD_MODULES:
+            raise
+        return _stand_in(f"{module}.{name}")
 
 
 @dataclass(frozen=True, slots=True)

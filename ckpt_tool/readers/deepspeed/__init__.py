@@ -1,0 +1,1 @@
+"""Checkpoints of DeepSpeed: ZeRO stages 0 to 3."""
