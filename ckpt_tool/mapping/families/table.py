@@ -35,6 +35,7 @@ from ckpt_tool.mapping.families.megatron_rows import (
     MegatronRows,
 )
 from ckpt_tool.mapping.families.torchtitan_rows import (
+    DEEPSEEK_V2,
     DEEPSEEK_V3,
     GPT_OSS,
     LLAMA,
@@ -175,7 +176,7 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family("Starcoder2ForCausalLM", SAME, tied=True),
     # Language models with experts.
     # Routers of DeepSeek's kind are float32 since transformers 5.24.
-    "deepseek_v2": Family("DeepseekV2ForCausalLM", EXPERTS, float32=None),
+    "deepseek_v2": Family("DeepseekV2ForCausalLM", EXPERTS, float32=None, torchtitan=DEEPSEEK_V2),
     "deepseek_v3": Family(
         "DeepseekV3ForCausalLM",
         EXPERTS,
@@ -208,7 +209,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True),
-    "llama4": Family("Llama4ForConditionalGeneration", torchtitan=LLAMA4),
+    "llama4": Family(torchtitan=LLAMA4),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=_QWEN2_5_VL),
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL),

@@ -136,6 +136,7 @@ QWEN3 = TitanRows((*_NORMS, *_HALVES, *_QK_NORMS, *_DENSE), "yes")
 QWEN3_MOE = TitanRows(
     (*_NORMS, *_HALVES, *_QK_NORMS, *_DENSE, *_EXPERTS, *_NO_BIAS), "experts stacked"
 )
+DEEPSEEK_V2 = TitanRows((*_DEEPSEEK_LAYER, *_NO_BIAS), "experts stacked")
 DEEPSEEK_V3 = TitanRows((*_DEEPSEEK_LAYER, *_BIAS), "experts stacked", _MTP)
 GPT_OSS = TitanRows(
     (*_NORMS, *_HALVES, *_GPT_OSS, *_NO_BIAS),

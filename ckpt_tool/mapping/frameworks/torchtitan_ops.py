@@ -56,7 +56,7 @@ class Halve:
 
     def _turn(self, tensor: LazyTensor, pair: Callable[[int], tuple[int, int]]) -> LazyTensor:
         rows = tensor.shape[0] if tensor.shape else 0
-        if not tensor.numel or not self.heads or rows % (2 * self.heads):
+        if not (rows and tensor.numel and self.heads) or rows % (2 * self.heads):
             raise ValueError(f"{list(tensor.shape)} is no whole rows for {self.heads} heads")
         split = (self.heads, *pair(rows // self.heads // 2), *tensor.shape[1:])
         return reshape(reshape(tensor, split).transpose(1, 2), tensor.shape)
@@ -135,6 +135,9 @@ class JoinColumns:
 
     def to_hub(self, parts: Parts) -> list[LazyTensor]:
         _require_experts(parts, self.count)
+        if len({part.shape for part in parts}) > 1:
+            shapes = " and ".join(str(list(part.shape)) for part in parts)
+            raise ValueError(f"{shapes}, expected one shape for gate and up")
         return [cat([part.transpose(1, 2) for part in parts], 2)]
 
     def to_titan(self, parts: Parts) -> list[LazyTensor]:
