@@ -24,10 +24,10 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.fsdp import fully_shard
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-WHOLE = ("0.3_llama3", "0.3_deepseek_v3", "0.2_llama4")
+WHOLE = ("0.3_llama3", "0.3_qwen3_moe", "0.2_gpt_oss")
 FUSED = ("0.3_llama3", "0.3_gpt_oss")
 
-VOCAB, DIM, LAYERS, HEADS, GROUPS, HEAD, WIDE, NARROW, EXPERTS = 16, 8, 2, 4, 2, 4, 12, 6, 4
+VOCAB, DIM, LAYERS, HEADS, GROUPS, HEAD, WIDE, NARROW, EXPERTS = 16, 16, 2, 4, 2, 4, 12, 6, 4
 GQA = {"n_layers": LAYERS, "dim": DIM, "n_heads": HEADS, "n_kv_heads": GROUPS}
 MLA = {"kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
 
@@ -141,7 +141,7 @@ def llama4():
         **GQA, vocab_size=VOCAB, multiple_of=8, max_seq_len=64, moe_args=old_experts()
     )
     told = {"num_local_experts": EXPERTS, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2}
-    told |= {"intermediate_size": 16, "intermediate_size_mlp": 24, "use_qk_norm": False}
+    told |= {"intermediate_size": 24, "intermediate_size_mlp": 48, "use_qk_norm": False}
     return m.Transformer(args), m.Llama4StateDictAdapter, args, config_of("Llama4Text", **told)
 
 
