@@ -150,9 +150,10 @@ def _take_nested(model: HubModel, request: Request) -> HubModel:
         plain = take_transformer(plain)
     tensors = strip_prefix(plain, names.start or find_prefix(plain))
     tensors = rename_tensors(tensors, names.rename)
+    named = replace(model, tensors=tensors)
     if config is not None and is_torchtitan(tensors):
-        tensors = from_torchtitan(tensors, config)
-    return _resolve(replace(model, tensors=tensors), request)
+        named = from_torchtitan(named)
+    return _resolve(named, request)
 
 
 def _resolve(model: HubModel, request: Request) -> HubModel:

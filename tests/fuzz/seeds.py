@@ -32,6 +32,7 @@ _CASES = {
     "lora-base": Case("merge", "fsdp", base="base"),
     "dcp": Case("merge", "dcp"),
     "shards": Case("merge", "dcp"),
+    "torchtitan0.3_llama3": Case("merge", "dcp", config="config"),
     "mcore0.15_dense": Case("merge", "megatron", config="config"),
     "mcore0.16_moe": Case("merge", "megatron", config="config"),
     "mcore0.11_ranks": Case("merge", "megatron", config="config"),

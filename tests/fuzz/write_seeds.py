@@ -56,7 +56,7 @@ def write_all(out: Path) -> None:
     _write_lora_alone(out / "lora-base")
     _write_dcp(out / "dcp")
     _write_shards(out / "shards")
-    for name in ("mcore0.15_dense", "mcore0.16_moe", "mcore0.11_ranks"):
+    for name in ("torchtitan0.3_llama3", "mcore0.15_dense", "mcore0.16_moe", "mcore0.11_ranks"):
         shutil.copytree(_FIXTURES / name / "checkpoint", out / name / "ck")
         _copy_config(_FIXTURES / name, out / name / "config")
     for kind in ("z2_excluded", "z3_frozen", "universal_z3"):

@@ -9,7 +9,6 @@ of transformers 5 writes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ckpt_tool.mapping.families.hub_rules import (
     EXPERTS,
@@ -34,6 +33,17 @@ from ckpt_tool.mapping.families.megatron_rows import (
     SHARED_GATE,
     Flag,
     MegatronRows,
+)
+from ckpt_tool.mapping.families.torchtitan_rows import (
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GPT_OSS,
+    LLAMA,
+    LLAMA4,
+    LLAMA4_TEXT,
+    QWEN3,
+    QWEN3_MOE,
+    TitanRows,
 )
 from ckpt_tool.mapping.families.vision_rows import QWEN_VISION
 
@@ -63,8 +73,7 @@ class Family:
     float32 whatever the model's dtype is; empty: nothing; None: transformers is asked, as it is for
     a row without tensors.
     ``conv1d``: linear layers are transformers' ``Conv1D``, whose weights are [in, out].
-    ``torchtitan``: how it pairs the rows of a head in the rotary embedding (``halves`` as
-    transformers does, ``neighbours`` as Meta does); empty: its names of the family are unknown.
+    ``torchtitan``: its names of the tensors; None: they are unknown.
     ``megatron``: the tensors of megatron-core; None: it is not supported there.
     """
 
@@ -74,7 +83,7 @@ class Family:
     float32: str | None = ""
     conv1d: bool = False
     legacy: Legacy = Legacy()
-    torchtitan: Literal["", "halves", "neighbours"] = ""
+    torchtitan: TitanRows | None = None
     megatron: MegatronRows | None = None
 
     @property
@@ -122,7 +131,7 @@ _QWEN2_5_VL = MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}, vision=QWEN
 
 FAMILIES: dict[str, Family] = {
     # Dense language models.
-    "llama": Family("LlamaForCausalLM", SAME, torchtitan="neighbours", megatron=_LLAMA),
+    "llama": Family("LlamaForCausalLM", SAME, torchtitan=LLAMA, megatron=_LLAMA),
     "mistral": Family("MistralForCausalLM", SAME, megatron=MegatronRows(GROUPED, DENSE)),
     "qwen2": Family(
         "Qwen2ForCausalLM",
@@ -132,7 +141,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(
         "Qwen3ForCausalLM",
         SAME,
-        torchtitan="halves",
+        torchtitan=QWEN3,
         megatron=MegatronRows(GROUPED, DENSE, flags=_QWEN3_FLAGS),
     ),
     "apertus": Family("ApertusForCausalLM", SAME),
@@ -167,15 +176,22 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family("Starcoder2ForCausalLM", SAME, tied=True),
     # Language models with experts.
     # Routers of DeepSeek's kind are float32 since transformers 5.24.
-    "deepseek_v2": Family("DeepseekV2ForCausalLM", EXPERTS, float32=None),
-    "deepseek_v3": Family("DeepseekV3ForCausalLM", EXPERTS, megatron=_DEEPSEEK, float32=None),
+    "deepseek_v2": Family("DeepseekV2ForCausalLM", EXPERTS, float32=None, torchtitan=DEEPSEEK_V2),
+    "deepseek_v3": Family(
+        "DeepseekV3ForCausalLM",
+        EXPERTS,
+        float32=None,
+        torchtitan=DEEPSEEK_V3,
+        megatron=_DEEPSEEK,
+    ),
     "dots1": Family("Dots1ForCausalLM", EXPERTS, float32=None),
     "ernie4_5_moe": Family("Ernie4_5_MoeForCausalLM"),
     "glm4_moe": Family("Glm4MoeForCausalLM", EXPERTS, megatron=_GLM4_MOE, float32=None),
-    "gpt_oss": Family("GptOssForCausalLM", SAME, float32=None),
+    "gpt_oss": Family("GptOssForCausalLM", SAME, float32=None, torchtitan=GPT_OSS),
     "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS, float32=None),
     "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),
     "kimi_k2": Family(hub=EXPERTS, megatron=_DEEPSEEK, float32=_ROUTER_BIAS),
+    "llama4_text": Family("Llama4ForCausalLM", torchtitan=LLAMA4_TEXT),
     "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
     "mixtral": Family(
         "MixtralForCausalLM", MIXTRAL_EXPERTS, megatron=MegatronRows(GROUPED, (), MIXTRAL)
@@ -187,11 +203,13 @@ FAMILIES: dict[str, Family] = {
         "Qwen3MoeForCausalLM",
         EXPERTS,
         legacy=Legacy(expert_count="num_experts"),
+        torchtitan=QWEN3_MOE,
         megatron=MegatronRows(GROUPED, DENSE, MOE, flags=_QWEN3_FLAGS),
     ),
     "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True),
+    "llama4": Family(torchtitan=LLAMA4),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=_QWEN2_5_VL),
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL),

@@ -45,10 +45,10 @@ def set_aside_foreign(model: HubModel) -> HubModel:
     if not dropped:
         return model
     kept = {name: tensor for name, tensor in model.tensors.items() if name not in dropped}
-    return replace(model, tensors=kept, dropped=model.dropped | _sum_up(dropped))
+    return replace(model, tensors=kept, dropped=model.dropped | sum_up(dropped))
 
 
-def _sum_up(dropped: dict[str, str]) -> dict[str, str]:
+def sum_up(dropped: dict[str, str]) -> dict[str, str]:
     """One line for each kind: every layer has one."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for name, reason in dropped.items():

@@ -1,40 +1,55 @@
-"""torchtitan's names of a model -> those of Hugging Face.
+"""torchtitan's names of a model -> those of Hugging Face, by the rows of the model's family.
 
-Source: ``torchtitan/models/{llama3,qwen3}/model/state_dict_adapter.py``. Llama's rotary embedding
-turns neighbouring elements there, as Meta's does, and halves of a head in transformers: the rows of
-query and key are in another order.
+Names of 0.2 and of 0.3 are read alike: a name is spelled as the rows have it, whoever wrote it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.table import FAMILIES
-from ckpt_tool.tensors.chunks import Chunk
-from ckpt_tool.tensors.geometry import Box
-from ckpt_tool.tensors.lazy import LazyTensor, cat
-
-Tensors = dict[str, LazyTensor]
+from ckpt_tool.mapping.families.torchtitan_rows import SPELLINGS, TOP, TitanRow, TitanRows
+from ckpt_tool.mapping.frameworks.foreign import sum_up
+from ckpt_tool.mapping.frameworks.torchtitan_ops import make_op
+from ckpt_tool.mapping.hub.form import HubModel, Tensors
+from ckpt_tool.tensors.lazy import LazyTensor
 
 _EMBEDDING = "tok_embeddings.weight"
-_TOP = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
-_LAYER = {
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-_NAME = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
+_LAYER = re.compile(r"(mtp_)?layers\.([0-9]{1,9})\.")
+_SEVERAL = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_EXPERT = "{e}"
+_UNNAMED = "balances the load of experts in training; the family's class has no such tensor"
+_OTHER = "The weights and the config.json are of different models, or tensors are missing."
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A row with its names spelled out: ``titan`` are put together to ``hf``."""
+
+    row: TitanRow
+    titan: tuple[str, ...]
+    hf: tuple[str, ...]
+
+
+@dataclass
+class _Group:
+    """The tensors of one place in one layer: by the rows' names, with those that they have."""
+
+    place: _Place
+    prefix: str
+    found: dict[str, tuple[str, LazyTensor]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> str:
+        """Their names in the checkpoint."""
+        return ", ".join(name for name, _ in self.found.values())
 
 
 def is_torchtitan(names: Mapping[str, object]) -> bool:
@@ -42,79 +57,157 @@ def is_torchtitan(names: Mapping[str, object]) -> bool:
     return _EMBEDDING in names
 
 
-def from_torchtitan(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors:
-    """The tensors by Hugging Face's names, rotary rows in its order.
+def from_torchtitan(model: HubModel) -> HubModel:
+    """The model by Hugging Face's names, in its layouts; what the family has not, left out.
 
-    MappingError for other families, and for names that a model of the family has not.
+    MappingError for a family without rows; and one that lists all that a model of the family has
+    not, that comes twice, or that is not what its config says.
     """
-    if not config.family.torchtitan:
-        known = [name for name, family in FAMILIES.items() if family.torchtitan]
-        raise MappingError(
-            "names as torchtitan has them (tok_embeddings, layers.N.attention.wq), of a"
-            f" {config.model_type}: known for {', '.join(known)}",
-            hint="Name them as transformers does with `names.rename`, like"
-            " `names.rename=['layers.*.attention.wq=model.layers.*.self_attn.q_proj']`, if the rows"
-            " of query and key are in its order.",
-        )
-    turns_neighbours = config.family.torchtitan == "neighbours"
-    found: Tensors = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        new = _rename(name)
-        if not new:
-            unknown.append(name)
-        elif turns_neighbours and re.search(r"\.attention\.w[qk]\.", name):
-            found[new] = _pair_halves(name, tensor, config)
-        else:
-            found[new] = tensor
+    config = model.config
+    assert config is not None
+    groups, unknown = _group(model.tensors, _require_rows(config), config)
     if unknown:
         raise MappingError(
-            f"{len(unknown)} tensors that torchtitan's {config.model_type} has not",
+            f"{count_noun(len(unknown), 'tensor')} that torchtitan's {config.model_type} has not",
             unknown,
             hint="Leave tensors out with `names.select`, or name them with `names.rename`.",
         )
-    return found
+    faults = [fault for group in groups for fault in _find_missing(group)]
+    if faults:
+        _refuse(faults, config)
+    unnamed = {name: _UNNAMED for g in groups if not g.place.hf for name, _ in g.found.values()}
+    tensors = _convert([group for group in groups if group.place.hf], config)
+    dropped = model.dropped | sum_up(unnamed)
+    return replace(model, tensors=tensors, dropped=dropped, repeats=_find_repeats(tensors, config))
 
 
-def _rename(name: str) -> str:
-    matched = _NAME.fullmatch(name)
-    if matched is not None and matched[2] in _LAYER:
-        return f"model.layers.{matched[1]}.{_LAYER[matched[2]]}.{matched[3]}"
-    module, _, kind = name.rpartition(".")
-    return f"{_TOP[module]}.{kind}" if module in _TOP else ""
+def spell(name: str) -> str:
+    """A name of any version of torchtitan, as the rows have it."""
+    for pattern, new in SPELLINGS:
+        name = pattern.sub(new, name)
+    return name
 
 
-def _pair_halves(name: str, tensor: LazyTensor, config: ModelConfig) -> LazyTensor:
-    """Of each head, first its even rows and then its odd ones."""
-    heads = config.text.get("num_attention_heads")
-    if ".wk." in name:
-        heads = config.text.get("num_key_value_heads") or heads
-    rows = tensor.shape[0] if tensor.shape else 0
-    if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
-        raise MappingError(f"{name}: {list(tensor.shape)} is no whole rows for {heads} heads")
-    size = rows // heads
-    parts = [
-        _take_every_second(tensor, head * size + odd, size // 2)
-        for head in range(heads)
-        for odd in (0, 1)
-    ]
-    return cat(parts, 0)
+def _require_rows(config: ModelConfig) -> TitanRows:
+    if config.family.torchtitan is not None:
+        return config.family.torchtitan
+    known = [name for name, family in FAMILIES.items() if family.torchtitan]
+    raise MappingError(
+        "names as torchtitan has them (tok_embeddings, layers.N.attention.wq), of a"
+        f" {config.model_type}: known for {', '.join(known)}",
+        hint="Name them as transformers does with `names.rename`, like"
+        " `names.rename=['layers.*.attention.wq=model.layers.*.self_attn.q_proj']`, if the rows"
+        " of query and key are in its order.",
+    )
 
 
-def _take_every_second(tensor: LazyTensor, start: int, count: int) -> LazyTensor:
-    """Rows ``start``, ``start + 2``, ...: ``count`` of them."""
-    chunks = []
-    shape = (count, *tensor.shape[1:])
-    window = Box((start, *(0 for _ in shape[1:])), (2 * count - 1, *shape[1:]))
-    for chunk, _ in tensor.chunks_in(window):
-        box, region = chunk.box, chunk.region
-        first = max(0, (box.offsets[0] - start + 1) // 2)
-        last = min(count, (box.offsets[0] + box.sizes[0] - start + 1) // 2)
-        if first >= last:
+# --- which tensors belong together
+def _group(
+    tensors: Mapping[str, LazyTensor], rows: TitanRows, config: ModelConfig
+) -> tuple[list[_Group], list[str]]:
+    """The tensors by rows and layers, and the names that no row has; MappingError for a double."""
+    tables = [_spell_out(table) for table in (TOP, rows.layer, (*rows.layer, *rows.mtp))]
+    groups: dict[tuple[str, _Place], _Group] = {}
+    unknown, twice = [], []
+    for name, tensor in tensors.items():
+        spelled = spell(name)
+        matched = _LAYER.match(spelled)
+        below = spelled[matched.end() :] if matched else spelled
+        kind = 0 if matched is None else 2 if matched[1] else 1
+        place = tables[kind].get(below) if kind < 2 or rows.mtp else None
+        if place is None:
+            unknown.append(name)
             continue
-        skipped = (start + 2 * first - box.offsets[0]) * region.strides[0]
-        strides = (2 * region.strides[0], *region.strides[1:])
-        offset = region.offset + skipped * tensor.source_dtype.itemsize
-        moved = Box((first, *box.offsets[1:]), (last - first, *box.sizes[1:]))
-        chunks.append(Chunk(moved, region._replace(offset=offset, strides=strides)))
-    return LazyTensor(shape, tensor.dtype, tensor.source_dtype, tuple(chunks))
+        prefix = rows.base + (_find_layer(matched, config) if matched else "")
+        group = groups.setdefault((prefix, place), _Group(place, prefix))
+        if below in group.found:
+            twice.append(f"{name}: also {group.found[below][0]}")
+        group.found[below] = name, tensor
+    if twice:
+        raise MappingError(f"{count_noun(len(twice), 'tensor')} named in two ways", twice)
+    return list(groups.values()), unknown
+
+
+def _find_layer(matched: re.Match[str], config: ModelConfig) -> str:
+    """A layer's prefix on the Hub, where those for multi-token prediction come after the others."""
+    if not matched[1]:
+        return f"model.layers.{matched[2]}."
+    before = Fields(config.text, config.path).size("num_hidden_layers")
+    return f"model.layers.{before + int(matched[2])}."
+
+
+def _spell_out(rows: Sequence[TitanRow]) -> dict[str, _Place]:
+    """The places of rows, by each name that is in one."""
+    places = [
+        _Place(row, _list_names(row.titan, kind), _list_names(row.hf, kind))
+        for row in rows
+        for kind in (("weight", "bias") if row.titan.endswith("*") else ("",))
+    ]
+    return {name: place for place in places for name in place.titan}
+
+
+def _list_names(pattern: str, kind: str) -> tuple[str, ...]:
+    """The names that a pattern of a row stands for; nothing for an empty one."""
+    if not pattern:
+        return ()
+    parts = _SEVERAL.split(pattern.removesuffix("*") + kind)
+    choices = [part.split(",") if at % 2 else [part] for at, part in enumerate(parts)]
+    return tuple("".join(chosen) for chosen in product(*choices))
+
+
+def _find_missing(group: _Group) -> Iterator[str]:
+    for name in group.place.titan:
+        if name not in group.found:
+            yield f"{group.names}: without the {name} of its layer"
+
+
+# --- what becomes of them
+def _convert(groups: Sequence[_Group], config: ModelConfig) -> Tensors:
+    """Hugging Face's tensors; MappingError lists what does not fit, or would be written twice."""
+    ops = {kind: make_op(kind, config) for kind in {group.place.row.op for group in groups}}
+    result: Tensors = {}
+    faults = []
+    for group in groups:
+        given = [group.found[name][1] for name in group.place.titan]
+        try:
+            made = ops[group.place.row.op].to_hub(given)
+        except ValueError as error:
+            faults.append(f"{group.names}: {error}")
+            continue
+        for name, tensor in zip(_name(group, len(made)), made, strict=True):
+            if name in result:
+                faults.append(f"{group.names}: {name} is made of other tensors too")
+            result[name] = tensor
+    if faults:
+        _refuse(faults, config)
+    return result
+
+
+def _name(group: _Group, count: int) -> list[str]:
+    """The names of what a group has become, on the Hub."""
+    names = group.place.hf
+    if _EXPERT in names[0]:
+        names = tuple(names[0].replace(_EXPERT, str(number)) for number in range(count))
+    return [f"{group.prefix}{name}" for name in names]
+
+
+def _refuse(faults: Sequence[str], config: ModelConfig) -> None:
+    raise MappingError(
+        f"{count_noun(len(faults), 'fault')} in tensors named by torchtitan, as {config.path}"
+        f" says of a {config.model_type}",
+        faults,
+        hint=_OTHER,
+    )
+
+
+def _find_repeats(tensors: Tensors, config: ModelConfig) -> Tensors:
+    """What layers for multi-token prediction repeat on the Hub: the embedding, and the head."""
+    embedding = tensors.get("model.embed_tokens.weight")
+    head = tensors.get("lm_head.weight", embedding)
+    found: Tensors = {}
+    for name in tensors:
+        layer, is_last, _ = name.partition("shared_head.norm.weight")
+        if is_last and embedding is not None and head is not None:
+            found[f"{layer}embed_tokens.weight"] = embedding
+            found[f"{layer}shared_head.head.weight"] = head
+    return found

@@ -12,11 +12,13 @@ from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts, Tra
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.transformers_tables import name_by_transformers
-from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.geometry import Shape
+from ckpt_tool.tensors.lazy import LazyTensor, cat
 
 #: Parts that wrappers (FSDP1, torch.compile, activation checkpointing) put into names.
 _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 _PARALLEL = "module."
+_GATE = "gate_proj"
 
 Rows = Iterator[tuple[str, LazyTensor]]
 
@@ -73,8 +75,41 @@ def apply_family(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tens
     rules = config.family.hub
     if rules is None:
         return None
-    given = dict(tensors)
+    given = _join_stacks(tensors, rules)
     return _collect(row for name in given for row in _apply(rules, name, given))
+
+
+def _join_stacks(tensors: Mapping[str, LazyTensor], rules: Sequence[Rule]) -> Tensors:
+    """The tensors with gate and up of all experts in one, as transformers 5 has them in memory.
+
+    In VeOmni up to 0.1.4 they are two, [E, I, H] each; ``down_proj`` is [E, H, I] in both.
+    MappingError lists those that do not belong together.
+    """
+    ends = tuple(f".{rule.path}.{_GATE}" for rule in rules if isinstance(rule, SplitExperts))
+    found = dict(tensors)
+    faults = []
+    for name in [name for name in tensors if ends and name.endswith(ends)]:
+        stem = name.removesuffix(_GATE)
+        gate, up = found.pop(name), found.pop(f"{stem}up_proj", None)
+        down = found.get(f"{stem}down_proj")
+        shapes = [part.shape if part is not None else () for part in (gate, up, down)]
+        known = _are_stacks(*shapes) and f"{stem}gate_up_proj" not in found
+        if known and up is not None and gate.dtype == up.dtype:
+            found[f"{stem}gate_up_proj"] = cat([gate, up], 1)
+        else:
+            said = ", ".join(str(list(shape)) if shape else "none" for shape in shapes)
+            faults.append(f"{stem}{{gate_proj,up_proj,down_proj}}: {said}")
+    if faults:
+        raise MappingError(
+            "stacks of experts that do not belong together, expected [E, I, H], [E, I, H] and"
+            " [E, H, I], of one dtype and without a gate_up_proj",
+            faults,
+        )
+    return found
+
+
+def _are_stacks(gate: Shape, up: Shape, down: Shape) -> bool:
+    return len(gate) == 3 and up == gate and down == (gate[0], gate[2], gate[1])
 
 
 def split_fused(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tensors:

@@ -34,7 +34,12 @@ _DATA_PACKAGES = (
     "torch.distributed.distributed_c10d",
 )
 #: Packages whose classes describe how a checkpoint was planned: stand-ins in its metadata.
-_PLAN_PACKAGES = ("torch.distributed.checkpoint", "megatron.core.dist_checkpointing", "pathlib")
+_PLAN_PACKAGES = (
+    "torch.distributed.checkpoint",
+    "megatron.core.dist_checkpointing",
+    "olmo_core.distributed.checkpoint",
+    "pathlib",
+)
 
 
 #: What the arguments, random states and layers' states of a training run are made of: stand-ins in
@@ -88,7 +93,7 @@ def resolve(module: str, name: str) -> Any:
 
 
 def resolve_plan(module: str, name: str) -> Any:
-    """What may stand in a DCP ``.metadata``: tensor metadata, and plans of torch and Megatron."""
+    """What may stand in a DCP ``.metadata``: tensor metadata, and plans of who wrote it."""
     if any(module == p or module.startswith(f"{p}.") for p in _PLAN_PACKAGES):
         return _stand_in(f"{module}.{name}")
     return resolve(module, name)

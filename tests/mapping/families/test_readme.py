@@ -66,7 +66,7 @@ def make_row(model_type: str, family: Family) -> tuple[str, ...]:
         family.architecture,
         describe_hub(family),
         "yes" if family.tied else "",
-        family.torchtitan,
+        family.torchtitan.said if family.torchtitan else "",
         describe_megatron(family),
         "yes" if rows and rows.mtp else "",
         "yes" if rows and rows.vision else "",

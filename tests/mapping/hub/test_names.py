@@ -257,3 +257,57 @@ def test_model_with_both_heads_stays_a_language_model(tmp_path):
 def test_what_is_before_every_name_goes(names, plain):
     tensors = {name: LazyTensor((1,), FLOAT32, FLOAT32, ()) for name in names}
     assert unwrap_all(tensors).keys() == plain
+
+
+def stacked(memory: Mapping[str, LazyTensor]) -> dict[str, torch.Tensor]:
+    """As VeOmni 0.1.4 has experts in memory: gate and up of all of them apart."""
+    found = {}
+    for name, tensor in memory.items():
+        if name.endswith(".experts.gate_up_proj"):
+            stem = name.removesuffix("gate_up_proj")
+            found[f"{stem}gate_proj"], found[f"{stem}up_proj"] = tensor.read().chunk(2, 1)
+        else:
+            found[name] = tensor.read()
+    return found
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "mixtral", "qwen3_5_moe"])
+def test_gate_and_up_of_all_experts_may_be_apart(family, saved, tmp_path):
+    model = saved(family)
+    tensors = stacked(model.memory)
+    assert any(name.endswith(".experts.up_proj") for name in tensors)
+    checkpoint = write_tensors(tmp_path / "stacked.safetensors", tensors)
+    together, apart = (to_hub(each, model.config).tensors for each in (model.memory, checkpoint))
+    assert_equal(apart, {name: tensor.read() for name, tensor in together.items()})
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"gate_proj": (3, 10, 8), "down_proj": (3, 8, 10)},
+        {"gate_proj": (3, 10, 8), "up_proj": (3, 10, 8)},
+        {"gate_proj": (3, 10, 8), "up_proj": (3, 9, 8), "down_proj": (3, 8, 10)},
+        {"gate_proj": (3, 10, 8), "up_proj": (3, 10, 8), "down_proj": (2, 8, 10)},
+        {"gate_proj": (10, 8), "up_proj": (10, 8), "down_proj": (8, 10)},
+        dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj"), (3, 4, 4))
+        | {"down_proj": (3,) * 3},
+    ],
+    ids=str,
+)
+def test_stacks_of_experts_that_do_not_belong_together(shapes, tmp_path):
+    stem = "model.layers.0.mlp.experts"
+    named = {f"{stem}.{kind}": shape for kind, shape in shapes.items()}
+    checkpoint = write_shapes(tmp_path / "x.safetensors", named)
+    with pytest.raises(MappingError, match="do not belong together") as refused:
+        to_hub(checkpoint, write_config(tmp_path, model_type="qwen3_moe"))
+    assert refused.value.names[0].startswith(stem)
+
+
+def test_stacks_of_experts_of_two_dtypes(tmp_path):
+    stem = "model.layers.0.mlp.experts"
+    kinds = {"gate_proj": (3, 4, 2), "up_proj": (3, 4, 2), "down_proj": (3, 2, 4)}
+    tensors = {f"{stem}.{kind}": torch.ones(shape) for kind, shape in kinds.items()}
+    tensors[f"{stem}.up_proj"] = tensors[f"{stem}.up_proj"].half()
+    checkpoint = write_tensors(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(MappingError, match="of one dtype"):
+        to_hub(checkpoint, write_config(tmp_path, model_type="qwen3_moe"))
