@@ -66,7 +66,8 @@ def make_hub_model(
     base, whole = _make_whole(source.base, team), _make_whole(source.filler, team)
     request = Request(checkpoint, base, options, heads or Heads())
     way = _choose_way(checkpoint)
-    start = HubModel(dict(checkpoint), config, describe_left_out(checkpoint))
+    left_out = describe_left_out(checkpoint)
+    start = HubModel(dict(checkpoint), config, left_out, warnings=source.warnings)
     model = world.each(lambda: _take(way, start, request))
     if model.is_adapter:
         _refuse_filling(options)

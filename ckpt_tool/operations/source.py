@@ -24,7 +24,7 @@ from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.readers import find_format, open_checkpoint, open_folders
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.find import locate_config
-from ckpt_tool.readers.huggingface import is_model_folder
+from ckpt_tool.readers.weight_files import is_model_folder
 
 Wanted = Callable[[str], bool]
 
@@ -43,9 +43,18 @@ class Source:
         others = [each for each in (self.base, self.filler) if each is not None]
         return [*list_roots(self.checkpoint), *folders, *(each.path for each in others)]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What lies beside any of them and was not used."""
+        every = [self.checkpoint, *self._list_others()]
+        return tuple(f"{each.path}: {said}" for each in every for said in each.warnings)
+
+    def _list_others(self) -> tuple[Checkpoint, ...]:
+        return tuple(each for each in (self.base, self.filler) if each is not None)
+
     def with_others(self) -> Checkpoint:
         """The checkpoint with the files of the others beside its own: all that may be read."""
-        others = tuple(each for each in (self.base, self.filler) if each is not None)
+        others = self._list_others()
         every = [self.checkpoint, *others]
         files = {file.path: file for each in every for file in each.files}
         sums = {path: found for each in every for path, found in each.sums.items()}
