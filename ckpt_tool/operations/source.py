@@ -187,6 +187,13 @@ def _choose_wanted(names: NameOptions) -> Wanted:
     return wanted
 
 
+def leave_out_training(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without state of training; a Hugging Face model as it is."""
+    if is_named(checkpoint):
+        return checkpoint
+    return _leave_out(checkpoint, _choose_wanted(NameOptions()))
+
+
 def _leave_out(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
     """The checkpoint without what is not wanted, whichever reader opened it."""
     gone = {name: entry for name, entry in checkpoint.entries.items() if not wanted(name)}

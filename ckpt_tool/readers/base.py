@@ -115,7 +115,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     config and tokenizer, if any. ``left_out``: tensors that were to be left alone. ``objects``:
     what else was saved. ``sums``: the checksums of files that have some, by path. ``others``:
     models that are read with it, whose files and checksums are among these. ``warnings``: what
-    lies there and was not used.
+    lies there and was not used. ``groups``: what a tensor's name begins with, up to the dictionary
+    that it is in, where files say so.
     """
 
     format: str
@@ -133,6 +134,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     sums: dict[str, FileSums] = field(default_factory=dict, repr=False)
     others: tuple[Checkpoint, ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
+    groups: dict[str, str] = field(default_factory=dict, repr=False)
     _tensors: dict[str, LazyTensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LazyTensor:

@@ -18,7 +18,7 @@ from ckpt_tool.common.lfs import REASON, starts_pointer
 from ckpt_tool.common.regular import open_regular
 from ckpt_tool.common.untrusted import parse_json, require_object
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
-from ckpt_tool.readers.torch_file import open_torch_file
+from ckpt_tool.readers.torch_file import open_flat_file
 from ckpt_tool.readers.weight_files import WeightFiles, choose_weight_files, is_model_folder
 from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.chunks import Region
@@ -90,7 +90,7 @@ def open_huggingface(path: Path) -> Checkpoint:
 def _file_entries(path: Path, problems: list[Problem], sums: dict[str, FileSums]) -> list[Entry]:
     with collect(problems, "unreadable", path):
         if path.suffix == ".bin":
-            inner = open_torch_file(path)
+            inner = open_flat_file(path)
             problems.extend(inner.problems)
             sums.update(inner.sums)
             return list(inner.entries.values())

@@ -240,9 +240,8 @@ def _plain_key(key: Any) -> Any:
         fits = not isinstance(key, (list, dict, set))
     if not fits:
         raise FormatError(f"a pickled {type(key).__name__} as a key, or one too long for a name")
-    if isinstance(key, (str, bytes, int, StandIn, type(None))):
-        return key
-    return StandIn(type(key).__name__, ())  # what a run counts by, like pairs of dtypes
+    is_plain = isinstance(key, (str, bytes, int, StandIn, type(None)))
+    return key if is_plain else StandIn(type(key).__name__, ())  # such as pairs of dtypes
 
 
 def _short_name(name: Any) -> str:

@@ -87,7 +87,7 @@ def _wrapper_subclass(cls: Any, dtype: Any, size: Any, *_: Any) -> StandIn:
     """``torch._utils._rebuild_wrapper_subclass``: the outer shell of a DTensor or ShardedTensor."""
     if not isinstance(cls, Builder) or not isinstance(dtype, DType):
         raise FormatError("a tensor subclass without a class or dtype")
-    return StandIn(cls.qualname, (dtype, read_sizes(size)))
+    return StandIn(cls.qualname, (dtype, read_sizes(size)), None, cls.foreign)
 
 
 def _from_type(function: Any, cls: Any, args: Any, state: Any) -> Any:
