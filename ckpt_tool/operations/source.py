@@ -40,13 +40,13 @@ class Source:
     def list_named(self, *asked: str | Path | None) -> list[Path]:
         """All that the user named, with what was ``asked`` for beside the checkpoint."""
         folders = [Path(path) for path in asked if path is not None]
-        others = [each for each in (self.base, self.filler) if each is not None]
-        return [*list_roots(self.checkpoint), *folders, *(each.path for each in others)]
+        others = [each.path for each in self._list_others()]
+        return [*list_roots(self.checkpoint), *folders, *others]
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What lies beside any of them and was not used."""
-        every = [self.checkpoint, *self._list_others()]
+        every = (self.checkpoint, *self._list_others())
         return tuple(f"{each.path}: {said}" for each in every for said in each.warnings)
 
     def _list_others(self) -> tuple[Checkpoint, ...]:
@@ -189,16 +189,13 @@ def _choose_wanted(names: NameOptions) -> Wanted:
 
 def leave_out_training(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint without state of training; a Hugging Face model as it is."""
-    if is_named(checkpoint):
-        return checkpoint
-    return _leave_out(checkpoint, _choose_wanted(NameOptions()))
+    wanted = _choose_wanted(NameOptions())
+    return checkpoint if is_named(checkpoint) else _leave_out(checkpoint, wanted)
 
 
 def _leave_out(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
     """The checkpoint without what is not wanted, whichever reader opened it."""
     gone = {name: entry for name, entry in checkpoint.entries.items() if not wanted(name)}
-    if not gone:
-        return checkpoint
     kept = {name: entry for name, entry in checkpoint.entries.items() if name not in gone}
     return replace(checkpoint, entries=kept, left_out=checkpoint.left_out | gone)
 

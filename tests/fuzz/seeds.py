@@ -36,6 +36,7 @@ _CASES = {
     "mcore0.16_moe": Case("merge", "megatron", config="config"),
     "mcore0.11_ranks": Case("merge", "megatron", config="config"),
     "bridge": Case("merge", "megatron", keep_names=True),
+    "single": Case("merge", "dcp", config="config"),
     "hub": Case("to-mcore"),
     "hub-bin": Case("verify"),
     "state": Case("state", "fsdp"),
@@ -48,6 +49,7 @@ _MUTATORS: tuple[tuple[str, Mutator], ...] = (
     (".metadata", mutate_pickle),
     (".pt", mutate_zip),
     (".bin", mutate_zip),
+    ("ck", mutate_zip),
     ("", mutate_bytes),
 )
 
