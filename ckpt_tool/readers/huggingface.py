@@ -16,14 +16,14 @@ from typing import Any
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.common.lfs import REASON, starts_pointer
 from ckpt_tool.common.regular import open_regular
-from ckpt_tool.common.untrusted import parse_json, require_object
+from ckpt_tool.common.untrusted import parse_json, require_object, show
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
 from ckpt_tool.readers.torch_file import open_flat_file
 from ckpt_tool.readers.weight_files import WeightFiles, choose_weight_files, is_model_folder
 from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.chunks import Region
-from ckpt_tool.tensors.dtypes import BY_SAFETENSORS, MAX_SAFETENSORS_HEADER
-from ckpt_tool.tensors.geometry import Box, make_strides
+from ckpt_tool.tensors.dtypes import BY_SAFETENSORS, MAX_SAFETENSORS_HEADER, DType
+from ckpt_tool.tensors.geometry import Box, Shape, make_strides
 
 _MOST_DIMS = 64
 
@@ -109,11 +109,7 @@ def read_safetensors(path: Path) -> tuple[list[Entry], Any]:
     for name, row in header.items():
         if name == "__metadata__":
             continue
-        try:
-            dtype, shape = BY_SAFETENSORS[row["dtype"]], _shape(row["shape"])
-            begin, end = _sizes(row["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{name}: a row that is malformed or unknown", path=path) from error
+        dtype, shape, (begin, end) = _read_row(name, row, path)
         if end - begin != prod(shape) * dtype.itemsize:
             raise FormatError(
                 f"{name}: {end - begin} bytes for {dtype} {list(shape)},"
@@ -126,6 +122,19 @@ def read_safetensors(path: Path) -> tuple[list[Entry], Any]:
         entries.append(Entry(name, shape, dtype, "whole", (holding,)))
     _check_spans(path, sorted(spans), path.stat().st_size - start)
     return entries, header.get("__metadata__")
+
+
+def _read_row(name: str, row: Any, path: Path) -> tuple[DType, Shape, tuple[int, int]]:
+    """Dtype, shape in elements, and where a tensor lies in the data."""
+    try:
+        dtype = BY_SAFETENSORS.get(row["dtype"])
+        if dtype is None:
+            said = show(row["dtype"])
+            raise FormatError(f"{name}: dtype {said}, which is not known here", path=path)
+        begin, end = _sizes(row["data_offsets"])
+        return dtype, dtype.from_header(_shape(row["shape"])), (begin, end)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{name}: a malformed row ({error})", path=path) from error
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
