@@ -28,6 +28,7 @@ from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.names import apply_family, to_hub, unwrap_all
 from ckpt_tool.mapping.hub.truth import refuse_other_part
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
+from ckpt_tool.mapping.lora.names import cut_around
 from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
 from ckpt_tool.operations.megatron_model import take_megatron
 from ckpt_tool.operations.options import ModelOptions
@@ -69,7 +70,7 @@ def make_hub_model(
     """
     checkpoint, world = source.checkpoint, team.world
     base, whole = _make_whole(source.base, team), _make_whole(source.filler, team)
-    request = Request(checkpoint, base, options, heads or Heads())
+    request = Request(checkpoint, base, options, heads or Heads(), writes=heads is not None)
     way = _choose_way(checkpoint)
     left_out = describe_left_out(checkpoint)
     start = HubModel(dict(checkpoint), config, left_out, warnings=source.warnings)
@@ -167,10 +168,11 @@ def _take_nested(model: HubModel, request: Request) -> HubModel:
 
 def _resolve(model: HubModel, request: Request) -> HubModel:
     """The model with its adapters fused, split off, or kept where names are."""
-    lora = request.options.lora
-    if model.config is None and not lora.asked:
+    if model.config is None and request.keeps_adapters:
+        if not request.options.keep_names:  # of a comparison
+            model = replace(model, tensors=cut_around(model.tensors))
         return note_kept_adapters(model)
-    return resolve_adapters(model, request.base, lora, request.place)
+    return resolve_adapters(model, request.base, request.options.lora, request.place)
 
 
 def _take_hub(model: HubModel, request: Request) -> HubModel:

@@ -40,8 +40,8 @@ class Source:
     def list_named(self, *asked: str | Path | None) -> list[Path]:
         """All that the user named, with what was ``asked`` for beside the checkpoint."""
         folders = [Path(path) for path in asked if path is not None]
-        others = [each.path for each in self._list_others()]
-        return [*list_roots(self.checkpoint), *folders, *others]
+        folders += [each.path for each in self._list_others()]
+        return [*list_roots(self.checkpoint), *folders]
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -109,12 +109,13 @@ def find_config(source: Source, options: ModelOptions) -> ModelConfig | None:
 
 
 def list_adapter_folders(checkpoint: Checkpoint) -> list[Path]:
-    """Where what describes adapters may lie: with the shards, or with the config.
+    """Where what describes adapters may lie: with the shards, above those, or with the config.
 
     verl 0.8 with Megatron has it in ``huggingface/adapter/``.
     """
     found = [Path(file.path).parent for file in checkpoint.files]
     found += [checkpoint.path] if checkpoint.path.is_dir() else []
+    found += [path.parent for path in found if path.name.startswith("pytorch_model_fsdp_")]
     side = checkpoint.side_files
     found += [side, side / "adapter"] if side is not None else []
     return list(dict.fromkeys(found))
