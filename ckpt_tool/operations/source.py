@@ -40,8 +40,7 @@ class Source:
     def list_named(self, *asked: str | Path | None) -> list[Path]:
         """All that the user named, with what was ``asked`` for beside the checkpoint."""
         folders = [Path(path) for path in asked if path is not None]
-        folders += [each.path for each in self._list_others()]
-        return [*list_roots(self.checkpoint), *folders]
+        return [*list_roots(self.checkpoint), *folders, *(o.path for o in self._list_others())]
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -55,7 +54,7 @@ class Source:
     def with_others(self) -> Checkpoint:
         """The checkpoint with the files of the others beside its own: all that may be read."""
         others = self._list_others()
-        every = [self.checkpoint, *others]
+        every = (self.checkpoint, *others)
         files = {file.path: file for each in every for file in each.files}
         sums = {path: found for each in every for path, found in each.sums.items()}
         return replace(self.checkpoint, files=tuple(files.values()), sums=sums, others=others)
