@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, Mesh, ShardFile, Wanted, collect
 from ckpt_tool.readers.fsdp.dtensor import RankDecoder
 from ckpt_tool.readers.fsdp.files import parse_rank_name
@@ -79,6 +80,9 @@ def open_torch_file(path: Path, wanted: Wanted | None = None) -> Checkpoint:
             with collect(problems, "tensor", name):
                 locals_[name] = decoder.decode(name, value)
         sums[str(path)] = FileSums(archive.sums())
+    if found.objects and not (found.tensors or found.problems):
+        said = f"no tensor in it, but {count_noun(len(found.objects), 'object')} of a run"
+        problems.append(Problem("missing-tensor", str(path), said))
     entries = [e for name, local in locals_.items() for e in _local_entries(name, local, None)]
     is_part = any(_is_part(local) for local in locals_.values())
     mesh = _find_mesh(locals_)

@@ -151,6 +151,10 @@ def test_a_list_of_tensors_is_no_state_dict(tmp_path):
     assert "holds a list, expected a state dict" in only_message(saved(tmp_path, [torch.ones(1)]))
 
 
+def test_a_file_of_objects_alone_has_no_tensor(tmp_path):
+    assert "no tensor in it, but 2 objects" in only_message(saved(tmp_path, {"a": 1, "b": [None]}))
+
+
 # --- hostile files
 
 
