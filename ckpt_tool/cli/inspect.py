@@ -113,6 +113,7 @@ def _as_object(found: Inspection, *, shards: bool) -> dict[str, Any]:
         "dtypes": found.dtypes,
         "tensors": [_tensor_json(entry) for entry in found.entries],
         "problems": [asdict(problem) for problem in checkpoint.problems],
+        "warnings": checkpoint.warnings,
         "ok": found.ok,
         "crc": make_crc_json(found.crc),
     }
@@ -169,6 +170,7 @@ def _show_summary(out: Console, found: Inspection) -> None:
         rows.append(("config", str(checkpoint.side_files)))
     rows += [("crc", line) for line in list_scrub_lines(found.crc)]
     count = len(checkpoint.problems)
+    rows += [("warning", ui.make_printable(warning)) for warning in checkpoint.warnings]
     rows.append(("problems", f"[red]{count}[/red]" if count else "[green]none[/green]"))
     for label, text in rows:
         value = Text(text, style="") if label != "problems" else Text.from_markup(text)

@@ -1,7 +1,9 @@
 """Raw little-endian elements as float64 values, and as integers that count representable numbers.
 
 The formats are IEEE 754, bfloat16 (its upper half) and the 8-bit formats of the OCP specification:
-e4m3fn (no infinities, NaN is 0x7f), e5m2 (IEEE-like) and e8m0fnu (powers of two, NaN is 0xff).
+e4m3fn (no infinities, NaN is 0x7f), e5m2 (IEEE-like) and e8m0fnu (powers of two, NaN is 0xff);
+e4m3fnuz and e5m2fnuz have a bias of one more, no infinities, and NaN in place of -0. What is packed
+in bytes is taken for these bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ Values = NDArray[np.float64]
 _NATIVE = {
     "float64": "<f8", "float32": "<f4", "float16": "<f2", "complex64": "<f4", "int64": "<i8",
     "int32": "<i4", "int16": "<i2", "int8": "<i1", "uint64": "<u8", "uint32": "<u4",
-    "uint16": "<u2", "uint8": "<u1", "bool": "<u1",
+    "uint16": "<u2", "uint8": "<u1", "bool": "<u1", "float4_e2m1fn_x2": "<u1",
+    "float6_e2m3fn_4in3": "<u1", "float6_e3m2fn_4in3": "<u1",
 }  # fmt: skip
 _ORDERED = frozenset({"float64", "float32", "float16", "bfloat16"})
 
@@ -58,9 +61,12 @@ def _small_floats(name: str) -> Values:
     """The values of the 256 patterns of an 8-bit format."""
     if name == "float8_e8m0fnu":
         return np.array([*(2.0 ** (code - 127) for code in range(255)), np.nan])
-    exponent_bits, mantissa_bits = (4, 3) if name == "float8_e4m3fn" else (5, 2)
-    table = [_small_float(code, exponent_bits, mantissa_bits) for code in range(256)]
-    if name == "float8_e4m3fn":
+    exponent_bits, mantissa_bits = (4, 3) if name.startswith("float8_e4m3fn") else (5, 2)
+    more = int(name.endswith("fnuz"))
+    table = [_small_float(code, exponent_bits, mantissa_bits, more) for code in range(256)]
+    if more:
+        table[0x80] = float("nan")
+    elif name == "float8_e4m3fn":
         table[0x7F] = table[0xFF] = float("nan")
     else:
         for sign, infinity in ((0, float("inf")), (0x80, -float("inf"))):
@@ -70,8 +76,9 @@ def _small_floats(name: str) -> Values:
     return np.array(table)
 
 
-def _small_float(code: int, exponent_bits: int, mantissa_bits: int) -> float:
-    bias = (1 << (exponent_bits - 1)) - 1
+def _small_float(code: int, exponent_bits: int, mantissa_bits: int, more: int) -> float:
+    """``more``: of the bias, than IEEE 754 would have."""
+    bias = (1 << (exponent_bits - 1)) - 1 + more
     exponent = code >> mantissa_bits & ((1 << exponent_bits) - 1)
     fraction: float = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
     value = (1 + fraction) * 2.0 ** (exponent - bias) if exponent else fraction * 2.0 ** (1 - bias)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.quantised import is_quantised, is_scale
-from ckpt_tool.tensors.dtypes import BY_NAME, CASTABLE, FLOAT32, DType
+from ckpt_tool.tensors.dtypes import BY_NAME, CASTABLE, FLOAT32, UNCASTABLE, DType
 from ckpt_tool.tensors.lazy import LazyTensor
 
 DTYPES = ("auto", "keep", "bfloat16", "float16", "float32")
@@ -30,6 +31,19 @@ def choose_dtype(name: str, config: ModelConfig | None) -> DType | None:
         named = config.dtype if config is not None else None
         return named if named in CASTABLE else None
     return None if name == "keep" else BY_NAME[name]
+
+
+def refuse_casts(tensors: Mapping[str, LazyTensor], name: str) -> None:
+    """MappingError lists weights in formats that nothing casts, where a dtype was asked for."""
+    if name in ("auto", "keep"):
+        return
+    faults = [f"{at}: {t.dtype}" for at, t in tensors.items() if t.dtype in UNCASTABLE]
+    if faults:
+        raise MappingError(
+            f"`dtype={name!r}`: {count_noun(len(faults), 'tensor')} in formats that are not cast",
+            faults,
+            hint="Write them as they are with `dtype='keep'`.",
+        )
 
 
 def list_cast(

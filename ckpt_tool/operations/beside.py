@@ -9,8 +9,9 @@ from ckpt_tool.mapping.lora.megatron import drop_adapters, has_megatron_adapters
 from ckpt_tool.mapping.lora.resolve import holds_only_adapters
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.huggingface import is_model_folder, open_sound_model
+from ckpt_tool.readers.huggingface import open_sound_model
 from ckpt_tool.readers.sharded_hub.folder import locate_sharded_hub
+from ckpt_tool.readers.weight_files import is_model_folder
 
 
 def lacks_model(checkpoint: Checkpoint) -> bool:

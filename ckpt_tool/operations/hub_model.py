@@ -14,15 +14,21 @@ from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.frameworks.foreign import set_aside_foreign
-from ckpt_tool.mapping.frameworks.nested import find_prefix, rename_tensors, strip_prefix
+from ckpt_tool.mapping.frameworks.nested import (
+    choose_group,
+    find_prefix,
+    rename_tensors,
+    strip_prefix,
+)
 from ckpt_tool.mapping.frameworks.sentence_transformers import take_transformer
 from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.filling import Filling, fill_known, fill_rest, make_filling
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.mapping.hub.names import apply_family, to_hub, unwrap_all, unwrap_names
+from ckpt_tool.mapping.hub.names import apply_family, to_hub, unwrap_all
 from ckpt_tool.mapping.hub.truth import refuse_other_part
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
+from ckpt_tool.mapping.lora.names import cut_around
 from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
 from ckpt_tool.operations.megatron_model import take_megatron
 from ckpt_tool.operations.options import ModelOptions
@@ -64,9 +70,10 @@ def make_hub_model(
     """
     checkpoint, world = source.checkpoint, team.world
     base, whole = _make_whole(source.base, team), _make_whole(source.filler, team)
-    request = Request(checkpoint, base, options, heads or Heads())
+    request = Request(checkpoint, base, options, heads or Heads(), writes=heads is not None)
     way = _choose_way(checkpoint)
-    start = HubModel(dict(checkpoint), config, describe_left_out(checkpoint))
+    left_out = describe_left_out(checkpoint)
+    start = HubModel(dict(checkpoint), config, left_out, warnings=source.warnings)
     model = world.each(lambda: _take(way, start, request))
     if model.is_adapter:
         _refuse_filling(options)
@@ -145,10 +152,14 @@ def _take_memory(model: HubModel, request: Request) -> HubModel:
 def _take_nested(model: HubModel, request: Request) -> HubModel:
     """The same, nested in dictionaries, or spelled as torchtitan does."""
     names, config = request.options.names, model.config
-    plain = model.tensors if config is None else unwrap_names(model.tensors)
-    if config is not None and not names.start:
-        plain = take_transformer(plain)
-    tensors = strip_prefix(plain, names.start or find_prefix(plain))
+    said = request.checkpoint.groups
+    groups = {name: said[name] for name in model.tensors if name in said}
+    tensors = strip_prefix(model.tensors, names.start or choose_group(groups))
+    if config is not None:
+        tensors = unwrap_all(tensors)
+    if not names.start:
+        tensors = take_transformer(tensors) if config is not None else tensors
+        tensors = strip_prefix(tensors, find_prefix(tensors, bare=not groups))
     tensors = rename_tensors(tensors, names.rename)
     named = replace(model, tensors=tensors)
     if config is not None and is_torchtitan(tensors):
@@ -158,10 +169,11 @@ def _take_nested(model: HubModel, request: Request) -> HubModel:
 
 def _resolve(model: HubModel, request: Request) -> HubModel:
     """The model with its adapters fused, split off, or kept where names are."""
-    lora = request.options.lora
-    if model.config is None and not lora.asked:
+    if model.config is None and request.keeps_adapters:
+        if not request.options.keep_names:  # of a comparison
+            model = replace(model, tensors=cut_around(model.tensors))
         return note_kept_adapters(model)
-    return resolve_adapters(model, request.base, lora, request.place)
+    return resolve_adapters(model, request.base, request.options.lora, request.place)
 
 
 def _take_hub(model: HubModel, request: Request) -> HubModel:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team, form_team_alone
-from ckpt_tool.mapping.casting import cast_all, choose_dtype, find_main_dtype, require_dtype
+from ckpt_tool.mapping.casting import (
+    cast_all,
+    choose_dtype,
+    find_main_dtype,
+    refuse_casts,
+    require_dtype,
+)
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.truth import tell_truth
@@ -103,6 +109,7 @@ def _refuse_without_model(source: Source, options: MergeOptions) -> None:
 def _plan_files(source: Source, model: HubModel, held: Held, options: MergeOptions) -> HubPlan:
     """The plan for a model by its names on the Hub: dtypes and files."""
     target = choose_dtype(options.dtype, model.config)
+    refuse_casts(model.tensors, options.dtype)
     tensors = cast_all(model.tensors, target, model.config, held.dtypes)
     is_cast = target is not None and any(tensor.dtype == target for tensor in tensors.values())
     model = model.with_dtype(target if is_cast else find_main_dtype(tensors.values()))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.lora.resolve import Place
+from ckpt_tool.operations.beside import lacks_model
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.source import list_adapter_folders, list_roots
 from ckpt_tool.readers.base import Checkpoint
@@ -21,12 +22,26 @@ class Heads:
 
 @dataclass(frozen=True)
 class Request:
-    """Where the model is from, what its adapters are fused into, and how it is to be named."""
+    """Where the model is from, what its adapters are fused into, and how it is to be named.
+
+    ``writes``: it is to be written, not compared.
+    """
 
     checkpoint: Checkpoint
     base: HubModel | None
     options: ModelOptions
     heads: Heads
+    writes: bool = False
+
+    @property
+    def keeps_adapters(self) -> bool:
+        """Whether adapters stay as they are where no config explains the model.
+
+        Adapters alone need none to become a folder for peft.
+        """
+        if self.options.lora.asked:
+            return False
+        return not self.writes or self.options.keep_names or not lacks_model(self.checkpoint)
 
     @property
     def place(self) -> Place:

@@ -186,7 +186,7 @@ def _name(source: Source, config: ModelConfig | None, options: ModelOptions, tea
         if not is_named(checkpoint):
             raise
         said = f"names are compared as they are: {error}: {'; '.join(error.names)}"
-        model = HubModel(dict(checkpoint), config, warnings=(said,))
+        model = HubModel(dict(checkpoint), config, warnings=(*checkpoint.warnings, said))
     notes = [f"left out {name} ({why})" for name, why in describe_left_out(checkpoint).items()]
     notes += _describe_fused(model)
     notes += model.warnings

@@ -24,7 +24,7 @@ from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.readers import find_format, open_checkpoint, open_folders
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.find import locate_config
-from ckpt_tool.readers.huggingface import is_model_folder
+from ckpt_tool.readers.weight_files import is_model_folder
 
 Wanted = Callable[[str], bool]
 
@@ -40,13 +40,21 @@ class Source:
     def list_named(self, *asked: str | Path | None) -> list[Path]:
         """All that the user named, with what was ``asked`` for beside the checkpoint."""
         folders = [Path(path) for path in asked if path is not None]
-        others = [each for each in (self.base, self.filler) if each is not None]
-        return [*list_roots(self.checkpoint), *folders, *(each.path for each in others)]
+        return [*list_roots(self.checkpoint), *folders, *(o.path for o in self._list_others())]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What lies beside any of them and was not used."""
+        every = (self.checkpoint, *self._list_others())
+        return tuple(f"{each.path}: {said}" for each in every for said in each.warnings)
+
+    def _list_others(self) -> tuple[Checkpoint, ...]:
+        return tuple(each for each in (self.base, self.filler) if each is not None)
 
     def with_others(self) -> Checkpoint:
         """The checkpoint with the files of the others beside its own: all that may be read."""
-        others = tuple(each for each in (self.base, self.filler) if each is not None)
-        every = [self.checkpoint, *others]
+        others = self._list_others()
+        every = (self.checkpoint, *others)
         files = {file.path: file for each in every for file in each.files}
         sums = {path: found for each in every for path, found in each.sums.items()}
         return replace(self.checkpoint, files=tuple(files.values()), sums=sums, others=others)
@@ -100,12 +108,13 @@ def find_config(source: Source, options: ModelOptions) -> ModelConfig | None:
 
 
 def list_adapter_folders(checkpoint: Checkpoint) -> list[Path]:
-    """Where what describes adapters may lie: with the shards, or with the config.
+    """Where what describes adapters may lie: with the shards, above those, or with the config.
 
     verl 0.8 with Megatron has it in ``huggingface/adapter/``.
     """
     found = [Path(file.path).parent for file in checkpoint.files]
     found += [checkpoint.path] if checkpoint.path.is_dir() else []
+    found += [path.parent for path in found if path.name.startswith("pytorch_model_fsdp_")]
     side = checkpoint.side_files
     found += [side, side / "adapter"] if side is not None else []
     return list(dict.fromkeys(found))
@@ -178,11 +187,15 @@ def _choose_wanted(names: NameOptions) -> Wanted:
     return wanted
 
 
+def leave_out_training(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without state of training; a Hugging Face model as it is."""
+    wanted = _choose_wanted(NameOptions())
+    return checkpoint if is_named(checkpoint) else _leave_out(checkpoint, wanted)
+
+
 def _leave_out(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
     """The checkpoint without what is not wanted, whichever reader opened it."""
     gone = {name: entry for name, entry in checkpoint.entries.items() if not wanted(name)}
-    if not gone:
-        return checkpoint
     kept = {name: entry for name, entry in checkpoint.entries.items() if name not in gone}
     return replace(checkpoint, entries=kept, left_out=checkpoint.left_out | gone)
 

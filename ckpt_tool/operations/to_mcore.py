@@ -27,7 +27,7 @@ from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
 from ckpt_tool.operations.repositories import settle_repositories
 from ckpt_tool.operations.request import Heads
-from ckpt_tool.operations.source import Source, list_roots
+from ckpt_tool.operations.source import Source, leave_out_training, list_roots
 from ckpt_tool.operations.tied_head import TiedHeadError, are_equal_together
 from ckpt_tool.plans.mcore import LAYOUTS, McorePlan
 from ckpt_tool.plans.options import WriteResult
@@ -144,7 +144,7 @@ def _require_choices(options: ToMcoreOptions) -> None:
 
 
 def _open(model: str | Path) -> Checkpoint:
-    checkpoint = open_checkpoint(model)
+    checkpoint = leave_out_training(open_checkpoint(model))
     if checkpoint.format not in ("huggingface", "torch"):
         command = find_format(checkpoint.format).merge_command
         hint = f"Make one of it first: ckpt merge {command} {model} OUT" if command else ""

@@ -32,7 +32,12 @@ from ckpt_tool.readers.sharded_hub.folder import (
     open_sharded_hub,
     open_sharded_hub_folders,
 )
-from ckpt_tool.readers.torch_file import locate_rank_file, locate_torch_file, open_torch_file
+from ckpt_tool.readers.torch_file import (
+    locate_rank_file,
+    locate_torch_file,
+    open_flat_file,
+    open_torch_file,
+)
 
 __all__ = [
     "FORMATS",
@@ -115,8 +120,17 @@ FORMATS: tuple[Format, ...] = (
         open_huggingface,
         names="hub",
     ),
-    Format("fsdp-rank", "FSDP rank file (local tensors)", "", locate_rank_file, open_torch_file),
-    Format("torch", "torch.save file", "", locate_torch_file, open_torch_file),
+    Format("fsdp-rank", "FSDP rank file (local tensors)", "", locate_rank_file, open_flat_file),
+    Format(
+        "torch",
+        "state dict in one file of torch.save",
+        "",
+        locate_torch_file,
+        open_torch_file,
+        open_wanted=open_torch_file,
+        merge_command="dcp",
+        names="nested",
+    ),
 )
 
 

@@ -114,7 +114,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
     the ranks that wrote it, ``step``: of training; None where no file says it. ``side_files``: with
     config and tokenizer, if any. ``left_out``: tensors that were to be left alone. ``objects``:
     what else was saved. ``sums``: the checksums of files that have some, by path. ``others``:
-    models that are read with it, whose files and checksums are among these.
+    models that are read with it, whose files and checksums are among these. ``warnings``: what
+    lies there and was not used. ``groups``: what a tensor's name begins with, up to the dictionary
+    that it is in, where files say so.
     """
 
     format: str
@@ -131,6 +133,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     named: tuple[Path, ...] = ()
     sums: dict[str, FileSums] = field(default_factory=dict, repr=False)
     others: tuple[Checkpoint, ...] = field(default=(), repr=False)
+    warnings: tuple[str, ...] = ()
+    groups: dict[str, str] = field(default_factory=dict, repr=False)
     _tensors: dict[str, LazyTensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LazyTensor:

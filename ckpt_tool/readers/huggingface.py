@@ -9,31 +9,23 @@ gaps. A folder with several files has ``*.safetensors.index.json``: ``{"metadata
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.common.lfs import REASON, starts_pointer
-from ckpt_tool.common.regular import is_regular, open_regular
-from ckpt_tool.common.untrusted import parse_json, read_json_object, require_object
-from ckpt_tool.common.wording import list_gaps
+from ckpt_tool.common.regular import open_regular
+from ckpt_tool.common.untrusted import parse_json, require_object, show
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
-from ckpt_tool.readers.torch_file import open_torch_file
+from ckpt_tool.readers.torch_file import open_flat_file
+from ckpt_tool.readers.weight_files import WeightFiles, choose_weight_files, is_model_folder
 from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.chunks import Region
-from ckpt_tool.tensors.dtypes import BY_SAFETENSORS, MAX_SAFETENSORS_HEADER
-from ckpt_tool.tensors.geometry import Box, make_strides
+from ckpt_tool.tensors.dtypes import BY_SAFETENSORS, MAX_SAFETENSORS_HEADER, DType
+from ckpt_tool.tensors.geometry import Box, Shape, make_strides
 
 _MOST_DIMS = 64
-_NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
-_WEIGHTS = (
-    ("model.safetensors", "safetensors"),
-    ("*.safetensors", "safetensors"),
-    ("pytorch_model*.bin", "bin"),
-)
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -53,11 +45,6 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
             raise FormatError(f"the header: {error.reason}", path=path) from error
 
 
-def is_model_folder(path: Path) -> bool:
-    """Whether ``path`` is a folder with weights in a Hugging Face layout."""
-    return path.is_dir() and any(any(path.glob(pattern)) for pattern, _ in _WEIGHTS)
-
-
 def locate_huggingface(path: Path) -> Path | None:
     """``path``, where it is a model's folder or one of its safetensors files; else None."""
     single = path.is_file() and path.suffix == ".safetensors"
@@ -74,9 +61,8 @@ def open_sound_model(path: Path) -> Checkpoint:
 def open_huggingface(path: Path) -> Checkpoint:
     """A model folder, or one safetensors file; damage becomes the checkpoint's ``problems``."""
     folder = path if path.is_dir() else path.parent
-    problems: list[Problem] = []
-    weight_map = _read_index(folder, problems) if path.is_dir() else None
-    paths = _weight_files(path, weight_map, problems)
+    chosen = choose_weight_files(path) if path.is_dir() else WeightFiles([path])
+    problems, paths = list(chosen.problems), chosen.files
     files = tuple(ShardFile.stat(file) for file in paths)
     entries: dict[str, Entry] = {}
     sums: dict[str, FileSums] = {}
@@ -86,8 +72,9 @@ def open_huggingface(path: Path) -> Checkpoint:
                 message = f"also in {entries[entry.name].holdings[0].region.path}"
                 problems.append(Problem("duplicate", f"{entry.name} ({file})", message))
             entries[entry.name] = entry
-    if weight_map is not None:
-        problems.extend(_index_problems(weight_map, entries, {file.name for file in paths}))
+    if chosen.weight_map is not None:
+        there = {file.name for file in paths}
+        problems.extend(_index_problems(chosen.weight_map, entries, there))
     return Checkpoint(
         format="huggingface",
         path=path,
@@ -96,61 +83,14 @@ def open_huggingface(path: Path) -> Checkpoint:
         problems=tuple(problems),
         side_files=folder if os.path.lexists(folder / "config.json") else None,
         sums=sums,
+        warnings=chosen.warnings,
     )
-
-
-def _read_index(folder: Path, problems: list[Problem]) -> dict[str, str] | None:
-    """The weight map of the index that belongs to the weights which transformers would load."""
-    if (folder / "model.safetensors").exists():
-        indices = [folder / "model.safetensors.index.json"]
-    else:
-        indices = [*sorted(folder.glob("*.safetensors.index.json"))]
-        indices += [*sorted(folder.glob("*.bin.index.json"))] if not indices else []
-    for index in filter(Path.is_file, indices):
-        with collect(problems, "index", index):
-            found = read_json_object(index).get("weight_map")
-            if isinstance(found, dict) and all(isinstance(v, str) for v in found.values()):
-                return found
-            raise FormatError("not an index with a weight_map", path=index)
-    return None
-
-
-def _weight_files(
-    path: Path, weight_map: dict[str, str] | None, problems: list[Problem]
-) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    if weight_map is None:
-        found = next(filter(None, (sorted(path.glob(pattern)) for pattern, _ in _WEIGHTS)), [])
-        problems.extend(_missing_of_numbered(found))
-        return found
-    files = []
-    for name in sorted(set(weight_map.values())):
-        file = path / name
-        if Path(name).name != name or name in ("", ".."):
-            problems.append(Problem("index", name, "the index names a file outside of the folder"))
-        elif is_regular(file):
-            files.append(file)
-        else:
-            problems.append(Problem("missing-file", str(file), "in the index, but not there"))
-    return files
-
-
-def _missing_of_numbered(files: list[Path]) -> Iterator[Problem]:
-    """Without an index the names say how many files there are: ``model-00001-of-00003``."""
-    numbered = [match for file in files if (match := _NUMBERED.search(file.name))]
-    for count in sorted({match[2] for match in numbered}):
-        here = sorted({int(match[1]) for match in numbered if match[2] == count})
-        gaps = list_gaps([number for number in here if 0 < number <= int(count)], 1, int(count) + 1)
-        if gaps:
-            message = f"file {gaps} of {int(count)} is not there, and there is no index"
-            yield Problem("missing-file", str(files[0].parent), message)
 
 
 def _file_entries(path: Path, problems: list[Problem], sums: dict[str, FileSums]) -> list[Entry]:
     with collect(problems, "unreadable", path):
         if path.suffix == ".bin":
-            inner = open_torch_file(path)
+            inner = open_flat_file(path)
             problems.extend(inner.problems)
             sums.update(inner.sums)
             return list(inner.entries.values())
@@ -169,11 +109,7 @@ def read_safetensors(path: Path) -> tuple[list[Entry], Any]:
     for name, row in header.items():
         if name == "__metadata__":
             continue
-        try:
-            dtype, shape = BY_SAFETENSORS[row["dtype"]], _shape(row["shape"])
-            begin, end = _sizes(row["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{name}: a row that is malformed or unknown", path=path) from error
+        dtype, shape, (begin, end) = _read_row(name, row, path)
         if end - begin != prod(shape) * dtype.itemsize:
             raise FormatError(
                 f"{name}: {end - begin} bytes for {dtype} {list(shape)},"
@@ -186,6 +122,19 @@ def read_safetensors(path: Path) -> tuple[list[Entry], Any]:
         entries.append(Entry(name, shape, dtype, "whole", (holding,)))
     _check_spans(path, sorted(spans), path.stat().st_size - start)
     return entries, header.get("__metadata__")
+
+
+def _read_row(name: str, row: Any, path: Path) -> tuple[DType, Shape, tuple[int, int]]:
+    """Dtype, shape in elements, and where a tensor lies in the data."""
+    try:
+        dtype = BY_SAFETENSORS.get(row["dtype"])
+        if dtype is None:
+            said = show(row["dtype"])
+            raise FormatError(f"{name}: dtype {said}, which is not known here", path=path)
+        begin, end = _sizes(row["data_offsets"])
+        return dtype, dtype.from_header(_shape(row["shape"])), (begin, end)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{name}: a malformed row ({error})", path=path) from error
 
 
 def _sizes(values: Any) -> tuple[int, ...]:

@@ -97,14 +97,19 @@ class LazyTensor(Chunked):
         return replace(self, dtype=dtype)
 
     def read(self) -> torch.Tensor:
-        """The whole tensor in memory, as torch holds it. OSError where a file cannot be read."""
+        """The whole tensor in memory, as torch holds it.
+
+        OSError where a file cannot be read, ValueError where torch has no such dtype.
+        """
         import torch
 
+        dtype = getattr(torch, self.dtype.name, None)
+        if dtype is None:
+            raise ValueError(f"torch {torch.__version__} has no {self.dtype}")
         buffer = bytearray(self.nbytes)
         with FileTable() as files:
             if buffer:
                 BlockReader(files).read(self, 0, self.numel, memoryview(buffer))
-        dtype = getattr(torch, self.dtype.name)
         if not buffer:
             return torch.empty(self.shape, dtype=dtype)
         return torch.frombuffer(buffer, dtype=dtype).reshape(self.shape)

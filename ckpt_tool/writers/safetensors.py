@@ -60,7 +60,7 @@ def plan_file(file: str, tensors: Mapping[str, LazyTensor], role: Role = "weight
         end = at + tensor.nbytes
         rows[name] = {
             "dtype": tensor.dtype.safetensors,
-            "shape": list(tensor.shape),
+            "shape": list(tensor.dtype.to_header(tensor.shape)),
             "data_offsets": [at, end],
         }
         offsets.append(at)

@@ -142,3 +142,15 @@ def test_model_folders_and_files_are_understood(tmp_path: Path) -> None:
 def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     save_file({"a[bold].weight": values(2)}, tmp_path / "m.safetensors")
     assert "a[bold].weight" in run(tmp_path).stdout
+
+
+def test_an_index_that_is_not_used_is_a_warning(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    index = {"weight_map": {"a": "model-1\x1b[31m.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (warning,) = run_json(tmp_path)["warnings"]
+    assert warning.startswith("model.safetensors.index.json names model-1")
+    shown = run(tmp_path)
+    assert shown.exit_code == 0
+    assert "warning   model.safetensors.index.json names" in shown.stdout
+    assert "\x1b" not in shown.stdout

@@ -13,7 +13,8 @@ from ckpt_tool.tensors.dtypes import BY_NAME
 from tests.support.backed import dtype_of, raw
 from tests.support.versions import torch_dtype
 
-SMALL = ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float16", "bfloat16"]
+FNUZ = ["float8_e4m3fnuz", "float8_e5m2fnuz"]
+SMALL = ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", *FNUZ, "float16", "bfloat16"]
 HALVES = [torch.float16, torch.bfloat16]
 ORDERED = [torch.float64, torch.float32, *HALVES]
 INTEGERS = [

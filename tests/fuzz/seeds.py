@@ -40,6 +40,7 @@ _CASES = {
     "deepspeed0.19_z2_excluded": Case("merge", "deepspeed", keep_names=True),
     "deepspeed0.19_z3_frozen": Case("merge", "deepspeed", keep_names=True),
     "deepspeed0.19_universal_z3": Case("merge", "deepspeed", keep_names=True),
+    "single": Case("merge", "dcp", config="config"),
     "hub": Case("to-mcore"),
     "hub-bin": Case("verify"),
     "state": Case("state", "fsdp"),
@@ -52,6 +53,7 @@ _MUTATORS: tuple[tuple[str, Mutator], ...] = (
     (".metadata", mutate_pickle),
     (".pt", mutate_zip),
     (".bin", mutate_zip),
+    ("ck", mutate_zip),
     ("", mutate_bytes),
 )
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def write_all(out: Path) -> None:
         name = f"deepspeed0.19_{kind}"
         shutil.copytree(_FIXTURES / name / "ckpt", out / name / "ck")
     _write_bridge(out / "bridge")
+    _write_single(out / "single")
     _write_hub(out / "hub")
     _write_bin(out / "hub-bin")
     _write_state(out / "state")
@@ -163,6 +165,14 @@ def _write_shards(folder: Path) -> None:
 def _write_bridge(folder: Path) -> None:
     shutil.copytree(_FIXTURES / "bridge0.3_adapter_ranks", folder / "ck")
     _put(folder / "ck" / "adapter_checkpoint" / "lora_train_meta.json", {"r": 4, "lora_alpha": 8})
+
+
+def _write_single(folder: Path) -> None:
+    """One file with the model and what a run has beside it."""
+    _write_config(folder / "config")
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"betas": (0.9, 0.1)}]}
+    whole = {"net": {"model": _make_few()}, "optimizer_states": [optimizer], "step": 3}
+    torch.save(whole | {"args": Namespace(seed=1), "hparams": {"a": None}}, folder / "ck")
 
 
 def _write_hub(folder: Path) -> None:

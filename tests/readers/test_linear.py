@@ -254,7 +254,7 @@ CRAFTED: dict[Callable[[Path], Path], str] = {
     pipe_in_place_of_a_rank: "not a regular file",
     pipe_in_place_of_weights: "not a regular file",
     links_that_lead_back: "no checkpoint of a known format",
-    header_of_many_dimensions: "w: a row that is malformed or unknown",
+    header_of_many_dimensions: "w: a malformed row",
     shards_of_far_numbers: "shard 2-1000000, 1000002-2000000, ",
     one_of_many_files: "file 2-99999 of 99999 is not there, and there is no index",
 }

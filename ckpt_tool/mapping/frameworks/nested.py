@@ -34,13 +34,16 @@ _BARE = ("embed_tokens", "word_embeddings", "wte")
 _SHOWN = 8
 
 
-def find_prefix(names: Iterable[str]) -> str:
+def find_prefix(names: Iterable[str], *, bare: bool = True) -> str:
     """What is nested around the names of a model, with its last dot; empty where nothing is known.
 
-    UsageError where there are several models to choose from.
+    ``bare``: names of models without a head are asked for too, if there are no others. UsageError
+    where there are several models to choose from.
     """
     listed = [name for name in names if name.endswith(".weight")]
-    found = _find_prefixes(listed, _EMBEDDINGS) or _find_prefixes(listed, _BARE)
+    found = _find_prefixes(listed, _EMBEDDINGS)
+    if bare and not found:
+        found = _find_prefixes(listed, _BARE)
     if len(found) > 1:
         raise UsageError(
             "several models in one checkpoint: under "
@@ -48,6 +51,27 @@ def find_prefix(names: Iterable[str]) -> str:
             hint="Choose one of them with `names.prefix`.",
         )
     return next(iter(found), "")
+
+
+def choose_group(groups: Mapping[str, str]) -> str:
+    """What the names of the model begin with, in a file with several dictionaries of tensors.
+
+    ``groups``: of each name, what it begins with up to the dictionary that it is in. It is the only
+    one, or that with the token embedding of a language model, or that around all others.
+    UsageError where there are several to choose from.
+    """
+    held = set(groups.values())
+    if len(held) > 1:
+        listed = [name for name in groups if name.endswith(".weight")]
+        held = {groups[name] for name in listed if _find_prefixes([name], _EMBEDDINGS)} or held
+    first = min(held, key=len, default="")
+    if all(group.startswith(first) for group in held):
+        return first
+    raise UsageError(
+        "several state dicts in one file: under "
+        + ", ".join(repr(group) for group in sorted(held)[:_SHOWN]),
+        hint="Choose one of them with `names.prefix`.",
+    )
 
 
 def _find_prefixes(names: Sequence[str], embeddings: Sequence[str]) -> set[str]:

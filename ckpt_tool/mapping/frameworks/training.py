@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 
 #: Parts of names that no model has: of optimizers, schedules, random states and progress, as torch
-#: (``optim``), Megatron, Lightning, accelerate and torchtitan write them.
+#: (``optim``), Megatron, Lightning, accelerate, torchtitan and loops of one's own write them.
 _PARTS = re.compile(
-    r"optim(izer)?s?(_states|_\d+)?|chained_\d+|rng_state\w*|rerun_state_machine\w*"
-    r"|(opt_param|lr)_schedulers?|schedulers?|train_state|dataloader\w*|common_state"
+    r"(\w+_)?optim(izer)?s?(_states|_state|_state_dict|_dict|_\d+)?|chained_\d+"
+    r"|(\w+_)?rng_state\w*|random_states?|rerun_state_machine\w*"
+    r"|(opt_param_|lr_)?schedulers?(_states|_state|_state_dict|_dict)?"
+    r"|(grad_|loss_)?scaler_state(_dict)?|grad_scaler|train_state|dataloader\w*|common_state"
     r"|iteration|global_step|epoch"
 )
+#: The same, of names as a whole: Lightning's.
+_FIRST = re.compile(r"(callbacks|loops|hyper_parameters)[./]")
 _DEPTH = 3
 
 
 def is_training_state(name: str) -> bool:
     """Whether ``name`` is of the state of a run, not of a model, maybe below a name or two."""
     first = re.split(r"[./]", name, maxsplit=_DEPTH)[:_DEPTH]
-    return any(_PARTS.fullmatch(part) for part in first)
+    return bool(_FIRST.match(name)) or any(_PARTS.fullmatch(part) for part in first)
 
 
 def find_training_kind(name: str) -> str:

@@ -25,7 +25,8 @@ from ckpt_tool.mapping.hub.names import unwrap_name
 from ckpt_tool.mapping.lora.adapters import Adapters, Module
 from ckpt_tool.tensors.lazy import LazyTensor
 
-_PREFIX = re.compile(r"^(pretrained_model\.)?base_model\.model\.")
+#: Where peft's model begins; before it are dictionaries that somebody nested it in.
+_PREFIX = re.compile(r"^(?:.*?\.)??(pretrained_model\.)?base_model\.model\.")
 _ADAPTER = r"(?:\.(?P<adapter>[^.]+))?"
 #: What an adapter has, and the part that it is.
 _PARTS = {
@@ -64,6 +65,22 @@ def is_adapted(name: str) -> bool:
     """Whether ``name`` is of a LoRA adapter, or of what peft puts around a model."""
     plain = unwrap_name(name)
     return bool(_ADAPTED.search(plain) or _PREFIX.match(plain))
+
+
+def cut_around(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The tensors by names that begin with peft's model, where they are of one in dictionaries.
+
+    MappingError where two get one name.
+    """
+    found: dict[str, LazyTensor] = {}
+    twice = []
+    for name, tensor in tensors.items():
+        plain = _PREFIX.sub(lambda matched: f"{matched[1] or ''}base_model.model.", name)
+        twice += [name] if plain in found else []
+        found[plain] = tensor
+    if twice:
+        raise MappingError(f"{len(twice)} tensors of two models that peft made", twice)
+    return found
 
 
 def refuse_adapters(names: Iterable[str]) -> None:

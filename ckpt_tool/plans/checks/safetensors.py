@@ -32,7 +32,7 @@ def require_readable(planned: PlannedFile, path: Path) -> None:
 
 def _list_faults(planned: PlannedFile, found: dict[str, tuple[str, list[int]]]) -> Iterator[str]:
     wanted = {
-        name: (tensor.dtype.safetensors, list(tensor.shape))
+        name: (tensor.dtype.safetensors, list(tensor.dtype.to_header(tensor.shape)))
         for name, tensor in zip(planned.names, planned.tensors, strict=True)
     }
     for name in wanted.keys() | found.keys():

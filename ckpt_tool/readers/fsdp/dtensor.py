@@ -25,6 +25,9 @@ from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds
 class RankDecoder:
     """Decodes the values of one rank's state dict; meshes, which repeat, are read once."""
 
+    #: Classes of tensors that are shared among ranks.
+    KINDS = ("DTensor", "ShardedTensor")
+
     def __init__(self, archive: TorchArchive, rank: int) -> None:
         self._archive = archive
         self.rank = rank

@@ -18,7 +18,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.torch_save.archive import StoredTensor, TorchArchive
-from ckpt_tool.readers.torch_save.names import resolve_run
+from ckpt_tool.readers.torch_save.names import refuse_foreign, resolve_run
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.readers.torch_save.standins import StandIn, name_kind
 from ckpt_tool.tensors.checksums import FileSums
@@ -129,8 +129,10 @@ def _parts(archive: TorchArchive, state: dict[Any, Any], faults: list[str]) -> I
             continue
         name = _WRAPPERS.sub("", key)
         if name.endswith("_extra_state") or value is None:
+            refuse_foreign(name, value, archive.path)
             continue
         if not isinstance(value, TensorRef):
+            refuse_foreign(name, value, archive.path)
             faults.append(f"{name}: a {name_kind(value)}, no tensor")
             continue
         try:

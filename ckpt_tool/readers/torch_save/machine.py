@@ -1,8 +1,9 @@
 """The stack machine behind :mod:`ckpt_tool.readers.torch_save.unpickle`; it has no way to import.
 
 Work and memory are linear in the size of the pickle: memo slots are a dict, so an index of four
-billion allocates nothing; dict keys must be plain and short, so no nested key can exhaust the stack
-and no long one is hashed again and again (nor many integers of one hash: they have 64 bits); names
+billion allocates nothing; dict keys are plain and short, or things of their own whatever they hold,
+so no nested key can exhaust the stack and no long one is hashed again and again (nor many integers
+of one hash: they have 64 bits); names
 are short; calls take few arguments, and no more text in all than the pickle has, so nothing large
 is copied again and again.
 """
@@ -236,10 +237,11 @@ def _plain_key(key: Any) -> Any:
     elif isinstance(key, int):
         fits = -(1 << 63) <= key < 1 << 64
     else:
-        fits = isinstance(key, StandIn) or key is None
+        fits = not isinstance(key, (list, dict, set))
     if not fits:
         raise FormatError(f"a pickled {type(key).__name__} as a key, or one too long for a name")
-    return key
+    is_plain = isinstance(key, (str, bytes, int, StandIn, type(None)))
+    return key if is_plain else StandIn(type(key).__name__, ())  # such as pairs of dtypes
 
 
 def _short_name(name: Any) -> str:

@@ -19,6 +19,7 @@ from ckpt_tool.readers.torch_save.standins import MAX_NAME, Builder, StandIn, de
 from ckpt_tool.tensors import dtypes
 from ckpt_tool.tensors.dtypes import DType
 
+_DISTRUST = "Do not load this file with torch.load either, unless you know who wrote it."
 _OTHER_DTYPE = re.compile(r"q?u?int\w*|float\w+|complex\w+|bits\w+")
 
 
@@ -43,12 +44,15 @@ _PLAN_PACKAGES = (
 
 
 #: What the arguments, random states and layers' states of a training run are made of: stand-ins in
-#: Megatron's rank files, which nobody looks at.
+#: files that hold those beside weights, which nobody looks at.
 _RUN_PACKAGES = tuple(
     "torch megatron transformer_engine transformer_engine_torch verl nemo mbridge slime apex"
     " transformers modelopt omegaconf argparse types enum pathlib numpy collections dataclasses"
-    " datetime signal functools __main__".split()
+    " datetime signal functools __main__ abc decimal fractions logging numbers random re time"
+    " typing uuid zoneinfo".split()
 )
+#: Of Python itself: what else of it stands in a pickle asks for code, wherever it stands.
+_PYTHON = frozenset(sys.stdlib_module_names) | {"__builtin__", "commands"}
 _RUN_NAMES = frozenset(
     "io.BytesIO _io.BytesIO _codecs.encode copyreg._reconstructor copy_reg._reconstructor".split()
     + [f"{module}.{name}" for module in ("builtins", "__builtin__") for name in
@@ -88,7 +92,7 @@ def resolve(module: str, name: str) -> Any:
         return _stand_in(full)
     raise UnsafeContentError(
         f"the pickle names {full}, which is no tensor metadata; nothing was run",
-        hint="Do not load this file with torch.load either, unless you know who wrote it.",
+        hint=_DISTRUST,
     )
 
 
@@ -100,16 +104,31 @@ def resolve_plan(module: str, name: str) -> Any:
 
 
 def resolve_run(module: str, name: str) -> Any:
-    """What may stand in a rank file of Megatron: tensors, and objects of the run beside them."""
+    """What may stand in a file of a run: tensors, and objects of any package beside them.
+
+    Those of a package that is not known here are ``foreign``: inert beside weights, where trainers
+    keep arguments and random states, and for the caller to refuse among them (`refuse_foreign`).
+    """
     full = f"{module}.{name}"
     if full in _RUN_NAMES:
         return _stand_in(full)
     try:
         return resolve(module, name)
     except FormatError:
-        if module.split(".", maxsplit=1)[0] in _RUN_PACKAGES:
-            return _stand_in(full)
-        raise
+        package = module.split(".", maxsplit=1)[0]
+        if package not in _RUN_PACKAGES and package in _PYTHON:
+            raise
+        return _stand_in(full, foreign=package not in _RUN_PACKAGES)
+
+
+def refuse_foreign(name: str, value: Any, path: str) -> None:
+    """UnsafeContentError where ``value``, among weights as ``name``, is a foreign object."""
+    if isinstance(value, (StandIn, Builder)) and value.foreign:
+        raise UnsafeContentError(
+            f"{name} is of {value.qualname}, which is no tensor; nothing was run",
+            path=path,
+            hint=_DISTRUST,
+        )
 
 
 def resolve_foreign(module: str, name: str) -> Any:
@@ -132,17 +151,17 @@ class _StorageType:
     dtype: DType
 
 
-def _stand_in(qualname: str) -> Builder:
-    return Builder(qualname, lambda *args: StandIn(qualname, args))
+def _stand_in(qualname: str, *, foreign: bool = False) -> Builder:
+    return Builder(qualname, lambda *args: StandIn(qualname, args, None, foreign), foreign)
 
 
 def _attribute(target: Any, name: Any) -> Builder:
     """``getattr`` in a pickle (enum members of ShardedTensor files): a stand-in, not the value."""
-    if not (isinstance(target, Builder) and isinstance(name, str)):
-        raise FormatError("an attribute of something other than a class")
+    if not (isinstance(target, (Builder, StandIn)) and isinstance(name, str)):
+        raise FormatError("an attribute of something other than a class or an object of one")
     if len(target.qualname) + len(name) > MAX_NAME:
         raise FormatError("an attribute with a name that no class has")
-    return _stand_in(f"{target.qualname}.{name}")
+    return _stand_in(f"{target.qualname}.{name}", foreign=target.foreign)
 
 
 _TENSOR_CLASSES = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")

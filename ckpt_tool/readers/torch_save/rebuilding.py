@@ -87,13 +87,18 @@ def _wrapper_subclass(cls: Any, dtype: Any, size: Any, *_: Any) -> StandIn:
     """``torch._utils._rebuild_wrapper_subclass``: the outer shell of a DTensor or ShardedTensor."""
     if not isinstance(cls, Builder) or not isinstance(dtype, DType):
         raise FormatError("a tensor subclass without a class or dtype")
-    return StandIn(cls.qualname, (dtype, read_sizes(size)))
+    return StandIn(cls.qualname, (dtype, read_sizes(size)), None, cls.foreign)
 
 
-def _from_type(function: Any, _cls: Any, args: Any, state: Any) -> Any:
-    """``torch._tensor._rebuild_from_type_v2``: rebuild, then set the state."""
+def _from_type(function: Any, cls: Any, args: Any, state: Any) -> Any:
+    """``torch._tensor._rebuild_from_type_v2``: rebuild, then set the state.
+
+    A foreign class may mean anything by its elements: it stays an object of that class.
+    """
     if not (isinstance(function, Builder) and isinstance(args, tuple)):
         raise FormatError("a tensor subclass without a constructor")
+    if isinstance(cls, Builder) and cls.foreign:
+        return cls.call()
     result = function.call(*args)
     if isinstance(result, StandIn):
         result.set_state(state)

@@ -32,19 +32,27 @@ def name_kind(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """A callable name of the pickle, as a function of our own."""
+    """A callable name of the pickle, as a function of our own.
+
+    ``foreign``: of a package that nothing is known of.
+    """
 
     qualname: str
     call: Callable[..., Any]
+    foreign: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class StandIn:
-    """An instance of any class: its name, constructor arguments and state; it does nothing."""
+    """An instance of any class: its name, constructor arguments and state; it does nothing.
+
+    ``foreign``: of a package that nothing is known of.
+    """
 
     qualname: str
     args: tuple[Any, ...]
     state: Any = None
+    foreign: bool = False
 
     @property
     def kind(self) -> str:

@@ -1,6 +1,11 @@
 """Rank files of Megatron whose pickles are strange, or ask for code."""
 
+import enum
+import sys
+from argparse import Namespace
+from collections import namedtuple
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -90,3 +95,68 @@ def test_names_that_are_no_text_are_a_problem(copied):
     found = problems(folder)
     assert [kind for kind, _ in found] == ["tensor", "tensor"]
     assert "mp_rank_00/model.pt" in found[0][1]
+
+
+class Pair(namedtuple("Pair", ["first", "second"])):
+    """A class of somebody's package."""
+
+
+class Options(dict):
+    """Another."""
+
+
+class Mode(enum.Enum):
+    """And a third."""
+
+    FAST = 1
+
+    def act(self) -> None: ...
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """The classes above, of a package that nothing is known of."""
+    module = ModuleType("mindspeed_llm.args")
+    monkeypatch.setitem(sys.modules, "mindspeed_llm", ModuleType("mindspeed_llm"))
+    monkeypatch.setitem(sys.modules, "mindspeed_llm.args", module)
+    for each in (Pair, Options, Mode):
+        monkeypatch.setattr(each, "__module__", module.__name__)
+        monkeypatch.setattr(module, each.__name__, each, raising=False)
+    weight = torch.Tensor._make_subclass(type("Packed", (torch.Tensor,), {}), torch.ones(2, 2))
+    monkeypatch.setattr(type(weight), "__module__", module.__name__)
+    monkeypatch.setattr(module, "Packed", type(weight), raising=False)
+    return weight
+
+
+@pytest.mark.parametrize("beside", ["args", "rng_state", "optimizer", "content_metadata"])
+def test_classes_of_another_package_beside_weights_are_inert(copied, foreign, beside):
+    folder = copied("llama", "tp1")
+    plain = dict(open_checkpoint(folder).entries)
+    held = {"pair": Pair(1, (2.0, "x")), "options": Options(a=Mode.FAST), "class": Pair}
+    held |= {"method": Mode.FAST.act, "by": {(torch.bfloat16, 1.5): 1, 2.5: 2, Mode: 3}}
+
+    (path,) = (folder / "mp_rank_00").iterdir()
+    content = torch.load(path, weights_only=False)
+    states = {"model": content[0]} if isinstance(content, list) else content
+    torch.save({**states, beside: Namespace(tensor_model_parallel_size=1, **held)}, path)
+    found = open_checkpoint(folder)
+    assert found.problems == ()
+    assert {n: e.shape for n, e in found.entries.items()} == {n: e.shape for n, e in plain.items()}
+
+
+def _packed(weight: torch.Tensor) -> object:
+    return weight
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_packed, lambda _: Pair(1, 2), lambda _: Options(a=1), lambda _: Mode.FAST, lambda _: Mode],
+    ids=["a class of tensors", "a tuple", "a dict", "an enum", "a class itself"],
+)
+@pytest.mark.parametrize("name", ["decoder.x.weight", "decoder.x._extra_state"])
+def test_classes_of_another_package_among_weights_are_refused(copied, foreign, make, name):
+    folder = copied("llama", "tp1")
+    edit(folder, "00", lambda state: state.get("model", state).update({name: make(foreign)}))
+    with pytest.raises(UnsafeContentError, match=rf"{name} is of mindspeed_llm\.args\.") as refused:
+        open_checkpoint(folder)
+    assert "mp_rank_00" in str(refused.value)
