@@ -32,6 +32,7 @@ from ckpt_tool.readers.sharded_hub.folder import (
     open_sharded_hub,
     open_sharded_hub_folders,
 )
+from ckpt_tool.readers.spread import open_parts
 from ckpt_tool.readers.torch_file import (
     locate_rank_file,
     locate_torch_file,
@@ -226,27 +227,12 @@ def open_folders(paths: Sequence[str | Path], wanted: Wanted | None = None) -> C
         _require_exists(path)
     for row in FORMATS:
         if row.parts and any(row.parts.locate(path) is not None for path in named):
-            return _open_parts(row.parts, row.title, named, wanted)
+            return open_parts(row.parts, row.title, named, wanted)
     raise FormatError(
         "nothing here that can be one checkpoint with what is in another folder",
         path=paths[0],
         hint=f"See what is there with: ckpt inspect {paths[0]}",
     )
-
-
-def _open_parts(
-    parts: Parts, title: str, paths: Sequence[Path], wanted: Wanted | None
-) -> Checkpoint:
-    found = {path: parts.locate(path) for path in paths}
-    folders = [folder for folder in found.values() if folder is not None]
-    for path, folder in found.items():
-        if folder is None:
-            raise FormatError(
-                f"nothing here of the {title} in {folders[0]}",
-                path=path,
-                hint=f"See what is there with: ckpt inspect {path}",
-            )
-    return replace(parts.open(folders, wanted), named=tuple(paths))
 
 
 def _require_exists(path: Path) -> None:

@@ -25,7 +25,7 @@ from ckpt_tool.readers.deepspeed.values import (
     read_texts,
 )
 from ckpt_tool.readers.torch_save.archive import StoredTensor, TorchArchive
-from ckpt_tool.readers.torch_save.names import resolve_foreign
+from ckpt_tool.readers.torch_save.names import resolve_run
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.geometry import Shape
@@ -62,7 +62,7 @@ def read_model_states(path: Path) -> ModelStates:
     FormatError where it is none, UnsafeContentError where its pickle asks for code.
     """
     with TorchArchive(path) as archive, name_file(path):
-        state = archive.load(resolve_foreign)
+        state = archive.load(resolve_run)
         if not isinstance(state, dict) or not isinstance(state.get("module"), dict):
             raise FormatError("no model states of DeepSpeed: no state dict 'module' in it")
         module = read_state_dict(state["module"], "the state dict")

@@ -17,7 +17,7 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.deepspeed.values import read_counts, read_rows, read_size
 from ckpt_tool.readers.torch_save.archive import StoredTensor, TorchArchive
-from ckpt_tool.readers.torch_save.names import resolve_foreign
+from ckpt_tool.readers.torch_save.names import resolve_run
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.readers.torch_save.standins import Builder, StandIn, name_kind
 from ckpt_tool.tensors.checksums import FileSums
@@ -55,7 +55,7 @@ def read_optim_states(path: Path) -> OptimStates:
     FormatError where it is none, UnsafeContentError where its pickle asks for code.
     """
     with TorchArchive(path) as archive, name_file(path):
-        loaded = archive.load(resolve_foreign)
+        loaded = archive.load(resolve_run)
         state = loaded.get(_STATE) if isinstance(loaded, dict) else None
         if not isinstance(state, dict):
             raise FormatError(f"no optimizer states of DeepSpeed: no dict {_STATE!r} in it")

@@ -14,7 +14,7 @@ from ckpt_tool.readers.base import Entry, Holding, collect, name_file
 from ckpt_tool.readers.deepspeed.model_states import ModelStates
 from ckpt_tool.readers.deepspeed.ranks import Ranks
 from ckpt_tool.readers.torch_save.archive import TorchArchive
-from ckpt_tool.readers.torch_save.names import resolve_foreign
+from ckpt_tool.readers.torch_save.names import resolve_run
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.dtypes import FLOAT32
@@ -39,7 +39,7 @@ def join_universal(first: ModelStates, ranks: Ranks) -> dict[str, Entry]:
 def _read(path: Path, name: str, shape: Shape, ranks: Ranks) -> Entry:
     """A parameter out of its file, which has all of its elements in their order."""
     with TorchArchive(path) as archive, name_file(path):
-        ref = archive.load(resolve_foreign)
+        ref = archive.load(resolve_run)
         ref = ref.get("param") if isinstance(ref, dict) else ref
         if not isinstance(ref, TensorRef) or not ref.dtype.is_float:
             raise FormatError("no weights of a parameter in it")

@@ -52,17 +52,13 @@ _RUN_PACKAGES = tuple(
     " typing uuid zoneinfo".split()
 )
 #: Of Python itself: what else of it stands in a pickle asks for code, wherever it stands.
-_PYTHON = frozenset(sys.stdlib_module_names) | {"__builtin__", "commands"}
+_PYTHON = frozenset(sys.stdlib_module_names) | {"__builtin__", "commands", "nt", "posix"}
 _RUN_NAMES = frozenset(
     "io.BytesIO _io.BytesIO _codecs.encode copyreg._reconstructor copy_reg._reconstructor".split()
     + [f"{module}.{name}" for module in ("builtins", "__builtin__") for name in
        "object bytearray complex slice range int float bool str bytes list tuple dict set"
        " frozenset".split()]
 )  # fmt: skip
-
-
-#: Parts of Python that today's have not, or not everywhere.
-_OLD_MODULES = frozenset(("__builtin__", "commands", "nt", "posix"))
 
 
 def read_storage(pid: Any) -> StorageRef:
@@ -129,21 +125,6 @@ def refuse_foreign(name: str, value: Any, path: str) -> None:
             path=path,
             hint=_DISTRUST,
         )
-
-
-def resolve_foreign(module: str, name: str) -> Any:
-    """What may stand in a file of DeepSpeed: tensors, and whatever a run was given to save.
-
-    Any class of any library is a stand-in there; what is part of Python itself is not, but for
-    plain data: no run saves that, and those who want code run name it.
-    """
-    root = module.split(".", maxsplit=1)[0]
-    try:
-        return resolve_run(module, name)
-    except UnsafeContentError:
-        if root in sys.stdlib_module_names or root in _OLD_MODULES:
-            raise
-        return _stand_in(f"{module}.{name}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import pytest
 
 from ckpt_tool.common.errors import UnsafeContentError
 from ckpt_tool.readers.deepspeed.optim_states import read_fragment
-from ckpt_tool.readers.torch_save.names import resolve_foreign
+from ckpt_tool.readers.torch_save.names import resolve_run
 from ckpt_tool.readers.torch_save.standins import StandIn
 
 
@@ -19,7 +19,7 @@ from ckpt_tool.readers.torch_save.standins import StandIn
     ],
 )
 def test_classes_of_libraries_are_stand_ins(module, name):
-    made = resolve_foreign(module, name).call(1)
+    made = resolve_run(module, name).call(1)
     assert isinstance(made, StandIn)
     assert (made.qualname, made.args) == (f"{module}.{name}", (1,))
 
@@ -41,12 +41,12 @@ def test_classes_of_libraries_are_stand_ins(module, name):
 )
 def test_parts_of_python_are_refused(module, name):
     with pytest.raises(UnsafeContentError, match="nothing was run"):
-        resolve_foreign(module, name)
+        resolve_run(module, name)
 
 
 def test_a_fragment_is_read_as_two_sizes():
     """`deepspeed.utils.tensor_fragment.fragment_address`."""
-    address = resolve_foreign("deepspeed.utils.tensor_fragment", "fragment_address").call()
+    address = resolve_run("deepspeed.utils.tensor_fragment", "fragment_address").call()
     assert read_fragment(address) is None
     address.set_state({"start": 3, "numel": 9})
     assert read_fragment(address) == (3, 9)

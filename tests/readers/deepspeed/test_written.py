@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.deepspeed.model_states import read_model_states
 from ckpt_tool.readers.torch_save.archive import TorchArchive
-from ckpt_tool.readers.torch_save.names import resolve_foreign
+from ckpt_tool.readers.torch_save.names import resolve_run
 from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -70,7 +70,7 @@ def test_trained_weights_round_to_those_of_the_state_dict(name):
 def read_module(path: Path, names: set[str]) -> dict[str, torch.Tensor]:
     """Tensors of the state dict in a file of model states."""
     with TorchArchive(path) as archive:
-        refs = archive.load(resolve_foreign)["module"]
+        refs = archive.load(resolve_run)["module"]
         stored = {name: archive.locate_tensor(refs[name], name) for name in names}
     found = {}
     for name, each in stored.items():
