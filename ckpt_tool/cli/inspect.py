@@ -52,7 +52,8 @@ def inspect(
 ) -> None:
     """Show what a checkpoint is: format, mesh, tensors, problems. Reads metadata only.
 
-    Of a run's folder with several checkpoints: each of them, and the command that merges it.
+    Of a run's folder with several checkpoints: each of them, and the command that merges it,
+    unless an option asks about one.
 
     With --check-crc it reads all of it once, and lists what is not as it was written.
 
@@ -62,7 +63,8 @@ def inspect(
     from ckpt_tool.operations import inspect as operation
     from ckpt_tool.operations.runs import find_run_of_several
 
-    run = find_run_of_several(paths[0]) if len(paths) == 1 else None
+    is_of_one = any((shards, patterns, problems, everything, check_crc)) or len(paths) > 1
+    run = None if is_of_one else find_run_of_several(paths[0])
     if run is not None:
         _show_several(run, as_json=as_json)
         return

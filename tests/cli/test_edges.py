@@ -179,7 +179,9 @@ def test_tasks_of_srun_write_nothing_before_they_have_met(
 
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
-def test_whoever_interrupts_early_is_told_so_and_nothing_else(way: signal.Signals) -> None:
+def test_whoever_interrupts_early_is_told_so_and_nothing_else(
+    way: signal.Signals, source: Path
+) -> None:
     """In the midst of loading, before a command is at work, and in its midst."""
     script = (
         "import os, sys; import ckpt_tool.cli.app as app; import ckpt_tool.cli.inspect as inspect\n"
@@ -192,7 +194,7 @@ def test_whoever_interrupts_early_is_told_so_and_nothing_else(way: signal.Signal
     places = ["loading", "working"] if way is signal.SIGINT else ["working"]
     for place in places:
         done = subprocess.run(
-            [sys.executable, "-c", script, place, "inspect", PROJECT, "--check-crc"],
+            [sys.executable, "-c", script, place, "inspect", source, "--check-crc"],
             cwd=PROJECT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (130, "ckpt: interrupted.\n")

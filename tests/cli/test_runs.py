@@ -75,6 +75,18 @@ def test_a_model_in_a_run_needs_no_command(verl_run: Path) -> None:
     assert "my run/hf" in ckpt("inspect", verl_run).stdout
 
 
+@pytest.mark.parametrize("option", ["--shards", "--filter=*", "--all", "--problems", "--check-crc"])
+def test_what_is_asked_about_one_is_not_answered_with_a_list(verl_run: Path, option: str) -> None:
+    done = ckpt("inspect", verl_run, option)
+    assert done.exit_code == 2
+    assert "global_step_10: holds an actor and a critic" in done.stderr
+    for step in (9, 10):
+        (verl_run / f"global_step_{step}" / "critic").rename(verl_run / f"old-{step}")
+    done = ckpt("inspect", verl_run, option)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("FSDP checkpoint  my run/global_step_10/actor")
+
+
 def test_the_only_checkpoint_of_a_run_is_shown_itself(tmp_path: Path) -> None:
     folder = write_rank(tmp_path / "outputs" / "checkpoint-7", STATE, TINY)
     done = ckpt("inspect", tmp_path, "--json")
