@@ -34,13 +34,13 @@ def main(folder: Path) -> int:
     steps = (
         ["ckpt", "inspect", str(actor)],
         ["ckpt", "inspect", str(actor), "--shards", "--filter", "*.0.self_attn.*"],
-        ["ckpt", "merge", "fsdp", str(actor), str(merged), "--verify", "--check-load"],
+        ["ckpt", "merge", str(actor), str(merged), "--verify", "--check-load"],
         ["ckpt", "verify", str(actor), str(merged)],
         ["ckpt", "inspect", str(merged)],
         ["ckpt", "to-mcore", str(merged), str(mcore), "--verify", "--check-load"],
         ["ckpt", "inspect", str(mcore)],
         ["ckpt", "verify", str(mcore), str(merged)],
-        ["ckpt", "merge", "megatron", str(mcore), str(again), "--config", str(merged), "--verify"],
+        ["ckpt", "merge", str(mcore), str(again), "--config", str(merged), "--verify"],
         ["ckpt", "verify", str(again), str(actor)],
     )
     for step in steps:
