@@ -104,6 +104,7 @@ def dcp(
 ) -> None:
     """Merge a folder of torch.distributed.checkpoint (accelerate, Lightning, torchtitan).
 
+    Also its shards of a Hugging Face model, and a state dict in one file of torch.save.
     Dictionaries around the model are found, and state of training beside it is left out. OUT
     appears complete or not at all. Exits with 1 where --verify finds a difference, with 2 where
     the checkpoint or the request is not sound.

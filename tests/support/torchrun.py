@@ -1,9 +1,26 @@
 """How tests start several processes that torch joins."""
 
+import subprocess
 import sys
+from pathlib import Path
+
+_PROJECT = Path(__file__).parents[2]
 
 
 def torchrun_command(ranks: int) -> list[str]:
     """What runs the program named after it in ``ranks`` processes, on a port of its own."""
     options = ["--standalone", "--nproc-per-node", str(ranks)]
     return [sys.executable, "-m", "torch.distributed.run", *options]
+
+
+def run_ranks(module: str, out: Path, ranks: int) -> Path:
+    """Have so many ranks run a module of the tests, which writes to ``out``, and wait for them."""
+    done = subprocess.run(
+        [*torchrun_command(ranks), "-m", module, str(out)],
+        cwd=_PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return out

@@ -1,8 +1,6 @@
 """accelerate's files of a rank each (`use_dcp=False`), which do not say how many there are."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,7 @@ from ckpt_tool.common.errors import CheckpointError
 from ckpt_tool.readers import open_checkpoint, open_folders
 from ckpt_tool.readers.fsdp.files import RankName, parse_rank_name
 from tests.support.merging import assert_same, load_folder
-
-PROJECT = Path(__file__).parents[3]
+from tests.support.torchrun import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +20,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fsdp_utils = pytest.importorskip("accelerate.utils.fsdp_utils")
     if "use_dcp" not in fsdp_utils.save_fsdp_model.__code__.co_varnames:
         pytest.skip("accelerate before 1.15 has no use_dcp")
-    out = tmp_path_factory.mktemp("accelerate")
-    words = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    done = subprocess.run(
-        [sys.executable, "-m", *words, "tests.real.accelerate_rank", str(out)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return out
+    return run_ranks("tests.real.accelerate_rank", tmp_path_factory.mktemp("accelerate"), 2)
 
 
 def expected(saved: Path) -> dict[str, torch.Tensor]:

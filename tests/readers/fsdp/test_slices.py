@@ -1,8 +1,6 @@
 """Experts that were cut outside of their DTensors, as VeOmni does with expert parallelism."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +19,9 @@ from ckpt_tool.tensors.geometry import Box
 from tests.real.fsdp_reference import logits_of
 from tests.support import crafted
 from tests.support.crafted import archive, dtensor, dumps, floats, longs, placement
+from tests.support.torchrun import run_ranks
 from tests.support.versions import needs_transformers_5
 
-PROJECT = Path(__file__).parents[3]
 GATE = "model.layers.0.mlp.experts.gate_up_proj"
 LAYOUTS = ["veomni", "hsdp", "outermost", "nothing_left"]
 
@@ -152,17 +150,7 @@ def test_what_the_names_of_a_mesh_say(names, found):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Qwen3-MoE with 8 experts, saved by four ranks of real FSDP2 in each layout."""
-    out = tmp_path_factory.mktemp("experts")
-    words = ["torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m"]
-    done = subprocess.run(
-        [sys.executable, "-m", *words, "tests.real.expert_rank", str(out)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return out
+    return run_ranks("tests.real.expert_rank", tmp_path_factory.mktemp("experts"), 4)
 
 
 @pytest.mark.real
