@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpt_tool.common.parallel import Team
-from ckpt_tool.readers import Checkpoint, open_checkpoint, open_folders
+from ckpt_tool.readers import Checkpoint, open_folders
 from ckpt_tool.readers.archives import list_records
 from ckpt_tool.readers.base import Entry
 from ckpt_tool.readers.damage import describe_damage
@@ -74,7 +74,7 @@ def inspect_checkpoint(
     ``check_crc``: whose threads read every record of every archive, and hold it against its CRC-32;
     what is damaged is among the checkpoint's problems then. Raises what opening raises.
     """
-    checkpoint = open_checkpoint(paths[0]) if len(paths) == 1 else open_folders(paths)
+    checkpoint = open_folders(paths)
     crc = None
     if check_crc is not None:
         checkpoint, crc = scrub(checkpoint, check_crc)

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import (
     CheckpointError,
-    FormatError,
     MappingError,
-    UnsafeContentError,
     UsageError,
 )
 from ckpt_tool.common.wording import count_noun, format_bytes
@@ -21,9 +19,8 @@ from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.side_files import list_tokenizer
 from ckpt_tool.operations.beside import open_base, open_filler
 from ckpt_tool.operations.options import ModelOptions, NameOptions
-from ckpt_tool.readers import find_format, open_checkpoint, open_folders
+from ckpt_tool.readers import find_format, open_folders
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.readers.find import locate_config
 from ckpt_tool.readers.weight_files import is_model_folder
 
 Wanted = Callable[[str], bool]
@@ -69,7 +66,7 @@ def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
     """
     names = options.names
     wanted = _choose_wanted(names)
-    checkpoint = _open(paths, wanted)
+    checkpoint = open_folders(paths, wanted)
     if not is_named(checkpoint):
         checkpoint = _leave_out(checkpoint, wanted)
     if not checkpoint.entries and not checkpoint.problems:
@@ -160,18 +157,6 @@ def holds_megatron(checkpoint: Checkpoint) -> bool:
     """Whether the tensors are megatron-core's, even where its folder has lost a file."""
     names = find_format(checkpoint.format).names
     return names == "megatron" or (names == "nested" and is_megatron(checkpoint.entries))
-
-
-def _open(paths: Sequence[Path], wanted: Wanted) -> Checkpoint:
-    if len(paths) > 1:
-        return open_folders(paths, wanted)
-    try:
-        return open_checkpoint(paths[0], wanted)
-    except UnsafeContentError:
-        raise
-    except FormatError as error:
-        error.hint = _find_weights_beside(locate_config(paths[0])) or error.hint
-        raise
 
 
 def _choose_wanted(names: NameOptions) -> Wanted:

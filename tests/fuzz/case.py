@@ -7,11 +7,10 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import typer
@@ -108,17 +107,16 @@ def _opened_once() -> Iterator[None]:
             known[path] = open_checkpoint(path, wanted)
         return known[path]
 
-    before = [module.open_checkpoint for module in _OPENING]
-    for module in _OPENING:
-        module.open_checkpoint = open_known
-    try:
+    def open_only(paths: Sequence[Path], wanted: Wanted | None = None) -> Checkpoint:
+        (path,) = paths
+        return open_known(path, wanted)
+
+    with (
+        mock.patch.object(inspect_operation, "open_folders", open_only),
+        mock.patch.object(source_operation, "open_folders", open_only),
+        mock.patch.object(to_mcore_operation, "open_checkpoint", open_known),
+    ):
         yield
-    finally:
-        for module, opener in zip(_OPENING, before, strict=True):
-            module.open_checkpoint = opener
-
-
-_OPENING: tuple[Any, ...] = (inspect_operation, source_operation, to_mcore_operation)
 
 
 def _show(path: Path, number: int, output: io.TextIOWrapper) -> None:

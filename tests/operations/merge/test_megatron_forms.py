@@ -191,9 +191,10 @@ def test_where_verl_with_mbridge_has_the_weights(hf, tmp_path):
 
 def test_a_folder_that_mbridge_left_nothing_else_in(hf, tmp_path):
     shutil.copytree(hf("llama"), tmp_path / "actor" / "huggingface")
-    with pytest.raises(FormatError, match="no checkpoint of a known format") as refused:
+    with pytest.raises(UsageError, match="a checkpoint of format huggingface") as refused:
         merge(tmp_path / "actor", tmp_path / "out")
-    assert f"weights are in {tmp_path / 'actor' / 'huggingface'}" in refused.value.hint
+    assert str(refused.value).startswith(f"{tmp_path / 'actor' / 'huggingface'}: ")
+    assert "a Hugging Face model already: there is nothing to merge" in refused.value.hint
 
 
 def test_where_verl_has_the_model_of_an_optimizer_s_folder(tmp_path):

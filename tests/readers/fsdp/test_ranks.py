@@ -47,7 +47,7 @@ from tests.support.crafted import (
 from tests.support.versions import needs_torch_2_7
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-OLD_TORCH = sorted(path.name for path in FIXTURES.glob("torch*"))
+OLD_TORCH = sorted(path.name for path in FIXTURES.glob("torch[0-9]*"))
 NORM = "model.layers.1.input_layernorm.weight"
 HEAD = "lm_head.weight"
 
