@@ -38,11 +38,11 @@ class PathsCommand(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            by_name = {param.name: param for param in self.params}
-            if getattr(error, "param", None) is by_name["ckpt"]:
+            paths = {param.name: param for param in self.params if param.name in ("ckpt", "out")}
+            if getattr(error, "param", None) in paths.values():
                 values = self.make_parser(ctx).parse_args(given)[0]
-                if values.get("out"):
-                    error.param = by_name["out"]  # type: ignore[attr-defined]
+                missing = "out" if isinstance(values.get("out"), str) else "ckpt"
+                error.param = paths[missing]  # type: ignore[attr-defined]
             raise
 
 

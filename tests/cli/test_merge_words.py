@@ -29,7 +29,7 @@ def write_fsdp(folder: Path) -> Path:
 
 
 def write_dcp(folder: Path) -> Path:
-    dcp.save(dict(STATE), checkpoint_id=folder, no_dist=True)
+    dcp.save(dict(STATE), checkpoint_id=folder)
     return folder
 
 
@@ -100,7 +100,7 @@ def test_a_folder_may_be_called_like_a_word(
 
 
 def test_names_are_chosen_without_a_word(tmp_path: Path) -> None:
-    dcp.save({"app": {"model": dict(STATE)}}, checkpoint_id=tmp_path / "in", no_dist=True)
+    dcp.save({"app": {"model": dict(STATE)}}, checkpoint_id=tmp_path / "in")
     done = run(
         tmp_path / "in", tmp_path / "out", "--config", "none",
         "--prefix", "app.model", "--select", "*.a.weight", "--rename", "a=c",

@@ -20,7 +20,7 @@ def ranks(folder: Path) -> Path:
 
 
 def distributed(folder: Path) -> Path:
-    dcp.save(dict(STATE), checkpoint_id=folder, no_dist=True)
+    dcp.save(dict(STATE), checkpoint_id=folder)
     return folder
 
 

@@ -16,6 +16,7 @@ from ckpt_tool.plans.options import WriteOptions
 from ckpt_tool.readers import open_checkpoint
 from tests.support.merging import load_folder
 from tests.support.resaving import save_dcp
+from tests.support.versions import needs_transformers_5
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "trl1.16_lora_dcp"
 BASE = FIXTURE / "base"
@@ -58,6 +59,7 @@ def test_alpha_is_read_above_the_shards(tmp_path):
 
 
 @pytest.mark.slow
+@needs_transformers_5
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peft_loads_it_and_merges_the_same(tmp_path, dtype):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")

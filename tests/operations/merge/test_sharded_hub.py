@@ -83,7 +83,7 @@ def test_first_shards_alone_are_refused(shards, tmp_path, left, elsewhere):
         merge(shards, tmp_path / "out", config=config)
     if elsewhere:
         assert isinstance(refused.value, MappingError)
-        assert "model.norm.weight: " in " ".join(refused.value.names)
+        assert "model.norm.weight" in " ".join(refused.value.names)
     else:
         assert isinstance(refused.value, CheckpointError)
         assert [each.kind for each in refused.value.problems] == ["missing-rank"]
