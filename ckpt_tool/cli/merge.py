@@ -10,7 +10,7 @@ import typer
 
 from ckpt_tool.cli import results, ui, uploads
 from ckpt_tool.cli.every_merge import Request, add_merge_options
-from ckpt_tool.cli.options import Prefix, RenameParts, Select
+from ckpt_tool.cli.options import Prefix, RenameParts, Select, settle_names
 from ckpt_tool.cli.results_json import plan_json
 from ckpt_tool.cli.words import NO_WORD, PathsCommand, WordGroup, WordlessCommand
 from ckpt_tool.common.parallel import is_first
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ckpt_tool.operations.merge import Job
-    from ckpt_tool.operations.options import MergeOptions, NameOptions
+    from ckpt_tool.operations.options import MergeOptions
     from ckpt_tool.operations.upload import Target, Upload
     from ckpt_tool.plans.huggingface import HubPlan
     from ckpt_tool.plans.options import WriteOptions, WriteResult
@@ -64,7 +64,7 @@ def any_format(
     OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
     where the checkpoint or the request is not sound.
     """
-    names = _name_options(prefix, select, rename)
+    names = settle_names(prefix, select, rename)
     options = request.options(names=names, check_replicas=check_replicas)
     _run("", ckpt, out, options, request)
 
@@ -109,7 +109,7 @@ def dcp(
     appears complete or not at all. Exits with 1 where --verify finds a difference, with 2 where
     the checkpoint or the request is not sound.
     """
-    names = _name_options(prefix, select, rename)
+    names = settle_names(prefix, select, rename)
     _run("dcp", ckpt, out, request.options(names=names), request)
 
 
@@ -129,14 +129,8 @@ def deepspeed(
     OUT appears complete or not at all. Exits with 1 where --verify finds a difference, with 2
     where the checkpoint or the request is not sound.
     """
-    names = _name_options(prefix, select, rename)
+    names = settle_names(prefix, select, rename)
     _run("deepspeed", ckpt, out, request.options(names=names), request)
-
-
-def _name_options(prefix: str, select: list[str] | None, rename: list[str] | None) -> NameOptions:
-    from ckpt_tool.operations.options import NameOptions
-
-    return NameOptions(prefix, tuple(select or ()), tuple(rename or ()))
 
 
 def _run(word: str, ckpt: list[Path], out: Path, options: MergeOptions, request: Request) -> None:

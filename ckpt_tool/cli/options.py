@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ckpt_tool.common.parallel import MAX_JOBS
+
+if TYPE_CHECKING:
+    from ckpt_tool.operations.options import NameOptions
 
 # --- how the command works
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -100,3 +103,10 @@ def settle_config(asked: str | None) -> dict[str, Any]:
     if asked == "none":
         return {"config": None, "keep_names": True}
     return {"config": asked, "keep_names": False}
+
+
+def settle_names(prefix: str, select: list[str] | None, rename: list[str] | None) -> NameOptions:
+    """What ``--prefix``, ``--select`` and ``--rename`` are to the library."""
+    from ckpt_tool.operations.options import NameOptions
+
+    return NameOptions(prefix, tuple(select or ()), tuple(rename or ()))

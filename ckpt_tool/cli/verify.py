@@ -20,6 +20,7 @@ from ckpt_tool.cli.options import (
     RenameParts,
     Select,
     settle_config,
+    settle_names,
 )
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import is_first
@@ -103,7 +104,7 @@ def verify(
     from ckpt_tool.common.parallel import Team, choose_jobs, join_world
     from ckpt_tool.compare.stats import Tolerance
     from ckpt_tool.mapping.lora.options import LoraOptions
-    from ckpt_tool.operations.options import NameOptions, VerifyOptions
+    from ckpt_tool.operations.options import VerifyOptions
     from ckpt_tool.operations.verify import verify_as_team
 
     shown = _Shown(top, heatmap, report, as_json)
@@ -112,7 +113,7 @@ def verify(
         cast_reference=cast_reference,
         ignore=tuple(ignore or ()),
         explained=shown.num_rows,
-        names=NameOptions(prefix, tuple(select or ()), tuple(rename or ())),
+        names=settle_names(prefix, select, rename),
         lora=LoraOptions(alpha=lora_alpha, base=base),
         fill_from=fill_from,
         check_crc=check_crc,

@@ -119,8 +119,8 @@ def _fetch(repository: str) -> Path:
 
 def _explain(repository: str, said: str, error: Any) -> UsageError:
     cause = error
-    while cause.__cause__ is not None or cause.__context__ is not None:
-        cause = cause.__cause__ or cause.__context__
+    while (below := cause.__cause__ or cause.__context__) is not None:
+        cause = below
     why = " ".join(str(cause).split()) or type(cause).__name__
     return UsageError(
         f"{said}: no such folder, not in the Hub's cache on this machine, and not to be had from"

@@ -181,6 +181,8 @@ def leave_out_training(checkpoint: Checkpoint) -> Checkpoint:
 def _leave_out(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
     """The checkpoint without what is not wanted, whichever reader opened it."""
     gone = {name: entry for name, entry in checkpoint.entries.items() if not wanted(name)}
+    if not gone:
+        return checkpoint
     kept = {name: entry for name, entry in checkpoint.entries.items() if name not in gone}
     return replace(checkpoint, entries=kept, left_out=checkpoint.left_out | gone)
 

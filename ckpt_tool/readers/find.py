@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ckpt_tool.common.errors import AmbiguousError
@@ -72,12 +72,19 @@ def locate_config(folder: Path, *, beside: bool = False) -> Path | None:
     return next((place for place in places if os.path.lexists(place / "config.json")), None)
 
 
+def locate_first_config(folders: Iterable[Path], *, beside: bool = False) -> Path | None:
+    """What :func:`locate_config` finds for the first of ``folders`` that has it."""
+    found = (locate_config(folder, beside=beside) for folder in folders)
+    return next((place for place in found if place is not None), None)
+
+
 def find_tracker(path: Path) -> Path | None:
     """The file in ``path`` that says which of its steps is the last; None where there is none."""
     found = next((path / name for name in _TRACKERS if (path / name).is_file()), None)
-    if found is None and find_latest(path):
-        return path / _LATEST if (path / find_latest(path)).is_dir() else None
-    return found
+    if found is not None:
+        return found
+    named = find_latest(path)
+    return path / _LATEST if named and (path / named).is_dir() else None
 
 
 def find_latest(path: Path) -> str:

@@ -23,7 +23,7 @@ from ckpt_tool.readers.weight_files import WeightFiles, choose_weight_files, is_
 from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import BY_SAFETENSORS, MAX_SAFETENSORS_HEADER, DType
-from ckpt_tool.tensors.geometry import Box, Shape, make_strides
+from ckpt_tool.tensors.geometry import MOST_ELEMENTS, Box, Shape, make_strides
 
 _MOST_DIMS = 64
 
@@ -148,7 +148,7 @@ def _sizes(values: Any) -> tuple[int, ...]:
 
 def _shape(values: Any) -> tuple[int, ...]:
     shape = _sizes(values)
-    if prod(shape) >= 1 << 60:
+    if prod(shape) >= MOST_ELEMENTS:
         raise ValueError("more elements than a file can have")
     return shape
 

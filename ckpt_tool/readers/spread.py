@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Checkpoint, Parts, Wanted
+
+
+def drop_repeats(folders: Sequence[Path]) -> list[Path]:
+    """Each folder once, whichever names and links lead there."""
+    return [*{os.path.realpath(folder): folder for folder in folders}.values()]
 
 
 def open_parts(

@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
+#: Whatever says that a tensor has so many elements is wrong: no files have.
+MOST_ELEMENTS = 1 << 60
+
 _SHOWN = 3  # blocks in a message
 
 

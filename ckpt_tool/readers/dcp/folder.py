@@ -7,7 +7,6 @@ each block of each tensor lies: an archive of ``torch.save`` of its own. megatro
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,8 @@ from ckpt_tool.readers.base import (
 )
 from ckpt_tool.readers.dcp.metadata import Described, Place, read_metadata
 from ckpt_tool.readers.dcp.places import find_main
-from ckpt_tool.readers.find import locate_config
+from ckpt_tool.readers.find import locate_first_config
+from ckpt_tool.readers.spread import drop_repeats
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.tensors.blocks import FileTable
@@ -53,7 +53,7 @@ def open_dcp_folders(folders: Sequence[Path], wanted: Wanted | None = None) -> C
 
     FormatError also where none has it.
     """
-    folders = [*{os.path.realpath(folder): folder for folder in folders}.values()]
+    folders = drop_repeats(folders)
     problems: list[Problem] = []
     main = find_main(folders, problems)
     files = _stat_files(folders)
@@ -66,14 +66,13 @@ def open_dcp_folders(folders: Sequence[Path], wanted: Wanted | None = None) -> C
                 entries[name] = reader.entry(name, found)
             else:
                 left_out[name] = Entry(name, found.shape, found.dtype, "", ())
-    side_files = (locate_config(folder, beside=True) for folder in [main, *folders])
     return Checkpoint(
         format="torch_dist" if _is_megatron(main, problems) else "dcp",
         path=main,
         entries=entries,
         files=files,
         problems=tuple(problems),
-        side_files=next((found for found in side_files if found is not None), None),
+        side_files=locate_first_config([main, *folders], beside=True),
         left_out=left_out,
         objects=description.objects,
         sums={path: FileSums(found) for path, found in reader.sums.items()},

@@ -10,7 +10,7 @@ from typing import Any
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef, is_size, read_sizes
 from ckpt_tool.readers.torch_save.standins import describe, name_kind
-from ckpt_tool.tensors.geometry import Shape
+from ckpt_tool.tensors.geometry import MOST_ELEMENTS, Shape
 
 
 def read_pairs(value: Any, what: str) -> ItemsView[Any, Any]:
@@ -53,7 +53,7 @@ def read_shapes(value: Any, what: str) -> dict[str, Shape]:
         if not isinstance(name, str):
             raise FormatError(f"{what} has a name that is no text")
         found[name] = read_sizes(sizes)
-        if prod(found[name]) >= 1 << 60:
+        if prod(found[name]) >= MOST_ELEMENTS:
             raise FormatError(f"{what} says that {describe(name)} is {list(found[name])}")
     return found
 

@@ -21,7 +21,7 @@ from ckpt_tool.common.links import find_fault
 from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import TANGLED, Checkpoint, Entry, Mesh, collect
-from ckpt_tool.readers.find import find, locate_config
+from ckpt_tool.readers.find import find, locate_first_config
 from ckpt_tool.readers.fsdp.dtensor import RankDecoder
 from ckpt_tool.readers.fsdp.files import find_rank_files, list_rank_files, report_missing
 from ckpt_tool.readers.fsdp.local import LocalTensor
@@ -84,7 +84,6 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
         for name, held in gathered.locals.items()
     }
     _sum_up_flat(entries, gathered, folders[0])
-    configs = (locate_config(folder) for folder in folders)
     return Checkpoint(
         format="fsdp",
         path=folders[0],
@@ -93,7 +92,7 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
         problems=tuple(gathered.problems),
         world_size=world_size,
         mesh=mesh,
-        side_files=next((config for config in configs if config is not None), None),
+        side_files=locate_first_config(folders),
         left_out=leave_out_states(gathered),
         sums=gathered.sums,
     )

@@ -33,10 +33,12 @@ def join_slices(found: Sequence[tuple[int, LocalTensor]]) -> list[tuple[int, Loc
     FormatError where it cannot be told how the slices fit together.
     """
     slices = [local.slice for _, local in found]
+    if not any(slices):
+        return [*found]
     known = [each for each in slices if each is not None]
     keys = sorted({each.key for each in known})
     counts = {each.count for each in known}
-    if not known or (len(known) == len(slices) and counts | {len(keys)} == {1}):
+    if len(known) == len(slices) and counts | {len(keys)} == {1}:
         return [*found]
     if len(known) < len(slices) or len(counts) > 1 or len({each.name for each in known}) > 1:
         raise FormatError("the meshes of its ranks do not agree on whether and how it was cut")

@@ -6,7 +6,6 @@ Written by torch's ``HuggingFaceStorageWriter(save_distributed=True)``, which tr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -22,12 +21,11 @@ from ckpt_tool.readers.base import (
     Wanted,
     collect,
 )
-from ckpt_tool.readers.find import find, locate_config
+from ckpt_tool.readers.find import find, locate_first_config
 from ckpt_tool.readers.sharded_hub.shard import Piece, Shard, list_shards, read_shard
 from ckpt_tool.readers.sharded_hub.whole import find_doubles, find_missing, find_others, find_short
-from ckpt_tool.tensors.geometry import check_coverage
-
-_MOST_ELEMENTS = 1 << 60
+from ckpt_tool.readers.spread import drop_repeats
+from ckpt_tool.tensors.geometry import MOST_ELEMENTS, check_coverage
 
 
 def locate_sharded_hub(path: Path) -> Path | None:
@@ -54,7 +52,7 @@ def open_sharded_hub(path: Path, wanted: Wanted | None = None) -> Checkpoint:
 
 def open_sharded_hub_folders(folders: Sequence[Path], wanted: Wanted | None = None) -> Checkpoint:
     """The same of a model whose shards lie in several folders."""
-    folders = [*{os.path.realpath(folder): folder for folder in folders}.values()]
+    folders = drop_repeats(folders)
     shards = sorted(shard for folder in folders for shard in list_shards(folder))
     found = _open(shards, folders, wanted)
     names = found.entries.keys() | found.left_out.keys()
@@ -73,14 +71,13 @@ def _open(shards: Sequence[Shard], folders: Sequence[Path], wanted: Wanted | Non
             entries[name] = _join(name, found, problems)
         else:
             left_out[name] = _describe(name, found)
-    side_files = (locate_config(folder, beside=True) for folder in folders)
     return Checkpoint(
         format="sharded-hub",
         path=folders[0],
         entries=entries,
         files=files,
         problems=tuple(problems),
-        side_files=next((place for place in side_files if place is not None), None),
+        side_files=locate_first_config(folders, beside=True),
         left_out=left_out,
     )
 
@@ -115,7 +112,7 @@ def _join(name: str, pieces: list[Piece], problems: list[Problem]) -> Entry:
             where = piece.holding.region.path
             message = f"{found} in {where}, expected {entry.dtype} of {rank}"
             problems.append(Problem("contradiction", name, message))
-    if prod(entry.shape) >= _MOST_ELEMENTS:
+    if prod(entry.shape) >= MOST_ELEMENTS:
         message = f"its pieces reach to {list(entry.shape)}, more elements than files can have"
         problems.append(Problem("coverage", name, message))
         return entry

@@ -20,12 +20,11 @@ from ckpt_tool.common.untrusted import parse_json, require_object, show
 from ckpt_tool.readers.base import Holding
 from ckpt_tool.readers.huggingface import read_safetensors
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.geometry import MOST_ELEMENTS, Box, Shape
 
 _NAME = re.compile(r"shard-(\d{5,9})-model-(\d{5,9})-of-(\d{5,9})\.safetensors", re.ASCII)
 _INFO = "DCP_SHARDING_INFO"
 _MOST = 1 << 48
-_MOST_ELEMENTS = 1 << 60
 
 
 @dataclass(frozen=True, order=True)
@@ -106,7 +105,7 @@ def _find_offsets(offsets: dict[str, Any], name: str, sizes: Shape, path: Path) 
             f"{_INFO}: {name}: {len(found)} offsets for {list(sizes)}, expected {len(sizes)}",
             path=path,
         )
-    if prod(o + s for o, s in zip(found, sizes, strict=True)) >= _MOST_ELEMENTS:
+    if prod(o + s for o, s in zip(found, sizes, strict=True)) >= MOST_ELEMENTS:
         raise FormatError(
             f"{_INFO}: {name}: {show(found)}: more elements than files can have",
             path=path,

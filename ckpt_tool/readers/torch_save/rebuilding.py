@@ -14,7 +14,7 @@ from typing import Any
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.torch_save.standins import MAX_ITEMS, Builder, StandIn, describe
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import Shape
+from ckpt_tool.tensors.geometry import MOST_ELEMENTS, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
     if len(rest) > 2 and rest[2]:
         raise FormatError(f"a tensor with lazy conjugation or negation ({describe(rest[2])})")
     shape, strides = read_sizes(size), read_sizes(stride)
-    if len(shape) != len(strides) or prod(shape) >= 1 << 60:
+    if len(shape) != len(strides) or prod(shape) >= MOST_ELEMENTS:
         raise FormatError(f"a tensor of shape {shape} and strides {strides}")
     return TensorRef(storage, storage.dtype, offset, shape, strides)
 
