@@ -61,8 +61,8 @@ def to_mcore(
     layers: Annotated[
         str,
         typer.Option(
-            metavar="stacked|per-layer",
-            help="How layers are laid out. [default: as Megatron does for this model]",
+            metavar="stacked|per-layer|hybrid",
+            help="How layers are laid out; hybrid: for a HybridModel. [default: as GPTModel does]",
         ),
     ] = "",
     pad_vocab_to_multiple: Annotated[
@@ -76,7 +76,7 @@ def to_mcore(
         bool,
         typer.Option(
             "--check-load/--no-check-load",
-            help="Load the result with megatron-core's own GPTModel.",
+            help="Load the result with megatron-core's own model.",
         ),
     ] = False,
     check_crc: CheckCrc = None,

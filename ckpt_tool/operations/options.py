@@ -84,9 +84,10 @@ class ToMcoreOptions:
     """What ``to-mcore`` can be told.
 
     ``config``: a folder with config.json (None: the model's own). ``layout``: ``bare``, or
-    ``megatron-lm`` for a folder that its ``--load`` takes. ``layers``: ``stacked`` or
-    ``per-layer``, empty for what megatron-core itself would write. ``vocab_multiple``: the
-    vocabulary is padded with rows of zeros to a multiple of this. ``sums``: with CRC-32.
+    ``megatron-lm`` for a folder that its ``--load`` takes. ``layers``: ``stacked``,
+    ``per-layer`` or ``hybrid`` (for a HybridModel), empty for what megatron-core's GPTModel would
+    write. ``vocab_multiple``: the vocabulary is padded with rows of zeros to a multiple of this.
+    ``sums``: with CRC-32.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
 

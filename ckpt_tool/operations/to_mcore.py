@@ -101,7 +101,7 @@ def _plan_files(
     _require_floats(model.tensors)
     tensors = _with_fixed_dtypes(rules, model.tensors)
     tiled = to_megatron(tensors, rules)
-    objects = list_extra_states(rules.bindings)
+    objects = list_extra_states(rules.bindings, hybrid=rules.layout == "hybrid")
     prefix = "release/" if options.layout == "megatron-lm" else ""
     folder = plan_torch_dist(tiled, objects, prefix=prefix, sums=options.sums)
     return McorePlan(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .megatron_gpt import HuggingFaceConfig, dense_layers, expert_count
+from .megatron_hybrid import gpt_name
 
 State = dict[str, Tensor]
 
@@ -35,8 +36,11 @@ def read_tensors(folder: Path) -> State:
 def copy_into(model: GPTModel, folder: Path) -> None:
     """Fill a model that no other process has a part of."""
     state = full_state(read_tensors(folder), read_config(folder))
+    if any("linear_qkv_down_proj" in name for name in model.state_dict()):
+        state = _fused(state)
     wanted = {
-        name.replace(".mtp_model_layer.", ".transformer_layer."): tensor  # the module since 0.17
+        # The module since 0.17.
+        gpt_name(model, name).replace(".mtp_model_layer.", ".transformer_layer."): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
         if not name.endswith("_extra_state")
     }
@@ -62,6 +66,20 @@ def full_state(hf: State, config: HuggingFaceConfig) -> State:
         _put(state, f"mtp.layers.{index}.", prediction)
     assert not hf, f"nothing is known of {sorted(hf)}"
     return state
+
+
+def _fused(state: State) -> State:
+    """With one down projection, which has the norm before it, in place of two and the norm."""
+    found = {}
+    for name, tensor in state.items():
+        prefix, down, _ = name.rpartition("self_attention.linear_kv_down_proj.")
+        if down:
+            query = state[name.replace("linear_kv_", "linear_q_")]
+            fused = f"{prefix}self_attention.linear_qkv_down_proj."
+            found[f"{fused}weight"] = torch.cat([query, tensor])
+            found[f"{fused}layer_norm_weight"] = state[f"{prefix}input_layernorm.weight"]
+    dropped = ("linear_q_down_proj.weight", "linear_kv_down_proj.weight", "input_layernorm.weight")
+    return {name: value for name, value in state.items() if not name.endswith(dropped)} | found
 
 
 def _take(hf: State, index: int) -> State:

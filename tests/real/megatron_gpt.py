@@ -11,20 +11,38 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import (
     MLATransformerConfig,
     TransformerConfig,
 )
-from torch.nn.functional import silu
+from torch import Tensor
+from torch.nn.functional import rms_norm, silu
 
 from ckpt_tool.plans.checks.megatron_child.cpu import call
 
+from .megatron_hybrid import build_hybrid, make_pattern
 from .megatron_jobs import Sizes
 
 HuggingFaceConfig = Mapping[str, Any]
+
+
+class NormedColumnParallelLinear(ColumnParallelLinear):  # type: ignore[misc]
+    """A linear layer with the norm before it, as only Transformer Engine has one."""
+
+    def __init__(self, input_size: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(input_size, *arguments, **options)
+        self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size))
+
+    def forward(self, hidden: Tensor, *arguments: Any, **options: Any) -> Any:
+        epsilon = self.config.layernorm_epsilon
+        normed = rms_norm(hidden, hidden.shape[-1:], self.layer_norm_weight, epsilon)
+        return super().forward(normed, *arguments, **options)
 
 
 class LatentDotProductAttention(DotProductAttention):  # type: ignore[misc]
@@ -40,13 +58,24 @@ class LatentDotProductAttention(DotProductAttention):  # type: ignore[misc]
 
 
 def build_chunks(
-    hf: HuggingFaceConfig, sizes: Sizes, vocab_multiple: int, dtype: torch.dtype
+    hf: HuggingFaceConfig,
+    sizes: Sizes,
+    vocab_multiple: int,
+    dtype: torch.dtype,
+    *,
+    hybrid: bool = False,
+    fused: bool = False,
 ) -> list[GPTModel]:
-    """This process's part of the model: one chunk, or as many as a process interleaves."""
-    config = transformer_config(hf, sizes, dtype)
+    """This process's part of the model: one chunk, or as many as a process interleaves.
+
+    Of a `hybrid` one it is a HybridModel. `fused`: latent attention has one down projection.
+    """
+    config = transformer_config(hf, sizes, dtype, hybrid=hybrid)
     vocab = padded_vocab(hf["vocab_size"], vocab_multiple * sizes.tp)
     stages: list[int | None] = [None] if sizes.vpp is None else list(range(sizes.vpp))
-    chunks = [_build_chunk(hf, config, vocab, stage).eval() for stage in stages]
+    pattern = _hybrid_pattern(hf, sizes) if hybrid else ""
+    kind: dict[str, Any] = {"pattern": pattern, "fused": fused}
+    chunks = [_build_chunk(hf, config, vocab, stage, **kind).eval() for stage in stages]
     for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
         # Torch's norms do not follow the config. Buffers, that is the expert bias, stay fp32.
         parameter.data = parameter.data.to(dtype)
@@ -57,9 +86,29 @@ def padded_vocab(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def _hybrid_pattern(hf: HuggingFaceConfig, sizes: Sizes) -> str:
+    dense = dense_layers(hf)
+    kinds = [
+        bool(expert_count(hf)) and index not in dense for index in range(hf["num_hidden_layers"])
+    ]
+    stages = sizes.pp * (sizes.vpp or 1)
+    ahead = hf.get("num_nextn_predict_layers") or 0
+    return make_pattern(kinds, stages, ahead, latent="kv_lora_rank" in hf)
+
+
 def _build_chunk(
-    hf: HuggingFaceConfig, config: TransformerConfig, vocab: int, stage: int | None
+    hf: HuggingFaceConfig,
+    config: TransformerConfig,
+    vocab: int,
+    stage: int | None,
+    *,
+    pattern: str,
+    fused: bool,
 ) -> GPTModel:
+    options = _options(hf, vocab, stage)
+    if pattern:
+        core = LatentDotProductAttention if config.multi_latent_attention else None
+        return build_hybrid(config, pattern, core, **options)
     spec = call(
         get_gpt_decoder_block_spec,
         config=config,
@@ -68,22 +117,31 @@ def _build_chunk(
         vp_stage=stage,
     )
     _fit_to_cpu(spec, config)
-    where = {"ignore_virtual": stage is None, "vp_stage": stage}
+    if fused:
+        _fuse_down_projections(spec)
     return call(
         GPTModel,
         config=config,
         transformer_layer_spec=spec,
         mtp_block_spec=_prediction_spec(config, spec, stage),
-        vocab_size=vocab,
-        max_sequence_length=hf["max_position_embeddings"],
-        pre_process=call(parallel_state.is_pipeline_first_stage, **where),
-        post_process=call(parallel_state.is_pipeline_last_stage, **where),
-        share_embeddings_and_output_weights=hf["tie_word_embeddings"],
-        position_embedding_type="rope",
-        rotary_base=hf["rope_parameters"]["rope_theta"],
-        rotary_percent=hf["rope_parameters"].get("partial_rotary_factor", 1.0),
-        vp_stage=stage,
+        **options,
     )
+
+
+def _options(hf: HuggingFaceConfig, vocab: int, stage: int | None) -> dict[str, Any]:
+    """What is outside of the layers."""
+    where = {"ignore_virtual": stage is None, "vp_stage": stage}
+    return {
+        "vocab_size": vocab,
+        "max_sequence_length": hf["max_position_embeddings"],
+        "pre_process": call(parallel_state.is_pipeline_first_stage, **where),
+        "post_process": call(parallel_state.is_pipeline_last_stage, **where),
+        "share_embeddings_and_output_weights": hf["tie_word_embeddings"],
+        "position_embedding_type": "rope",
+        "rotary_base": hf["rope_parameters"]["rope_theta"],
+        "rotary_percent": hf["rope_parameters"].get("partial_rotary_factor", 1.0),
+        "vp_stage": stage,
+    }
 
 
 def _fit_to_cpu(spec: TransformerBlockSubmodules, config: TransformerConfig) -> None:
@@ -91,6 +149,20 @@ def _fit_to_cpu(spec: TransformerBlockSubmodules, config: TransformerConfig) -> 
     if config.multi_latent_attention:
         for layer in spec.layer_specs:
             layer.submodules.self_attention.submodules.core_attention = LatentDotProductAttention
+
+
+def _fuse_down_projections(spec: TransformerBlockSubmodules) -> None:
+    """As `--mla-down-proj-fusion` has it since 0.17, with Transformer Engine."""
+    multi_latent_attention.TELayerNormColumnParallelLinear = NormedColumnParallelLinear
+    for layer in spec.layer_specs:
+        layer.submodules.input_layernorm = IdentityOp
+        keys = {"self_attention.linear_qkv_down_proj.layer_norm_": "input_layernorm."}
+        layer.submodules.sharded_state_dict_keys_map = keys
+        attention = layer.submodules.self_attention
+        attention.module = multi_latent_attention.FusedMLASelfAttention
+        attention.submodules.linear_qkv_down_proj = NormedColumnParallelLinear
+        attention.submodules.linear_q_down_proj = None
+        attention.submodules.linear_kv_down_proj = None
 
 
 def _prediction_spec(
@@ -104,7 +176,7 @@ def _prediction_spec(
 
 
 def transformer_config(
-    hf: HuggingFaceConfig, sizes: Sizes, dtype: torch.dtype
+    hf: HuggingFaceConfig, sizes: Sizes, dtype: torch.dtype, *, hybrid: bool = False
 ) -> TransformerConfig:
     """Translate the Hugging Face config of any family in `megatron_models`."""
     is_latent = "kv_lora_rank" in hf
@@ -113,6 +185,9 @@ def transformer_config(
     values |= _latent_attention(hf) if is_latent else _attention(hf)
     if expert_count(hf):
         values |= _experts(hf) | _ROUTING[hf["model_type"]](hf)
+    if hybrid:
+        values["num_layers"] *= 2
+        values.pop("moe_layer_freq", None)
     return call(config_class, **values)
 
 

@@ -41,13 +41,16 @@ class Checkpoint:
     """A `torch_dist` folder and how its tensors are named.
 
     With `engine_states`, saving writes and loading asks for every `_extra_state` that some release
-    with Transformer Engine has, not only those of the local layers.
+    with Transformer Engine has, not only those of the local layers. With `hybrid`, the model that
+    reads or writes it is a HybridModel; with `fused`, its latent attention has one down projection.
     """
 
     folder: Path
     names: Names = "te"
     layout: Layout = "default"
     engine_states: bool = False
+    hybrid: bool = False
+    fused: bool = False
 
 
 @dataclass(frozen=True)

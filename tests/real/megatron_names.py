@@ -15,9 +15,11 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 
 # `decoder.layers.`, `decoder.layers.3.` or `mtp.layers.0.transformer_layer.`, and what follows.
-# Modules, but not checkpoints, call the last one `mtp_model_layer` since 0.17.
+# Modules, but not checkpoints, call the last one `mtp_model_layer` since 0.17, and in a HybridModel
+# it has layers of its own.
 _LAYER = re.compile(
-    r"(decoder\.layers\.(?:\d+\.)?|mtp\.layers\.\d+\.(?:transformer|mtp_model)_layer\.)(.+)"
+    r"(decoder\.layers\.(?:\d+\.)?"
+    r"|mtp\.layers\.\d+\.(?:transformer|mtp_model)_layer\.(?:layers\.\d+\.)?)(.+)"
 )
 
 # (local, Transformer Engine), by kind of layer.

@@ -48,7 +48,10 @@ def run_rank(jobs: Sequence[Job], world_size: int, rank: int, scratch: Path) -> 
 def _run(job: Job) -> None:
     dtype = getattr(torch, job.dtype)
     hf = read_config(job.model)
-    chunks = build_chunks(hf, job.sizes, job.vocab_multiple, dtype)
+    of = _model_of(job)
+    chunks = build_chunks(
+        hf, job.sizes, job.vocab_multiple, dtype, hybrid=of.hybrid, fused=of.fused
+    )
     if job.source is None:
         assert job.sizes.is_whole, "only a whole model is filled straight from Hugging Face"
         copy_into(chunks[0], job.model)
@@ -64,6 +67,15 @@ def _run(job: Job) -> None:
     if job.saved is not None:
         _save(chunks, job.saved)
     _write_logits(chunks, job)
+
+
+def _model_of(job: Job) -> Checkpoint:
+    """What says which model it is: what fills it, or, where that is no checkpoint, what is saved.
+
+    Where both are checkpoints they are of the same one.
+    """
+    said = job.source if job.source is not None else job.out
+    return said if isinstance(said, Checkpoint) else Checkpoint(said)
 
 
 def _sharded_state(chunks: Sequence[GPTModel], checkpoint: Checkpoint) -> dict[str, Any]:
@@ -100,8 +112,15 @@ def _load(chunks: Sequence[GPTModel], checkpoint: Checkpoint, strict: str, vocab
     state = _sharded_state(chunks, checkpoint)
     loaded = dist_checkpointing.load(state, str(checkpoint.folder), strict=strict)
     for number, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[f"model{number}"])
+        known = chunk.state_dict()
+        # One down projection asks for the states of two, which it does not have.
+        part = {k: v for k, v in loaded[f"model{number}"].items() if not _is_state(k) or k in known}
+        chunk.load_state_dict(part)
         _require_filled(chunk, vocab)
+
+
+def _is_state(name: str) -> bool:
+    return name.endswith("_extra_state")
 
 
 def _tensors(chunk: GPTModel) -> list[tuple[str, Tensor]]:

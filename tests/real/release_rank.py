@@ -27,6 +27,7 @@ from ckpt_tool.plans.checks.megatron_child.cpu import call, read_release
 
 from .megatron_copy import State, full_state, read_config, read_tensors
 from .megatron_gpt import build_chunks
+from .megatron_hybrid import gpt_name
 from .megatron_jobs import Checkpoint, SaveRanks, Sizes
 from .megatron_rank_files import ITERATION, save_ranks, training_state
 from .megatron_world import patch_for_cpu, world
@@ -41,7 +42,7 @@ class Job:
 
     `form`: "torch_dist" (a bare folder), "megatron-lm" (one in an iteration folder, with all that
     training keeps there) or "ranks" (one torch file per rank). `metadata` is what
-    `sharded_state_dict` is given.
+    `sharded_state_dict` is given. Of a `hybrid` one the model is a HybridModel.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Job:
     metadata: dict[str, Any]
     dtype: str
     vocab_multiple: int
+    hybrid: bool = False
 
 
 def run(job: Job, rank: int) -> None:
@@ -62,7 +64,8 @@ def run(job: Job, rank: int) -> None:
     sizes = Sizes(**job.sizes)
     hf = read_config(Path(job.model))
     with world(sizes, rank, job.world_size, Path(job.store)):
-        chunks = build_chunks(hf, sizes, job.vocab_multiple, getattr(torch, job.dtype))
+        dtype = getattr(torch, job.dtype)
+        chunks = build_chunks(hf, sizes, job.vocab_multiple, dtype, hybrid=job.hybrid)
         whole = full_state(read_tensors(Path(job.model)), hf)
         for chunk in chunks:
             _fill(chunk, whole)
@@ -108,6 +111,7 @@ def _whole_name(chunk: GPTModel, name: str) -> str:
         return f"local_experts.{first + int(found[1])}."
 
     name = re.sub(r"^decoder\.layers\.(\d+)\.", layer, name)
+    name = gpt_name(chunk, name)
     return re.sub(r"local_experts\.(\d+)\.", expert, name)
 
 

@@ -73,6 +73,7 @@ class Case:
     sizes: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "bfloat16"
+    hybrid: bool = False
 
 
 _TP2, _EP2 = {"tp": 2}, {"ep": 2}
@@ -120,11 +121,13 @@ CASES: dict[str, dict[str, Case]] = {
         "dense": Case("qwen2"),
         "moe": Case("mixtral"),
         "ranks": Case("qwen3_moe", "ranks", _EP2),
+        "hybrid": Case("qwen3_moe", sizes={"pp": 2}, hybrid=True),
     },
     "0.19": {
         "dense": Case("qwen3", sizes=_TP2),
         "moe": Case("qwen3_moe", sizes=_EP2),
         "lm": Case("llama_shallow", "megatron-lm", metadata=_BUCKETS),
+        "hybrid": Case("qwen2", sizes=_TP2, hybrid=True),
     },
 }
 
@@ -144,6 +147,7 @@ def write_fixture(python: Path, case: Case, out: Path) -> None:
             "metadata": dict(case.metadata),
             "dtype": case.dtype,
             "vocab_multiple": 4,
+            "hybrid": case.hybrid,
         }
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()

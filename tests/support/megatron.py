@@ -102,6 +102,34 @@ if TRANSFORMERS < (5, 0):
 REFUSED: dict[str, str] = {}
 if MEGATRON_CORE >= (0, 19):
     REFUSED["moonlight"] = "since 0.19 queries of latent attention have a norm, here they have none"
+#: What HybridModels of megatron-core, which it has since 0.18, load of ours and save.
+HYBRID = [
+    ("llama", "tp1"),
+    ("qwen2", "tp2"),
+    ("qwen3", "vpp2"),
+    ("qwen3_moe_mlp_only", "pp2"),
+    ("qwen2_moe", "tp2_ep2"),
+    ("mixtral", "ep2"),
+    ("glm4_moe_mtp", "tp2"),
+    ("glm4_moe_mtp", "pp2"),
+    ("deepseek_v3", "pp2"),
+    ("deepseek_v3_mtp", "tp2_pp2"),
+]
+#: Files of their ranks.
+HYBRID_FILES: dict[tuple[str, str], dict[str, Any]] = {
+    ("qwen3", "vpp2"): {"style": "megatron-lm"},
+    ("qwen3_moe_mlp_only", "pp2"): {},
+    ("glm4_moe_mtp", "tp2"): {"names": "local", "experts": "sequential"},
+}
+if MEGATRON_CORE < (0, 19):  # without latent attention
+    HYBRID = [row for row in HYBRID if not row[0].startswith("deepseek")]
+if MEGATRON_CORE < (0, 18):
+    HYBRID, HYBRID_FILES = [], {}
+#: What models whose latent attention has one down projection load of ours and save. Before 0.19
+#: they forget the norm that is part of it.
+FUSED = [("deepseek_v3", "tp1"), ("deepseek_v3", "tp2")]
+if MEGATRON_CORE < (0, 19):
+    FUSED = []
 #: Ours in another layout than megatron-core would choose by itself.
 PER_LAYER = ("qwen3", "qwen3_moe")
 
@@ -114,6 +142,8 @@ def build(out: Path) -> None:
     for name in PER_LAYER:
         options = ToMcoreOptions(layers="per-layer", write=UNSYNCED)
         convert_to_mcore(hf(out, name), ours(out, f"{name}/per-layer"), options)
+    for name in dict.fromkeys(name for name, _ in HYBRID):
+        convert_to_mcore(hf(out, name), ours(out, f"{name}/hybrid"), _AS_HYBRID)
     for world in (1, 2, 4):
         run_jobs(list(_jobs(out, world)), world, timeout=300)
 
@@ -156,6 +186,7 @@ def _of_real_ranks(path: Path, name: str) -> Path:
 
 
 UNSYNCED = WriteOptions(fsync=False)
+_AS_HYBRID = ToMcoreOptions(layers="hybrid", write=UNSYNCED)
 
 
 def _jobs(out: Path, world: int) -> list[Job]:
@@ -180,6 +211,7 @@ def _jobs(out: Path, world: int) -> list[Job]:
             source = Checkpoint(ours(out, name), engine_states=True)
             settings = {**options, "sizes": sizes}
             jobs.append(SaveRanks(hf(out, name), ranks(out, name, size), source, **settings))
+    jobs += _hybrid_jobs(out, world) + _fused_jobs(out, world)
     if world == 2:
         jobs += [
             Save(
@@ -194,15 +226,57 @@ def _jobs(out: Path, world: int) -> list[Job]:
     return jobs
 
 
+def _hybrid_jobs(out: Path, world: int) -> list[Job]:
+    jobs: list[Job] = []
+    if world == 1:
+        for name in dict.fromkeys(name for name, _ in HYBRID):
+            saved_alone = Checkpoint(native(out, f"{name}/hybrid", "tp1"), hybrid=True)
+            jobs.append(Save(hf(out, name), saved_alone))
+    for name, size in HYBRID:
+        if SIZES[size].world_size == world:
+            source = Checkpoint(ours(out, f"{name}/hybrid"), engine_states=True, hybrid=True)
+            jobs.append(_logits(out, name, size, source))
+    for (name, size), options in HYBRID_FILES.items():
+        if SIZES[size].world_size == world:
+            source = Checkpoint(ours(out, f"{name}/hybrid"), hybrid=True)
+            target = ranks(out, f"{name}/hybrid", size)
+            settings = {**options, "sizes": SIZES[size]}
+            jobs.append(SaveRanks(hf(out, name), target, source, **settings))
+    return jobs
+
+
+def _fused_jobs(out: Path, world: int) -> list[Job]:
+    jobs: list[Job] = []
+    for name, size in FUSED:
+        if SIZES[size].world_size != world:
+            continue
+        if size == "tp1":
+            jobs.append(
+                Save(hf(out, name), Checkpoint(native(out, f"{name}/fused", size), fused=True))
+            )
+        source = Checkpoint(ours(out, name), fused=True)
+        jobs.append(_logits(out, name, size, source))
+        target = ranks(out, f"{name}/fused", size)
+        settings = {"sizes": SIZES[size], "names": "local"}
+        jobs.append(SaveRanks(hf(out, name), target, source, **settings))
+    return jobs
+
+
 def _logits(out: Path, name: str, size: str, source: Checkpoint) -> Logits:
     per_layer = source.layout == "per-layer"
     names, layout, multiple = SAVED[size]
+    kind = name
+    if per_layer or source.hybrid or source.fused:
+        kind += "/per-layer" if per_layer else "/hybrid" if source.hybrid else "/fused"
+    target = Checkpoint(
+        saved(out, kind, size), names, layout, hybrid=source.hybrid, fused=source.fused
+    )
     return Logits(
         hf(out, name),
         out / name / "reference.safetensors",
-        logits(out, f"{name}/per-layer" if per_layer else name, size),
+        logits(out, kind, size),
         SIZES[size],
         source,
         vocab_multiple=multiple,
-        saved=None if per_layer else Checkpoint(saved(out, name, size), names, layout),
+        saved=None if per_layer else target,
     )

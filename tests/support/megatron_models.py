@@ -80,6 +80,8 @@ def alike(family: str) -> dict:
 CASES = [(family, "per-layer", {}) for family in FAMILIES]
 CASES += [(family, "per-layer", alike(family)) for family in FAMILIES if alike(family)]
 CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
+#: A HybridModel has no vision tower.
+CASES += [(family, "hybrid", {}) for family in FAMILIES if family != "qwen2_5_vl"]
 
 
 def rules_of(family: str, layout: str = "", vocab_multiple: int = 1, **changes) -> Rules:

@@ -1,6 +1,6 @@
 """Which Hugging Face tensors make which megatron-core tensor: what a family's layers are made of.
 
-Names are those of the Hub and those that the Transformer-Engine spec of megatron-core 0.11 to 0.16
+Names are those of the Hub and those that the Transformer-Engine spec of megatron-core 0.11 to 0.19
 writes. ``{q,k,v}`` in a name stands for several tensors, ``{e}`` for the number of an expert. A row
 with ``when`` is there only where the family's flag of that name, or the config key that the flag
 names, says so. Sources: the model classes of transformers, ``GPTModel.sharded_state_dict`` of

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.lora.megatron import (
@@ -30,7 +31,7 @@ from ckpt_tool.tensors.lazy import LazyTensor
 
 #: How many layers without adapters are named.
 _LISTED = 1_000
-_LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.")
+_LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.([^.]+)")
 
 
 def resolve_megatron(
@@ -92,17 +93,18 @@ def _require_all_layers(
 
     verl 0.7 saves the adapters of the first chunk only where a stage of the pipeline has several.
     """
-    matched = (_LAYER.match(name) for name in adapters)
-    numbers = {int(found[1]) for found in matched if found is not None}
+    numbers = {number for number, _ in _list_parts(adapters)}
     count = config.text.get("num_hidden_layers")
     if not numbers or not isinstance(count, int):
         return
+    if _are_hybrid(adapters, count):
+        numbers = {number // 2 for number in numbers}
     if len(numbers) != count or max(numbers) >= count:
         some = range(min(count, len(numbers) + _LISTED))
         absent = [f"decoder.layers.{number}" for number in some if number not in numbers]
         extra = [f"decoder.layers.{number}" for number in sorted(numbers) if number >= count]
         raise MappingError(
-            f"{path}: adapters of {len(numbers)} layers, the base has {count}",
+            f"{path}: adapters of {count_noun(len(numbers), 'layer')}, the base has {count}",
             absent + extra,
             hint="With virtual pipeline stages verl 0.7 saves the first chunk only: the rest is"
             " lost.",
@@ -114,5 +116,25 @@ def _bring_into_megatron(
 ) -> Tensors:
     """The base by Megatron's names, its layers stacked as those of the adapters are."""
     layout = "per-layer" if any(map(_LAYER.match, adapters)) else "stacked"
+    count = config.text.get("num_hidden_layers")
+    if isinstance(count, int) and _are_hybrid(adapters, count):
+        layout = "hybrid"
     stored = to_megatron(base.tensors, make_rules(config, base.tensors, layout))
     return {name: tiled.tensor() for name, tiled in stored.items()}
+
+
+def _list_parts(names: Iterable[str]) -> list[tuple[int, str]]:
+    """The number of the layer, and which part of one it is, of each name."""
+    matched = (_LAYER.match(name) for name in names)
+    return [(int(found[1]), found[2]) for found in matched if found is not None]
+
+
+def _are_hybrid(names: Iterable[str], layers: int) -> bool:
+    """Whether the adapters are of a HybridModel: attention and the MLP of a layer are two there.
+
+    Then some number is beyond ``layers``, and even ones have attention alone, odd ones an MLP.
+    """
+    parts = _list_parts(names)
+    kinds = ("self_attention", "mlp")
+    apart = all(part == kinds[number % 2] for number, part in parts)
+    return apart and layers <= max((number for number, _ in parts), default=-1) < 2 * layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpt_tool.mapping.families.megatron_rows import TOP, MegatronRows, Row, Rows
 from ckpt_tool.mapping.megatron.numbers import Numbers
@@ -19,7 +19,12 @@ from ckpt_tool.mapping.megatron.ops import (
 )
 from ckpt_tool.tensors.geometry import Shape
 
-LAYOUTS = ("stacked", "per-layer")
+#: The first two are a GPTModel's, the last one a HybridModel's: there attention and the MLP of a
+#: layer are layers of their own, 0 and 1, 2 and 3, and so on. Source: ``megatron/core/models/
+#: hybrid/`` of 0.18 and 0.19.
+LAYOUTS = ("stacked", "per-layer", "hybrid")
+
+_FINAL_NORM, _HYBRID_NORM = "decoder.final_layernorm.", "decoder.final_norm."
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +76,14 @@ def make_bindings(family: MegatronRows, numbers: Numbers, layout: str) -> list[B
     """Every tensor of the model, in the order of the layers."""
     prefix = "language_model." if family.vision else ""
     found = list(_spell(TOP, _Place("", prefix), numbers))
+    if layout == "hybrid":
+        found = [replace(one, name=one.name.replace(_FINAL_NORM, _HYBRID_NORM)) for one in found]
     for layer in range(numbers.layers):
-        place = _place_layer(
-            f"model.layers.{layer}.", f"{prefix}decoder.", layer, numbers.layers, layout
-        )
-        found += _spell(_choose_rows(family, layer in numbers.moe), place, numbers)
+        hf, megatron = f"model.layers.{layer}.", f"{prefix}decoder."
+        places = _place_parts(hf, megatron, layer, numbers.layers, layout)
+        found += _spell_layer(family, layer in numbers.moe, places, numbers)
     for number in range(numbers.mtp):
-        found += _spell_mtp(family, numbers, number, prefix)
+        found += _spell_mtp(family, numbers, number, prefix, layout)
     if family.vision is not None:
         found += _spell(family.vision.rows, _Place("", ""), numbers)
         for layer in range(numbers.vision_layers):
@@ -119,19 +125,37 @@ def _place_layer(hf: str, megatron: str, layer: int, layers: int, layout: str) -
     return _Place(hf, f"{megatron}layers.{layer}.")
 
 
-def _choose_rows(family: MegatronRows, moe: bool) -> Rows:
-    return family.attention + (family.moe if moe else family.dense)
+def _place_parts(
+    hf: str, megatron: str, layer: int, layers: int, layout: str
+) -> tuple[_Place, _Place]:
+    """Where the attention of a layer is put, and where its MLP."""
+    if layout == "hybrid":
+        attention, mlp = (_place_layer(hf, megatron, 2 * layer + i, 0, layout) for i in range(2))
+        return attention, mlp
+    place = _place_layer(hf, megatron, layer, layers, layout)
+    return place, place
+
+
+def _spell_layer(
+    family: MegatronRows, moe: bool, places: tuple[_Place, _Place], numbers: Numbers
+) -> Iterator[Binding]:
+    attention, mlp = places
+    yield from _spell(family.attention, attention, numbers)
+    yield from _spell(family.moe if moe else family.dense, mlp, numbers)
 
 
 def _spell_mtp(
-    family: MegatronRows, numbers: Numbers, number: int, prefix: str
+    family: MegatronRows, numbers: Numbers, number: int, prefix: str, layout: str
 ) -> Iterator[Binding]:
     """A layer for multi-token prediction: of the kind of the last layer, and never stacked."""
     hf = format_mtp_prefix(family, numbers, number)
     layer = f"{prefix}mtp.layers.{number}."
     yield from _spell(family.mtp, _Place(hf, layer), numbers)
-    rows = _choose_rows(family, numbers.layers - 1 in numbers.moe)
-    yield from _spell(rows, _Place(hf, f"{layer}transformer_layer."), numbers)
+    place = _Place(hf, f"{layer}transformer_layer.")
+    places = (place, place)
+    if layout == "hybrid":
+        places = _place_parts(hf, f"{layer}mtp_model_layer.", 0, 1, layout)
+    yield from _spell_layer(family, numbers.layers - 1 in numbers.moe, places, numbers)
 
 
 def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:

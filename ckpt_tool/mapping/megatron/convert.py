@@ -23,6 +23,11 @@ Tensors = Mapping[str, LazyTensor]
 Slices = dict[tuple[str, int], tuple[Shape, LazyTensor]]
 
 _NO_HEAD = "There is no head, and config.json does not tie it to the embedding."
+_LOST_NORMS = (
+    "megatron-core 0.17 and 0.18 do not save these norms in torch_dist where the run fuses the down"
+    " projections (--mla-down-proj-fusion): they are not in this checkpoint. Files of single ranks"
+    " (--ckpt-format torch) have them, and what 0.19 saves."
+)
 _OTHER = (
     "The weights and the config.json are of different models, or the model is of a kind that is"
     " not supported."
@@ -131,12 +136,15 @@ def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -
         return
     counts = {"missing": len(missing), "unexpected": len(unexpected)}
     said = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    lacks_head = missing == ["output_layer.weight"] and not unexpected
+    hint = _NO_HEAD if missing == ["output_layer.weight"] and not unexpected else _OTHER
+    lost = all(name.endswith(".input_layernorm.weight") for name in missing)
+    if missing and lost and not unexpected and "latent" in rules.numbers.flags:
+        hint = _LOST_NORMS
     raise MappingError(
         f"{said} tensors for a {rules.config.model_type} of {rules.numbers.layers} layers, by"
         f" {rules.config.folder / 'config.json'}",
         [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected],
-        hint=_NO_HEAD if lacks_head else _OTHER,
+        hint=hint,
     )
 
 

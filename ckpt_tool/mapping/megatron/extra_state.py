@@ -18,8 +18,12 @@ from ckpt_tool.tensors.geometry import Shape
 _WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj")
 
 
-def list_extra_states(bindings: Iterable[Binding]) -> list[str]:
-    """The keys, without repetition, in the order of the modules."""
+#: A HybridModel asks for that of its head, be it tied or not; a GPTModel leaves it out.
+_HYBRID_HEAD = "output_layer._extra_state/shard_0_1"
+
+
+def list_extra_states(bindings: Iterable[Binding], *, hybrid: bool = False) -> list[str]:
+    """The keys, without repetition, in the order of the modules; of a ``hybrid`` model too."""
     keys: dict[str, None] = {}
     for binding in bindings:
         module, _, kind = binding.name.rpartition(".")
@@ -29,7 +33,7 @@ def list_extra_states(bindings: Iterable[Binding]) -> list[str]:
         if module.endswith("self_attention.linear_proj"):
             attention = module.removesuffix("linear_proj") + "core_attention"
             keys[_make_key(attention, binding.index, binding.extent)] = None
-    return list(keys)
+    return [*keys, _HYBRID_HEAD] if hybrid else list(keys)
 
 
 def _make_key(module: str, index: Shape, extent: Shape) -> str:

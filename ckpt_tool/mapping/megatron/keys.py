@@ -4,7 +4,7 @@ Checkpoints differ in prefixes (``module.``, ``model.``), in where norms live (i
 that follows, as in Transformer Engine's layers, or by themselves, as in the local ones), and in
 how experts and gated layers are stored (``singleton_local_shards``: each expert, and gate and up
 as ``weight_w`` and ``weight_v``, under a key of its own). Sources: ``gpt_layer_specs.py``,
-``mlp.py`` and ``experts.py`` of megatron-core 0.11 to 0.16, the keys of all compared.
+``mlp.py`` and ``experts.py`` of megatron-core 0.11 to 0.19, the keys of all compared.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ _OWN = re.compile(
     r"(^|\.)(embedding\.word_embeddings\.weight$|self_attention\.linear_"
     r"|layers\.(\d+\.)?(transformer_layer\.)?mlp\.linear_fc)"  # not visual.blocks.0 of Qwen3-VL
 )
-#: ``decoder.layers.``, ``decoder.layers.3.`` or ``mtp.layers.0.transformer_layer.``, and the rest.
+#: ``decoder.layers.``, ``decoder.layers.3.`` or ``mtp.layers.0.transformer_layer.``, and the rest;
+#: of a HybridModel ``mtp.layers.0.mtp_model_layer.layers.1.``.
 _LAYER = re.compile(
-    r"((?:.*\.)?decoder\.layers\.(?:\d+\.)?|(?:.*\.)?mtp\.layers\.\d+\.transformer_layer\.)(.+)"
+    r"((?:.*\.)?(?:decoder\.layers\.(?:\d+\.)?"
+    r"|mtp\.layers\.\d+\.(?:transformer_layer\.|mtp_model_layer\.layers\.\d+\.)))(.+)"
 )
+#: What a GPTModel's modules call that layer since 0.17, but its checkpoints do not.
+_AHEAD = re.compile(r"\.mtp_model_layer\.(?!layers\.)")
 _EXPERT = re.compile(r"(.*\.experts\.experts\.)(\d{1,9})\.(.+)")
 _HALF = re.compile(r"(.*\.linear_fc1\.(?:weight|bias))_(w|v)")
 
 _GROUPED = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight"}
 _LATENT = {
+    # Where the down projections are fused, whose norm 0.19 calls otherwise on disk.
+    "self_attention.linear_qkv_down_proj.layer_norm_weight": "input_layernorm.weight",
     "self_attention.q_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
     "self_attention.kv_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight",
 }
@@ -83,7 +89,7 @@ def _strip(name: str, multimodal: bool) -> str:
     name = _PREFIX.sub("", name)
     if not multimodal:
         name = name.removeprefix("language_model.")
-    return name.replace(".mtp_model_layer.", ".transformer_layer.")
+    return _AHEAD.sub(".transformer_layer.", name)
 
 
 def _join_halves(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:

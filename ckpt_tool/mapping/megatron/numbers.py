@@ -37,6 +37,17 @@ class Numbers:
     vision_layers: int = 0
     vision_heads: int = 0
 
+    @property
+    def hybrid_pattern(self) -> str:
+        """The layers of a HybridModel, a symbol each: ``hybrid_layer_allocation.py`` of 0.19.
+
+        ``+`` and ``*`` are latent and plain attention, ``E`` and ``-`` experts and a plain MLP;
+        what follows a ``/`` is a layer for multi-token prediction.
+        """
+        attention = "+" if "latent" in self.flags else "*"
+        layers = [attention + ("E" if i in self.moe else "-") for i in range(self.layers)]
+        return "".join(layers) + f"/{layers[-1]}" * self.mtp
+
 
 def require_rows(config: ModelConfig) -> MegatronRows:
     """Megatron's rows of the config's family; MappingError lists the families that have some."""

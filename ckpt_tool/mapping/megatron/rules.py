@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -23,7 +23,7 @@ from ckpt_tool.tensors.lazy import LazyTensor
 
 @dataclass(frozen=True)
 class Rules:
-    """The bindings of one model. ``layout``: ``stacked`` or ``per-layer``."""
+    """The bindings of one model. ``layout``: one of :data:`LAYOUTS`."""
 
     config: ModelConfig
     numbers: Numbers
@@ -61,6 +61,12 @@ def make_rules(
             "`layers='stacked'`: some layers have experts and some have not, so that they cannot"
             " be stacked",
             hint="Leave `layers` out: this model is then written per layer.",
+        )
+    if layout == "hybrid" and family.vision:
+        raise MappingError(
+            f"`layers='hybrid'`: a {config.model_type} has a vision tower, which megatron-core's"
+            " HybridModel has not",
+            hint="Leave `layers` out: the model is then written for a GPTModel.",
         )
     return _bind(config, numbers, layout or choose_layout(family, numbers), warnings)
 
@@ -124,8 +130,15 @@ def infer_rules(
         numbers = replace(numbers, flags=numbers.flags | {"untied"})
     else:
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
-    numbered = any(re.match(rf"{re.escape(prefix)}decoder\.layers\.\d+\.", key) for key in tensors)
-    return _bind(config, numbers, "per-layer" if numbered else "stacked", [])
+    return _bind(config, numbers, find_layout(tensors, prefix), [])
+
+
+def find_layout(names: Collection[str], prefix: str = "") -> str:
+    """How the layers of a whole model are laid out, by its keys: one of :data:`LAYOUTS`."""
+    if f"{prefix}decoder.final_norm.weight" in names:
+        return "hybrid"
+    numbered = re.compile(rf"{re.escape(prefix)}decoder\.layers\.\d+\.")
+    return "per-layer" if any(map(numbered.match, names)) else "stacked"
 
 
 def _put_value_head(numbers: Numbers, bias: bool) -> Numbers:

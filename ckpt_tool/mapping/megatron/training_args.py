@@ -87,6 +87,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
         found
         | _make_rotary(Fields(text, rules.config.path))
         | (_make_experts(rules) if numbers.experts else {})
+        | (_make_hybrid(rules) if rules.layout == "hybrid" else {})
     )
 
 
@@ -95,8 +96,14 @@ def describe_content(rules: Rules) -> dict[str, Any]:
     return {
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
-        "non_homogeneous_layers": rules.layout == "per-layer",
+        "non_homogeneous_layers": rules.layout != "stacked",
     }
+
+
+def _make_hybrid(rules: Rules) -> dict[str, Any]:
+    """What tells its loader that the model is a HybridModel; it counts each part of a layer."""
+    pattern = rules.numbers.hybrid_pattern
+    return {"hybrid_layer_pattern": pattern, "num_layers": 2 * rules.numbers.layers}
 
 
 def _make_rotary(text: Fields) -> dict[str, Any]:

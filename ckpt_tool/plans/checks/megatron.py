@@ -100,4 +100,4 @@ def _model(rules: Rules) -> str:
     """What is compared: what comes before a vision tower's blocks is not of megatron-core."""
     if rules.numbers.vision_layers:
         return "GPTModel and vision tower (without patch_embed)"
-    return "GPTModel"
+    return "HybridModel" if rules.layout == "hybrid" else "GPTModel"

@@ -29,7 +29,7 @@ _MOST_LISTED = 1000
 _FILES = ("model.pt", "model_optim_rng.pt", "model_rng.pt")
 #: What only the first stage has (or, for multi-token prediction, the last one too), and the last.
 _FIRST = ("word_embeddings.weight", "embed_tokens.weight")
-_LAST = ("decoder.final_layernorm.weight", "model.norm.weight")
+_LAST = ("decoder.final_layernorm.weight", "decoder.final_norm.weight", "model.norm.weight")
 
 
 def locate_megatron_ranks(path: Path) -> Path | None:

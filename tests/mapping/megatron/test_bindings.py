@@ -112,6 +112,34 @@ def test_a_dense_layer_by_hand():
     }
 
 
+def test_a_hybrid_model_by_hand():
+    """Attention and MLP of layer i are layers 2i and 2i + 1, also where a token is predicted."""
+    found = {b.name: b for b in bindings("glm4_moe", "hybrid")}
+    assert "decoder.final_layernorm.weight" not in found
+    assert found["decoder.final_norm.weight"].hf == ("model.norm.weight",)
+    layers = {
+        "decoder.layers.0.self_attention.linear_proj": "model.layers.0.self_attn.o_proj",
+        "decoder.layers.1.mlp.linear_fc2": "model.layers.0.mlp.down_proj",
+        "decoder.layers.4.self_attention.linear_proj": "model.layers.2.self_attn.o_proj",
+        "decoder.layers.5.mlp.router": "model.layers.2.mlp.gate",
+        "mtp.layers.0.eh_proj": "model.layers.3.eh_proj",
+        "mtp.layers.0.mtp_model_layer.layers.0.self_attention.linear_proj": (
+            "model.layers.3.self_attn.o_proj"
+        ),
+        "mtp.layers.0.mtp_model_layer.layers.1.mlp.router": "model.layers.3.mlp.gate",
+    }
+    for name, hub in layers.items():
+        binding = found[f"{name}.weight"]
+        assert (binding.hf, binding.index, binding.extent) == ((f"{hub}.weight",), (), ())
+    numbers = {
+        (int(m[1]), m[2])
+        for name in found
+        if (m := re.match(r"decoder\.layers\.(\d)\.([a-z_]+)", name))
+    }
+    kinds = {(n, "self_attention") for n in (0, 2, 4)} | {(n, "mlp") for n in (1, 3, 5)}
+    assert numbers == kinds | {(n, "pre_mlp_layernorm") for n in (3, 5)}
+
+
 def test_a_layer_with_experts_by_hand():
     bound = bindings("deepseek_v3")
     found = {b.hf: b.name for b in bound if "decoder.layers.2." in b.name}
@@ -162,7 +190,8 @@ def test_multi_token_prediction_has_a_layer_of_its_own(layout):
     for name, target in names.items():
         assert found[f"{hub}{name}.weight"].name == f"{own}{target}.weight"
     expert = found[f"{hub}mlp.experts.1.up_proj.weight"]
-    assert expert.name == f"{own}transformer_layer.mlp.experts.experts.linear_fc1.weight"
+    inside = "mtp_model_layer.layers.1." if layout == "hybrid" else "transformer_layer."
+    assert expert.name == f"{own}{inside}mlp.experts.experts.linear_fc1.weight"
     assert (expert.index, expert.extent) == ((1,), (3,))
 
 

@@ -72,6 +72,31 @@ def test_experts_gate_and_up_of_their_own(tmp_path):
     )
 
 
+def test_the_norm_of_one_down_projection_is_the_layers(tmp_path):
+    tensors = hub_tensors("deepseek_v3")
+    there = converted(tmp_path, tensors, rules_of("deepseek_v3"))
+    fused = "self_attention.linear_qkv_down_proj.layer_norm_weight"
+    other = {re.sub(r"\binput_layernorm.weight", fused, name): it for name, it in there.items()}
+    assert sum(name.endswith(fused) for name in other) == 4
+    found = restore_model(stored(tmp_path, other, "fused"), config_of("deepseek_v3"))
+    assert_equal(found.tensors, tensors)
+
+
+@pytest.mark.parametrize(("family", "says"), [("deepseek_v3", True), ("mixtral", False)])
+def test_norms_that_megatron_core_forgets_are_said_to_be_lost(family, says, tmp_path):
+    """0.17 and 0.18 do not save those of one down projection."""
+    there = converted(tmp_path, hub_tensors(family), rules_of(family, "per-layer"))
+    norms = ("input_layernorm.weight", "linear_qkv.layer_norm_weight")
+    kept = {name: tensor for name, tensor in there.items() if not name.endswith(norms)}
+    with pytest.raises(MappingError, match="missing") as caught:
+        restore_model(stored(tmp_path, kept, "lost"), config_of(family))
+    assert ("0.17 and 0.18" in caught.value.hint) == says
+    some = {name: tensor for name, tensor in kept.items() if "embedding" not in name}
+    with pytest.raises(MappingError, match="missing") as caught:
+        restore_model(stored(tmp_path, some, "more"), config_of(family))
+    assert "0.17" not in caught.value.hint
+
+
 def test_two_keys_that_mean_one_are_refused(tmp_path):
     names = ("decoder.final_layernorm.weight", "module.decoder.final_layernorm.weight")
     with pytest.raises(MappingError, match="1 tensors have a key") as refused:

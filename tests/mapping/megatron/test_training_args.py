@@ -127,6 +127,23 @@ def test_the_loader_is_told_how_layers_are_laid_out(family, layout):
     assert found["singleton_local_shards"] is False
 
 
+PATTERNS = {
+    "llama": "*-*-*-",
+    "qwen2_moe": "*E*-*E",
+    "mimo": "*-*-*-/*-/*-",
+    "deepseek_v3": "+-+E+E/+E",
+}
+
+
+@pytest.mark.parametrize(("family", "pattern"), PATTERNS.items())
+def test_a_hybrid_model_counts_attention_and_mlp_by_themselves(family, pattern):
+    rules = rules_of(family, "hybrid")
+    found = make_args(rules)
+    assert (found["hybrid_layer_pattern"], found["num_layers"]) == (pattern, 6)
+    assert describe_content(rules)["non_homogeneous_layers"] is True
+    assert "hybrid_layer_pattern" not in make_args(rules_of(family))
+
+
 ROTARY = {
     "nothing said": ({}, (10000, 1.0)),
     "as transformers 4": ({"rope_theta": 1e6}, (1000000, 1.0)),

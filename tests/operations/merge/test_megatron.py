@@ -1,6 +1,7 @@
 """`merge megatron` against what real megatron-core saves, and against `to-mcore`."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from ckpt_tool import (
     WriteOptions,
     convert_to_mcore,
     merge_megatron,
+    open_checkpoint,
     verify_checkpoint,
 )
+from ckpt_tool.common.errors import MappingError
 from tests.real.fsdp_reference import logits_of
 from tests.real.megatron_models import NAMES
 from tests.support import megatron
-from tests.support.megatron import LOADED, NATIVE, SAVED
+from tests.support.megatron import FUSED, HYBRID, HYBRID_FILES, LOADED, NATIVE, SAVED
 from tests.support.merging import assert_same, load_folder
 
 UNSYNCED = WriteOptions(fsync=False)
@@ -44,6 +47,56 @@ def test_what_real_ranks_saved_is_the_model_it_came_from(megatron_cases, tmp_pat
 def test_weights_that_never_were_ours_come_out_the_same(megatron_cases, tmp_path, name, size):
     source, model = megatron.native(megatron_cases, name, size), megatron.hf(megatron_cases, name)
     assert_same(merged(source, tmp_path / "out", model), load_folder(model))
+
+
+@pytest.mark.parametrize(("name", "size"), HYBRID)
+def test_a_hybrid_model_is_the_model_it_came_from(megatron_cases, tmp_path, name, size):
+    """Attention and MLP are layers of their own there, so that there are twice as many."""
+    model = megatron.hf(megatron_cases, name)
+    for source in (
+        megatron.native(megatron_cases, f"{name}/hybrid", "tp1"),
+        megatron.saved(megatron_cases, f"{name}/hybrid", size),
+    ):
+        assert "decoder.final_norm.weight" in open_checkpoint(source)
+        assert verify_checkpoint(source, model).exact
+        out = tmp_path / source.name
+        assert_same(merged(source, out, model), load_folder(model))
+
+
+@pytest.mark.parametrize(("name", "size"), HYBRID_FILES)
+def test_a_hybrid_model_of_ranks_files(megatron_cases, tmp_path, name, size):
+    model = megatron.hf(megatron_cases, name)
+    source = megatron.ranks(megatron_cases, f"{name}/hybrid", size)
+    assert_same(merged(source, tmp_path / "out", model), load_folder(model))
+    options = MergeOptions(config=model, check_replicas=True, write=UNSYNCED)
+    merge_megatron(source, tmp_path / "checked", options)
+
+
+@pytest.mark.parametrize(("name", "size"), FUSED)
+def test_one_down_projection_in_place_of_two(megatron_cases, tmp_path, name, size):
+    """Both are apart in `torch_dist`, but not in the files of single ranks."""
+    model = megatron.hf(megatron_cases, name)
+    sources = [
+        megatron.saved(megatron_cases, f"{name}/fused", size),
+        megatron.ranks(megatron_cases, f"{name}/fused", size),
+    ]
+    if size == "tp1":
+        sources.append(megatron.native(megatron_cases, f"{name}/fused", size))
+    for source in sources:
+        assert_same(merged(source, tmp_path / source.name, model), load_folder(model))
+
+
+def test_a_hybrid_model_that_lost_a_layer_names_what_is_missing(megatron_cases, tmp_path):
+    if not HYBRID:
+        pytest.skip("megatron-core has it since 0.18")
+    config = megatron.hf(megatron_cases, "llama")
+    said = json.loads((config / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(said | {"num_hidden_layers": 5}))
+    source = megatron.native(megatron_cases, "llama/hybrid", "tp1")
+    with pytest.raises(MappingError) as caught:
+        merge_megatron(source, tmp_path / "out", MergeOptions(config=tmp_path))
+    assert all(name.startswith("missing: decoder.layers.") for name in caught.value.names)
+    assert Counter(name.split(".")[2] for name in caught.value.names) == {"8": 3, "9": 3}
 
 
 @pytest.mark.parametrize(("name", "size"), [row for row in LOADED if row[0] == "deepseek_v3"])

@@ -96,20 +96,37 @@ def test_rank_files_are_fused_into_a_base(tmp_path, base, expected, tp, pp):
     assert_same(load_folder(tmp_path / "out"), expected)
 
 
-@pytest.mark.parametrize("layout", ["stacked", "per-layer"])
+def number(name: str, layer: int, layout: str) -> str:
+    """The name in a layer with a number; a HybridModel counts attention and MLP by themselves."""
+    if layout == "hybrid":
+        layer = 2 * layer + name.startswith(f"{LAYER}.mlp.")
+    return name.replace("layers.", f"layers.{layer}.", 1)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "per-layer", "hybrid"])
 def test_torch_dist_is_fused_into_a_base(tmp_path, base, expected, layout):
     def change(found):
         found = only("adapters")(found)
         if layout == "stacked":
             return found
         return {
-            name.replace("layers.", f"layers.{layer}.", 1): tensor[layer].clone()
+            number(name, layer, layout): tensor[layer].clone()
             for name, tensor in found.items()
             for layer in range(2)
         }
 
     merge(resaved(WRITTEN, tmp_path / "in", change), tmp_path / "out", base)
     assert_same(load_folder(tmp_path / "out"), expected)
+
+
+def test_layers_of_a_hybrid_model_that_have_none_are_named(tmp_path, base):
+    def change(found):
+        found = only("adapters")(found)
+        return {number(name, 1, "hybrid"): tensor[1].clone() for name, tensor in found.items()}
+
+    with pytest.raises(MappingError, match="adapters of 1 layer, the base has 2") as caught:
+        merge(resaved(WRITTEN, tmp_path / "in", change), tmp_path / "out", base)
+    assert caught.value.names == (f"{LAYER}.0",)
 
 
 def test_a_base_with_a_tied_head(tmp_path, base, expected):
@@ -150,7 +167,7 @@ def test_factors_of_ranks_are_put_together_as_they_were_cut():
 
 def test_layers_that_verl_did_not_save_are_named(tmp_path, base):
     source = write_ranks(tmp_path / "in", 1, 1, keep=lambda layer: layer == 0)
-    with pytest.raises(MappingError, match="adapters of 1 layers, the base has 2") as error:
+    with pytest.raises(MappingError, match="adapters of 1 layer, the base has 2") as error:
         merge(source, tmp_path / "out", base)
     assert error.value.names == ("decoder.layers.1",)
     assert "virtual pipeline" in error.value.hint

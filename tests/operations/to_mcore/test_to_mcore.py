@@ -8,12 +8,19 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from ckpt_tool import ToMcoreOptions, convert_to_mcore, open_checkpoint, verify_checkpoint
+from ckpt_tool import (
+    ToMcoreOptions,
+    convert_to_mcore,
+    merge_fsdp,
+    open_checkpoint,
+    verify_checkpoint,
+)
 from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.mapping.megatron.keys import name_engine_keys
 from ckpt_tool.tensors.equality import are_equal
 from tests.real.megatron_models import NAMES
 from tests.support import megatron
-from tests.support.megatron import LOADED, NATIVE, PER_LAYER
+from tests.support.megatron import FUSED, HYBRID, LOADED, NATIVE, PER_LAYER
 
 
 def metadata_of(folder: Path) -> Metadata:
@@ -43,6 +50,40 @@ def test_logits_of_real_ranks_are_those_of_transformers(megatron_cases, name, si
 def test_logits_of_layers_with_keys_of_their_own(megatron_cases, name):
     found = megatron.logits(megatron_cases, f"{name}/per-layer", "tp1")
     assert_close(found, megatron_cases / name / "reference.safetensors")
+
+
+@pytest.mark.parametrize(("name", "size"), HYBRID)
+def test_logits_of_a_hybrid_model(megatron_cases, name, size):
+    found = megatron.logits(megatron_cases, f"{name}/hybrid", size)
+    assert_close(found, megatron_cases / name / "reference.safetensors")
+
+
+@pytest.mark.parametrize(("name", "size"), FUSED)
+def test_logits_with_one_down_projection(megatron_cases, name, size):
+    found = megatron.logits(megatron_cases, f"{name}/fused", size)
+    assert_close(found, megatron_cases / name / "reference.safetensors")
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in HYBRID))
+def test_a_hybrid_model_is_what_megatron_core_writes(megatron_cases, name):
+    ours = megatron.ours(megatron_cases, f"{name}/hybrid")
+    native = megatron.native(megatron_cases, f"{name}/hybrid", "tp1")
+    found = open_checkpoint(ours)
+    engine = name_engine_keys(open_checkpoint(native))  # real ones have Transformer Engine's layers
+    for key, expected in open_checkpoint(native).items():
+        other = found[engine[key]]
+        assert (other.shape, other.dtype) == (expected.shape, expected.dtype), key
+        assert are_equal(other, expected, 1), key
+    assert set(engine.values()) == set(found)
+    wanted = objects_of(native) - {"common_state/shard_0_1"}
+    assert wanted
+    assert wanted <= objects_of(ours)
+
+
+def test_a_model_that_sees_has_no_hybrid_form(checkpoints, tmp_path):
+    merge_fsdp([checkpoints["fsdp2_vlm_w2"] / "actor"], tmp_path / "hf")
+    with pytest.raises(MappingError, match="has a vision tower"):
+        convert_to_mcore(tmp_path / "hf", tmp_path / "out", ToMcoreOptions(layers="hybrid"))
 
 
 @pytest.mark.parametrize(("name", "size"), NATIVE)

@@ -29,12 +29,14 @@ from ckpt_tool.tensors.tiled import TiledTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 from tests.real.megatron_models import NAMES, write_model
 from tests.support.megatron import REFUSED, UNKNOWN
+from tests.support.versions import MEGATRON_CORE
 
 LIBRARY = f"megatron-core {version('megatron-core')}"
 UNSYNCED = WriteOptions(fsync=False)
 CHECKED = WriteOptions(fsync=False, check_load=True)
 #: Beginnings of the names of models whose layers are not all alike.
 DIFFERING = ("deepseek", "moonlight", "glm4", "kimi", "qwen3_moe_mlp_only")
+LATENT = ("deepseek", "moonlight", "kimi")
 
 #: Many requests in one process, as starting megatron-core takes seconds.
 DRIVER = """
@@ -85,6 +87,11 @@ def write_mimo(qwen2: Path, out: Path) -> Path:
     return out
 
 
+def list_layouts(name: str) -> tuple[str, ...]:
+    plain = ("per-layer",) if name.startswith(DIFFERING) else ("stacked", "per-layer")
+    return plain if name == "qwen2_5_vl" else (*plain, "hybrid")
+
+
 def models(folder: Path, vlm: Path) -> Iterator[tuple[str, Path]]:
     for name in (name for name in NAMES if name not in UNKNOWN):
         yield name, write_model(name, folder / name)
@@ -103,7 +110,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
     requests, sizes = {}, {}
     for name, model in models(tmp_path, checkpoints["fsdp2_vlm_w2"] / "actor"):
-        for layers in ("per-layer",) if name.startswith(DIFFERING) else ("stacked", "per-layer"):
+        for layers in list_layouts(name):
             case, out = f"{name}/{layers}", tmp_path / name / layers
             plan = write(plan_to_mcore(model, ToMcoreOptions(layers=layers)), out)
             requests[case] = make_request(plan.rules, out)
@@ -112,9 +119,15 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
     asked.write_text(json.dumps(requests))
     subprocess.run([sys.executable, "-W", "ignore", "-c", DRIVER, asked, answered], check=True)
     found = json.loads(answered.read_text())
-    assert len(found) == 25 - len(UNKNOWN)
+    assert len(found) == 25 - len(UNKNOWN) + 15 - len(UNKNOWN)
     for case in [case for case in found if case.partition("/")[0] in REFUSED]:
         assert "norm" in found.pop(case)["unusable"]
+        del sizes[case]
+    since = {case: "0.18" for case in found if case.endswith("/hybrid")}
+    if MEGATRON_CORE >= (0, 18):
+        since = {case: "0.19" for case in since if case.startswith(LATENT)}
+    for case, release in since.items() if MEGATRON_CORE < (0, 19) else ():
+        assert f"since {release}" in found.pop(case)["unusable"]
         del sizes[case]
     assert found == {case: {"library": LIBRARY, "num_tensors": n} for case, n in sizes.items()}
 

@@ -33,12 +33,15 @@ def answer(request: Request) -> dict[str, Any]:
     import megatron.core
 
     from ckpt_tool.plans.checks.megatron_child.gpt import make_sharded_state
+    from ckpt_tool.plans.checks.megatron_child.hybrid import UnknownModelError
     from ckpt_tool.plans.checks.megatron_child.load import LoadFaultError, check
 
     # It may add the commit of whatever repository its files lie in, the user's own among them.
     library = f"megatron-core {megatron.core.__version__.partition('+')[0]}"
     try:
         state = make_sharded_state(request)
+    except UnknownModelError as error:
+        return {"library": library, "unusable": str(error)}
     except Exception as error:  # whatever building a model raises
         return {"library": library, "unusable": f"{type(error).__name__}: {error}"}
     try:

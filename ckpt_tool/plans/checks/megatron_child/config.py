@@ -29,8 +29,13 @@ _PLAIN = {
 _GATED = {"activation_func": silu, "gated_linear_unit": True}
 
 
-def make_text_config(config: ModelConfig, numbers: Numbers) -> TransformerConfig:
-    """The language model. Raises what megatron-core raises of a config that it refuses."""
+def make_text_config(
+    config: ModelConfig, numbers: Numbers, *, hybrid: bool = False
+) -> TransformerConfig:
+    """The language model. Raises what megatron-core raises of a config that it refuses.
+
+    A ``hybrid`` one counts attention and the MLP of each layer.
+    """
     text, flags = config.text, numbers.flags
     values = {
         **_CPU,
@@ -47,6 +52,9 @@ def make_text_config(config: ModelConfig, numbers: Numbers) -> TransformerConfig
     }
     if numbers.experts:
         values |= _experts(config, numbers)
+    if hybrid:
+        values["num_layers"] = 2 * numbers.layers
+        values.pop("moe_layer_freq", None)  # its pattern says it
     if "latent" in flags:
         return call(MLATransformerConfig, **values | _latent(text))
     values |= {"num_query_groups": numbers.groups, "kv_channels": numbers.head_dim}

@@ -20,6 +20,7 @@ from ckpt_tool.plans.checks.megatron_child.config import (
     make_vision_config,
 )
 from ckpt_tool.plans.checks.megatron_child.cpu import call
+from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 from ckpt_tool.plans.checks.megatron_child.request import Request
 
 
@@ -38,7 +39,7 @@ def make_sharded_state(request: Request) -> dict[str, Any]:
 
     Raises whatever megatron-core raises of a model that it cannot build.
     """
-    metadata = {"non_homogeneous_layers": request.layout == "per-layer"}
+    metadata = {"non_homogeneous_layers": request.layout != "stacked"}
     state: dict[str, Any] = {}
     with torch.device("meta"):
         for prefix, module in _modules(request).items():
@@ -48,7 +49,11 @@ def make_sharded_state(request: Request) -> dict[str, Any]:
 
 def _modules(request: Request) -> dict[str, Any]:
     """The modules by the prefix of their keys: one, or those of a model that sees too."""
-    config = make_text_config(request.config, request.numbers)
+    hybrid = request.layout == "hybrid"
+    config = make_text_config(request.config, request.numbers, hybrid=hybrid)
+    if hybrid:
+        options = _describe_ends(request)
+        return {"": make_hybrid_model(config, request.numbers, NoAttention, **options)}
     if not request.numbers.vision_layers:
         return {"": _language_model(request, config)}
     vision = request.config.raw["vision_config"]
@@ -76,12 +81,19 @@ def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
     return GPTModel(
         config=config,
         transformer_layer_spec=spec,
-        vocab_size=request.numbers.padded_vocab_size,
-        max_sequence_length=1,  # of no account: positions are computed
-        share_embeddings_and_output_weights="untied" not in request.numbers.flags,
-        position_embedding_type="rope",
+        **_describe_ends(request),
         **prediction,
     )
+
+
+def _describe_ends(request: Request) -> dict[str, Any]:
+    """What is outside of the layers."""
+    return {
+        "vocab_size": request.numbers.padded_vocab_size,
+        "max_sequence_length": 1,  # of no account: positions are computed
+        "share_embeddings_and_output_weights": "untied" not in request.numbers.flags,
+        "position_embedding_type": "rope",
+    }
 
 
 def _vision_blocks(config: TransformerConfig) -> TransformerBlock:

@@ -2,7 +2,7 @@
 
 Transformer Engine cannot be imported without a GPU, but its keys are what is on disk. Its layers
 differ from the local ones in where norms live: some are part of the linear layer that follows.
-Sources: ``gpt_layer_specs.py`` of megatron-core 0.11 to 0.16, both specs compared.
+Sources: ``gpt_layer_specs.py`` of megatron-core 0.11 to 0.19, both specs compared.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ckpt_tool.mapping.megatron.numbers import Numbers
 
 @dataclass(frozen=True)
 class Request:
-    """A model, and the checkpoint that it is to load. ``layout``: ``stacked`` or ``per-layer``."""
+    """A model, and the checkpoint that it is to load. ``layout``: that of the rules."""
 
     config: ModelConfig
     numbers: Numbers

@@ -1,0 +1,107 @@
+"""A real HybridModel of megatron-core, which since 0.18 succeeds its GPTModel.
+
+Its own description of layers is Transformer Engine's; here GPTModel's local one is taken apart:
+attention and the MLP are layers of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer import multi_token_prediction as prediction
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
+
+from ckpt_tool.mapping.megatron.numbers import Numbers
+from ckpt_tool.plans.checks.megatron_child.cpu import call, replace_attribute
+
+_ATTENTION = ("input_layernorm", "self_attention", "self_attn_bda")
+_MLP = ("pre_mlp_layernorm", "mlp", "mlp_bda")
+
+
+class UnknownModelError(Exception):
+    """The installed megatron-core has no such model."""
+
+
+def make_hybrid_model(
+    config: TransformerConfig, numbers: Numbers, latent_attention: type, **options: Any
+) -> Any:
+    """The model, whose ``options`` are those of a GPTModel.
+
+    ``latent_attention`` is the core of latent attention. UnknownModelError where this megatron-core
+    cannot have it; raises whatever it raises of a model that it cannot build.
+    """
+    try:
+        from megatron.core.models.hybrid import hybrid_block, hybrid_layer_allocation, hybrid_model
+    except ImportError as error:
+        raise UnknownModelError("HybridModel is there since 0.18") from error
+    pattern = numbers.hybrid_pattern
+    if config.multi_latent_attention and not hasattr(hybrid_layer_allocation.Symbols, "MLA"):
+        raise UnknownModelError("HybridModel has latent attention since 0.19")
+    parts = _describe_parts(config, latent_attention)
+    stack = ModuleSpec(
+        hybrid_block.HybridStack, submodules=hybrid_block.HybridStackSubmodules(**parts)
+    )
+    with replace_attribute(hybrid_block, "TENorm", WrappedTorchNorm):  # of the last norm
+        return call(
+            hybrid_model.HybridModel,
+            config=config,
+            hybrid_stack_spec=stack,
+            hybrid_layer_pattern=pattern,
+            **options,
+        )
+
+
+def _describe_parts(config: TransformerConfig, latent_attention: type) -> dict[str, ModuleSpec]:
+    from megatron.core.ssm.mlp_layer import MLPLayer
+
+    dense, experts = (
+        get_gpt_layer_local_spec(
+            num_experts=count,
+            moe_grouped_gemm=False,
+            qk_layernorm=config.qk_layernorm,
+            multi_latent_attention=config.multi_latent_attention,
+            normalization="RMSNorm",
+        )
+        for count in (None, config.num_moe_experts or 1)
+    )
+    attention = "attention_layer"
+    if config.multi_latent_attention:
+        attention = "mla_layer"
+        dense.submodules.self_attention.submodules.core_attention = latent_attention
+    return {
+        attention: _take(dense, _ATTENTION, TransformerLayer),
+        "mlp_layer": _take(dense, _MLP, MLPLayer),
+        "moe_layer": _take(experts, _MLP, TransformerLayer),
+        "mtp_block_spec": _describe_prediction(),
+    }
+
+
+def _describe_prediction() -> ModuleSpec:
+    layer = prediction.MultiTokenPredictionLayerSubmodules(
+        enorm=WrappedTorchNorm,
+        hnorm=WrappedTorchNorm,
+        eh_proj=ColumnParallelLinear,
+        mtp_model_layer=None,  # made of the layers above
+        layer_norm=WrappedTorchNorm,
+    )
+    block = prediction.MultiTokenPredictionBlockSubmodules(
+        [ModuleSpec(prediction.MultiTokenPredictionLayer, submodules=layer)]
+    )
+    return ModuleSpec(prediction.MultiTokenPredictionBlock, submodules=block)
+
+
+def _take(layer: ModuleSpec, names: tuple[str, ...], kind: type) -> ModuleSpec:
+    """A layer of ``kind`` with some of the modules of another one, and with its keys."""
+    modules = {name: getattr(layer.submodules, name) for name in names}
+    keys = layer.submodules.sharded_state_dict_keys_map
+    return ModuleSpec(
+        kind, submodules=TransformerLayerSubmodules(**modules, sharded_state_dict_keys_map=keys)
+    )
