@@ -26,6 +26,7 @@ from ckpt_tool.cli.options import (
     Overwrite,
     Resume,
     Verify,
+    Weights,
     settle_config,
 )
 from ckpt_tool.common.errors import UsageError
@@ -124,6 +125,7 @@ def _every_merge(
     lora_alpha: LoraAlpha = None,
     base: Base = None,
     fill_from: FillFrom = None,
+    weights: Weights = "model",
     value_model: Annotated[
         bool | None,
         typer.Option(

@@ -21,6 +21,7 @@ FLAGS = {
     "lora.alpha": "--lora-alpha",
     "lora.base": "--base",
     "fill_from": "--fill-from",
+    "weights": "--weights",
     "dtype": "--dtype",
     "tokenizer": "--tokenizer",
     "max_shard_size": "--max-shard-size",

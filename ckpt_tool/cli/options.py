@@ -73,6 +73,14 @@ FillFrom = Annotated[
         show_default=False,
     ),
 ]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="model|optimizer",
+        help="optimizer: the float32 weights in the state of Megatron's distributed optimizer"
+        " (torch_dist).",
+    ),
+]
 Prefix = Annotated[
     str,
     typer.Option(

@@ -19,6 +19,7 @@ from ckpt_tool.cli.options import (
     Prefix,
     RenameParts,
     Select,
+    Weights,
     settle_config,
     settle_names,
 )
@@ -74,6 +75,7 @@ def verify(
     lora_alpha: LoraAlpha = None,
     base: Base = None,
     fill_from: FillFrom = None,
+    weights: Weights = "model",
     prefix: Prefix = "",
     select: Select = None,
     rename: RenameParts = None,
@@ -116,6 +118,7 @@ def verify(
         names=settle_names(prefix, select, rename),
         lora=LoraOptions(alpha=lora_alpha, base=base),
         fill_from=fill_from,
+        weights=weights,
         check_crc=check_crc,
         **settle_config(config),
     )

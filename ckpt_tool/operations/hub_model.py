@@ -30,6 +30,7 @@ from ckpt_tool.mapping.hub.truth import refuse_other_part
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
 from ckpt_tool.mapping.lora.names import cut_around
 from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
+from ckpt_tool.mapping.megatron.masters import is_master
 from ckpt_tool.operations.megatron_model import take_megatron
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.request import Heads, Request
@@ -103,12 +104,27 @@ def _settle_by_class(model: HubModel, way: Way, heads: Heads, team: Team) -> Hub
 
 def _take(way: Way, start: HubModel, request: Request) -> HubModel:
     """The model in memory, without what is no part of one; it is the config's, not a part alone."""
+    _refuse_weights(way, request)
+    if request.options.weights == "model":  # they are opened for the other side of a comparison
+        start = replace(start, tensors={n: t for n, t in start.tensors.items() if not is_master(n)})
     if start.config is None:
         return way.take(start, request)
     model = way.take(set_aside_foreign(start), request)
     if model.config is not None and not model.is_adapter and request.options.fill_from is None:
         refuse_other_part(model.tensors, model.config)
     return model
+
+
+def _refuse_weights(way: Way, request: Request) -> None:
+    """UsageError for an optimizer's weights that no format but Megatron's has in this way."""
+    if request.options.weights == "model" or way is WAYS["megatron"]:
+        return
+    raise UsageError(
+        f"{request.checkpoint.path}: `weights='optimizer'`: a checkpoint of format"
+        f" {request.checkpoint.format}; only Megatron's torch_dist has weights there that can be"
+        " taken so",
+        hint="Leave `weights` out.",
+    )
 
 
 def _make_whole(checkpoint: Checkpoint | None, team: Team) -> HubModel | None:

@@ -6,13 +6,20 @@ forwards, says which part of which tensor each of Hugging Face's is.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.lora.resolve import refuse_options
 from ckpt_tool.mapping.lora.resolve_megatron import resolve_megatron
+from ckpt_tool.mapping.megatron.masters import is_bucket, is_master, take_masters
 from ckpt_tool.operations.request import Request
+from ckpt_tool.readers.base import Checkpoint
+
+#: How many names a warning lists.
+_NAMED = 3
 
 
 def take_megatron(model: HubModel, request: Request) -> HubModel:
@@ -27,6 +34,8 @@ def take_megatron(model: HubModel, request: Request) -> HubModel:
             " is nothing to select or to rename",
             hint="Leave out `names.prefix`, `names.select` and `names.rename`.",
         )
+    if options.weights == "optimizer":
+        model = _take_optimizer(model, checkpoint)
     if model.config is None:
         refuse_options(checkpoint.path, options.lora)
         return model
@@ -34,3 +43,38 @@ def take_megatron(model: HubModel, request: Request) -> HubModel:
     found = resolve_megatron(model, request.base, options.lora, request.place, tied)
     dropped = model.dropped | found.dropped
     return replace(found, dropped=dropped, warnings=model.warnings + found.warnings)
+
+
+def _take_optimizer(model: HubModel, checkpoint: Checkpoint) -> HubModel:
+    """The model of the optimizer's weights; UsageError where it has none, or nothing explains them.
+
+    What it does not have is the model's own, and said.
+    """
+    asked = f"{checkpoint.path}: `weights='optimizer'`"
+    if not any(map(is_master, model.tensors)):
+        raise UsageError(f"{asked}: no weights in an optimizer's state", hint=_explain(checkpoint))
+    if model.config is None:
+        raise UsageError(
+            f"{asked}: no config.json, which says how they are to be put together",
+            hint="Name a folder that has it with `config=DIR`.",
+        )
+    taken = take_masters(model.tensors, model.config)
+    dropped = dict(model.dropped)
+    for start, count in Counter(name.partition(".")[0] for name in taken.replaced).items():
+        dropped[f"{start}.*"] = f"the model's own: {count_noun(count, 'tensor')}"
+    warnings = model.warnings
+    if taken.kept:
+        some = ", ".join(taken.kept[:_NAMED]) + (", ..." if len(taken.kept) > _NAMED else "")
+        absent = count_noun(len(taken.kept), "tensor")
+        said = f"{absent} that the optimizer does not have: the model's own are taken ({some})"
+        warnings = (*warnings, f"{checkpoint.path}: {said}")
+    return replace(model, tensors=taken.tensors, dropped=dropped, warnings=warnings)
+
+
+def _explain(checkpoint: Checkpoint) -> str:
+    if any(map(is_bucket, checkpoint.left_out)):
+        return (
+            "It is saved as flat buckets (dp_reshardable), in an order of the parameters that only"
+            " the run knows: have it save with --dist-ckpt-optim-fully-reshardable."
+        )
+    return "Leave `weights` out: the model's own are taken then."

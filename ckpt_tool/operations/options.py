@@ -47,7 +47,9 @@ class ModelOptions:
     ``config`` is a folder with config and tokenizer (None: the checkpoint's own). ``keep_names``:
     no config, names as they are in the checkpoint. ``names``: which tensors are the model, for
     checkpoints in which that is not plain. ``lora``: what becomes of adapters. ``fill_from``: a
-    model folder that has what the checkpoint lacks of its model.
+    model folder that has what the checkpoint lacks of its model. ``weights``: ``model``, or
+    ``optimizer`` for the float32 weights of Megatron's optimizer, where a ``torch_dist`` folder has
+    some.
     """
 
     config: str | Path | None = None
@@ -55,6 +57,7 @@ class ModelOptions:
     names: NameOptions = field(default_factory=NameOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
     fill_from: str | Path | None = None
+    weights: str = "model"
 
 
 @dataclass(frozen=True)

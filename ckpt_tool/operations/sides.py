@@ -140,7 +140,9 @@ def _require_fused(options: ModelOptions) -> None:
 
 def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOptions]:
     """What is said for each side; UsageError for what no side takes."""
-    plain = replace(options, names=NameOptions(), lora=LoraOptions(), fill_from=None)
+    plain = replace(
+        options, names=NameOptions(), lora=LoraOptions(), fill_from=None, weights="model"
+    )
     told = [plain for _ in sources]
     unnamed = [at for at, source in enumerate(sources) if not is_named(source.checkpoint)]
     if options.names.asked:
@@ -150,6 +152,10 @@ def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOp
                 hint="Leave out `names.prefix`, `names.select` and `names.rename`.",
             )
         told[unnamed[0]] = replace(plain, names=options.names)
+    if options.weights != "model":
+        if not unnamed:
+            raise UsageError("`weights='optimizer'`: both are Hugging Face models, which have none")
+        told[unnamed[0]] = replace(told[unnamed[0]], weights=options.weights)
     if options.fill_from is not None:
         if not unnamed:
             raise UsageError("`fill_from`: both are Hugging Face models, which lack nothing")

@@ -16,6 +16,7 @@ from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.frameworks.training import find_training_kind, is_training_state
 from ckpt_tool.mapping.megatron.keys import is_megatron
+from ckpt_tool.mapping.megatron.masters import is_master
 from ckpt_tool.mapping.side_files import list_tokenizer
 from ckpt_tool.operations.beside import open_base, open_filler
 from ckpt_tool.operations.options import ModelOptions, NameOptions
@@ -24,6 +25,8 @@ from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.weight_files import is_model_folder
 
 Wanted = Callable[[str], bool]
+#: Whose weights are taken.
+WEIGHTS = ("model", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
     nothing is left.
     """
     names = options.names
-    wanted = _choose_wanted(names)
+    wanted = _choose_wanted(names, options.weights)
     checkpoint = open_folders(paths, wanted)
     if not is_named(checkpoint):
         checkpoint = _leave_out(checkpoint, wanted)
@@ -159,10 +162,14 @@ def holds_megatron(checkpoint: Checkpoint) -> bool:
     return names == "megatron" or (names == "nested" and is_megatron(checkpoint.entries))
 
 
-def _choose_wanted(names: NameOptions) -> Wanted:
-    """Which tensors are opened at all; state of training only where a pattern asks for it."""
+def _choose_wanted(names: NameOptions, weights: str = "model") -> Wanted:
+    """Which tensors are opened at all; state of training only where it is asked for."""
+    if weights not in WEIGHTS:
+        raise UsageError(f"`weights={weights!r}`: expected one of {', '.join(WEIGHTS)}")
 
     def wanted(name: str) -> bool:
+        if weights == "optimizer" and is_master(name):
+            return True
         if not name.startswith(names.start):
             return False
         if names.select:
@@ -199,6 +206,11 @@ def _refuse_without_weights(checkpoint: Checkpoint, names: NameOptions) -> None:
         raise UsageError(
             f"{checkpoint.path}: no tensor is under `names.prefix` or matches `names.select`",
             hint=f"Names are like: {some}",
+        )
+    if any(map(is_master, checkpoint.left_out)):
+        raise CheckpointError(
+            f"{checkpoint.path}: no weights of a model but those in the optimizer's state",
+            hint="Take those, which are float32, with `weights='optimizer'`.",
         )
     held = ", ".join(f"{name} ({what})" for name, what in describe_left_out(checkpoint).items())
     raise CheckpointError(

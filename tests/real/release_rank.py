@@ -34,6 +34,8 @@ from .megatron_world import patch_for_cpu, world
 
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 _PADDING = 99.0
+#: What the optimizer's weights are of the model's: no bfloat16 has them.
+FINER = 1 + 2**-12
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Job:
     """What the ranks save together.
 
     `form`: "torch_dist" (a bare folder), "megatron-lm" (one in an iteration folder, with all that
-    training keeps there) or "ranks" (one torch file per rank). `metadata` is what
+    training keeps there), "optimizer" (that one, without the model) or "ranks" (one torch file per
+    rank). `metadata` is what
     `sharded_state_dict` is given. Of a `hybrid` one the model is a HybridModel.
     """
 
@@ -134,7 +137,7 @@ def _part(name: str, whole: Tensor, shape: torch.Size) -> Tensor:
 def _save_torch_dist(chunks: Sequence[GPTModel], job: Job) -> None:
     """A folder of the model alone, or, as Megatron-LM writes it, an iteration with its training."""
     folder, metadata = Path(job.out), dict(job.metadata)
-    with_training = job.form == "megatron-lm"
+    with_training = job.form in ("megatron-lm", "optimizer")
     if with_training:
         folder /= f"iter_{ITERATION:07d}"
     if dist.get_rank() == 0:
@@ -155,6 +158,8 @@ def _save_torch_dist(chunks: Sequence[GPTModel], job: Job) -> None:
         where = ((1, dist.get_world_size()), (0, dist.get_rank()))
         rng = ShardedObject("rng_state", training["rng_state"], *where)
         state = {**training, "model": state, "optimizer": states, "rng_state": rng}
+        if job.form == "optimizer":
+            del state["model"]
     call(
         dist_checkpointing.save,
         sharded_state_dict=state,
@@ -202,6 +207,9 @@ def _optimizer(chunks: Sequence[GPTModel]) -> Any:
             for parameter in group["params"]:
                 parameter.grad = torch.full_like(parameter, 0.5)
         each.optimizer.step()
+        for group in each.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.data *= FINER
     return adam
 
 

@@ -66,7 +66,10 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A fixture: which model, and how it is saved; see `release_rank.Job`."""
+    """A fixture: which model, and how it is saved; see `release_rank.Job`.
+
+    `world`: processes, where there are more than the sizes need: data parallelism.
+    """
 
     model: str
     form: str = "torch_dist"
@@ -74,10 +77,12 @@ class Case:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "bfloat16"
     hybrid: bool = False
+    world: int = 0
 
 
 _TP2, _EP2 = {"tp": 2}, {"ep": 2}
 _MODEL_SPACE = {"distrib_optim_sharding_type": "fully_sharded_model_space"}
+_RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
 _BUCKETS = {"distrib_optim_sharding_type": "dp_reshardable"}
 _PER_LAYER = {"non_homogeneous_layers": True}
 _SINGLETON = {"singleton_local_shards": True}
@@ -97,6 +102,7 @@ CASES: dict[str, dict[str, Case]] = {
     "0.13": {
         "dense": Case("qwen3"),
         "moe": Case("mixtral"),
+        "optimizer": Case("qwen3_moe", "optimizer", _EP2, metadata=_MODEL_SPACE, world=4),
     },
     "0.14": {
         "dense": Case("llama"),
@@ -128,6 +134,7 @@ CASES: dict[str, dict[str, Case]] = {
         "moe": Case("qwen3_moe", sizes=_EP2),
         "lm": Case("llama_shallow", "megatron-lm", metadata=_BUCKETS),
         "hybrid": Case("qwen2", sizes=_TP2, hybrid=True),
+        "optimizer": Case("llama", "megatron-lm", _TP2, metadata=_RESHARDABLE, world=4),
     },
 }
 
@@ -143,7 +150,7 @@ def write_fixture(python: Path, case: Case, out: Path) -> None:
             "store": str(Path(scratch, "store")),
             "form": case.form,
             "sizes": dict(case.sizes),
-            "world_size": Sizes(**case.sizes).world_size,
+            "world_size": case.world or Sizes(**case.sizes).world_size,
             "metadata": dict(case.metadata),
             "dtype": case.dtype,
             "vocab_multiple": 4,

@@ -1,0 +1,157 @@
+"""A model's weights out of Megatron's distributed optimizer: its float32 ones.
+
+In ``torch_dist`` each is ``[chained_N.]optimizer.state.fp32_param.KEY``, or ``….param.KEY`` of
+``fully_reshardable``, where KEY is the model's own. It has the shape of the model's tensor, or, of
+megatron-core up to 0.15 (``fully_sharded_model_space``), one more dimension: [f_1, …, f_n, N] for a
+tensor that tensor, expert and pipeline parallelism cut into f_i pieces along dimension i, N the
+elements of a piece, row-major. Source: ``sharded_param_state_fs_model_space`` and
+``sharded_param_state_fully_reshardable`` of ``megatron/core/optimizer/distrib_optimizer.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.megatron.bindings import Binding
+from ckpt_tool.mapping.megatron.keys import unify_keys
+from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
+from ckpt_tool.mapping.megatron.rules import infer_rules
+from ckpt_tool.tensors.geometry import Shape
+from ckpt_tool.tensors.lazy import LazyTensor, cat
+from ckpt_tool.tensors.reshaped import reshape
+
+#: The shape of a tensor; None: a size that nothing says.
+Wanted = tuple[int | None, ...]
+
+_MASTER = re.compile(r"(?:^|\.)optimizer\.state\.(?:fp32_param|param)\.")
+_BUCKET = re.compile(r"(?:^|\.)optimizer\..*\.bucket_idx_\d+\.")
+#: Their rows may be padded: nothing says how many there are, nor whether they are those of a head.
+_ENDS = ("embedding.word_embeddings.weight", "output_layer.weight")
+#: Of one tensor; more than any model is cut into.
+_MOST_PIECES = 1 << 20
+
+
+def is_master(name: str) -> bool:
+    """Whether ``name`` is that of a weight in the state of Megatron's optimizer."""
+    return _MASTER.search(name) is not None
+
+
+def is_bucket(name: str) -> bool:
+    """Whether ``name`` is of a flat buffer of that optimizer (``dp_reshardable``).
+
+    The order of the parameters in one is known to the run alone.
+    """
+    return _BUCKET.search(name) is not None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A model by the tables' keys; what of its own tensors is ``replaced``, and what ``kept``."""
+
+    tensors: dict[str, LazyTensor]
+    replaced: list[str]
+    kept: list[str]
+
+
+def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Taken:
+    """The model of the optimizer's weights.
+
+    What the optimizer has none of (what was not trained, buffers) is the model's own, where that is
+    there. MappingError lists those that are no pieces of what ``config`` says.
+    """
+    multimodal = require_rows(config).vision is not None
+    masters = {_MASTER.split(name, 1)[1]: t for name, t in tensors.items() if is_master(name)}
+    if len(masters) < sum(map(is_master, tensors)):
+        raise MappingError("several optimizers have a weight for one tensor of the model")
+    own = unify_keys({n: t for n, t in tensors.items() if not is_master(n)}, multimodal=multimodal)
+    found = unify_keys(masters, multimodal=multimodal)
+    known: dict[str, Wanted] = {name: tensor.shape for name, tensor in own.items()}
+    ends = {name: t for name, t in found.items() if name.endswith(_ENDS)}
+    hidden = read_numbers(config).sizes["hidden"]
+    found |= _join_all(ends, dict.fromkeys(ends, (None, hidden)) | known)
+    rules = infer_rules(config, own | found)
+    said = {binding.name: _read_shape(binding) for binding in rules.bindings}
+    return Taken(
+        own | _join_all(found, said | known),
+        replaced=[name for name in own if name in found],
+        kept=[name for name in own if name not in found],
+    )
+
+
+def _join_all(
+    tensors: Mapping[str, LazyTensor], shapes: Mapping[str, Wanted]
+) -> dict[str, LazyTensor]:
+    joined, faults = {}, []
+    for name, tensor in tensors.items():
+        try:
+            joined[name] = join_pieces(tensor, shapes[name]) if name in shapes else tensor
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise MappingError(
+            f"{len(faults)} weights of the optimizer are not what config.json says",
+            faults,
+            hint="The optimizer's state and the config.json are of different models.",
+        )
+    return joined
+
+
+def _read_shape(binding: Binding) -> Wanted:
+    """The shape of the Megatron tensor by the config: its rows are those of all of its parts."""
+    if not binding.shapes:
+        return (*binding.extent, None)
+    rows = [shape[0] for shape in binding.shapes]
+    whole = None if None in rows else sum(size or 0 for size in rows)
+    return (*binding.extent, whole, *binding.shapes[0][1:])
+
+
+def join_pieces(tensor: LazyTensor, wanted: Wanted) -> LazyTensor:
+    """The tensor of shape ``wanted`` whose pieces ``tensor`` has; itself where it is whole.
+
+    ValueError where it has none of these shapes. Reads nothing.
+    """
+    if len(tensor.shape) == len(wanted):
+        return tensor
+    pieces = tensor.shape[:-1]
+    if len(pieces) != len(wanted) or prod(pieces) > _MOST_PIECES:
+        raise ValueError(f"{list(tensor.shape)}, expected {_show(wanted)}, or pieces of it")
+    whole = _complete(wanted, tensor)
+    if whole is None:
+        raise ValueError(f"{list(tensor.shape)} is not {_show(wanted)} in pieces")
+    return _join(tensor, pieces, tuple(n // f for n, f in zip(whole, pieces, strict=True)))
+
+
+def _complete(wanted: Wanted, tensor: LazyTensor) -> Shape | None:
+    """The sizes with one that is not known; None where no such tensor has these pieces."""
+    rest = prod(size for size in wanted if size is not None)
+    if None in wanted and (wanted.count(None) > 1 or not rest or tensor.numel % rest):
+        return None
+    whole = tuple(tensor.numel // rest if size is None else size for size in wanted)
+    cut = all(f and n % f == 0 for n, f in zip(whole, tensor.shape[:-1], strict=True))
+    return whole if cut and prod(whole) == tensor.numel else None
+
+
+def _join(tensor: LazyTensor, pieces: Shape, local: Shape) -> LazyTensor:
+    """All pieces, each of shape ``local``, one after the other along every dimension."""
+    level: dict[Shape, LazyTensor] = {}
+    for index in product(*map(range, pieces)):
+        piece = tensor
+        for at in index:
+            piece = piece.select(0, at)
+        level[index] = reshape(piece, local)
+    for dim in reversed(range(len(pieces))):
+        grouped: dict[Shape, list[LazyTensor]] = {}
+        for index, piece in level.items():
+            grouped.setdefault(index[:dim], []).append(piece)
+        level = {index: cat(found, dim) for index, found in grouped.items()}
+    return level[()]
+
+
+def _show(shape: Sequence[int | None]) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"

@@ -1,0 +1,79 @@
+"""Pieces of Megatron's optimizer put together: by hand, and there and back for any cut."""
+
+import itertools
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckpt_tool.mapping.megatron.masters import is_bucket, is_master, join_pieces
+from ckpt_tool.tensors.lazy import LazyTensor
+from tests.support.saved import write_tensors
+
+
+def save_lazily(folder: Path, tensor: torch.Tensor) -> LazyTensor:
+    return write_tensors(folder / "x.safetensors", {"x": tensor})["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "master", "bucket"),
+    [
+        ("optimizer.state.fp32_param.decoder.layers.mlp.linear_fc2.weight", True, False),
+        ("chained_1.optimizer.state.param.output_layer.weight", True, False),
+        ("optimizer.state.exp_avg.output_layer.weight", False, False),
+        ("optimizer.state.fp32_params.output_layer.weight", False, False),
+        ("my_optimizer.state.param.x", False, False),
+        ("optimizer.distributed.dp_group_idx_0.gbuf_idx_0.bucket_idx_0.param", False, True),
+        ("decoder.layers.0.mlp.linear_fc1.weight", False, False),
+    ],
+)
+def test_names(name, master, bucket):
+    assert (is_master(name), is_bucket(name)) == (master, bucket)
+
+
+def test_rows_and_columns_by_hand(tmp_path):
+    """A [4, 6] matrix in two pieces of rows and two of columns, each flat."""
+    whole = torch.arange(24.0).reshape(4, 6)
+    pieces = torch.stack(
+        [torch.stack([half.reshape(-1) for half in rows.chunk(2, 1)]) for rows in whole.chunk(2)]
+    )
+    assert pieces.shape == (2, 2, 6)
+    assert pieces[1, 0].tolist() == [12, 13, 14, 18, 19, 20]
+    lazy = save_lazily(tmp_path, pieces)
+    for wanted in ((4, 6), (None, 6), (4, None)):
+        assert torch.equal(join_pieces(lazy, wanted).read(), whole)
+
+
+@pytest.mark.parametrize(
+    "wanted", [(4, 5), (4, 7), (3, 8), (None, None), (24,), (2, 2, 3, 2), (0, 6), (None, 5)]
+)
+def test_what_it_is_no_pieces_of(tmp_path, wanted):
+    lazy = save_lazily(tmp_path, torch.zeros(2, 2, 6))
+    with pytest.raises(ValueError, match=r"\[2, 2, 6\]"):
+        join_pieces(lazy, wanted)
+
+
+def test_a_whole_tensor_is_itself(tmp_path):
+    lazy = save_lazily(tmp_path, torch.zeros(2, 6))
+    assert join_pieces(lazy, (None, 6)) is lazy
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3),
+    st.data(),
+)
+def test_any_cut_there_and_back(tmp_path_factory, cuts, data):
+    pieces, local = zip(*cuts, strict=True)
+    shape = tuple(f * n for f, n in cuts)
+    whole = torch.arange(float(prod(shape))).reshape(shape)
+    flat = torch.empty(*pieces, prod(local))
+    for index in itertools.product(*map(range, pieces)):
+        box = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, local, strict=True))
+        flat[index] = whole[box].reshape(-1)
+    lazy = save_lazily(tmp_path_factory.mktemp("cut"), flat)
+    unknown = data.draw(st.sampled_from([None, *range(len(shape))]))
+    wanted = tuple(None if at == unknown else size for at, size in enumerate(shape))
+    assert torch.equal(join_pieces(lazy, wanted).read(), whole)
