@@ -52,6 +52,7 @@ class Case:
     config: str = ""
     base: str = ""
     keep_names: bool = False
+    weights: str = "model"
 
     def save(self, folder: Path, **more: object) -> None:
         """Write it beside the files that it is about."""
@@ -141,6 +142,7 @@ def _merge(case: Case, root: Path) -> None:
         config=root / case.config if case.config else None,
         keep_names=case.keep_names,
         lora=LoraOptions(base=root / case.base if case.base else None),
+        weights=case.weights,
         jobs=1,
         write=WriteOptions(check_load=False),
     )

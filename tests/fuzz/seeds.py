@@ -35,6 +35,8 @@ _CASES = {
     "torchtitan0.3_llama3": Case("merge", "dcp", config="config"),
     "mcore0.15_dense": Case("merge", "megatron", config="config"),
     "mcore0.16_moe": Case("merge", "megatron", config="config"),
+    "mcore0.19_hybrid": Case("merge", "megatron", config="config"),
+    "mcore0.13_optimizer": Case("merge", "megatron", config="config", weights="optimizer"),
     "mcore0.11_ranks": Case("merge", "megatron", config="config"),
     "bridge": Case("merge", "megatron", keep_names=True),
     "deepspeed0.19_z2_excluded": Case("merge", "deepspeed", keep_names=True),

@@ -33,6 +33,15 @@ from tests.support.shards import write_shards
 from tests.support.tiny_llama import EMBEDDING, HEAD, LAYER, LLAMA, make_llama
 from tests.support.two_ranks import write_two_ranks
 
+#: Fixtures with a checkpoint, and a config beside it.
+_CONFIGURED = (
+    "torchtitan0.3_llama3",
+    "mcore0.15_dense",
+    "mcore0.16_moe",
+    "mcore0.19_hybrid",
+    "mcore0.13_optimizer",
+    "mcore0.11_ranks",
+)
 _FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 _TOKENIZER = {
@@ -57,7 +66,7 @@ def write_all(out: Path) -> None:
     _write_lora_alone(out / "lora-base")
     _write_dcp(out / "dcp")
     _write_shards(out / "shards")
-    for name in ("torchtitan0.3_llama3", "mcore0.15_dense", "mcore0.16_moe", "mcore0.11_ranks"):
+    for name in _CONFIGURED:
         shutil.copytree(_FIXTURES / name / "checkpoint", out / name / "ck")
         _copy_config(_FIXTURES / name, out / name / "config")
     for kind in ("z2_excluded", "z3_frozen", "universal_z3"):
