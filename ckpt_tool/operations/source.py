@@ -7,11 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ckpt_tool.common.errors import (
-    CheckpointError,
-    MappingError,
-    UsageError,
-)
+from ckpt_tool.common.errors import CheckpointError, UsageError
 from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.frameworks.training import find_training_kind, is_training_state
@@ -75,7 +71,6 @@ def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
     if not checkpoint.entries and not checkpoint.problems:
         _refuse_without_weights(checkpoint, names)
     checkpoint.require_sound()
-    _refuse_fsdp_dtensor(checkpoint)
     return Source(checkpoint, open_base(checkpoint, options), open_filler(options))
 
 
@@ -236,14 +231,3 @@ def _find_weights_beside(folder: Path | None) -> str:
         f"The weights are in {folder}, as a Hugging Face model already: verl with mbridge saves"
         " them there. There is nothing to merge."
     )
-
-
-def _refuse_fsdp_dtensor(checkpoint: Checkpoint) -> None:
-    is_nested = find_format(checkpoint.format).names == "nested"
-    wrapped = any(name.startswith("model.module.") for name in checkpoint.entries)
-    if is_nested and wrapped and is_megatron(checkpoint.entries):
-        raise MappingError(
-            f"{checkpoint.path}: a checkpoint of Megatron-FSDP (--ckpt-format fsdp_dtensor), which"
-            " is not supported yet",
-            hint="Have Megatron-LM convert it: load it, and save with --ckpt-format torch_dist.",
-        )

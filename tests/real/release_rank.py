@@ -43,9 +43,9 @@ class Job:
     """What the ranks save together.
 
     `form`: "torch_dist" (a bare folder), "megatron-lm" (one in an iteration folder, with all that
-    training keeps there), "optimizer" (that one, without the model) or "ranks" (one torch file per
-    rank). `metadata` is what
-    `sharded_state_dict` is given. Of a `hybrid` one the model is a HybridModel.
+    training keeps there), "optimizer" (that one, without the model), "ranks" (one torch file per
+    rank) or "fsdp_dtensor" (Megatron-FSDP's). `metadata` is what `sharded_state_dict` is given. Of
+    a `hybrid` one the model is a HybridModel.
     """
 
     model: str
@@ -72,8 +72,7 @@ def run(job: Job, rank: int) -> None:
         whole = full_state(read_tensors(Path(job.model)), hf)
         for chunk in chunks:
             _fill(chunk, whole)
-        save = _save_ranks if job.form == "ranks" else _save_torch_dist
-        save(chunks, job)
+        _SAVES.get(job.form, _save_torch_dist)(chunks, job)
         dist.barrier()
 
 
@@ -220,6 +219,15 @@ def _save_ranks(chunks: Sequence[GPTModel], job: Job) -> None:
     # The source is not asked for: the model is filled already.
     save_ranks(chunks, SaveRanks(model, out, Checkpoint(out), Sizes(**job.sizes), **options))
 
+
+def _save_fsdp_dtensor(chunks: Sequence[GPTModel], job: Job) -> None:
+    from .megatron_fsdp import save_fsdp_dtensor  # since 0.17
+
+    with _OnCpu():
+        save_fsdp_dtensor(chunks, Path(job.out), job.metadata)
+
+
+_SAVES = {"ranks": _save_ranks, "fsdp_dtensor": _save_fsdp_dtensor}
 
 if __name__ == "__main__":
     run(Job(**json.loads(sys.argv[1])), int(sys.argv[2]))

@@ -8,7 +8,7 @@ For each release, with its Python in a virtual environment of its own, from the 
     .venv/bin/python -m tests.real.write_release_fixtures 0.13 /tmp/mcore-0.13/bin/python
 
 which replaces `tests/fixtures/mcore0.13_*`. Up to 0.14 they were written with torch 2.6.0, the
-others with 2.13.0; from 0.17 on with Python 3.13. Each has `checkpoint/`, as the release saved it,
+others with 2.13.0; from 0.17 on with Python 3.13, and einops for Megatron-FSDP. Each has `checkpoint/`, as the release saved it,
 and the model it was saved from, as transformers wrote that: `config.json` and
 `reference.safetensors`.
 """
@@ -61,6 +61,25 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3MoeForCausalLM",
         {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 10, "head_dim": 6},
     ),
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 6,
+            "kv_lora_rank": 10,
+            "qk_nope_head_dim": 6,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 8,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
 }
 
 
@@ -68,7 +87,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 class Case:
     """A fixture: which model, and how it is saved; see `release_rank.Job`.
 
-    `world`: processes, where there are more than the sizes need: data parallelism.
+    `copies`: how many processes share what data parallelism has whole.
     """
 
     model: str
@@ -77,7 +96,7 @@ class Case:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "bfloat16"
     hybrid: bool = False
-    world: int = 0
+    copies: int = 1
 
 
 _TP2, _EP2 = {"tp": 2}, {"ep": 2}
@@ -102,7 +121,7 @@ CASES: dict[str, dict[str, Case]] = {
     "0.13": {
         "dense": Case("qwen3"),
         "moe": Case("mixtral"),
-        "optimizer": Case("qwen3_moe", "optimizer", _EP2, metadata=_MODEL_SPACE, world=4),
+        "optimizer": Case("qwen3_moe", "optimizer", _EP2, metadata=_MODEL_SPACE, copies=2),
     },
     "0.14": {
         "dense": Case("llama"),
@@ -122,19 +141,32 @@ CASES: dict[str, dict[str, Case]] = {
     "0.17": {
         "dense": Case("llama", sizes=_TP2),
         "moe": Case("qwen3_moe", sizes=_EP2),
+        "fsdp": Case("mixtral", "fsdp_dtensor", copies=2),
     },
     "0.18": {
         "dense": Case("qwen2"),
         "moe": Case("mixtral"),
         "ranks": Case("qwen3_moe", "ranks", _EP2),
         "hybrid": Case("qwen3_moe", sizes={"pp": 2}, hybrid=True),
+        "fsdp": Case("llama", "fsdp_dtensor", _TP2, {"names": "te"}),
     },
     "0.19": {
         "dense": Case("qwen3", sizes=_TP2),
         "moe": Case("qwen3_moe", sizes=_EP2),
         "lm": Case("llama_shallow", "megatron-lm", metadata=_BUCKETS),
         "hybrid": Case("qwen2", sizes=_TP2, hybrid=True),
-        "optimizer": Case("llama", "megatron-lm", _TP2, metadata=_RESHARDABLE, world=4),
+        "optimizer": Case("llama", "megatron-lm", _TP2, metadata=_RESHARDABLE, copies=2),
+        "fsdp_dense": Case("qwen3", "fsdp_dtensor", copies=3),
+        "fsdp_latent": Case("deepseek_v3", "fsdp_dtensor", _TP2, copies=2),
+        "fsdp_hybrid": Case("qwen2", "fsdp_dtensor", copies=2, hybrid=True),
+        "fsdp_lm": Case(
+            "llama_shallow",
+            "fsdp_dtensor",
+            _TP2,
+            {"main_dtype": "float32", "optimizer": True},
+            copies=2,
+        ),
+        "fsdp_moe": Case("qwen3_moe", "fsdp_dtensor", _EP2, {"names": "te"}, copies=2),
     },
 }
 
@@ -150,7 +182,7 @@ def write_fixture(python: Path, case: Case, out: Path) -> None:
             "store": str(Path(scratch, "store")),
             "form": case.form,
             "sizes": dict(case.sizes),
-            "world_size": case.world or Sizes(**case.sizes).world_size,
+            "world_size": Sizes(**case.sizes).world_size * case.copies,
             "metadata": dict(case.metadata),
             "dtype": case.dtype,
             "vocab_multiple": 4,
@@ -169,6 +201,10 @@ def _write_model(case: Case, folder: Path) -> None:
     config = model_class.config_class(architectures=[class_name], **{**_DECODER, **overrides})
     model = model_class._from_config(config, dtype=getattr(torch, case.dtype))
     fill_distinct(model)
+    model.to(getattr(torch, case.metadata.get("main_dtype", case.dtype)))
+    for module in model.modules():
+        if hasattr(module, "e_score_correction_bias"):  # megatron-core keeps it in float32
+            module.e_score_correction_bias = module.e_score_correction_bias.float()
     model.save_pretrained(folder)
 
 

@@ -2,9 +2,10 @@
 
 Checkpoints differ in prefixes (``module.``, ``model.``), in where norms live (in the linear layer
 that follows, as in Transformer Engine's layers, or by themselves, as in the local ones), and in
-how experts and gated layers are stored (``singleton_local_shards``: each expert, and gate and up
-as ``weight_w`` and ``weight_v``, under a key of its own). Sources: ``gpt_layer_specs.py``,
-``mlp.py`` and ``experts.py`` of megatron-core 0.11 to 0.19, the keys of all compared.
+how experts and gated layers are stored (``singleton_local_shards`` and Megatron-FSDP: each expert,
+and gate and up as ``weight_w`` and ``weight_v``, under a key of its own). Sources:
+``gpt_layer_specs.py``, ``mlp.py`` and ``experts.py`` of megatron-core 0.11 to 0.19, the keys of all
+compared; ``fsdp_dtensor_checkpoint.py`` of 0.17 to 0.19.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ _LAYER = re.compile(
 #: What a GPTModel's modules call that layer since 0.17, but its checkpoints do not.
 _AHEAD = re.compile(r"\.mtp_model_layer\.(?!layers\.)")
 _EXPERT = re.compile(r"(.*\.experts\.experts\.)(\d{1,9})\.(.+)")
+#: The same as the modules are called, which Megatron-FSDP keeps: of the local layers, and, numbered
+#: at the end, of Transformer Engine's.
+_MODULE = re.compile(
+    r"(.*\.experts)\.(?:local_experts\.(\d{1,9})\.(linear_fc[12]\.\w+)"
+    r"|(linear_fc[12]\.(?:weight|bias))(\d{1,9})(_[wv])?)"
+)
 _HALF = re.compile(r"(.*\.linear_fc1\.(?:weight|bias))_(w|v)")
 
 _GROUPED = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight"}
@@ -89,7 +96,16 @@ def _strip(name: str, multimodal: bool) -> str:
     name = _PREFIX.sub("", name)
     if not multimodal:
         name = name.removeprefix("language_model.")
-    return _AHEAD.sub(".transformer_layer.", name)
+    return _AHEAD.sub(".transformer_layer.", _name_expert(name))
+
+
+def _name_expert(name: str) -> str:
+    """``experts.local_experts.3.x`` and ``experts.x3`` -> ``experts.experts.3.x``."""
+    found = _MODULE.fullmatch(name)
+    if found is None:
+        return name
+    prefix, local, local_name, grouped_name, grouped, half = found.groups(default="")
+    return f"{prefix}.experts.{local or grouped}.{local_name or grouped_name + half}"
 
 
 def _join_halves(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
