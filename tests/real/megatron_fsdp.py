@@ -2,8 +2,9 @@
 
 The wrapper, its buffers and DTensors, what prepares the state for saving, and the saving are
 megatron-core's, Megatron-LM's and torch's own; only what asks for a GPU is replaced: streams,
-random states and the kind of device that the meshes are of. The gradients are never computed.
-Needs `einops`, and the `megatron.training` that comes with megatron-core from 0.17 on.
+random states and the kind of device that the meshes are of. Gradients are never computed. What has
+Transformer Engine's names was made by the local layers, and renamed before it was written. Needs
+`einops`, and the `megatron.training` that comes with megatron-core from 0.17 on.
 """
 
 import os

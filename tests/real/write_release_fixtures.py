@@ -8,9 +8,9 @@ For each release, with its Python in a virtual environment of its own, from the 
     .venv/bin/python -m tests.real.write_release_fixtures 0.13 /tmp/mcore-0.13/bin/python
 
 which replaces `tests/fixtures/mcore0.13_*`. Up to 0.14 they were written with torch 2.6.0, the
-others with 2.13.0; from 0.17 on with Python 3.13, and einops for Megatron-FSDP. Each has `checkpoint/`, as the release saved it,
+others with 2.13.0; from 0.17 on with Python 3.13. Each has `checkpoint/`, as the release saved it,
 and the model it was saved from, as transformers wrote that: `config.json` and
-`reference.safetensors`.
+`reference.safetensors`. What Megatron-FSDP saves (`fsdp`) is said in `megatron_fsdp`.
 """
 
 import argparse

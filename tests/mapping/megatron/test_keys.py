@@ -72,6 +72,31 @@ def test_experts_gate_and_up_of_their_own(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("fc1", "fc2"),
+    [
+        ("local_experts.{}.linear_fc1.weight_{}", "local_experts.{}.linear_fc2.weight"),
+        ("linear_fc1.weight{}_{}", "linear_fc2.weight{}"),
+    ],
+)
+@pytest.mark.parametrize("layer", ["decoder.layers.11", "mtp.layers.0.mtp_model_layer"])
+def test_experts_as_megatron_fsdp_numbers_them(fc1, fc2, layer, tmp_path):
+    """Of the local layers and of Transformer Engine's, with more than nine experts."""
+    prefix = f"model.module.{layer}.mlp.experts."
+    saved = {}
+    for number in range(11):
+        saved[prefix + fc1.format(number, "w")] = torch.full((2, 3), number)
+        saved[prefix + fc1.format(number, "v")] = torch.full((2, 3), -number)
+        saved[prefix + fc2.format(number)] = torch.full((3, 2), 100 + number)
+    found = unify_keys(stored(tmp_path, saved))
+    own = f"{layer}.mlp.experts.experts.".replace("mtp_model_layer", "transformer_layer")
+    assert set(found) == {f"{own}linear_fc1.weight", f"{own}linear_fc2.weight"}
+    numbers = torch.arange(11)
+    first = found[f"{own}linear_fc1.weight"].read()
+    assert torch.equal(first[:, :, 0], torch.stack([numbers] * 2 + [-numbers] * 2, 1))
+    assert torch.equal(found[f"{own}linear_fc2.weight"].read()[:, 0, 0], 100 + numbers)
+
+
 def test_the_norm_of_one_down_projection_is_the_layers(tmp_path):
     tensors = hub_tensors("deepseek_v3")
     there = converted(tmp_path, tensors, rules_of("deepseek_v3"))

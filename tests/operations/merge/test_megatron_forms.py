@@ -215,9 +215,6 @@ def test_other_formats_are_named_with_what_merges_them(checkpoints, hf, tmp_path
     with pytest.raises(UsageError, match="not named as megatron") as refused:
         merge(plain, tmp_path / "out")
     assert "ckpt merge dcp" in refused.value.hint
-    name = "model.module.decoder.layers.0.mlp.linear_fc1.weight_w"
-    with pytest.raises(MappingError, match="fsdp_dtensor"):
-        merge(save_dcp({name: torch.ones(2, 2)}, tmp_path / "dtensor"), tmp_path / "out")
     (tmp_path / "zarr").mkdir()
     (tmp_path / "zarr" / "metadata.json").write_text('{"sharded_backend": "zarr"}')
     with pytest.raises(FormatError, match="zarr"):
