@@ -20,13 +20,14 @@ OLDEST_STAMP := $(OLDEST)/.installed
 TESTS ?= tests
 DEMO ?= demo
 BENCH ?= --gb 4.5
+SCALE ?=
 FUZZ ?= --minutes 60
 FAULTS ?= --folder /dev/shm
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install demo test test-all test-fast test-oldest fuzz faults check format bench build version \
+.PHONY: install demo test test-all test-fast test-oldest fuzz faults check format bench bench-scale build version \
 	pins clean
 
 install: $(STAMP)
@@ -80,6 +81,11 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# How long planning takes on models of 30 to 671 billion parameters, without their numbers; SCALE:
+# which, see tests/bench/planning.py.
+bench-scale: $(STAMP)
+	$(BIN)/python -m tests.bench.planning $(SCALE)
 
 # Crafted input for every parser; findings go to fuzz-findings/.
 fuzz: $(STAMP)

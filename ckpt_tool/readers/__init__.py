@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.common.garbage import pause_collection
 from ckpt_tool.readers.base import Checkpoint, Format, Parts, Wanted
 from ckpt_tool.readers.dcp.folder import open_dcp, open_dcp_folders
 from ckpt_tool.readers.dcp.places import (
@@ -193,9 +194,10 @@ def _open(path: Path, wanted: Wanted | None) -> Checkpoint | None:
     for row in FORMATS:
         place = row.locate(path)
         if place is not None:
-            if wanted is None or row.open_wanted is None:
-                return row.open(place)
-            return row.open_wanted(place, wanted)
+            with pause_collection():
+                if wanted is None or row.open_wanted is None:
+                    return row.open(place)
+                return row.open_wanted(place, wanted)
     return None
 
 
@@ -227,7 +229,8 @@ def open_folders(paths: Sequence[str | Path], wanted: Wanted | None = None) -> C
         _require_exists(path)
     for row in FORMATS:
         if row.parts and any(row.parts.locate(path) is not None for path in named):
-            return open_parts(row.parts, row.title, named, wanted)
+            with pause_collection():
+                return open_parts(row.parts, row.title, named, wanted)
     raise FormatError(
         "nothing here that can be one checkpoint with what is in another folder",
         path=paths[0],

@@ -71,7 +71,9 @@ class Model:
 
     def config(self) -> dict[str, object]:
         """Its config.json."""
-        kind = ("qwen3_moe", "Qwen3MoeForCausalLM") if self.experts else ("llama", "LlamaForCausalLM")
+        kind = (
+            ("qwen3_moe", "Qwen3MoeForCausalLM") if self.experts else ("llama", "LlamaForCausalLM")
+        )
         found: dict[str, object] = {
             "architectures": [kind[1]],
             "model_type": kind[0],
@@ -162,5 +164,8 @@ def _fill_mesh(path: Path, world: int) -> None:
 
 if __name__ == "__main__":
     _write_ranks(
-        Model(**json.loads(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3]), [*map(int, sys.argv[4:])]
+        Model(**json.loads(sys.argv[1])),
+        int(sys.argv[2]),
+        Path(sys.argv[3]),
+        [*map(int, sys.argv[4:])],
     )

@@ -7,13 +7,14 @@ offsets and sizes).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Holding
 from ckpt_tool.readers.fsdp.local import LocalTensor
-from ckpt_tool.readers.fsdp.meshes import MeshDecoder
+from ckpt_tool.readers.fsdp.meshes import MeshDecoder, Position
 from ckpt_tool.readers.fsdp.placements import Placement, find_local_box
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef, read_sizes
@@ -22,16 +23,41 @@ from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a DTensor says of itself whatever rank has it; ``value``: itself, so that it stays."""
+
+    value: StandIn
+    shape: Shape
+    local: TensorRef
+    mesh: Any
+    placements: tuple[Placement, ...]
+    order: tuple[tuple[int, Sequence[int]], ...] | None
+    text: str
+
+
 class RankDecoder:
     """Decodes the values of one rank's state dict; meshes, which repeat, are read once."""
 
     #: Classes of tensors that are shared among ranks.
     KINDS = ("DTensor", "ShardedTensor")
 
-    def __init__(self, archive: TorchArchive, rank: int) -> None:
+    def __init__(
+        self,
+        archive: TorchArchive,
+        rank: int,
+        meshes: Mapping[int, StandIn] | None = None,
+        known: dict[int, Described] | None = None,
+    ) -> None:
+        """``meshes``: by the identity of a mesh in a value, what is in this file in its place.
+
+        ``known``: what was found out of values, by their identity, for those that ranks share.
+        """
         self._archive = archive
+        self._known = {} if known is None else known
+        self._places: dict[Any, tuple[Box, bool]] = {}
         self.rank = rank
-        self._meshes = MeshDecoder(archive, rank)
+        self._meshes = MeshDecoder(archive, rank, meshes or {})
 
     def decode(self, name: str, value: Any) -> LocalTensor:
         """What ``value`` says; FormatError where it is not a tensor or contradicts itself."""
@@ -41,13 +67,16 @@ class RankDecoder:
             raise FormatError(f"a malformed {name_kind(value)} ({error})") from error
 
     def _decode(self, name: str, value: Any) -> LocalTensor:
+        if id(value) in self._known:
+            return self._dtensor(name, value)
         if isinstance(value, TensorRef):
             return self._plain(name, value)
-        if name_kind(value) == "DTensor":
+        kind = name_kind(value)
+        if kind == "DTensor":
             return self._dtensor(name, value)
-        if name_kind(value) == "ShardedTensor":
+        if kind == "ShardedTensor":
             return self._sharded(name, value)
-        raise FormatError(f"a value of type {name_kind(value)}, expected a tensor")
+        raise FormatError(f"a value of type {kind}, expected a tensor")
 
     def _plain(self, name: str, ref: TensorRef) -> LocalTensor:
         stored = self._archive.locate_tensor(ref, name)
@@ -56,33 +85,40 @@ class RankDecoder:
         return LocalTensor(ref.shape, ref.dtype, "plain", (holding,), None)
 
     def _dtensor(self, name: str, value: StandIn) -> LocalTensor:
-        _, shape = _shell(value)
-        local, spec = value.get("_local_tensor"), value.get("_spec")
-        if not (isinstance(local, TensorRef) and isinstance(spec, StandIn)):
-            raise FormatError("a DTensor without a local tensor or spec")
-        placements = [_placement(item) for item in list_few(spec.get("placements") or ())]
-        position = self._meshes.find(spec.get("mesh"))
-        text = ", ".join(map(str, placements))
-        unknown = [p for p in placements if not p.known]
-        if unknown or len(placements) != len(position.mesh.shape):
-            raise FormatError(
-                f"placements ({text}) on a mesh of {list(position.mesh.shape)} cannot be merged:"
-                " only Shard and Replicate hold whole values"
-            )
-        order = _shard_order(spec.get("shard_order"))
-        box = find_local_box(shape, position.mesh.shape, position.coordinate, placements, order)
+        known = self._known.get(id(value))
+        if known is None:
+            known = self._known[id(value)] = _describe(value)
+        position = self._meshes.find(known.mesh)
+        shape, local = known.shape, known.local
+        box, copied = self._place(known, position)
         if box.sizes != local.shape:
             raise FormatError(
                 f"local shape {list(local.shape)}, expected {list(box.sizes)} at offset"
-                f" {list(box.offsets)} of {list(shape)} with {text}"
+                f" {list(box.offsets)} of {list(shape)} with {known.text}"
             )
-        copied = any(
-            p.kind == "Replicate" and n > 1
-            for p, n in zip(placements, position.mesh.shape, strict=True)
-        )
         region = self._archive.locate_tensor(local, name).region
         holding = Holding(self.rank, box, region, copied)
+        text = known.text
         return LocalTensor(shape, local.dtype, text, (holding,), position.mesh, position.slice)
+
+    def _place(self, known: Described, position: Position) -> tuple[Box, bool]:
+        """The rank's block, and whether others have it too; worked out once for all alike."""
+        mesh = position.mesh.shape
+        key = (known.shape, known.placements, known.order, mesh, position.coordinate)
+        found = self._places.get(key)
+        if found is not None:
+            return found
+        placements = known.placements
+        if len(placements) != len(mesh) or not all(each.known for each in placements):
+            raise FormatError(
+                f"placements ({known.text}) on a mesh of {list(mesh)} cannot be merged:"
+                " only Shard and Replicate hold whole values"
+            )
+        order = None if known.order is None else dict(known.order)
+        box = find_local_box(known.shape, mesh, position.coordinate, placements, order)
+        copied = any(p.kind == "Replicate" and n > 1 for p, n in zip(placements, mesh, strict=True))
+        found = self._places[key] = box, copied
+        return found
 
     def _sharded(self, name: str, value: StandIn) -> LocalTensor:
         (dtype, shape), state = _shell(value), value.state
@@ -110,6 +146,18 @@ def _shell(value: StandIn) -> tuple[DType, Shape]:
     if not isinstance(dtype, DType):
         raise FormatError(f"a {value.kind} without a dtype")
     return dtype, read_sizes(shape)
+
+
+def _describe(value: StandIn) -> Described:
+    _, shape = _shell(value)
+    local, spec = value.get("_local_tensor"), value.get("_spec")
+    if not (isinstance(local, TensorRef) and isinstance(spec, StandIn)):
+        raise FormatError("a DTensor without a local tensor or spec")
+    placements = tuple(_placement(item) for item in list_few(spec.get("placements") or ()))
+    order = _shard_order(spec.get("shard_order"))
+    said = None if order is None else tuple((dim, tuple(by)) for dim, by in order.items())
+    text = ", ".join(map(str, placements))
+    return Described(value, shape, local, spec.get("mesh"), placements, said, text)
 
 
 def _placement(item: Any) -> Placement:

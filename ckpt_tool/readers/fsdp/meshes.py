@@ -6,6 +6,7 @@ strides) over ``_rank_map``. Source: ``torch/distributed/device_mesh.py`` and ``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -38,7 +39,8 @@ class Position:
 class MeshDecoder:
     """Decodes the meshes of one rank's file; what they share is read once."""
 
-    def __init__(self, archive: TorchArchive, rank: int) -> None:
+    def __init__(self, archive: TorchArchive, rank: int, instead: Mapping[int, StandIn]) -> None:
+        self._instead = instead
         self._archive = archive
         self._rank = rank
         self._positions: dict[int, Position] = {}
@@ -49,6 +51,7 @@ class MeshDecoder:
         """Where the rank is in a mesh; FormatError where it is in none, or that is none."""
         if not isinstance(mesh, StandIn):
             raise FormatError("a DTensor without a device mesh")
+        mesh = self._instead.get(id(mesh), mesh)
         if id(mesh) not in self._positions:
             self._positions[id(mesh)] = self._decode_mesh(mesh)
         return self._positions[id(mesh)]

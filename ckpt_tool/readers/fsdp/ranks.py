@@ -22,11 +22,12 @@ from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import TANGLED, Checkpoint, Entry, Mesh, collect
 from ckpt_tool.readers.find import find, locate_first_config
-from ckpt_tool.readers.fsdp.dtensor import RankDecoder
+from ckpt_tool.readers.fsdp.dtensor import Described, RankDecoder
 from ckpt_tool.readers.fsdp.files import find_rank_files, list_rank_files, report_missing
 from ckpt_tool.readers.fsdp.local import LocalTensor
 from ckpt_tool.readers.fsdp.slices import join_slices
 from ckpt_tool.readers.torch_save.archive import TorchArchive
+from ckpt_tool.readers.torch_save.replay import Replayed, Script
 from ckpt_tool.readers.torch_save.standins import StandIn
 from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.dtypes import UINT8
@@ -40,7 +41,8 @@ class Gathered:
     """What the rank files said so far: local tensors by name, ranks read, and problems.
 
     ``states``: names of objects of Transformer Engine, which are no tensors. ``sums``: the
-    checksums of each file.
+    checksums of each file. ``script``: the last pickle that was run whole; ``known``: what its
+    tensors say.
     """
 
     locals: dict[str, list[tuple[int, LocalTensor]]] = field(default_factory=dict)
@@ -48,6 +50,8 @@ class Gathered:
     read_ranks: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     sums: dict[str, FileSums] = field(default_factory=dict)
+    script: Script | None = None
+    known: dict[int, Described] = field(default_factory=dict)
 
     def report(self, kind: str, where: object, message: str) -> None:
         self.problems.append(Problem(kind, str(where), message))
@@ -70,6 +74,8 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
         gathered.problems += report_missing([*found.by_rank], found.world, folders[0])
     for rank, path in found.by_rank.items():
         read_rank(path, rank, gathered)
+    gathered.script = None
+    gathered.known.clear()
     mesh = find_largest_mesh(gathered)
     world_size = found.world
     if world_size is None:
@@ -106,12 +112,22 @@ def leave_out_states(gathered: Gathered) -> dict[str, Entry]:
 def read_rank(path: Path, rank: int, gathered: Gathered) -> None:
     """Add one rank file to ``gathered``; UnsafeContentError where its pickle asks for code."""
     with collect(gathered.problems, "unreadable", path), TorchArchive(path) as archive:
-        state = archive.load()
-        if not isinstance(state, dict):
-            raise FormatError(f"holds a {type(state).__name__}, expected a state dict", path=path)
-        _add_tensors(state, RankDecoder(archive, rank), f"rank {rank}, {path.name}", gathered)
+        found = _load(archive, gathered)
+        decoder = RankDecoder(archive, rank, found.meshes, gathered.known)
+        _add_tensors(found.state, decoder, f"rank {rank}, {path.name}", gathered)
         gathered.sums[str(path)] = FileSums(archive.sums())
         gathered.read_ranks.append(rank)
+
+
+def _load(archive: TorchArchive, gathered: Gathered) -> Replayed:
+    """A rank's state dict: that of another rank, but for where in its meshes it is, or its own."""
+    script = gathered.script
+    found = script.replay(archive.read_pickle()) if script is not None else None
+    if found is None:
+        gathered.script = script = archive.load_script()
+        gathered.known.clear()
+        found = Replayed(script.state, {})
+    return found
 
 
 def _add_tensors(

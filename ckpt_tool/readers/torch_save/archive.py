@@ -22,7 +22,8 @@ from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.machine import Resolve
 from ckpt_tool.readers.torch_save.names import read_storage, resolve
 from ckpt_tool.readers.torch_save.rebuilding import StorageRef, TensorRef
-from ckpt_tool.readers.torch_save.unpickle import unpickle
+from ckpt_tool.readers.torch_save.replay import Script
+from ckpt_tool.readers.torch_save.unpickle import unpickle, unpickle_with_memo
 from ckpt_tool.readers.torch_save.zip_directory import Directory, Stored, read_directory
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.checksums import RecordSum
@@ -107,6 +108,16 @@ class TorchArchive:
         with name_file(self.path):
             return unpickle(pickle, resolver, read_storage)
 
+    def load_script(self) -> Script:
+        """The pickled state dict, kept for pickles that repeat it; FormatError if it is none."""
+        pickle = self.read_pickle()
+        with name_file(self.path):
+            state, memo = unpickle_with_memo(pickle, resolve, read_storage)
+        if not isinstance(state, dict):
+            what = type(state).__name__
+            raise FormatError(f"holds a {what}, expected a state dict", path=self.path)
+        return Script(pickle, state, memo, resolve, read_storage)
+
     def locate_tensor(self, ref: TensorRef, name: str) -> StoredTensor:
         """Where ``ref`` (the tensor called ``name``) lies in the file, proven to be inside it."""
         storage = ref.storage
@@ -153,8 +164,11 @@ class TorchArchive:
         return f"{self._root}data/{key}"
 
     def _pread(self, offset: int, size: int) -> bytes:
-        pieces = []
         offset += self._start
+        whole = os.pread(self._descriptor, size, offset)
+        if len(whole) == size:
+            return whole
+        pieces = []
         while size:
             piece = os.pread(self._descriptor, size, offset)
             if not piece:
@@ -188,9 +202,11 @@ class TorchArchive:
         return roots[0]
 
     def _check_extent(self, ref: TensorRef, name: str) -> None:
-        last = ref.offset + sum((n - 1) * s for n, s in zip(ref.shape, ref.strides, strict=True))
+        last = ref.offset
+        for size, stride in zip(ref.shape, ref.strides, strict=True):
+            last += (size - 1) * stride
         room = ref.storage.nbytes // ref.dtype.itemsize
-        if 0 not in ref.shape and last >= room:
+        if last >= room and 0 not in ref.shape:
             raise FormatError(
                 f"{name} reaches element {last} of a storage of {room}", path=self.path
             )

@@ -67,7 +67,7 @@ def read_storage(pid: Any) -> StorageRef:
         raise FormatError("a persistent id that is no storage")
     _, kind, key, _location, numel = pid
     named = isinstance(key, str) and len(key) <= MAX_NAME
-    if not (isinstance(kind, _StorageType) and named and is_size(numel)):
+    if not (isinstance(kind, StorageType) and named and is_size(numel)):
         raise FormatError(f"a malformed storage: {describe(key)}")
     return StorageRef(key, kind.dtype, numel * kind.dtype.itemsize)
 
@@ -79,7 +79,7 @@ def resolve(module: str, name: str) -> Any:
     if known is not None:
         return known
     if module in ("torch", "torch.storage") and name in dtypes.BY_STORAGE:
-        return _StorageType(dtypes.BY_STORAGE[name])
+        return StorageType(dtypes.BY_STORAGE[name])
     if module == "torch" and name in dtypes.BY_NAME:
         return dtypes.BY_NAME[name]
     if module == "torch" and _OTHER_DTYPE.fullmatch(name):
@@ -128,7 +128,7 @@ def refuse_foreign(name: str, value: Any, path: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _StorageType:
+class StorageType:
     dtype: DType
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ckpt_tool.common.errors import FormatError, UnsafeContentError
-from ckpt_tool.readers.torch_save.machine import Machine, Operation, Resolve
+from ckpt_tool.readers.torch_save.machine import Machine, Operation, Resolve, Stop
+from ckpt_tool.readers.torch_save.standins import Builder
 
 #: Bytes of an integer: random generators have states of 16.
 _MOST_DIGITS = 256
@@ -104,10 +106,26 @@ def _table() -> list[Operation]:
     return table
 
 
+def _long_binput(machine: Machine, pos: int) -> int:
+    machine.memo[int.from_bytes(machine.take(pos, 4), "little")] = machine.stack[-1]
+    return pos + 4
+
+
+def _binget(width: int) -> Operation:
+    def op(machine: Machine, pos: int) -> int:
+        machine.stack.append(machine.memo[int.from_bytes(machine.take(pos, width), "little")])
+        return pos + width
+
+    return op
+
+
 _TABLE = _table()
+#: With those that the machine runs in place.
+_STEPS = [*_TABLE]
+_STEPS[ord("r")], _STEPS[ord("h")], _STEPS[ord("j")] = _long_binput, _binget(1), _binget(4)
 
 
-_MALFORMED = (
+MALFORMED = (
     IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError, struct.error
 )  # fmt: skip
 
@@ -118,7 +136,46 @@ def unpickle(data: bytes, resolve: Resolve, persistent: Callable[[Any], Any]) ->
     Raises UnsafeContentError where ``resolve`` or the opcode table refuses, FormatError where the
     pickle is malformed.
     """
+    return unpickle_with_memo(data, resolve, persistent)[0]
+
+
+def unpickle_with_memo(
+    data: bytes, resolve: Resolve, persistent: Callable[[Any], Any]
+) -> tuple[Any, dict[int, Any]]:
+    """The same, and the pickle's memo."""
+    machine = Machine(data, resolve, persistent)
     try:
-        return Machine(data, resolve, persistent).run(_TABLE)
-    except _MALFORMED as error:
+        return machine.run(_TABLE), machine.memo
+    except MALFORMED as error:
         raise FormatError(f"malformed pickle ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Head:
+    """A machine that has come to a name in the outermost dictionary, and the position after it."""
+
+    machine: Machine
+    position: int
+
+
+def _is_at_name(machine: Machine) -> bool:
+    """After name, value, name: by the value, and so that all of it is in the memo."""
+    stack = machine.stack
+    is_odd = len(machine.marks) == 1 and len(stack) > 2 and len(stack) % 2 == 1
+    return is_odd and isinstance(stack[-1], str) and not isinstance(stack[-2], Builder)
+
+
+def run_head(
+    data: bytes, resolve: Resolve, persistent: Callable[[Any], Any], end: int
+) -> Head | None:
+    """Run ``data`` beyond position ``end`` to what looks like an item's name; None if none does.
+
+    Raises what the machine does: MALFORMED and what refuses.
+    """
+    machine, pos = Machine(data, resolve, persistent), 0
+    try:
+        while pos <= end or not _is_at_name(machine):
+            pos = _STEPS[data[pos]](machine, pos + 1)
+    except Stop:
+        return None
+    return Head(machine, pos)

@@ -22,6 +22,7 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MASK32 = 0xFFFFFFFF
+_NOTHING = (0, 0, 0)
 _MAX_COMMENT = 1 << 16
 
 Read = Callable[[int, int], bytes]
@@ -115,7 +116,9 @@ class Directory:
 def _agree(said: tuple[int, ...], entry: _Entry) -> bool:
     """Whether CRC-32, packed and plain size are the record's, where they are said."""
     wanted = (entry.crc, entry.size, entry.size)
-    return all(is_ in (0, _MASK32, true) for is_, true in zip(said, wanted, strict=True))
+    return said in (wanted, _NOTHING) or all(
+        is_ in (0, _MASK32, true) for is_, true in zip(said, wanted, strict=True)
+    )
 
 
 def read_directory(read: Read, size: int, path: str) -> Directory:

@@ -1,0 +1,81 @@
+"""``python -m tests.bench.planning``: how long planning takes, on checkpoints without numbers.
+
+Each checkpoint of :mod:`tests.bench.scale` is written, looked at by ``ckpt inspect``, planned on as
+a merge does (which, as a command, asks for room for the model), and removed. Wall time, processor
+time and the largest memory are the process's own; the page cache is warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bench.scale import MODELS, generate
+
+_PLAN = """
+import gc, sys
+from ckpt_tool.common.parallel import form_team_alone
+from ckpt_tool.operations.merge_plan import make_plan
+from ckpt_tool.operations.options import MergeOptions
+gc.set_threshold(100_000, 50, 50)  # as the program has it
+make_plan(sys.argv[1], "fsdp", MergeOptions(), form_team_alone(0))
+"""
+_COMMANDS = {
+    "inspect": ("-m", "ckpt_tool", "inspect"),
+    "plan of a merge": ("-c", _PLAN),
+}
+_ROW = "{:<12} {:>5} {:>10} {:<16} {:>8} {:>8} {:>9} {:>9}"
+
+
+def main() -> None:
+    """Measure those that are named; by default all that take no more than some minutes."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.planning", description=__doc__)
+    parser.add_argument("names", nargs="*", default=["30B-A3B", "dense 70B"], metavar="MODEL")
+    parser.add_argument("--folder", type=Path, help="where they are written; some GB")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in MODELS]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: expected some of {', '.join(MODELS)}")
+    print(_ROW.format("model", "ranks", "pieces", "command", "wall", "cpu", "memory", "a piece"))
+    for name in options.names:
+        folder = Path(tempfile.mkdtemp(dir=options.folder))
+        try:
+            for row in _measure(name, folder):
+                print(_ROW.format(*row), flush=True)
+        finally:
+            shutil.rmtree(folder)
+
+
+def _measure(name: str, folder: Path) -> Iterator[tuple[object, ...]]:
+    model, world = MODELS[name]
+    generate(folder / "ckpt", name)
+    pieces = sum(1 for _ in model.shapes()) * world
+    for title, words in _COMMANDS.items():
+        command = [sys.executable, *words, str(folder / "ckpt")]
+        wall, cpu, memory = min(_run(command) for _ in range(2))
+        each = f"{wall / pieces * 1e6:.0f} us"
+        sizes = f"{wall:.2f} s", f"{cpu:.2f} s", f"{memory / 1024:.0f} MiB"
+        yield (name, world, f"{pieces:,}", title, *sizes, each)
+
+
+def _run(command: list[str]) -> tuple[float, float, int]:
+    """Wall and processor time in seconds, and the largest resident memory in KiB."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return wall, used.ru_utime + used.ru_stime, used.ru_maxrss
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Pickles that repeat one another: what is taken from the first is what the second one says."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckpt_tool.common.errors import CkptError
+from ckpt_tool.readers import open_checkpoint
+from ckpt_tool.readers.torch_save.names import read_storage, resolve
+from ckpt_tool.readers.torch_save.replay import Replayed, Script
+from ckpt_tool.readers.torch_save.unpickle import unpickle, unpickle_with_memo
+from tests.real.fsdp_cases import CASES
+
+
+def script(data: bytes) -> Script:
+    state, memo = unpickle_with_memo(data, resolve, read_storage)
+    return Script(data, state, memo, resolve, read_storage)
+
+
+def run(data: bytes) -> Any:
+    return unpickle(data, resolve, read_storage)
+
+
+#: {"a": (5,), "b": 7}, "a" as memo 1, the tuple as memo 2, "b" as memo 3.
+PLAIN = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01K\x05\x85q\x02X\x01\x00\x00\x00bq\x03K\x07u."
+#: The same with the tuple of "a" for "b" too.
+SHARED = PLAIN.replace(b"K\x07u", b"h\x02u")
+
+
+def test_the_first_items_are_the_second_ones_own():
+    other = PLAIN.replace(b"K\x05", b"K\x06")
+    assert script(PLAIN).replay(other) == Replayed({"a": (6,), "b": 7}, {})
+    assert script(PLAIN).replay(PLAIN) == Replayed({"a": (5,), "b": 7}, {})
+
+
+def test_what_differs_and_is_used_again_is_not_taken():
+    assert run(SHARED) == {"a": (5,), "b": (5,)}
+    assert script(SHARED).replay(SHARED.replace(b"K\x05", b"K\x06")) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PLAIN[:-1],
+        PLAIN + b".",
+        PLAIN.replace(b"aq\x01", b"cq\x01"),  # another name
+        PLAIN.replace(b"q\x02", b"q\x04"),  # another place in the memo
+        PLAIN.replace(b"K\x05\x85", b"K\x05a"),  # malformed
+        PLAIN.replace(b"K\x05\x85", b"K\x05."),  # ends there
+        PLAIN.replace(b"K\x07", b"K\x08"),  # in the last item, after which no other begins
+    ],
+)
+def test_what_is_not_the_same_but_for_its_head_is_run_whole(other):
+    assert script(PLAIN).replay(other) is None
+
+
+def test_pickles_that_differ_far_from_their_beginning_are_run_whole():
+    names = {f"name {number}": number % 256 for number in range(5000)}
+    one = pickle.dumps(names, protocol=2)
+    other = pickle.dumps(names | {"name 4000": 0}, protocol=2)
+    assert len(one) == len(other)
+    assert script(one).replay(other) is None
+
+
+@st.composite
+def states(draw: st.DrawFn) -> dict[str, Any]:
+    """Names and plain values, of which some are there several times: as one object."""
+    leaves = st.one_of(st.integers(0, 255), st.sampled_from(["x", "some text", b"ab", None, 1.5]))
+    pool: list[Any] = [draw(leaves)]
+    for _ in range(draw(st.integers(1, 12))):
+        kind = draw(st.sampled_from([tuple, list, "leaf"]))
+        picked = draw(st.lists(st.sampled_from(pool), max_size=3))
+        pool.append(draw(leaves) if kind == "leaf" else kind(picked))  # type: ignore[operator]
+    return {f"n{at}": draw(st.sampled_from(pool)) for at in range(draw(st.integers(1, 9)))}
+
+
+@settings(max_examples=300)
+@given(states(), st.data())
+def test_whatever_byte_is_another_one(state, data):
+    """Either it is seen that the rest cannot be taken, or what is taken is what the bytes say."""
+    one = pickle.dumps(state, protocol=2)
+    at = data.draw(st.integers(0, len(one) - 1))
+    other = one[:at] + bytes([data.draw(st.integers(0, 255))]) + one[at + 1 :]
+    try:
+        found = script(one).replay(other)
+    except CkptError:
+        found = None
+    if found is not None:
+        assert repr(found.state) == repr(run(other))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_real_ranks_are_read_as_each_by_itself(checkpoints, monkeypatch, name):
+    folder = checkpoints[name]
+    replayed = []
+    replay = Script.replay
+
+    def counted(self: Script, data: bytes) -> Replayed | None:
+        replayed.append(replay(self, data))
+        return replayed[-1]
+
+    monkeypatch.setattr(Script, "replay", counted)
+    found = _open(folder)
+    monkeypatch.setattr(Script, "replay", lambda *_: None)
+    alone = _open(folder)
+    assert found.entries == alone.entries
+    assert found.problems == alone.problems
+    assert (found.mesh, found.sums.keys()) == (alone.mesh, alone.sums.keys())
+    if name in ("fsdp2_w3", "fsdp2_shard1_w2"):  # whose first tensors are cut evenly
+        assert replayed[0] is not None
+
+
+def _open(folder: Path):
+    return open_checkpoint(folder / "actor" if (folder / "actor").is_dir() else folder)
