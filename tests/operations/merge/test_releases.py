@@ -17,12 +17,15 @@ from ckpt_tool import (
 )
 from tests.real.write_release_fixtures import CASES, FIXTURES
 from tests.support.merging import assert_same, load_folder
+from tests.support.versions import require_transformers_5
 
 EVERY = {
     f"mcore{release}_{name}": case
     for release, cases in CASES.items()
     for name, case in cases.items()
 }
+#: Transformers 4 holds its router's bias in another dtype.
+OF_5 = ("mcore0.19_fsdp_latent",)
 #: Without those that have no model; see `test_masters`.
 ALL = [name for name, case in EVERY.items() if case.form != "optimizer"]
 
@@ -44,6 +47,8 @@ def test_a_checkpoint_is_sound(fixture):
 
 
 def test_the_merged_model_is_the_one_that_was_saved(fixture, tmp_path):
+    if fixture.name in OF_5:
+        require_transformers_5()
     options = MergeOptions(config=fixture, check_replicas=True, write=WriteOptions(fsync=False))
     result = merge_megatron(fixture / "checkpoint", tmp_path / "out", options)
     merged = load_folder(tmp_path / "out")
