@@ -93,6 +93,8 @@ class TorchArchive:
 
     def __exit__(self, *_: object) -> None:
         self._own.__exit__()
+        # It reads through this archive: a circle, which would keep both until it is looked for.
+        self.__dict__.pop("_directory", None)
 
     def read_pickle(self) -> bytes:
         """The pickle in the archive: archives of equal ones hold the same object."""
