@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
@@ -22,8 +22,9 @@ from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.mapping.megatron.keys import unify_keys
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import infer_rules
-from ckpt_tool.tensors.geometry import Shape
-from ckpt_tool.tensors.lazy import LazyTensor, cat
+from ckpt_tool.tensors.chunks import Chunk
+from ckpt_tool.tensors.geometry import Box, Shape, dot
+from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.reshaped import reshape
 
 #: The shape of a tensor; None: a size that nothing says.
@@ -76,7 +77,7 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     hidden = read_numbers(config).sizes["hidden"]
     found |= _join_all(ends, dict.fromkeys(ends, (None, hidden)) | known)
     rules = infer_rules(config, own | found)
-    said = {binding.name: _read_shape(binding) for binding in rules.bindings}
+    said = {each.name: _read_shape(each) for each in rules.bindings if each.shapes}
     return Taken(
         own | _join_all(found, said | known),
         replaced=[name for name in own if name in found],
@@ -104,8 +105,6 @@ def _join_all(
 
 def _read_shape(binding: Binding) -> Wanted:
     """The shape of the Megatron tensor by the config: its rows are those of all of its parts."""
-    if not binding.shapes:
-        return (*binding.extent, None)
     rows = [shape[0] for shape in binding.shapes]
     whole = None if None in rows else sum(size or 0 for size in rows)
     return (*binding.extent, whole, *binding.shapes[0][1:])
@@ -139,18 +138,23 @@ def _complete(wanted: Wanted, tensor: LazyTensor) -> Shape | None:
 
 def _join(tensor: LazyTensor, pieces: Shape, local: Shape) -> LazyTensor:
     """All pieces, each of shape ``local``, one after the other along every dimension."""
-    level: dict[Shape, LazyTensor] = {}
-    for index in product(*map(range, pieces)):
-        piece = tensor
-        for at in index:
-            piece = piece.select(0, at)
-        level[index] = reshape(piece, local)
-    for dim in reversed(range(len(pieces))):
-        grouped: dict[Shape, list[LazyTensor]] = {}
-        for index, piece in level.items():
-            grouped.setdefault(index[:dim], []).append(piece)
-        level = {index: cat(found, dim) for index, found in grouped.items()}
-    return level[()]
+    count, chunks, room = len(pieces), [], _MOST_PIECES
+    for chunk in reshape(tensor, (*pieces, *local)).chunks:
+        lead, strides = chunk.box.sizes[:count], chunk.region.strides
+        room -= prod(lead)
+        if room < 0:
+            raise ValueError(f"{list(tensor.shape)}: blocks of more than {_MOST_PIECES:,} pieces")
+        for step in product(*map(range, lead)):
+            skipped = dot(step, strides[:count]) * tensor.source_dtype.itemsize
+            region = chunk.region._replace(
+                offset=chunk.region.offset + skipped, strides=strides[count:]
+            )
+            numbers = (at + more for at, more in zip(chunk.box.offsets, step, strict=False))
+            inner = zip(numbers, local, chunk.box.offsets[count:], strict=True)
+            offsets = tuple(number * size + at for number, size, at in inner)
+            chunks.append(Chunk(Box(offsets, chunk.box.sizes[count:]), region))
+    whole = tuple(f * n for f, n in zip(pieces, local, strict=True))
+    return replace(tensor, shape=whole, chunks=tuple(chunks))
 
 
 def _show(shape: Sequence[int | None]) -> str:

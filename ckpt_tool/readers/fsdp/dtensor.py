@@ -175,5 +175,8 @@ def _placement(item: Any) -> Placement:
 def _shard_order(entries: Any) -> dict[int, Sequence[int]] | None:
     if entries is None:
         return None
-    found = dict(list_fields(entry, "tensor_dim", "mesh_dims") for entry in list_few(entries))
-    return {tensor_dim: list_few(mesh_dims) for tensor_dim, mesh_dims in found.items()}
+    found = [list_fields(entry, "tensor_dim", "mesh_dims") for entry in list_few(entries)]
+    for tensor_dim, mesh_dims in found:
+        if not all(isinstance(each, int) for each in (tensor_dim, *list_few(mesh_dims))):
+            raise FormatError("a shard order of other things than numbers of dimensions")
+    return dict(found)

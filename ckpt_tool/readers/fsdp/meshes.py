@@ -59,7 +59,9 @@ class MeshDecoder:
     def _decode_mesh(self, mesh: StandIn) -> Position:
         position = self._locate(mesh)
         written_by = mesh.get("_coordinate_on_dim")
-        if written_by is not None and tuple(list_few(written_by)) != position.coordinate:
+        if written_by is not None and not all(isinstance(at, int) for at in list_few(written_by)):
+            raise FormatError("a device mesh with a coordinate of other things than numbers")
+        if written_by is not None and tuple(written_by) != position.coordinate:
             raise FormatError(
                 f"written by the rank at {list(written_by)} of the mesh, but the file name says"
                 f" rank {self._rank}, at {list(position.coordinate)}"
@@ -85,6 +87,7 @@ class MeshDecoder:
         if isinstance(mesh.get("mesh"), TensorRef):
             return Slice(name, self._find_place(mesh.get("mesh"))[1])
         root = mesh.get("_root_mesh")
+        root = self._instead.get(id(root), root)
         if not isinstance(root, StandIn):
             return None
         whole = self._locate(root)

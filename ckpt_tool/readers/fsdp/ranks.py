@@ -124,9 +124,13 @@ def _load(archive: TorchArchive, gathered: Gathered) -> Replayed:
     script = gathered.script
     found = script.replay(archive.read_pickle()) if script is not None else None
     if found is None:
-        gathered.script = script = archive.load_script()
+        state = archive.load()
+        if not isinstance(state, dict):
+            what = type(state).__name__
+            raise FormatError(f"holds a {what}, expected a state dict", path=archive.path)
+        gathered.script = archive.make_script()
         gathered.known.clear()
-        found = Replayed(script.state, {})
+        found = Replayed(state, {})
     return found
 
 

@@ -23,7 +23,7 @@ from ckpt_tool.readers.torch_save.machine import Resolve
 from ckpt_tool.readers.torch_save.names import read_storage, resolve
 from ckpt_tool.readers.torch_save.rebuilding import StorageRef, TensorRef
 from ckpt_tool.readers.torch_save.replay import Script
-from ckpt_tool.readers.torch_save.unpickle import unpickle, unpickle_with_memo
+from ckpt_tool.readers.torch_save.unpickle import unpickle
 from ckpt_tool.readers.torch_save.zip_directory import Directory, Stored, read_directory
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.checksums import RecordSum
@@ -110,15 +110,9 @@ class TorchArchive:
         with name_file(self.path):
             return unpickle(pickle, resolver, read_storage)
 
-    def load_script(self) -> Script:
-        """The pickled state dict, kept for pickles that repeat it; FormatError if it is none."""
-        pickle = self.read_pickle()
-        with name_file(self.path):
-            state, memo = unpickle_with_memo(pickle, resolve, read_storage)
-        if not isinstance(state, dict):
-            what = type(state).__name__
-            raise FormatError(f"holds a {what}, expected a state dict", path=self.path)
-        return Script(pickle, state, memo, resolve, read_storage)
+    def make_script(self) -> Script:
+        """The pickle, for others that repeat it."""
+        return Script(self.read_pickle(), resolve, read_storage)
 
     def locate_tensor(self, ref: TensorRef, name: str) -> StoredTensor:
         """Where ``ref`` (the tensor called ``name``) lies in the file, proven to be inside it."""

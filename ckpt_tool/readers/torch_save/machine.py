@@ -42,7 +42,7 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self._room = len(data)  # for the text of calls
+        self.room = len(data)  # for the text of calls
 
     def run(self, table: Sequence[Operation]) -> Any:
         """Run to the end. Memo opcodes, half of a state dict's pickle, are run in place."""
@@ -199,8 +199,8 @@ class Machine:
         if len(args) > MAX_ITEMS:
             raise FormatError(f"a pickled call with {len(args)} arguments")
         text = sum(len(arg) for arg in args if isinstance(arg, (str, bytes)))
-        self._room -= text if text > _SHORT else 0
-        if self._room < 0:
+        self.room -= text if text > _SHORT else 0
+        if self.room < 0:
             raise FormatError("pickled calls with the same long text again and again")
         self.stack.append(_expect(self.stack.pop(), Builder).call(*args))
         return pos

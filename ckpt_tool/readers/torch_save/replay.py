@@ -1,19 +1,17 @@
 """Pickles that repeat one another: what the second one holds, from the first one's objects.
 
 The ranks of one run write the same pickle but for a few numbers near its beginning: where in its
-mesh a rank is. So of a pickle that differs in its head alone only the head is run, up to where the
-first items of the state dict are whole, and these are taken from there. What comes after is the
-same bytes, and refers to the head through the memo alone. Each object that the memo has then must
-be alike in both, or be a device mesh, which is handed out with what it is in the second, or be
-nobody's but the first items'. That items and meshes were whole there shows in the first pickle: at
-its end they are what they were.
+mesh a rank is. So a pickle is cut where the first items of its state dict are whole. Of one that
+differs in this head alone only the head is run. The tail, which is the same bytes, is run once, by
+itself: it has nothing but what it makes and what it asks the head's memo for. Each object that it
+asked for must be alike in both heads, or be a device mesh, which is handed out with what it is in
+the second.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_tool.common.errors import CkptError
@@ -21,19 +19,17 @@ from ckpt_tool.readers.torch_save.machine import Machine, Resolve
 from ckpt_tool.readers.torch_save.names import StorageType
 from ckpt_tool.readers.torch_save.rebuilding import StorageRef, TensorRef
 from ckpt_tool.readers.torch_save.standins import Builder, StandIn
-from ckpt_tool.readers.torch_save.unpickle import MALFORMED, run_head
+from ckpt_tool.readers.torch_save.unpickle import MALFORMED, Head, run_head, run_tail
 from ckpt_tool.tensors.dtypes import DType
 
-#: How far from the beginning pickles may differ, and how many pairs of objects are compared.
+#: How far from the beginning pickles may differ.
 _HEAD = 1 << 14
-_MOST_PAIRS = 1 << 14
+#: How much of two heads is compared: objects, and characters of text.
+_ROOM = 1 << 18
 _MESH = "DeviceMesh"
 
 #: What is alike where it is equal.
-_ATOMS = (
-    *(str, bytes, int, float, bool, type(None), frozenset),
-    *(DType, StorageType, StorageRef, TensorRef),
-)
+_ATOMS = (str, bytes, int, float, bool, type(None), DType, StorageType, StorageRef, TensorRef)
 
 
 @dataclass(frozen=True)
@@ -44,15 +40,14 @@ class Replayed:
     meshes: Mapping[int, StandIn]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Script:
-    """A pickle that was run whole: its state dict, and the memo, both kept as they are."""
+    """A pickle that was run whole, which others may repeat."""
 
     data: bytes
-    state: dict[Any, Any]
-    memo: dict[int, Any]
     resolve: Resolve
     persistent: Callable[[Any], Any]
+    _cuts: dict[int, _Cut | None] = field(default_factory=dict)
 
     def replay(self, data: bytes) -> Replayed | None:
         """What ``data`` holds, where it is this pickle but for its head; None where it is not."""
@@ -60,47 +55,82 @@ class Script:
         if end is None:
             return None
         try:
-            mine, theirs = (
-                run_head(each, self.resolve, self.persistent, end) for each in (self.data, data)
-            )
+            theirs = run_head(data, self.resolve, self.persistent, end)
+            if theirs is None:
+                return None
+            if theirs.position not in self._cuts:
+                self._cuts[theirs.position] = None
+                self._cuts[theirs.position] = self._cut(end, theirs.position)
+            cut = self._cuts[theirs.position]
+            return None if cut is None else cut.join(theirs)
         except (CkptError, *MALFORMED):
             return None  # what is wrong with it the whole of it says
-        if mine is None or theirs is None or mine.position != theirs.position:
-            return None
-        return self._pair(mine.machine, theirs.machine)
 
-    def _pair(self, mine: Machine, theirs: Machine) -> Replayed | None:
-        *names, following = theirs.stack[::2]
-        if [*names, following] != mine.stack[::2] or not self._is_whole(mine, names):
+    def _cut(self, end: int, position: int) -> _Cut | None:
+        """The pickle cut at ``position``; None where its tail is not by itself."""
+        mine, again = (run_head(self.data, self.resolve, self.persistent, end) for _ in range(2))
+        if mine is None or again is None or mine.position != position:
             return None
-        if mine.memo.keys() != theirs.memo.keys():
+        memo = _Asked(mine.machine.memo)
+        state: dict[Any, Any] = {}
+        names = _list_names(mine)
+        if names is None:
             return None
-        pairs = _Pairs(_list_meshes(mine.memo), _list_meshes(theirs.memo))
-        for at, ours in mine.memo.items():
-            if not pairs.are_alike(ours, theirs.memo[at]) and not _is_private(self.memo, at):
-                return None
-        places = _list_meshes(mine.memo).values()
-        if not all(_is_mesh(theirs.memo[at]) for at in places):
+        tail = Machine(self.data[position:], self.resolve, self.persistent)
+        tail.marks, tail.stack, tail.memo = [[state]], [mine.machine.stack[-1]], memo
+        meshes = [each for each in mine.machine.memo.values() if _is_mesh(each)]
+        before = [(mesh.args, mesh.state) for mesh in meshes]
+        if run_tail(tail) is not state or not state.keys().isdisjoint(names[:-1]):
             return None
-        meshes = {id(self.memo[at]): theirs.memo[at] for at in places}
-        items = dict(zip(names, theirs.stack[1::2], strict=True))
-        return Replayed(self.state | items, meshes)
+        after = ((mesh.args, mesh.state) for mesh in meshes)
+        kept = all(a is c and b is d for (a, b), (c, d) in zip(before, after, strict=True))
+        if not kept or not _Pairs(mine, again).are_alike_at(memo.asked):
+            return None  # the tail changes what it asked for
+        return _Cut(mine, state, memo.asked)
 
-    def _is_whole(self, mine: Machine, names: list[Any]) -> bool:
-        """Whether all that there is after the head is what there is of it in the end."""
-        if not mine.memo.keys() <= self.memo.keys():
-            return False
-        if not all(isinstance(name, str) and name in self.state for name in names):
-            return False
-        places = _list_meshes(mine.memo)
-        in_the_end = {id(self.memo[at]): at for at in places.values()}
-        pairs = _Pairs(places, in_the_end)
-        values = zip(mine.stack[1::2], (self.state[name] for name in names), strict=True)
-        meshes = ((mine.memo[at], self.memo[at]) for at in places.values())
-        return all(pairs.are_alike(*each) for each in values) and all(
-            _is_mesh(there) and pairs.are_alike((here.args, here.state), (there.args, there.state))
-            for here, there in meshes
-        )
+
+@dataclass(frozen=True)
+class _Cut:
+    """A pickle's head and the items of its tail; ``asked``: the head's memo, where it was read."""
+
+    head: Head
+    tail: dict[Any, Any]
+    asked: set[int]
+
+    def join(self, theirs: Head) -> Replayed | None:
+        """What a pickle with that head and this tail holds; None where the tail is then another."""
+        names = _list_names(theirs)
+        if names is None or names != _list_names(self.head):
+            return None
+        if self.head.machine.room != theirs.machine.room:
+            return None  # for text, of which the tail's calls may have too much
+        if not _Pairs(self.head, theirs).are_alike_at(self.asked):
+            return None
+        other = theirs.machine.memo
+        meshes = {
+            id(mesh): other[at]
+            for at, mesh in self.head.machine.memo.items()
+            if _is_mesh(mesh) and _is_mesh(other.get(at))
+        }
+        items = dict(zip(names, theirs.machine.stack[1::2], strict=False))
+        return Replayed(items | self.tail, meshes)
+
+
+class _Asked(dict[int, Any]):
+    """The memo of a tail: ``asked`` collects what it has to look up in the head's."""
+
+    def __init__(self, head: dict[int, Any]) -> None:
+        super().__init__()
+        self._head = head
+        self.asked: set[int] = set()
+
+    def __missing__(self, at: int) -> Any:
+        found = self._head[at]
+        self.asked.add(at)
+        return found
+
+    def __len__(self) -> int:
+        raise KeyError("the next place in the memo")  # of pickles that count it themselves
 
 
 def _find_last_difference(one: bytes, other: bytes) -> int | None:
@@ -111,68 +141,77 @@ def _find_last_difference(one: bytes, other: bytes) -> int | None:
     return max((at for at, (a, b) in enumerate(pairs) if a != b), default=-1)
 
 
+def _list_names(head: Head) -> list[str] | None:
+    """The items' names and the one that follows; None where they are not items of one new dict.
+
+    It is asked for by nothing in the head, so that no item has it.
+    """
+    machine = head.machine
+    below, names = machine.marks[0], machine.stack[::2]
+    if len(below) != 1 or type(below[0]) is not dict or below[0] or head.refers_to(below[0]):
+        return None
+    if not all(type(name) is str for name in names) or len(set(names)) < len(names):
+        return None
+    return names
+
+
 def _is_mesh(value: Any) -> bool:
     return isinstance(value, StandIn) and value.kind == _MESH
 
 
-def _list_meshes(memo: dict[int, Any]) -> dict[int, int]:
-    """The place in the memo of each mesh, by its identity."""
-    return {id(value): at for at, value in memo.items() if _is_mesh(value)}
-
-
-def _is_private(memo: dict[int, Any], at: int) -> bool:
-    """Whether nothing holds the object but the memo and one other: nothing refers to it later."""
-    return sys.getrefcount(memo[at]) <= _PRIVATE
-
-
-def _count_private() -> int:
-    holder = [object()]
-    memo: dict[int, Any] = {0: holder[0]}
-    return sys.getrefcount(memo[0])
-
-
-_PRIVATE = _count_private()
-
-
 class _Pairs:
-    """Compares objects of two runs; meshes are alike where they have one place in the memo."""
+    """Compares objects of two heads; meshes are alike where they have one place in the memo."""
 
-    def __init__(self, mine: dict[int, int], theirs: dict[int, int]) -> None:
-        self._mine, self._theirs = mine, theirs
-        self._room = _MOST_PAIRS
+    def __init__(self, one: Head, other: Head) -> None:
+        self._memos = one.machine.memo, other.machine.memo
+        self._places = [
+            {id(value): at for at, value in memo.items() if _is_mesh(value)} for memo in self._memos
+        ]
+        self._seen: set[tuple[int, int]] = set()
+        self._room = _ROOM
 
-    def are_alike(self, one: Any, other: Any) -> bool:
-        """Whether nothing tells them apart; False too where they are too many to compare."""
-        waiting = [(one, other)]
+    def are_alike_at(self, places: set[int]) -> bool:
+        """Whether memos hold what nothing tells apart; False too where it is too much of it."""
+        if not places <= self._memos[0].keys() & self._memos[1].keys():
+            return False
+        waiting = [(self._memos[0][at], self._memos[1][at]) for at in places]
         while waiting:
-            self._room -= 1
-            if self._room < 0:
+            pair = waiting.pop()
+            if (id(pair[0]), id(pair[1])) in self._seen:
+                continue
+            self._seen.add((id(pair[0]), id(pair[1])))
+            self._room -= 1 + sum(_weigh(each) for each in pair)
+            if self._room < 0 or not self._agree(*pair):
                 return False
-            ours, their = waiting.pop()
-            inside = self._open(ours, their)
-            if inside is None:
-                return False
-            waiting += inside
+            waiting += _open(*pair)
         return True
 
-    def _open(self, ours: Any, their: Any) -> list[tuple[Any, Any]] | None:
-        """The pairs that two objects consist of; None where they differ."""
-        inside: list[tuple[Any, Any]] = []
+    def _agree(self, ours: Any, their: Any) -> bool:
+        """Whether two objects are alike but for what they consist of."""
         if type(ours) is not type(their):
-            return None
+            return False
         if isinstance(ours, _ATOMS):
-            same = bool(ours == their)
-        elif _is_mesh(ours) or _is_mesh(their):
-            place = self._mine.get(id(ours))
-            same = place is not None and place == self._theirs.get(id(their))
-        elif isinstance(ours, (Builder, StandIn)):
-            same = (ours.qualname, ours.foreign) == (their.qualname, their.foreign)
-            if isinstance(ours, StandIn):
-                inside = [(ours.args, their.args), (ours.state, their.state)]
-        elif isinstance(ours, dict):
-            same = list(ours) == list(their)
-            inside = list(zip(ours.values(), their.values(), strict=False))
-        else:
-            same = isinstance(ours, (tuple, list)) and len(ours) == len(their)
-            inside = list(zip(ours, their, strict=False)) if same else []
-        return inside if same else None
+            return bool(ours == their)
+        if _is_mesh(ours) or _is_mesh(their):
+            place = self._places[0].get(id(ours))
+            return place is not None and place == self._places[1].get(id(their))
+        if isinstance(ours, (Builder, StandIn)):
+            return (ours.qualname, ours.foreign) == (their.qualname, their.foreign)
+        return isinstance(ours, (tuple, list, dict)) and len(ours) == len(their)
+
+
+def _weigh(value: Any) -> int:
+    sized = isinstance(value, (str, bytes, tuple, list, dict))
+    return len(value) if sized else 0
+
+
+def _open(ours: Any, their: Any) -> Iterator[tuple[Any, Any]]:
+    """The pairs that two objects of one kind consist of; keys and values by turns."""
+    if isinstance(ours, StandIn) and not _is_mesh(ours):
+        yield ours.args, their.args
+        yield ours.state, their.state
+    elif isinstance(ours, dict):
+        yield from zip(ours, their, strict=True)
+        yield from zip(ours.values(), their.values(), strict=True)
+    elif isinstance(ours, (tuple, list)):
+        yield from zip(ours, their, strict=True)

@@ -136,33 +136,38 @@ def unpickle(data: bytes, resolve: Resolve, persistent: Callable[[Any], Any]) ->
     Raises UnsafeContentError where ``resolve`` or the opcode table refuses, FormatError where the
     pickle is malformed.
     """
-    return unpickle_with_memo(data, resolve, persistent)[0]
-
-
-def unpickle_with_memo(
-    data: bytes, resolve: Resolve, persistent: Callable[[Any], Any]
-) -> tuple[Any, dict[int, Any]]:
-    """The same, and the pickle's memo."""
-    machine = Machine(data, resolve, persistent)
     try:
-        return machine.run(_TABLE), machine.memo
+        return Machine(data, resolve, persistent).run(_TABLE)
     except MALFORMED as error:
         raise FormatError(f"malformed pickle ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)
 class Head:
-    """A machine that has come to a name in the outermost dictionary, and the position after it."""
+    """A machine that has come to a name in the outermost dictionary, and the position after it.
+
+    ``taken``: what was taken from the memo.
+    """
 
     machine: Machine
     position: int
+    taken: list[Any]
+
+    def refers_to(self, value: Any) -> bool:
+        """Whether the object was taken from the memo."""
+        return any(each is value for each in self.taken)
 
 
-def _is_at_name(machine: Machine) -> bool:
-    """After name, value, name: by the value, and so that all of it is in the memo."""
-    stack = machine.stack
-    is_odd = len(machine.marks) == 1 and len(stack) > 2 and len(stack) % 2 == 1
-    return is_odd and isinstance(stack[-1], str) and not isinstance(stack[-2], Builder)
+class _Noted(dict[int, Any]):
+    """A memo that keeps what is taken from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[Any] = []
+
+    def __getitem__(self, at: int) -> Any:
+        self.taken.append(super().__getitem__(at))
+        return self.taken[-1]
 
 
 def run_head(
@@ -172,10 +177,23 @@ def run_head(
 
     Raises what the machine does: MALFORMED and what refuses.
     """
-    machine, pos = Machine(data, resolve, persistent), 0
+    machine, pos, memo = Machine(data, resolve, persistent), 0, _Noted()
+    machine.memo = memo
     try:
         while pos <= end or not _is_at_name(machine):
             pos = _STEPS[data[pos]](machine, pos + 1)
     except Stop:
         return None
-    return Head(machine, pos)
+    return Head(machine, pos, memo.taken)
+
+
+def run_tail(machine: Machine) -> Any:
+    """Run a machine that was made ready to go on; raises as :func:`run_head` does."""
+    return machine.run(_TABLE)
+
+
+def _is_at_name(machine: Machine) -> bool:
+    """After name, value, name: by the value, and so that all of it is in the memo."""
+    stack = machine.stack
+    is_odd = len(machine.marks) == 1 and len(stack) > 2 and len(stack) % 2 == 1
+    return is_odd and isinstance(stack[-1], str) and not isinstance(stack[-2], Builder)

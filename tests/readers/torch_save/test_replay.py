@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_tool.common.errors import CkptError
+from ckpt_tool.common.errors import CkptError, UnsafeContentError
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.torch_save.names import read_storage, resolve
 from ckpt_tool.readers.torch_save.replay import Replayed, Script
-from ckpt_tool.readers.torch_save.unpickle import unpickle, unpickle_with_memo
+from ckpt_tool.readers.torch_save.unpickle import unpickle
 from tests.real.fsdp_cases import CASES
 
 
 def script(data: bytes) -> Script:
-    state, memo = unpickle_with_memo(data, resolve, read_storage)
-    return Script(data, state, memo, resolve, read_storage)
+    run(data)  # as only a pickle that was run whole is one
+    return Script(data, resolve, read_storage)
 
 
 def run(data: bytes) -> Any:
@@ -35,6 +35,8 @@ def test_the_first_items_are_the_second_ones_own():
     other = PLAIN.replace(b"K\x05", b"K\x06")
     assert script(PLAIN).replay(other) == Replayed({"a": (6,), "b": 7}, {})
     assert script(PLAIN).replay(PLAIN) == Replayed({"a": (5,), "b": 7}, {})
+    elsewhere = PLAIN.replace(b"q\x02", b"q\x04")  # in the memo, where nobody asks for it
+    assert script(PLAIN).replay(elsewhere) == Replayed({"a": (5,), "b": 7}, {})
 
 
 def test_what_differs_and_is_used_again_is_not_taken():
@@ -48,7 +50,6 @@ def test_what_differs_and_is_used_again_is_not_taken():
         PLAIN[:-1],
         PLAIN + b".",
         PLAIN.replace(b"aq\x01", b"cq\x01"),  # another name
-        PLAIN.replace(b"q\x02", b"q\x04"),  # another place in the memo
         PLAIN.replace(b"K\x05\x85", b"K\x05a"),  # malformed
         PLAIN.replace(b"K\x05\x85", b"K\x05."),  # ends there
         PLAIN.replace(b"K\x07", b"K\x08"),  # in the last item, after which no other begins
@@ -116,3 +117,70 @@ def test_real_ranks_are_read_as_each_by_itself(checkpoints, monkeypatch, name):
 
 def _open(folder: Path):
     return open_checkpoint(folder / "actor" if (folder / "actor").is_dir() else folder)
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+#: What begins a dictionary; what is put under the names a and b.
+NEW, A, B, C = b"\x80\x02}q\x00(", text("a"), text("b"), text("c")
+MESH = b"ctorch.distributed.device_mesh\nDeviceMesh\n)\x81q\x01}" + text("k") + b"K\x05sb"
+CRAFTED = {
+    "set before": b"\x80\x02}q\x00" + A + b"K\x05s(" + B + b"K\x07" + C + b"K\x08u.",
+    "taken and consumed": NEW + A + b"](K\x05eq\x02" + B + b"ctorch\nSize\nh\x02\x85Ru.",
+    "made and dropped": b"\x80\x02}q\x00(K\x05\x85q\x020" + A + b"K\x01" + B + b"h\x02u.",
+    "a name again": NEW + A + b"K\x05\x85q\x02" + B + b"K\x01" + A + b"K\x05\x85u.",
+    "a mesh's state again": NEW
+    + A
+    + MESH
+    + B
+    + b"K\x01"
+    + C
+    + b"h\x01}"
+    + text("k")
+    + b"K\x05sbu.",
+    "itself": NEW + A + b"(K\x05h\x00t" + B + b"K\x01" + C + b"K\x02u.",
+}
+
+
+@pytest.mark.parametrize("data", CRAFTED.values(), ids=CRAFTED.keys())
+def test_a_tail_that_reaches_into_the_head_is_not_taken_by_itself(data):
+    at = data.index(b"K\x05")
+    other = data[:at] + b"K\x06" + data[at + 2 :]
+    run(data), run(other)
+    assert script(data).replay(other) is None
+
+
+def test_code_that_the_second_alone_asks_for_is_refused():
+    def ask(module: str, name: str, rest: str) -> bytes:
+        head = A + text(module) + b"q\x01" + text(name) + b"q\x02" + text(rest) + b"q\x03\x87q\x04"
+        return NEW + head + B + b"h\x01h\x02\x93" + text("touch it") + b"\x85Ru."
+
+    one, other = ask("torch.distributed.tensor", "DTensor", "x"), ask("posix", "system", "x" * 21)
+    assert len(one) == len(other)
+    assert script(one).replay(other) is None
+    with pytest.raises(UnsafeContentError):
+        run(other)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02}q\x00()" + b"2\x86" * 60 + b"K\x01" + B + b"K\x02u.",
+        NEW + b")" + b"\x85" * 100_000 + b"K\x01" + B + b"K\x02u.",
+        NEW + A + b"]q\x01(" + b"N" * 100_000 + b"h\x01e" + B + b"K\x02u.",
+        NEW
+        + A
+        + b"("
+        + text("x" * 1_000_000)
+        + b"q\x01"
+        + b"h\x01" * 16_000
+        + b"t"
+        + B
+        + b"K\x02u.",
+    ],
+    ids=["pairs of pairs", "a deep name", "a list in itself", "a text again and again"],
+)
+def test_comparing_takes_time_for_what_there_is(data):
+    Script(data, resolve, read_storage).replay(data)  # seconds, or the test's limit is reached
