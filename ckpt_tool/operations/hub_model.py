@@ -30,7 +30,6 @@ from ckpt_tool.mapping.hub.truth import refuse_other_part
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
 from ckpt_tool.mapping.lora.names import cut_around
 from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
-from ckpt_tool.mapping.megatron.masters import is_master
 from ckpt_tool.operations.megatron_model import take_megatron
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.request import Heads, Request
@@ -105,8 +104,6 @@ def _settle_by_class(model: HubModel, way: Way, heads: Heads, team: Team) -> Hub
 def _take(way: Way, start: HubModel, request: Request) -> HubModel:
     """The model in memory, without what is no part of one; it is the config's, not a part alone."""
     _refuse_weights(way, request)
-    if request.options.weights == "model":  # they are opened for the other side of a comparison
-        start = replace(start, tensors={n: t for n, t in start.tensors.items() if not is_master(n)})
     if start.config is None:
         return way.take(start, request)
     model = way.take(set_aside_foreign(start), request)

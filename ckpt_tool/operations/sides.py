@@ -81,7 +81,8 @@ def open_sides(left: Path, right: Path, options: ModelOptions, team: Team) -> tu
     if is_named(sources[0].checkpoint):
         sources.append(_open(right, named, team))
     else:
-        sources.append(_open(right, replace(named, names=NameOptions()), team))
+        plain = replace(named, names=NameOptions(), weights="model")
+        sources.append(_open(right, plain, team))
     told = _share_out(sources, options)
     configs = [find_config(source, each) for source, each in zip(sources, told, strict=True)]
     mine, theirs = (

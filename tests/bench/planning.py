@@ -2,21 +2,19 @@
 
 Each checkpoint of :mod:`tests.bench.scale` is written, looked at by ``ckpt inspect``, planned on as
 a merge does (which, as a command, asks for room for the model), and removed. Wall time, processor
-time and the largest memory are the process's own; the page cache is warm.
+time and anonymous memory are as :mod:`tests.bench.measure` has them; the page cache is warm.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.bench.measure import run
 from tests.bench.scale import MODELS, generate
 
 _PLAN = """
@@ -59,22 +57,11 @@ def _measure(name: str, folder: Path) -> Iterator[tuple[object, ...]]:
     pieces = sum(1 for _ in model.shapes()) * world
     for title, words in _COMMANDS.items():
         command = [sys.executable, *words, str(folder / "ckpt")]
-        wall, cpu, memory = min(_run(command) for _ in range(2))
-        each = f"{wall / pieces * 1e6:.0f} us"
-        sizes = f"{wall:.2f} s", f"{cpu:.2f} s", f"{memory / 1024:.0f} MiB"
-        yield (name, world, f"{pieces:,}", title, *sizes, each)
-
-
-def _run(command: list[str]) -> tuple[float, float, int]:
-    """Wall and processor time in seconds, and the largest resident memory in KiB."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return wall, used.ru_utime + used.ru_stime, used.ru_maxrss
+        found = min((run(command) for _ in range(2)), key=lambda each: each.seconds)
+        each = f"{found.seconds / pieces * 1e6:.0f} us"
+        memory = f"{found.anonymous >> 20} MiB"
+        times = f"{found.seconds:.2f} s", f"{found.user + found.system:.2f} s"
+        yield (name, world, f"{pieces:,}", title, *times, memory, each)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from megatron.core import optimizer
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.distributed.fsdp import mcore_fsdp_adapter
 from megatron.core.models.gpt import GPTModel
@@ -27,6 +26,7 @@ from torch.distributed.checkpoint import FileSystemWriter, save
 
 from ckpt_tool.plans.checks.megatron_child.cpu import call
 
+from .megatron_adam import make_adam
 from .megatron_names import to_engine
 from .megatron_rank_files import ITERATION
 
@@ -56,7 +56,7 @@ def save_fsdp_dtensor(chunks: Sequence[GPTModel], out: Path, settings: Mapping[s
     )
     with _without_gpu():
         wrapped = _wrap(chunk, settings.get("main_dtype"))
-        adam = _optimizer(wrapped) if settings.get("optimizer") else None
+        adam = make_adam([wrapped]) if settings.get("optimizer") else None
         state = call(
             checkpointing.generate_state_dict,
             args=run,
@@ -93,32 +93,6 @@ def _name_as_engine(state: Mapping[str, Any]) -> dict[str, Any]:
         grouped = re.sub(r"local_experts\.(\d+)\.(\w+\.weight)", r"\2\1", key)
         found[f"module.{grouped}"] = state[f"module.{name}"]
     return found
-
-
-def _optimizer(wrapped: Any) -> Any:
-    """Adam, after one step that changes no weight."""
-    settings = call(
-        optimizer.OptimizerConfig,
-        optimizer="adam",
-        lr=0.0,
-        bf16=wrapped.config.bf16,
-        params_dtype=wrapped.config.params_dtype,
-        use_distributed_optimizer=True,
-        clip_grad=0.0,
-        weight_decay=0.0,
-    )
-    adam = call(
-        optimizer.get_megatron_optimizer,
-        config=settings,
-        model_chunks=[wrapped],
-        use_gloo_process_groups=False,
-    )
-    for each in getattr(adam, "chained_optimizers", [adam]):
-        for group in each.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.full_like(parameter, 0.5)
-        each.optimizer.step()
-    return adam
 
 
 class _Stream:

@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
 from ckpt_tool.plans.checks.megatron_child.cpu import call
+from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 
-from .megatron_hybrid import build_hybrid, make_pattern
+from .megatron_hybrid import make_pattern
 from .megatron_jobs import Sizes
 
 HuggingFaceConfig = Mapping[str, Any]
@@ -107,8 +108,7 @@ def _build_chunk(
 ) -> GPTModel:
     options = _options(hf, vocab, stage)
     if pattern:
-        core = LatentDotProductAttention if config.multi_latent_attention else None
-        return build_hybrid(config, pattern, core, **options)
+        return make_hybrid_model(config, pattern, LatentDotProductAttention, **options)
     spec = call(
         get_gpt_decoder_block_spec,
         config=config,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, optimizer, parallel_state
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from ckpt_tool.plans.checks.megatron_child.cpu import call, read_release
 
+from .megatron_adam import list_trained, make_adam
 from .megatron_copy import State, full_state, read_config, read_tensors
 from .megatron_gpt import build_chunks
 from .megatron_hybrid import gpt_name
@@ -182,33 +183,12 @@ class _OnCpu(TorchFunctionMode):
 
 
 def _optimizer(chunks: Sequence[GPTModel]) -> Any:
-    """Adam with its state cut over the data-parallel processes, after one step."""
-    settings = call(
-        optimizer.OptimizerConfig,
-        optimizer="adam",
-        lr=0.0,  # the weights stay as they are
-        bf16=chunks[0].config.bf16,
-        params_dtype=chunks[0].config.params_dtype,
-        use_distributed_optimizer=True,
-        clip_grad=0.0,
-        weight_decay=0.0,
-    )
+    """Adam with its state cut over the data-parallel processes, and weights finer than bfloat16."""
     reduction = DistributedDataParallelConfig(use_distributed_optimizer=True)
     wrapped = [DistributedDataParallel(chunk.config, reduction, chunk) for chunk in chunks]
-    adam = call(
-        optimizer.get_megatron_optimizer,
-        config=settings,
-        model_chunks=wrapped,
-        use_gloo_process_groups=False,
-    )
-    for each in getattr(adam, "chained_optimizers", [adam]):
-        for group in each.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.full_like(parameter, 0.5)
-        each.optimizer.step()
-        for group in each.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.data *= FINER
+    adam = make_adam(wrapped)
+    for parameter in list_trained(adam):
+        parameter.data *= FINER
     return adam
 
 

@@ -97,7 +97,7 @@ def _require_all_layers(
     count = config.text.get("num_hidden_layers")
     if not numbers or not isinstance(count, int):
         return
-    if _are_hybrid(adapters, count):
+    if _are_hybrid(adapters, config):
         numbers = {number // 2 for number in numbers}
     if len(numbers) != count or max(numbers) >= count:
         some = range(min(count, len(numbers) + _LISTED))
@@ -116,8 +116,7 @@ def _bring_into_megatron(
 ) -> Tensors:
     """The base by Megatron's names, its layers stacked as those of the adapters are."""
     layout = "per-layer" if any(map(_LAYER.match, adapters)) else "stacked"
-    count = config.text.get("num_hidden_layers")
-    if isinstance(count, int) and _are_hybrid(adapters, count):
+    if _are_hybrid(adapters, config):
         layout = "hybrid"
     stored = to_megatron(base.tensors, make_rules(config, base.tensors, layout))
     return {name: tiled.tensor() for name, tiled in stored.items()}
@@ -129,11 +128,15 @@ def _list_parts(names: Iterable[str]) -> list[tuple[int, str]]:
     return [(int(found[1]), found[2]) for found in matched if found is not None]
 
 
-def _are_hybrid(names: Iterable[str], layers: int) -> bool:
+def _are_hybrid(names: Iterable[str], config: ModelConfig) -> bool:
     """Whether the adapters are of a HybridModel: attention and the MLP of a layer are two there.
 
-    Then some number is beyond ``layers``, and even ones have attention alone, odd ones an MLP.
+    Then some number is beyond the config's layers, and even ones have attention alone, odd ones an
+    MLP.
     """
+    layers = config.text.get("num_hidden_layers")
+    if not isinstance(layers, int):
+        return False
     parts = _list_parts(names)
     kinds = ("self_attention", "mlp")
     apart = all(part == kinds[number % 2] for number, part in parts)

@@ -230,3 +230,10 @@ def test_parent_imports_neither_torch_nor_megatron_core():
         "assert not {'torch', 'megatron.core'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_the_child_imports_with_whatever_release_is_installed():
+    """The oldest has neither HybridModel nor layers for multi-token prediction."""
+    code = "import ckpt_tool.plans.checks.megatron_child.gpt"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -53,7 +53,8 @@ def _modules(request: Request) -> dict[str, Any]:
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
     if hybrid:
         options = _describe_ends(request)
-        return {"": make_hybrid_model(config, request.numbers, NoAttention, **options)}
+        pattern = request.numbers.hybrid_pattern
+        return {"": make_hybrid_model(config, pattern, NoAttention, **options)}
     if not request.numbers.vision_layers:
         return {"": _language_model(request, config)}
     vision = request.config.raw["vision_config"]

@@ -10,7 +10,6 @@ from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
-from megatron.core.transformer import multi_token_prediction as prediction
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -19,7 +18,6 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayerSubmodules,
 )
 
-from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.plans.checks.megatron_child.cpu import call, replace_attribute
 
 _ATTENTION = ("input_layernorm", "self_attention", "self_attn_bda")
@@ -31,9 +29,9 @@ class UnknownModelError(Exception):
 
 
 def make_hybrid_model(
-    config: TransformerConfig, numbers: Numbers, latent_attention: type, **options: Any
+    config: TransformerConfig, pattern: str, latent_attention: type, **options: Any
 ) -> Any:
-    """The model, whose ``options`` are those of a GPTModel.
+    """The model of the layers in ``pattern``, whose ``options`` are those of a GPTModel.
 
     ``latent_attention`` is the core of latent attention. UnknownModelError where this megatron-core
     cannot have it; raises whatever it raises of a model that it cannot build.
@@ -42,7 +40,6 @@ def make_hybrid_model(
         from megatron.core.models.hybrid import hybrid_block, hybrid_layer_allocation, hybrid_model
     except ImportError as error:
         raise UnknownModelError("HybridModel is there since 0.18") from error
-    pattern = numbers.hybrid_pattern
     if config.multi_latent_attention and not hasattr(hybrid_layer_allocation.Symbols, "MLA"):
         raise UnknownModelError("HybridModel has latent attention since 0.19")
     parts = _describe_parts(config, latent_attention)
@@ -85,6 +82,8 @@ def _describe_parts(config: TransformerConfig, latent_attention: type) -> dict[s
 
 
 def _describe_prediction() -> ModuleSpec:
+    from megatron.core.transformer import multi_token_prediction as prediction  # since 0.12
+
     layer = prediction.MultiTokenPredictionLayerSubmodules(
         enorm=WrappedTorchNorm,
         hnorm=WrappedTorchNorm,
