@@ -121,15 +121,17 @@ def read_rank(path: Path, rank: int, gathered: Gathered) -> None:
 
 def _load(archive: TorchArchive, gathered: Gathered) -> Replayed:
     """A rank's state dict: that of another rank, but for where in its meshes it is, or its own."""
-    script = gathered.script
-    found = script.replay(archive.read_pickle()) if script is not None else None
+    pickle, script = archive.read_pickle(), gathered.script
+    found = script.replay(pickle) if script is not None else None
     if found is None:
-        state = archive.load()
+        gathered.known.clear()
+        gathered.script = archive.make_script(pickle)
+        found = gathered.script.play()
+    if found is None:
+        state = archive.load(pickle=pickle)
         if not isinstance(state, dict):
             what = type(state).__name__
             raise FormatError(f"holds a {what}, expected a state dict", path=archive.path)
-        gathered.script = archive.make_script()
-        gathered.known.clear()
         found = Replayed(state, {})
     return found
 

@@ -110,9 +110,9 @@ class TorchArchive:
         with name_file(self.path):
             return unpickle(pickle, resolver, read_storage)
 
-    def make_script(self) -> Script:
-        """The pickle, for others that repeat it."""
-        return Script(self.read_pickle(), resolve, read_storage)
+    def make_script(self, pickle: bytes) -> Script:
+        """The archive's ``pickle``, for others that repeat it."""
+        return Script(pickle, resolve, read_storage)
 
     def locate_tensor(self, ref: TensorRef, name: str) -> StoredTensor:
         """Where ``ref`` (the tensor called ``name``) lies in the file, proven to be inside it."""

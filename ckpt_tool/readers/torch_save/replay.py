@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_tool.common.errors import CkptError
-from ckpt_tool.readers.torch_save.machine import Machine, Resolve
+from ckpt_tool.readers.torch_save.machine import Resolve
 from ckpt_tool.readers.torch_save.names import StorageType
 from ckpt_tool.readers.torch_save.rebuilding import StorageRef, TensorRef
 from ckpt_tool.readers.torch_save.standins import Builder, StandIn
-from ckpt_tool.readers.torch_save.unpickle import MALFORMED, Head, run_head, run_tail
+from ckpt_tool.readers.torch_save.unpickle import MALFORMED, Head, Tail, run_head
 from ckpt_tool.tensors.dtypes import DType
 
 #: How far from the beginning pickles may differ.
@@ -42,18 +42,24 @@ class Replayed:
 
 @dataclass
 class Script:
-    """A pickle that was run whole, which others may repeat."""
+    """A pickle that others may repeat."""
 
     data: bytes
     resolve: Resolve
     persistent: Callable[[Any], Any]
     _cuts: dict[int, _Cut | None] = field(default_factory=dict)
 
+    def play(self) -> Replayed | None:
+        """What the pickle itself holds; None where only the whole of it can say that."""
+        return self._join(self.data, -1)
+
     def replay(self, data: bytes) -> Replayed | None:
         """What ``data`` holds, where it is this pickle but for its head; None where it is not."""
         end = _find_last_difference(self.data, data)
-        if end is None:
-            return None
+        return None if end is None else self._join(data, end)
+
+    def _join(self, data: bytes, end: int) -> Replayed | None:
+        """The head of ``data``, up to position ``end`` at least, with this pickle's tail."""
         try:
             theirs = run_head(data, self.resolve, self.persistent, end)
             if theirs is None:
@@ -71,36 +77,41 @@ class Script:
         mine, again = (run_head(self.data, self.resolve, self.persistent, end) for _ in range(2))
         if mine is None or again is None or mine.position != position:
             return None
-        memo = _Asked(mine.machine.memo)
-        state: dict[Any, Any] = {}
         names = _list_names(mine)
         if names is None:
             return None
-        tail = Machine(self.data[position:], self.resolve, self.persistent)
-        tail.marks, tail.stack, tail.memo = [[state]], [mine.machine.stack[-1]], memo
+        memo = _Asked(mine.machine.memo)
         meshes = [each for each in mine.machine.memo.values() if _is_mesh(each)]
         before = [(mesh.args, mesh.state) for mesh in meshes]
-        if run_tail(tail) is not state or not state.keys().isdisjoint(names[:-1]):
+        tail = Tail(self.data, mine, memo)
+        if not tail.run_to_end() or not tail.state.keys().isdisjoint(names[:-1]):
             return None
         after = ((mesh.args, mesh.state) for mesh in meshes)
         kept = all(a is c and b is d for (a, b), (c, d) in zip(before, after, strict=True))
         if not kept or not _Pairs(mine, again).are_alike_at(memo.asked):
             return None  # the tail changes what it asked for
-        return _Cut(mine, state, memo.asked)
+        outermost = mine.machine.marks[0][0]
+        if any(mine.machine.memo[at] is outermost for at in memo.asked):
+            return None
+        return _Cut(mine, names, tail.state, memo.asked)
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """A pickle's head and the items of its tail; ``asked``: the head's memo, where it was read."""
+    """A pickle's head and the items of its tail.
+
+    ``names``: those of the head; ``asked``: the head's memo, where it was read.
+    """
 
     head: Head
+    names: list[str]
     tail: dict[Any, Any]
     asked: set[int]
 
     def join(self, theirs: Head) -> Replayed | None:
         """What a pickle with that head and this tail holds; None where the tail is then another."""
         names = _list_names(theirs)
-        if names is None or names != _list_names(self.head):
+        if names != self.names:
             return None
         if self.head.machine.room != theirs.machine.room:
             return None  # for text, of which the tail's calls may have too much
@@ -112,7 +123,7 @@ class _Cut:
             for at, mesh in self.head.machine.memo.items()
             if _is_mesh(mesh) and _is_mesh(other.get(at))
         }
-        items = dict(zip(names, theirs.machine.stack[1::2], strict=False))
+        items = dict(zip(self.names, theirs.machine.stack[1::2], strict=False))
         return Replayed(items | self.tail, meshes)
 
 
@@ -121,7 +132,7 @@ class _Asked(dict[int, Any]):
 
     def __init__(self, head: dict[int, Any]) -> None:
         super().__init__()
-        self._head = head
+        self._head = dict(head)  # what the head has taken from it is known
         self.asked: set[int] = set()
 
     def __missing__(self, at: int) -> Any:

@@ -187,9 +187,44 @@ def run_head(
     return Head(machine, pos, memo.taken)
 
 
-def run_tail(machine: Machine) -> Any:
-    """Run a machine that was made ready to go on; raises as :func:`run_head` does."""
-    return machine.run(_TABLE)
+class Tail(Machine):
+    """Goes on where a head has come to a name, with nothing of it but what ``memo`` gives.
+
+    What a whole machine has below that name is out of reach: IndexError where it is asked for. Its
+    items go into the outermost dictionary, which is a new one here.
+    """
+
+    def __init__(self, data: bytes, head: Head, memo: dict[int, Any]) -> None:
+        machine = head.machine
+        super().__init__(data[head.position :], machine.resolve, machine.persistent)
+        self.state: dict[Any, Any] = {}
+        self.marks, self.stack = [[self.state]], [machine.stack[-1]]
+        self.memo, self.room = memo, machine.room
+        self._reached: int | None = 1  # so many marks are the head's
+        self._may_reach = False
+
+    def run_to_end(self) -> bool:
+        """Run all of it; whether what it ends with is the outermost dictionary."""
+        return self.run(_TAIL) is self.state
+
+    def pop_mark(self) -> list[Any]:
+        """As of any machine; the items of the outermost dictionary only to put them there."""
+        if len(self.marks) == self._reached:
+            if not self._may_reach:
+                raise IndexError("items that the head has made")
+            self._reached = None
+        return super().pop_mark()
+
+    def op_setitems(self, pos: int) -> int:
+        """As of any machine."""
+        self._may_reach = True
+        pos = super().op_setitems(pos)
+        self._may_reach = False
+        return pos
+
+
+_TAIL = [*_TABLE]
+_TAIL[ord("u")] = lambda machine, pos: machine.op_setitems(pos)
 
 
 def _is_at_name(machine: Machine) -> bool:

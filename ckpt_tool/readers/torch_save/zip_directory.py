@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ckpt_tool.common.crc import crc32
 from ckpt_tool.common.errors import FormatError
@@ -22,10 +21,12 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MASK32 = 0xFFFFFFFF
-_NOTHING = (0, 0, 0)
+_NOTHING = [0, 0, 0]
 _MAX_COMMENT = 1 << 16
 
 Read = Callable[[int, int], bytes]
+#: Header, raw name, size and CRC-32 of a row of the directory.
+_Entry = tuple[int, bytes, int, int]
 
 
 class Stored(NamedTuple):
@@ -39,24 +40,17 @@ class Stored(NamedTuple):
     crc: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A row of the directory; ``header``: position of the local header."""
+class _Record(NamedTuple):
+    """A row of the directory; ``header``: position of the local header.
+
+    ``end``: nothing of the record lies behind it.
+    """
 
     raw: bytes
     header: int
     size: int
     crc: int
-
-    @property
-    def name(self) -> str:
-        return self.raw.decode("utf-8", "replace")
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    entry: _Entry
-    end: int  # nothing of this record lies behind this position
+    end: int
 
 
 class Directory:
@@ -77,16 +71,23 @@ class Directory:
         record = self._records.get(name)
         if record is None:
             raise FormatError(f"no record {name}", path=self._path)
-        entry = record.entry
-        raw = self._read(entry.header, _LOCAL.size + len(entry.raw))
+        raw, header, size, crc, end = record
+        local = self._read(header, _LOCAL.size + len(raw))
         # The local header has name and extra lengths of its own: torch pads the extra field there
         # to align the content, and the directory does not say so.
-        fields = _LOCAL.unpack_from(raw)
-        start = entry.header + _LOCAL.size + fields[9] + fields[10]
-        if fields[0] != b"PK\x03\x04" or start + entry.size > record.end:
-            raise FormatError(f"record {name} does not fit at byte {entry.header}", path=self._path)
-        self._check_local(entry, fields, raw[_LOCAL.size :])
-        return Stored(start, entry.size, entry.crc)
+        mark, _, flags, method, _, _, *said, width, extra = _LOCAL.unpack_from(local)
+        start = header + _LOCAL.size + width + extra
+        if mark != b"PK\x03\x04" or start + size > end:
+            raise FormatError(f"record {name} does not fit at byte {header}", path=self._path)
+        if local[_LOCAL.size :] != raw or width != len(raw):
+            found = local[_LOCAL.size :].decode("utf-8", "replace")
+            self._refuse(name, f"is called {found!r} at byte {header}")
+        if flags & 1 or method or not _agree(said, [crc, size, size]):
+            self._refuse(name, f"has a header at byte {header} that contradicts the directory")
+        return Stored(start, size, crc)
+
+    def _refuse(self, name: str, fault: str) -> NoReturn:
+        raise FormatError(f"record {name} {fault}", path=self._path, hint=COPY_AGAIN)
 
     def read(self, name: str, limit: int) -> bytes:
         """A record's content, of at most ``limit`` bytes, proven to have its CRC-32."""
@@ -99,23 +100,12 @@ class Directory:
             raise FormatError(say_damage(name, crc, found), path=self._path)
         return content
 
-    def _check_local(self, entry: _Entry, fields: tuple[Any, ...], raw: bytes) -> None:
-        """FormatError where the local header is that of another record than the directory's.
 
-        CRC-32 and sizes may be 0 there: torch has them behind the content, or in the extra field.
-        """
-        if raw != entry.raw or fields[9] != len(raw):
-            fault = f"is called {raw.decode('utf-8', 'replace')!r} at byte {entry.header}"
-        elif fields[2] & 1 or fields[3] or not _agree(fields[6:9], entry):
-            fault = f"has a header at byte {entry.header} that contradicts the directory"
-        else:
-            return
-        raise FormatError(f"record {entry.name} {fault}", path=self._path, hint=COPY_AGAIN)
+def _agree(said: list[int], wanted: list[int]) -> bool:
+    """Whether CRC-32, packed and plain size are those of the directory, where they are said.
 
-
-def _agree(said: tuple[int, ...], entry: _Entry) -> bool:
-    """Whether CRC-32, packed and plain size are the record's, where they are said."""
-    wanted = (entry.crc, entry.size, entry.size)
+    They may be 0: torch has them behind the content, or in the extra field.
+    """
     return said in (wanted, _NOTHING) or all(
         is_ in (0, _MASK32, true) for is_, true in zip(said, wanted, strict=True)
     )
@@ -135,8 +125,11 @@ def read_directory(read: Read, size: int, path: str) -> Directory:
         name_at = pos + _ENTRY.size
         extra_at = name_at + fields[10]
         pos = extra_at + fields[11] + fields[12]
-        content, header = _wide(fields, raw[extra_at : extra_at + fields[11]], path)
-        entries.append(_Entry(raw[name_at:extra_at], header, content, fields[7]))
+        content, header = fields[9], fields[16]
+        if content != fields[8] or _MASK32 in (content, header):
+            extra = raw[extra_at : extra_at + fields[11]]
+            content, header = _wide(fields, extra, path)
+        entries.append((header, raw[name_at:extra_at], content, fields[7]))
     if pos != len(raw):
         raise FormatError(f"the zip directory has {len(raw)} bytes, expected {pos}", path=path)
     return Directory(_without_overlaps(entries, start, path), read, path)
@@ -175,7 +168,7 @@ def _check_entry(fields: tuple[Any, ...], path: str) -> None:
     signature, flags, method = fields[0], fields[3], fields[4]
     if signature != b"PK\x01\x02":
         raise FormatError("a damaged zip directory", path=path)
-    if method != 0 or flags & 1:
+    if method or flags & 1:
         raise FormatError(
             "a compressed or encrypted record; torch.save stores records as they are",
             path=path,
@@ -212,15 +205,17 @@ def _zip64_values(extra: bytes) -> tuple[int, ...]:
 
 def _without_overlaps(entries: list[_Entry], limit: int, path: str) -> dict[str, _Record]:
     """Records whose ranges are disjoint and before the directory; FormatError otherwise."""
-    ends: dict[str, int] = {}
-    names = [entry.name for entry in entries]
-    order = sorted(range(len(entries)), key=lambda at: entries[at].header, reverse=True)
-    for name, entry in ((names[at], entries[at]) for at in order):
-        if name in ends:
-            raise FormatError(f"two records named {name}", path=path)
-        if entry.header + _LOCAL.size + len(entry.raw) + entry.size > limit:
+    ends: dict[int, int] = {}
+    for header, raw, size, _ in sorted(entries, reverse=True):
+        if header + _LOCAL.size + len(raw) + size > limit:
+            name = raw.decode("utf-8", "replace")
             raise FormatError(f"record {name} overlaps another or the end of the file", path=path)
-        ends[name] = limit
-        limit = entry.header
-    pairs = zip(names, entries, strict=True)
-    return {name: _Record(entry, ends[name]) for name, entry in pairs}
+        ends[header] = limit
+        limit = header
+    records: dict[str, _Record] = {}
+    for header, raw, size, crc in entries:
+        name = raw.decode("utf-8", "replace")
+        if name in records:
+            raise FormatError(f"two records named {name}", path=path)
+        records[name] = _Record(raw, header, size, crc, ends[header])
+    return records
