@@ -24,6 +24,12 @@ def open_descriptor(path: str) -> int:
     raise OSError(errno.EINVAL, "not a regular file", path)
 
 
+def announce(descriptor: int, start: int, size: int) -> None:
+    """Have the system fetch bytes that will be read soon, while others are read."""
+    if hasattr(os, "posix_fadvise"):  # macOS has none
+        os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
+
 def open_regular(path: Path) -> BinaryIO:
     """The file opened for reading; OSError where it is not there, or no regular file."""
     return os.fdopen(open_descriptor(str(path)), "rb")

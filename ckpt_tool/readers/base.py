@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Literal
 
 from ckpt_tool.common.errors import CheckpointError, FormatError, Problem, UnsafeContentError
-from ckpt_tool.readers.shard_file import ShardFile as ShardFile  # noqa: PLC0414 (for all who read)
+from ckpt_tool.readers.holdings import Entry as Entry  # noqa: PLC0414 (for all who read)
+from ckpt_tool.readers.holdings import Holding as Holding  # noqa: PLC0414
+from ckpt_tool.readers.shard_file import ShardFile as ShardFile  # noqa: PLC0414
 from ckpt_tool.tensors.checksums import FileSums
-from ckpt_tool.tensors.chunks import Chunk, Region
-from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -37,68 +36,6 @@ class Mesh:
     def __str__(self) -> str:
         names = self.dim_names or ("",) * len(self.shape)
         return " x ".join(f"{name} {n}".strip() for name, n in zip(names, self.shape, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A block of a tensor that one file holds.
-
-    ``rank``: whose file it is, None where files belong to no rank. ``box``: which block of the
-    whole tensor, offsets and sizes in elements. ``region``: where its elements lie on disk.
-    ``replicated``: the file itself says that other ranks hold the same block.
-    """
-
-    rank: int | None
-    box: Box
-    region: Region
-    replicated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor as the files describe it, before anything is proven about it.
-
-    ``name``: its FQN; ``shape``: of the whole tensor, in elements; ``dtype``: on disk.
-    ``placements``: how ranks share it, in words for people. ``holdings``: every block that a file
-    holds, replicas among them, in the order of the files.
-    """
-
-    name: str
-    shape: Shape
-    dtype: DType
-    placements: str
-    holdings: tuple[Holding, ...]
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.numel * self.dtype.itemsize
-
-    def owners(self) -> dict[Box, Holding]:
-        """One holding per distinct block, the first of its replicas."""
-        owners: dict[Box, Holding] = {}
-        for holding in self.holdings:
-            owners.setdefault(holding.box, holding)
-        return owners
-
-    def tensor(self) -> LazyTensor:
-        """The lazy tensor over one holding per block."""
-        held = [h for h in self.owners().values() if h.box.volume]
-        chunks = tuple(Chunk(h.box, h.region) for h in held)
-        return LazyTensor(self.shape, self.dtype, self.dtype, chunks)
-
-    def replicas(self) -> Iterator[tuple[Holding, Holding]]:
-        """Each holding of a block that another holding, the first of the pair, stands for."""
-        owners = self.owners()
-        for holding in self.holdings:
-            owner = owners[holding.box]
-            if owner is not holding and holding.box.volume:
-                yield owner, holding
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, Mesh, ShardFile, Wanted, collect
 from ckpt_tool.readers.fsdp.dtensor import RankDecoder
 from ckpt_tool.readers.fsdp.files import parse_rank_name
+from ckpt_tool.readers.fsdp.gathered import Gathered, find_largest_mesh
 from ckpt_tool.readers.fsdp.local import LocalTensor
-from ckpt_tool.readers.fsdp.ranks import Gathered, find_largest_mesh, read_rank
 from ckpt_tool.readers.state_dict import Found, find_tensors
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.names import resolve_run
@@ -41,10 +41,11 @@ def open_flat_file(path: Path) -> Checkpoint:
     rank = None if named is None else named.rank
     file = ShardFile.stat(path, rank)
     gathered = Gathered()
-    read_rank(path, rank or 0, gathered)
+    gathered.read_rank(path, rank or 0)
     entries = {}
-    for name, found in gathered.locals.items():
-        for entry in _local_entries(name, found[0][1], rank):
+    for name in gathered.locals:
+        _, local = gathered.list_locals(name)[0]
+        for entry in _local_entries(name, local, rank):
             entries[entry.name] = entry
     return Checkpoint(
         format="torch" if named is None else "fsdp-rank",

@@ -6,6 +6,7 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 #: What to do about damage, for people.
@@ -34,19 +35,20 @@ class FileSums:
     """
 
     def __init__(self, records: Iterable[RecordSum]) -> None:
-        rows = sorted({record for record in records if record.size})
+        rows = [row for row, _ in groupby(sorted(row for row in records if row.size))]
         self._starts = array("q", (row.start for row in rows))
         self._sizes = array("q", (row.size for row in rows))
         self._crcs = array("I", (row.crc for row in rows))
-        self._names = [sys.intern(row.name) for row in rows]
+        # Archives of one run call their records alike behind the first folder.
+        self._folder = _find_folder([row.name for row in rows])
+        self._names = [sys.intern(row.name[len(self._folder) :]) for row in rows]
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> RecordSum:
-        return RecordSum(
-            self._starts[index], self._sizes[index], self._crcs[index], self._names[index]
-        )
+        name = self._folder + self._names[index]
+        return RecordSum(self._starts[index], self._sizes[index], self._crcs[index], name)
 
     def find(self, at: int) -> int:
         """The number of the record in which byte ``at`` of the file lies; -1: in none."""
@@ -54,6 +56,13 @@ class FileSums:
         if index < 0 or at >= self._starts[index] + self._sizes[index]:
             return -1
         return index
+
+
+def _find_folder(names: Sequence[str]) -> str:
+    """The folder in which all of them are, with the slash behind it; empty where there is none."""
+    first = names[0] if names else ""
+    folder = first[: first.find("/") + 1]
+    return folder if all(name.startswith(folder) for name in names) else ""
 
 
 def say_damage(name: str, expected: int, found: int, names: Sequence[str] = ()) -> str:

@@ -5,6 +5,7 @@ In place of a file there may be an array that is computed when it is read (:clas
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,22 @@ class Piece(NamedTuple):
         return prod(self.sizes)
 
 
+class OrderedChunks(Sequence[Chunk]):
+    """Chunks by ascending offsets, whose order along the first dimension is known beforehand."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def starts(self) -> tuple[int, ...]:
+        """Where each begins along the first dimension; empty where there is none."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """The most rows that one has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunked:
     """A tensor of ``shape`` and ``dtype`` whose elements are in ``chunks``: what reading needs.
@@ -85,11 +102,15 @@ class Chunked:
     shape: Shape
     dtype: DType
     source_dtype: DType
-    chunks: tuple[Chunk, ...]
+    chunks: Sequence[Chunk]
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _reach: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.chunks, OrderedChunks):
+            object.__setattr__(self, "_starts", self.chunks.starts)
+            object.__setattr__(self, "_reach", self.chunks.reach)
+            return
         chunks = tuple(sorted(self.chunks, key=lambda chunk: chunk.box.offsets))
         object.__setattr__(self, "chunks", chunks)
         object.__setattr__(self, "_starts", tuple(c.box.offsets[0] for c in chunks if self.shape))

@@ -25,7 +25,10 @@ from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a DTensor says of itself whatever rank has it; ``value``: itself, so that it stays."""
+    """What a DTensor says of itself whatever rank has it; ``value``: itself, so that it stays.
+
+    ``local``: what the rank has of it; ``text``: its placements, for people.
+    """
 
     value: StandIn
     shape: Shape
@@ -53,7 +56,7 @@ class RankDecoder:
 
         ``known``: what was found out of values, by their identity, for those that ranks share.
         """
-        self._archive = archive
+        self.archive = archive
         self._known = {} if known is None else known
         self._places: dict[Any, tuple[Box, bool]] = {}
         self.rank = rank
@@ -79,7 +82,7 @@ class RankDecoder:
         raise FormatError(f"a value of type {kind}, expected a tensor")
 
     def _plain(self, name: str, ref: TensorRef) -> LocalTensor:
-        stored = self._archive.locate_tensor(ref, name)
+        stored = self.archive.locate_tensor(ref, name)
         whole = Box((0,) * len(ref.shape), ref.shape)
         holding = Holding(self.rank, whole, stored.region)
         return LocalTensor(ref.shape, ref.dtype, "plain", (holding,), None)
@@ -87,22 +90,30 @@ class RankDecoder:
     def _dtensor(self, name: str, value: StandIn) -> LocalTensor:
         known = self._known.get(id(value))
         if known is None:
-            known = self._known[id(value)] = _describe(value)
-        position = self._meshes.find(known.mesh)
+            known = self._known[id(value)] = describe(value)
         shape, local = known.shape, known.local
-        box, copied = self._place(known, position)
-        if box.sizes != local.shape:
-            raise FormatError(
-                f"local shape {list(local.shape)}, expected {list(box.sizes)} at offset"
-                f" {list(box.offsets)} of {list(shape)} with {known.text}"
-            )
-        region = self._archive.locate_tensor(local, name).region
+        position, box, copied = self.place(known)
+        region = self.archive.locate_tensor(local, name).region
         holding = Holding(self.rank, box, region, copied)
         text = known.text
         return LocalTensor(shape, local.dtype, text, (holding,), position.mesh, position.slice)
 
-    def _place(self, known: Described, position: Position) -> tuple[Box, bool]:
-        """The rank's block, and whether others have it too; worked out once for all alike."""
+    def place(self, known: Described) -> tuple[Position, Box, bool]:
+        """Where the rank is in the mesh, its block, and whether others have it too.
+
+        FormatError where it is in no such mesh, or has a block of another shape.
+        """
+        position, local = self._meshes.find(known.mesh), known.local
+        box, copied = self._find_box(known, position)
+        if box.sizes != local.shape:
+            raise FormatError(
+                f"local shape {list(local.shape)}, expected {list(box.sizes)} at offset"
+                f" {list(box.offsets)} of {list(known.shape)} with {known.text}"
+            )
+        return position, box, copied
+
+    def _find_box(self, known: Described, position: Position) -> tuple[Box, bool]:
+        """The block, and whether others have it too; worked out once for all alike."""
         mesh = position.mesh.shape
         key = (known.shape, known.placements, known.order, mesh, position.coordinate)
         found = self._places.get(key)
@@ -135,7 +146,7 @@ class RankDecoder:
                 )
             if not is_in_bounds(shape, box):
                 raise FormatError(f"a shard at {box}, outside of {list(shape)}")
-            region = self._archive.locate_tensor(ref, name).region
+            region = self.archive.locate_tensor(ref, name).region
             holdings.append(Holding(self.rank, box, region))
         return LocalTensor(shape, dtype, "ShardedTensor", tuple(holdings), None)
 
@@ -148,7 +159,8 @@ def _shell(value: StandIn) -> tuple[DType, Shape]:
     return dtype, read_sizes(shape)
 
 
-def _describe(value: StandIn) -> Described:
+def describe(value: StandIn) -> Described:
+    """What a DTensor says of itself; FormatError where it is none, or does not say enough."""
     _, shape = _shell(value)
     local, spec = value.get("_local_tensor"), value.get("_spec")
     if not (isinstance(local, TensorRef) and isinstance(spec, StandIn)):

@@ -36,6 +36,22 @@ class TensorRef:
     shape: Shape
     strides: Shape
 
+    @property
+    def last(self) -> int:
+        """The last element of the storage that it has, if it has any."""
+        steps = zip(self.shape, self.strides, strict=True)
+        return self.offset + sum((size - 1) * stride for size, stride in steps)
+
+    @property
+    def room(self) -> int:
+        """How many elements the storage has."""
+        return self.storage.nbytes // self.dtype.itemsize
+
+    @property
+    def fits(self) -> bool:
+        """Whether the storage has all its elements."""
+        return 0 in self.shape or self.last < self.room
+
 
 def is_size(value: Any) -> bool:
     """Whether ``value`` is a size that 64 bits can have."""

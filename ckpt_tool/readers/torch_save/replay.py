@@ -34,10 +34,19 @@ _ATOMS = (str, bytes, int, float, bool, type(None), DType, StorageType, StorageR
 
 @dataclass(frozen=True)
 class Replayed:
-    """A state dict; ``meshes``: by the identity of each in it, what it is in this file."""
+    """A state dict: first items of its ``own``, then those that it shares with others.
 
-    state: dict[Any, Any]
-    meshes: Mapping[int, StandIn]
+    ``meshes``: by the identity of each in what is shared, what it is in this file.
+    """
+
+    own: dict[Any, Any]
+    shared: dict[Any, Any] = field(default_factory=dict)
+    meshes: Mapping[int, StandIn] = field(default_factory=dict)
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """All items."""
+        return self.own | self.shared
 
 
 @dataclass
@@ -124,7 +133,7 @@ class _Cut:
             if _is_mesh(mesh) and _is_mesh(other.get(at))
         }
         items = dict(zip(self.names, theirs.machine.stack[1::2], strict=False))
-        return Replayed(items | self.tail, meshes)
+        return Replayed(items, self.tail, meshes)
 
 
 class _Asked(dict[int, Any]):
@@ -146,7 +155,7 @@ class _Asked(dict[int, Any]):
 
 def _find_last_difference(one: bytes, other: bytes) -> int | None:
     """The last position at which pickles differ, -1 where nowhere; None: beyond their heads."""
-    if len(one) != len(other) or memoryview(one)[_HEAD:] != memoryview(other)[_HEAD:]:
+    if len(one) != len(other) or not one.endswith(other[_HEAD:]):
         return None
     pairs = zip(one[:_HEAD], other[:_HEAD], strict=True)
     return max((at for at, (a, b) in enumerate(pairs) if a != b), default=-1)

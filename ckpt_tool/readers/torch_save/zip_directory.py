@@ -66,6 +66,11 @@ class Directory:
         """Every record's name, in directory order."""
         return list(self._records)
 
+    @property
+    def headers(self) -> list[tuple[int, int]]:
+        """Where each record's local header lies, and its size in bytes with the name."""
+        return [(row.header, _LOCAL.size + len(row.raw)) for row in self._records.values()]
+
     def locate(self, name: str) -> Stored:
         """Where a record's content lies; FormatError if it is not there whole."""
         record = self._records.get(name)

@@ -1,6 +1,7 @@
 """torch.save archives: what torch writes reads back, what is damaged or crafted is refused."""
 
 import io
+import os
 import zipfile
 from collections import OrderedDict
 from contextlib import suppress
@@ -215,6 +216,35 @@ def test_padding_of_a_local_header_is_skipped(tmp_path):
     ]
     (tmp_path / "t.pt").write_bytes(crafted_zip(entries))
     assert read_back(tmp_path / "t.pt")["a"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nobody can be told")
+def test_headers_amid_the_elements_are_announced_before_any_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    state = {f"weight {number}": torch.full((300, 300), float(number)) for number in range(40)}
+    torch.save(state, path)
+    told, done = [], []
+    advise, pread = os.posix_fadvise, os.pread
+
+    def noted(descriptor: int, start: int, size: int, advice: int) -> None:
+        told.append((start, start + size))
+        assert advice == os.POSIX_FADV_WILLNEED
+        advise(descriptor, start, size, advice)
+
+    def counted(descriptor: int, size: int, start: int) -> bytes:
+        done.append((start, start + size, len(told)))
+        return pread(descriptor, size, start)
+
+    monkeypatch.setattr(os, "posix_fadvise", noted)
+    monkeypatch.setattr(os, "pread", counted)
+    found = open_checkpoint(path)
+    assert found.problems == ()
+    places = [entry.holdings[0].region.offset for entry in found.entries.values()]
+    read = [(start, stop, known) for start, stop, known in done if start < places[-1]]
+    headers = [row for row in read if any(row[0] < at <= row[1] + 64 for at in places)]
+    assert len(headers) >= 40
+    for start, stop, known in headers:
+        assert any(a <= start <= stop <= b for a, b in told[:known])
 
 
 def test_an_archive_without_byteorder_is_little_endian(tmp_path):
