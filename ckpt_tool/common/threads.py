@@ -9,7 +9,14 @@ from __future__ import annotations
 import mmap
 import resource
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 #: What a thread takes before it runs, far more than once: its stack is counted apart.
 _FIRST_OBJECTS = 8 << 20
@@ -33,6 +40,7 @@ class Threads(ThreadPoolExecutor):
 
     def __init__(self, count: int, name: str = "ckpt", *, tasks: int | None = None) -> None:
         count = count if tasks is None else min(count, max(tasks, 1))
+        self._count = count
         super().__init__(count, thread_name_prefix=name)
         begin = threading.Event()
         try:
@@ -44,6 +52,23 @@ class Threads(ThreadPoolExecutor):
             self.shutdown()
             raise
         begin.set()
+
+    def flow(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """What ``work`` makes of each item, in their order; few are begun that nobody asked for.
+
+        ``map`` begins all, and keeps something for each of them: terabytes have many. Raises what
+        ``work`` raises; what has not begun then never does.
+        """
+        rest = iter(items)
+        begun: deque[Future[Result]] = deque()
+        try:
+            begun.extend(self.submit(work, item) for item in islice(rest, 4 * self._count))
+            while begun:
+                yield begun.popleft().result()
+                begun.extend(self.submit(work, item) for item in islice(rest, 1))
+        finally:
+            for future in begun:
+                future.cancel()
 
 
 def _ask_for_room() -> None:

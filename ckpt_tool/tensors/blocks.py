@@ -23,6 +23,7 @@ from ckpt_tool.tensors.geometry import (
     Shape,
     cut_linear,
     find_bounds,
+    is_run,
     make_strides,
 )
 from ckpt_tool.tensors.open_files import OpenFiles
@@ -105,7 +106,7 @@ class BlockReader:
         """
         size = tensor.dtype.itemsize
         if tensor.dtype == tensor.source_dtype:
-            self._gather(tensor.pieces(start, stop), out, size)
+            self.gather(tensor.pieces(start, stop), out, size)
             return
         step = BLOCK_BYTES // size
         for at in range(start, stop, step):
@@ -137,7 +138,7 @@ class BlockReader:
         if all(self._fill_rounded(piece, out, target) for piece in pieces):
             return
         raw = self._cast_raw((stop - start) * source.itemsize)
-        self._gather(pieces, raw, source.itemsize)
+        self.gather(pieces, raw, source.itemsize)
         names = tensor.origin.name, target.name
         known = self.errors.largest_finite(*names)
         error = self.keep(Caster).cast_bytes(raw, source, out, target, known)
@@ -160,7 +161,8 @@ class BlockReader:
             for box, part in self._boxes(piece, computed, out, dtype.itemsize)
         )
 
-    def _gather(self, pieces: Iterable[Piece], out: memoryview, itemsize: int) -> None:
+    def gather(self, pieces: Iterable[Piece], out: memoryview, itemsize: int) -> None:
+        """Put each of ``pieces`` at its place in ``out``; raises what :meth:`read` does."""
         for piece in pieces:
             region, part = piece.region, out[piece.at * itemsize :]
             if region.computed is not None:
@@ -191,6 +193,10 @@ class BlockReader:
 
     def _fetch(self, region: Region, sizes: Shape, itemsize: int) -> NDArray[Any]:
         """A strided block as an array over scratch memory, read in the order of the file."""
+        if is_run(sizes, region.strides):
+            raw = self._strided_raw(prod(sizes) * itemsize)
+            self._files.read(region.path, region.offset, raw)
+            return view_strided(raw, sizes, region.strides, itemsize)
         order = sorted(range(len(sizes)), key=lambda dim: -region.strides[dim])
         in_file = tuple(sizes[dim] for dim in order)
         steps = tuple(region.strides[dim] for dim in order)

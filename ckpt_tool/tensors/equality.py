@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.sweep import Sweep, find_step
 
 _LIBC = ctypes.CDLL(None)
 _STEP = 1 << 20  # bytes of each side per comparison: both stay in the second-level cache
-_SPAN = 64 << 20  # bytes of each side per task, so that one large tensor keeps every thread busy
+_STEPS = 64  # per task: few enough that one large tensor keeps every thread busy
 
 Label = TypeVar("Label", bound=Hashable)
 
@@ -29,17 +30,17 @@ class Pair(Generic[Label]):
 
 
 def locate_differences(
-    pairs: Iterable[Pair[Label]], jobs: int, advance: Callable[[int], None]
+    pairs: Sequence[Pair[Label]], jobs: int, advance: Callable[[int], None]
 ) -> dict[Label, int]:
     """The labels of pairs that differ, each with the first differing element (row-major).
 
-    ``advance`` is told the bytes of one side as they are compared. OSError and FormatError where
+    ``advance`` is told the bytes of one side of which that is known. OSError and FormatError where
     a file cannot be read.
     """
     found: dict[Label, int] = {}
     local = threading.local()
-    tasks = list(_tasks(pairs))
-    with FileTable() as files, Threads(jobs, tasks=len(tasks)) as pool:
+    count = sum(-(-pair.left.numel // _find_span(pair)) for pair in pairs)
+    with FileTable() as files, Threads(jobs, tasks=count) as pool:
 
         def compare(task: tuple[Pair[Label], int, int]) -> tuple[Label, int | None]:
             if not hasattr(local, "sides"):
@@ -48,7 +49,7 @@ def locate_differences(
             pair, start, stop = task
             return pair.label, _compare(pair, (start, stop), local, advance)
 
-        for label, index in pool.map(compare, tasks):
+        for label, index in pool.flow(compare, _tasks(pairs)):
             if index is not None:
                 found[label] = min(index, found.get(label, index))
     return found
@@ -61,26 +62,35 @@ def are_equal(left: LazyTensor, right: LazyTensor, jobs: int) -> bool:
     return not locate_differences([Pair("", left, right)], jobs, lambda _: None)
 
 
-def _tasks(pairs: Iterable[Pair[Label]]) -> Iterator[tuple[Pair[Label], int, int]]:
+def _tasks(pairs: Sequence[Pair[Label]]) -> Iterator[tuple[Pair[Label], int, int]]:
     for pair in pairs:
-        step = _SPAN // pair.left.dtype.itemsize
-        for start in range(0, pair.left.numel, step):
-            yield pair, start, min(start + step, pair.left.numel)
+        span = _find_span(pair)
+        for start in range(0, pair.left.numel, span):
+            yield pair, start, min(start + span, pair.left.numel)
+
+
+def _find_span(pair: Pair[Label]) -> int:
+    """The elements of a task."""
+    return _STEPS * find_step(pair.left.shape, _STEP // pair.left.dtype.itemsize)
 
 
 def _compare(
     pair: Pair[Label], span: tuple[int, int], local: threading.local, advance: Callable[[int], None]
 ) -> int | None:
     size = pair.left.dtype.itemsize
-    step = _STEP // size
-    for start in range(span[0], span[1], step):
+    step = find_step(pair.left.shape, _STEP // size)
+    sweeps = [
+        Sweep(reader, tensor, span, step)
+        for reader, tensor in zip(local.sides, (pair.left, pair.right), strict=True)
+    ]
+    for start in range(*span, step):
         stop = min(start + step, span[1])
         blocks = [buffer[: (stop - start) * size] for buffer in local.buffers]
-        tensors = (pair.left, pair.right)
-        for reader, tensor, block in zip(local.sides, tensors, blocks, strict=True):
-            reader.read(tensor, start, stop, block)
+        for sweep, block in zip(sweeps, blocks, strict=True):
+            sweep.read(start, stop, block)
         at = _first_difference(*blocks)
         if at is not None:
+            advance((span[1] - start) * size)  # nobody reads the rest
             return start + at // size
         advance(len(blocks[0]))
     return None

@@ -81,3 +81,31 @@ def test_no_pool_has_more_threads_than_tasks(count: int, tasks: int, expected: i
     before = threading.active_count()
     with Threads(count, tasks=tasks):
         assert threading.active_count() - before == expected
+
+
+def test_what_flows_comes_in_its_order_and_is_not_begun_at_once() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        return number * number
+
+    with Threads(2) as pool:
+        found = pool.flow(work, range(10_000))
+        assert [next(found) for _ in range(5)] == [0, 1, 4, 9, 16]
+        assert len(begun) < 20
+        assert list(found) == [number * number for number in range(5, 10_000)]
+    assert sorted(begun) == list(range(10_000))
+
+
+def test_nothing_is_begun_after_a_failure() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number == 3:
+            raise ValueError("three")
+
+    with Threads(2) as pool, pytest.raises(ValueError, match="three"):
+        list(pool.flow(work, range(10_000)))
+    assert len(begun) < 20

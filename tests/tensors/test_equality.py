@@ -94,6 +94,16 @@ def test_progress_adds_up_to_the_bytes_of_one_side(tmp_path):
     assert len(told) > 2
 
 
+def test_progress_adds_up_where_all_differs(tmp_path):
+    """Nobody reads on behind a difference, and the progress does not stop there."""
+    left, right = (
+        backed(tmp_path / name, distinct((300_001,)) + at) for at, name in enumerate("lr")
+    )
+    told: list[int] = []
+    assert locate_differences([Pair("a", left, right)], 1, told.append) == {"a": 0}
+    assert sum(told) == left.nbytes
+
+
 def test_scalars_and_empty_tensors(tmp_path):
     scalar = backed(tmp_path / "s", torch.tensor(3.0))
     other = backed(tmp_path / "o", torch.tensor(4.0))
