@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from math import isclose
 
 from ckpt_tool.compare.elements import find_scale, rounds_to
-from ckpt_tool.compare.rows import Heads, digest_rows, explain_order, find_shift
-from ckpt_tool.compare.stats import Stats
+from ckpt_tool.compare.heads import Heads
+from ckpt_tool.compare.pairs import round_to_coarser
+from ckpt_tool.compare.rows import digest_rows, explain_order, find_shift
+from ckpt_tool.compare.suspects import Suspect
 from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.dtypes import BFLOAT16, CASTABLE, FLOAT16
 from ckpt_tool.tensors.equality import Pair, are_equal, locate_differences
@@ -20,17 +22,6 @@ _NUMBERED = re.compile(r"(?<![^.])(experts|layers|h|blocks)\.(\d{1,9})(?=\.)")
 _ATTENTION = re.compile(r"attn|attention|[qkv]_proj|qkv|query|key|value")
 _GATED = re.compile(r"mlp|gate|up_proj|fc1|experts|feed_forward")
 _VOCABULARY = re.compile(r"embed|lm_head|wte|score|output_layer|(?<![^.])output\.weight$")
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A name whose two tensors differ: ``kind`` is ``values``, ``shape`` or ``dtype``."""
-
-    name: str
-    kind: str
-    left: LazyTensor
-    right: LazyTensor
-    stats: Stats | None = None
 
 
 class Diagnosis:
@@ -52,8 +43,8 @@ class Diagnosis:
         self._suspects = {suspect.name: suspect for suspect in suspects}
         self._by_digest: dict[tuple[object, ...], str] = {}
         for suspect in suspects:
-            if suspect.stats is not None:
-                key = (suspect.right.shape, suspect.right.dtype, suspect.stats.digests[1])
+            if suspect.digests is not None:
+                key = (suspect.right.shape, suspect.right.dtype, suspect.digests[1])
                 self._by_digest.setdefault(key, suspect.name)
 
     def hint(self, suspect: Suspect) -> str:
@@ -82,14 +73,14 @@ class Diagnosis:
         return "all zeros in the reference" if stats.peaks[1] == 0 < stats.peaks[0] else ""
 
     def _exchanged(self, suspect: Suspect) -> str:
-        if suspect.stats is None:
+        if suspect.digests is None:
             return ""
-        key = (suspect.left.shape, suspect.left.dtype, suspect.stats.digests[0])
+        key = (suspect.left.shape, suspect.left.dtype, suspect.digests[0])
         other = self._by_digest.get(key)
         if other is None or other == suspect.name:
             return ""
-        partner = self._suspects[other].stats
-        mutual = partner is not None and partner.digests[0] == suspect.stats.digests[1]
+        partner = self._suspects[other].digests
+        mutual = partner is not None and partner[0] == suspect.digests[1]
         if mutual and _GATE_UP.sub("", suspect.name) == _GATE_UP.sub("", other):
             return f"gate and up swapped: equal to the reference's {other}"
         mine, theirs = _NUMBERED.findall(suspect.name), _NUMBERED.findall(other)
@@ -153,11 +144,13 @@ class Diagnosis:
 
     def _transposed(self, suspect: Suspect) -> str:
         left, right = suspect.left, suspect.right
-        if len(left.shape) < 2 or left.shape[-1] != left.shape[-2]:
+        if len(left.shape) < 2 or left.shape[-1] != left.shape[-2] or not _may_be_moved(suspect):
             return ""
         return "transposed" if are_equal(left, right.transpose(-1, -2), self._jobs) else ""
 
     def _rows(self, suspect: Suspect) -> str:
+        if not _may_be_moved(suspect):
+            return ""
         left, right = digest_rows(suspect.left), digest_rows(suspect.right)
         if left is None or right is None:
             return ""
@@ -211,6 +204,18 @@ class Diagnosis:
         return f"equal after rounding the {side} to {one.dtype}"
 
 
+def _may_be_moved(suspect: Suspect) -> bool:
+    """Whether one side may have the other's elements elsewhere, by numbers that tell no order.
+
+    Sums differ by how they are rounded: by less than a millionth, whatever the order.
+    """
+    stats = suspect.stats
+    if stats is None:
+        return True
+    pairs = (stats.peaks, stats.num_nan, stats.num_inf)
+    return all(a == b for a, b in pairs) and isclose(*stats.squares[:2], rel_tol=1e-6)
+
+
 def _rounding_of(left: LazyTensor, right: LazyTensor) -> str:
     for dtype in (BFLOAT16, FLOAT16):
         if dtype == left.dtype or left.dtype not in CASTABLE:
@@ -220,15 +225,6 @@ def _rounding_of(left: LazyTensor, right: LazyTensor) -> str:
         if rounds_to(left, right, dtype):
             return f"the reference is the checkpoint rounded to {dtype}"
     return ""
-
-
-def round_to_coarser(left: LazyTensor, right: LazyTensor) -> tuple[LazyTensor, LazyTensor] | None:
-    """Both in the dtype of the coarser one; None where neither is finer (float16, bfloat16)."""
-    if not {left.dtype, right.dtype} <= CASTABLE or left.dtype.itemsize == right.dtype.itemsize:
-        return (left, right) if left.dtype == right.dtype else None
-    if left.dtype.itemsize > right.dtype.itemsize:
-        return left.to(right.dtype), right
-    return left, right.to(left.dtype)
 
 
 def narrow_to(tensor: LazyTensor, box: Box) -> LazyTensor:

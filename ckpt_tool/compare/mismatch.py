@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.threads import Threads
-from ckpt_tool.compare.hints import Diagnosis, Suspect
-from ckpt_tool.compare.rows import Heads
+from ckpt_tool.compare.heads import Heads
 from ckpt_tool.compare.stats import Stats
+from ckpt_tool.compare.suspects import Suspect, sort_worst_first
 from ckpt_tool.tensors.geometry import unravel
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.reshaped import find_path, list_paths
@@ -24,8 +23,10 @@ class Mismatch:
 
     ``kind``: ``shape``, ``dtype`` or ``values``.
     ``left``, ``right``: dtype and shape on either side, as text.
-    ``stats``: how far they are apart; None where shapes differ.
-    ``first_index``: the first element that differs, an index per dimension.
+    ``stats``: how far they are apart; None where shapes differ, and where no cause was looked for
+    because others are worse. ``distance``: theirs, known of all of one shape; 0 of other shapes.
+    ``first_index``: the first element that differs, an index per dimension; None where shapes
+    differ, and where dtypes do and there are no ``stats``.
     ``source``: the file of the checkpoint in which that element lies; ``rank``: who wrote it, if a
     rank did.
     ``hint``: the cause, tested on the bytes; empty where none was found or looked for.
@@ -36,32 +37,11 @@ class Mismatch:
     left: str
     right: str
     stats: Stats | None
+    distance: float
     first_index: tuple[int, ...] | None
     source: str
     rank: int | None
     hint: str
-
-
-class Differing(Protocol):
-    """What is known of a tensor that differs."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def stats(self) -> Stats | None: ...
-
-
-AnyDiffering = TypeVar("AnyDiffering", bound=Differing)
-
-
-def sort_worst_first(found: Iterable[AnyDiffering]) -> list[AnyDiffering]:
-    """Other shapes first, then other dtypes, then values by their relative distance."""
-
-    def rank_badness(each: Differing) -> tuple[int, float]:
-        kind = ("shape", "dtype", "values").index(each.kind)
-        return kind, -each.stats.distance if each.stats is not None else 0.0
-
-    return sorted(found, key=rank_badness)
 
 
 def explain(
@@ -92,6 +72,8 @@ def _find_causes(
     """A hint for each of ``chosen``; empty where no known cause holds."""
     if not chosen:
         return {}
+    from ckpt_tool.compare.hints import Diagnosis  # numpy: not where everything is equal
+
     share = [chosen[at] for at in team.world.share([_count_bytes(each) for each in chosen])]
     threads = min(team.jobs, max(len(share), 1))
     diagnosis = Diagnosis(suspects, heads, rank_of, team.jobs // threads)
@@ -114,8 +96,7 @@ def _count_bytes(suspect: Suspect) -> int:
 
 
 def _describe(suspect: Suspect, rank_of: RankOf, hint: str) -> Mismatch:
-    index = suspect.stats.first_index if suspect.stats is not None else None
-    place = None if index is None else unravel(index, suspect.left.shape)
+    place = None if suspect.first is None else unravel(suspect.first, suspect.left.shape)
     source = _find_source(suspect.left, place)
     return Mismatch(
         name=suspect.name,
@@ -123,6 +104,7 @@ def _describe(suspect: Suspect, rank_of: RankOf, hint: str) -> Mismatch:
         left=_describe_type(suspect.left),
         right=_describe_type(suspect.right),
         stats=suspect.stats,
+        distance=suspect.distance,
         first_index=place,
         source=source,
         rank=rank_of(source),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
 import xxhash
 
+from ckpt_tool.compare.heads import Heads
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -24,15 +24,6 @@ _HEAD_DIMS = (16, 32, 64, 80, 96, 112, 128, 160, 192, 256)
 
 Digests = list[bytes]
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """What a config says about attention, for orders of rows that depend on it."""
-
-    query: int
-    key_value: int
-    dim: int
 
 
 def digest_rows(tensor: LazyTensor, most: int = _MOST_ROWS) -> Digests | None:

@@ -32,16 +32,29 @@ def view_bits(raw: memoryview, dtype: DType) -> NDArray[Any]:
     return np.frombuffer(raw, dtype.carrier)
 
 
+def count_values(size: int, dtype: DType) -> int:
+    """How many values :func:`decode_values` finds in ``size`` bytes."""
+    return size // np.dtype(_NATIVE.get(dtype.name, dtype.carrier)).itemsize
+
+
 def decode_values(raw: memoryview, dtype: DType) -> Values:
     """The elements as float64, exactly (64-bit integers rounded); a complex one as two values."""
+    return decode_into(raw, dtype, np.empty(count_values(len(raw), dtype)))
+
+
+def decode_into(
+    raw: memoryview, dtype: DType, out: Values, spare: NDArray[np.uint32] | None = None
+) -> Values:
+    """The same in ``out``, which is returned; ``spare``, as long, is memory to work in."""
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
         if dtype.name == "bfloat16":
-            words = np.left_shift(view_bits(raw, dtype), 16, dtype=np.uint32)
-            return np.asarray(words.view(np.float32), np.float64)
-        native = _NATIVE.get(dtype.name)
-        if native is None:
-            return np.take(_small_floats(dtype.name), view_bits(raw, dtype))
-        return np.asarray(np.frombuffer(raw, native), np.float64)
+            words = np.left_shift(view_bits(raw, dtype), 16, out=spare, dtype=np.uint32)
+            out[:] = words.view(np.float32)
+        elif dtype.name in _NATIVE:
+            out[:] = np.frombuffer(raw, _NATIVE[dtype.name])
+        else:  # every pattern is in the table: "clip" never does, and takes no memory
+            np.take(_small_floats(dtype.name), view_bits(raw, dtype), out=out, mode="clip")
+    return out
 
 
 def is_ordered(dtype: DType) -> bool:
@@ -49,11 +62,20 @@ def is_ordered(dtype: DType) -> bool:
     return dtype.name in _ORDERED
 
 
-def order_bits(bits: NDArray[Any], dtype: DType) -> NDArray[np.int64]:
-    """Integers in the order of the numbers, neighbours one apart: their difference is in ULP."""
-    sign = 1 << (8 * dtype.itemsize - 1)
-    magnitude = (bits & bits.dtype.type(sign - 1)).astype(np.int64)
-    return np.asarray(np.where(bits >= sign, -magnitude, magnitude), np.int64)
+def order_bits(bits: NDArray[Any], out: NDArray[Any], spare: NDArray[Any]) -> NDArray[Any]:
+    """Integers in the order of the numbers, neighbours one apart: their difference is in ULP.
+
+    They are signed, as wide as the elements, and put in ``out``, which is returned; ``spare`` is
+    memory to work in. Both are like ``bits``, which are unsigned.
+    """
+    kind, last = bits.dtype.type, 8 * bits.dtype.itemsize - 1
+    signed = f"<i{bits.dtype.itemsize}"
+    values, negative = out.view(signed), spare.view(signed)
+    np.right_shift(bits.view(signed), last, out=negative)  # -1 or 0
+    np.bitwise_and(bits, kind((1 << last) - 1), out=out)
+    np.bitwise_xor(values, negative, out=values)
+    np.subtract(values, negative, out=values)
+    return values
 
 
 @cache

@@ -112,7 +112,8 @@ class VerifyOptions(ModelOptions):
     ``|a - b| <= atol + rtol * |b|``; only floating-point tensors can be close. ``cast_reference``:
     where dtypes differ, the finer side is rounded to the coarser one's first. ``ignore``: patterns
     (of ``fnmatch``) of names on the Hub, left out on both sides. ``explained``: how many
-    differences get a hint at their cause, the worst first; None: all. It takes reading them again.
+    differences get numbers and a hint at their cause, the worst first; None: all. It takes reading
+    them again.
     ``check_crc``: first read all records of archives in which tensors lie, and hold them against
     their CRC-32; what is damaged is an error then, not a difference.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.

@@ -17,10 +17,10 @@ from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team, join_team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.compare.grid import IMMEASURABLE
+from ckpt_tool.compare.heads import Heads
 from ckpt_tool.compare.mismatch import Mismatch, explain
 from ckpt_tool.compare.pairs import compare_tensors
 from ckpt_tool.compare.prefixes import explain_prefix
-from ckpt_tool.compare.rows import Heads
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
 from ckpt_tool.plans.options import CrcCheck
@@ -35,7 +35,8 @@ class VerifyResult:
     ``left``, ``right``: the checkpoint and the reference, by their names on the Hub.
     ``num_compared``: tensors on both sides; ``compared_bytes``: their size, of one side.
     ``missing``: names in the reference only; ``unexpected``: in the checkpoint only.
-    ``mismatched``: tensors on both sides that differ, in the order of the reference.
+    ``mismatched``: tensors on both sides that differ, in the order of the reference; the worst
+    ``options.explained`` of them with their numbers and causes.
     ``close``: names of those that are equal within the tolerance only.
     ``tied``: heads on one side only that a config ties to an equal embedding, and why that is no
     difference. ``ignored``: names that were left out because the options say so.
@@ -142,7 +143,13 @@ def verify_as_team(
     missing = [name for name in theirs if name not in mine and name not in tied]
     unexpected = [name for name in mine if name not in theirs and name not in tied]
     rows = [(name, mine[name], theirs[name]) for name in common]
-    found = compare_tensors(rows, options.tolerance, team, rounded=options.cast_reference)
+    found = compare_tensors(
+        rows,
+        options.tolerance,
+        team,
+        rounded=options.cast_reference,
+        most=options.explained,
+    )
     return VerifyResult(
         left=left,
         right=right,
@@ -172,7 +179,7 @@ def collect_distances(result: VerifyResult) -> dict[str, float]:
     """
     shown = dict(result.distances)
     for mismatch in result.mismatched:
-        if mismatch.stats is None:
+        if mismatch.kind == "shape":
             shown[mismatch.name] = math.inf
         else:
             shown[mismatch.name] = max(shown.get(mismatch.name, 0.0), IMMEASURABLE)

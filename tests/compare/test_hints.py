@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from ckpt_tool.compare.hints import Diagnosis, Suspect
-from ckpt_tool.compare.rows import Heads
+from ckpt_tool.compare.heads import Heads
+from ckpt_tool.compare.hints import Diagnosis
+from ckpt_tool.compare.suspects import Suspect
 from tests.support.measuring import compared, hint, normal, stored, touched
 
 NORM, NOISE = (normal(8, 6, seed=seed) for seed in (1, 2))

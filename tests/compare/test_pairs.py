@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from ckpt_tool.common.parallel import Team
-from ckpt_tool.compare.mismatch import Mismatch, explain, sort_worst_first
+from ckpt_tool.compare.mismatch import Mismatch, explain
 from ckpt_tool.compare.pairs import Comparison, compare_tensors
 from ckpt_tool.compare.stats import Tolerance
+from ckpt_tool.compare.suspects import sort_worst_first
 from ckpt_tool.tensors.lazy import LazyTensor
 from tests.support.measuring import normal, rank_of, stored, touched
 from tests.support.teams import run_as_team

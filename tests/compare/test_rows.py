@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ckpt_tool.compare.rows import Heads, explain_order
+from ckpt_tool.compare.heads import Heads
+from ckpt_tool.compare.rows import explain_order
 from tests.support.measuring import labels
 
 PLAIN = "rows permuted: the same rows in another order"

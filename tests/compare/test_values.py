@@ -37,7 +37,8 @@ def values(tensor: torch.Tensor) -> np.ndarray:
 
 def ordinals_of(tensor: torch.Tensor) -> np.ndarray:
     dtype = dtype_of(tensor)
-    return order_bits(view_bits(memoryview(raw(tensor)), dtype), dtype)
+    bits = view_bits(memoryview(raw(tensor)), dtype)
+    return order_bits(bits, np.empty_like(bits), np.empty_like(bits)).astype(np.int64)
 
 
 def assert_same_values(found: np.ndarray, expected: torch.Tensor) -> None:

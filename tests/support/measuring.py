@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ckpt_tool.compare.hints import Diagnosis, Suspect
+from ckpt_tool.compare.heads import Heads
+from ckpt_tool.compare.hints import Diagnosis
 from ckpt_tool.compare.measure import measure
-from ckpt_tool.compare.rows import Heads
 from ckpt_tool.compare.stats import Stats, Tolerance
+from ckpt_tool.compare.suspects import Suspect
 from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.equality import Pair
@@ -69,7 +70,9 @@ def hints(
             suspects.append(Suspect(name, "shape", left, right))
         else:
             kind = "values" if left.dtype == right.dtype else "dtype"
-            suspects.append(Suspect(name, kind, left, right, told(left, right)))
+            stats = told(left, right)
+            found = (stats, stats.distance, stats.digests, stats.first_index)
+            suspects.append(Suspect(name, kind, left, right, *found))
     diagnosis = Diagnosis(suspects, heads, rank, 2)
     return {suspect.name: diagnosis.hint(suspect) for suspect in suspects}
 

@@ -65,7 +65,9 @@ def mismatch(name: str, **changed: object) -> Mismatch:
     }
     if changed.get("kind") == "shape":
         fields |= {"stats": None, "first_index": None, "source": "", "rank": None}
-    return Mismatch(**fields | changed)
+    fields |= changed
+    fields.setdefault("distance", fields["stats"].distance if fields["stats"] else 0.0)
+    return Mismatch(**fields)
 
 
 def result(

@@ -29,7 +29,7 @@ _LEAST_ROOM = 20  # for names
 
 def show_summary(console: Console, result: VerifyResult, top: int) -> None:
     """Print what was found: of the tensors that differ the worst ``top``."""
-    from ckpt_tool.compare.mismatch import sort_worst_first
+    from ckpt_tool.compare.suspects import sort_worst_first
 
     colour = "green" if result.equal else "red"
     console.print(say_verdict(result), style=f"bold {colour}", soft_wrap=True)

@@ -1,0 +1,247 @@
+"""The numbers of one block of a pair of tensors, in memory that serves the next block too.
+
+Fresh memory for each step would cost more than all the arithmetic. A reduction is never given to
+more than one thread of the BLAS, so numbers do not depend on how many cores there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ckpt_tool.compare.stats import Stats, Tolerance
+from ckpt_tool.compare.values import (
+    Values,
+    count_values,
+    decode_into,
+    is_ordered,
+    order_bits,
+    view_bits,
+)
+from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.equality import Pair
+from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.sweep import Sweep
+
+_EXPONENT_BIAS = 1023
+_EXPONENT_SHIFT = 52
+
+#: Elements of a product of vectors at once: OpenBLAS shares out those of more than 10,000.
+_PRODUCT = 1 << 13
+
+Flags = NDArray[np.bool_]
+
+
+class BlockMeasure:
+    """Measures blocks of pairs, those of one range after the other; one instance per thread."""
+
+    def __init__(self, files: FileTable) -> None:
+        self._readers = (BlockReader(files), BlockReader(files))
+        self._sweeps: list[Sweep] = []
+        self._kept: dict[tuple[str, str], NDArray[Any]] = {}
+
+    def begin(self, pair: Pair[Any], span: tuple[int, int], step: int) -> None:
+        """Told that elements ``span`` of ``pair`` are next, in blocks of ``step``."""
+        tensors = (pair.left, pair.right)
+        self._sweeps = [
+            Sweep(reader, tensor, span, step)
+            for reader, tensor in zip(self._readers, tensors, strict=True)
+        ]
+
+    def measure(self, pair: Pair[Any], span: tuple[int, int], tolerance: Tolerance) -> Stats:
+        """All numbers of elements ``[start, stop)``, the row-major order's.
+
+        OSError and FormatError where a file cannot be read.
+        """
+        raw = self._read(pair, span)
+        a, b, different = self._compare(pair, raw)
+        part = Stats(
+            num_elements=span[1] - span[0],
+            num_different=int(np.count_nonzero(different)),
+            digests=_digest(raw),
+        )
+        if part.num_different:
+            _note_first(part, a, b, different, span[0])
+        size = self._take("size", len(b))
+        finite, part.peaks = None, (_peak(a, size), _peak(b, size))
+        if not all(map(isfinite, part.peaks)):
+            finite = _set_aside(part, a, b, different)
+            part.peaks = (_peak(a, size), _peak(b, size))
+        if not part.num_different:
+            square = _multiply(a, a)
+            part.squares, part.product = (square, square, 0.0), square
+            return part
+        distance = self._subtract(a, b)
+        np.abs(distance, out=distance)
+        part.squares = (_multiply(a, a), _multiply(b, b), _multiply(distance, distance))
+        part.product = _multiply(a, b)
+        outside = different
+        if not tolerance.exact and _is_inexact(pair.left.dtype):
+            far = distance > tolerance.atol + tolerance.rtol * size
+            far = far if finite is None else far | ~finite
+            outside = different & _any_part(far, len(different))
+        part.num_outside = int(np.count_nonzero(outside))
+        self._add_distances(part, distance, size)
+        if pair.left.dtype == pair.right.dtype and is_ordered(pair.left.dtype):
+            part.max_ulp = self._find_largest_ulp(raw, pair.left.dtype, finite)
+        return part
+
+    def rank(self, pair: Pair[Any], span: tuple[int, int]) -> Stats:
+        """Only what :attr:`~.Stats.distance` rests on, and the digests: the same as of `measure`.
+
+        Raises what that does.
+        """
+        raw = self._read(pair, span)
+        part = Stats(num_elements=span[1] - span[0], digests=_digest(raw))
+        a, b, different = self._compare(pair, raw)
+        if not isfinite(_multiply(b, b)) or not isfinite(self._square_distance(a, b)):
+            _set_aside(part, a, b, different)
+        part.squares = (0.0, _multiply(b, b), self._square_distance(a, b))
+        return part
+
+    def _read(self, pair: Pair[Any], span: tuple[int, int]) -> tuple[memoryview, memoryview]:
+        left = self._read_side(0, pair.left, span)
+        return left, self._read_side(1, pair.right, span)
+
+    def _read_side(self, side: int, tensor: LazyTensor, span: tuple[int, int]) -> memoryview:
+        size = (span[1] - span[0]) * tensor.dtype.itemsize
+        raw = self._take(f"raw {side}", size, "u1").data
+        self._sweeps[side].read(*span, raw)
+        return raw
+
+    def _compare(
+        self, pair: Pair[Any], raw: tuple[memoryview, memoryview]
+    ) -> tuple[Values, Values, Flags]:
+        """Both sides' values, and which elements differ; where no bit does, one array is both."""
+        if pair.left.dtype != pair.right.dtype:
+            a, b = self._decode(pair, raw)
+            unequal = (a != b) & ~(np.isnan(a) & np.isnan(b))
+            return a, b, _any_part(unequal, len(raw[0]) // pair.left.dtype.itemsize)
+        left, right = (view_bits(side, pair.left.dtype) for side in raw)
+        different = np.not_equal(left, right, out=self._take("different", len(left), "?"))
+        if not different.any():
+            a = self._decode_side(0, raw[0], pair.left.dtype)
+            return a, a, different
+        a, b = self._decode(pair, raw)
+        if _is_cast(pair.left) or _is_cast(pair.right):  # casts are of real numbers
+            different &= ~(np.isnan(a) & np.isnan(b))
+        return a, b, different
+
+    def _decode(self, pair: Pair[Any], raw: tuple[memoryview, memoryview]) -> tuple[Values, Values]:
+        """The elements of both sides; a real side beside a complex one as complex."""
+        a = self._decode_side(0, raw[0], pair.left.dtype)
+        b = self._decode_side(1, raw[1], pair.right.dtype)
+        if len(a) < len(b):
+            return np.column_stack((a, np.zeros_like(a))).ravel(), b
+        if len(b) < len(a):
+            return a, np.column_stack((b, np.zeros_like(b))).ravel()
+        return a, b
+
+    def _decode_side(self, side: int, raw: memoryview, dtype: DType) -> Values:
+        count = count_values(len(raw), dtype)
+        words = self._take("words", count, "u4")
+        return decode_into(raw, dtype, self._take(f"values {side}", count), words)
+
+    def _subtract(self, a: Values, b: Values) -> Values:
+        difference: Values = np.subtract(a, b, out=self._take("difference", len(a)))
+        return difference
+
+    def _square_distance(self, a: Values, b: Values) -> float:
+        if a is b:
+            return 0.0
+        difference = self._subtract(a, b)
+        return _multiply(difference, difference)
+
+    def _add_distances(self, part: Stats, distance: Values, size: Values) -> None:
+        """What follows from ``|a - b|`` and ``|b|`` alone."""
+        part.max_abs, part.sum_abs = float(distance.max()), float(distance.sum())
+        ratio = np.divide(distance, size, out=self._take("ratio", len(size)))
+        if not size.all():
+            ratio[size == 0] = 0.0
+        part.max_rel = float(ratio.max())
+        codes = self._take("codes", len(distance), "i8")
+        np.right_shift(distance.view(np.int64), _EXPONENT_SHIFT, out=codes)
+        exponents = np.bincount(codes)
+        part.exponents = {
+            int(at) - _EXPONENT_BIAS: int(exponents[at]) for at in np.flatnonzero(exponents) if at
+        }
+
+    def _find_largest_ulp(
+        self, raw: tuple[memoryview, memoryview], dtype: DType, finite: Flags | None
+    ) -> int:
+        left, right = (view_bits(side, dtype) for side in raw)
+        first, second, spare = (
+            self._take(f"order {at}", len(left), left.dtype.str) for at in range(3)
+        )
+        a, b = order_bits(left, first, spare), order_bits(right, second, spare)
+        if finite is not None:
+            a[~finite] = b[~finite] = 0
+        # Their distance may not fit a signed integer; unsigned, it is right modulo its range.
+        above = np.maximum(a, b, out=spare.view(a.dtype)).view(left.dtype)
+        below = np.minimum(a, b, out=a).view(left.dtype)
+        return int(np.subtract(above, below, out=second).max())
+
+    def _take(self, name: str, count: int, kind: str = "f8") -> NDArray[Any]:
+        """Memory for ``count`` elements: what the last block had."""
+        found = self._kept.get((name, kind))
+        if found is None or len(found) < count:
+            found = self._kept[name, kind] = np.empty(count, kind)
+        return found[:count]
+
+
+def _digest(raw: Sequence[memoryview]) -> tuple[str, str]:
+    left, right = raw
+    return xxhash.xxh3_128_hexdigest(left), xxhash.xxh3_128_hexdigest(right)
+
+
+def _peak(values: Values, size: Values) -> float:
+    """The largest magnitude, NaN where some are NaN; ``size`` has all magnitudes then."""
+    return float(np.abs(values, out=size).max())
+
+
+def _multiply(a: Values, b: Values) -> float:
+    """The sum of products."""
+    whole = len(a) // _PRODUCT * _PRODUCT
+    rows = a[:whole].reshape(-1, 1, _PRODUCT), b[:whole].reshape(-1, _PRODUCT, 1)
+    return float(np.matmul(*rows).sum() + a[whole:] @ b[whole:])
+
+
+def _set_aside(part: Stats, a: Values, b: Values, different: Flags) -> Flags:
+    """Count what is not finite on a side, and make it 0 on both; which values are finite."""
+    finite = np.asarray(np.isfinite(a) & np.isfinite(b))
+    part.num_nan = (int(np.isnan(a).sum()), int(np.isnan(b).sum()))
+    part.num_inf = (int(np.isinf(a).sum()), int(np.isinf(b).sum()))
+    unlike = _any_part(~finite, len(different))
+    part.num_unlike = int(np.count_nonzero(different & unlike))
+    a[~finite] = b[~finite] = 0.0
+    return finite
+
+
+def _note_first(part: Stats, a: Values, b: Values, different: Flags, start: int) -> None:
+    first = int(np.argmax(different))
+    parts = len(a) // len(different)
+    at = first * parts
+    at += int(np.argmax(a[at : at + parts] != b[at : at + parts]))
+    part.first_index, part.first_values = start + first, (float(a[at]), float(b[at]))
+
+
+def _any_part(flags: Flags, count: int) -> Flags:
+    """For each of ``count`` elements whether one of its parts is flagged."""
+    if len(flags) == count:
+        return flags
+    return np.asarray(flags.reshape(count, -1).any(axis=1))
+
+
+def _is_inexact(dtype: DType) -> bool:
+    """Whether closeness means anything: integers are equal or not."""
+    return dtype.is_float or dtype.name == "complex64"
+
+
+def _is_cast(tensor: LazyTensor) -> bool:
+    return tensor.dtype != tensor.origin
