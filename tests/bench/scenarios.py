@@ -25,7 +25,6 @@ from tests.bench.generate import generate, spec_of_size
 from tests.bench.measure import Command, Run, Runs, measure, run, run_prepared
 from tests.bench.results import (
     NO_FSYNC,
-    READ_BOTH,
     TOOL,
     Measurement,
     Result,
@@ -34,6 +33,7 @@ from tests.bench.results import (
     copies,
     measure_held,
 )
+from tests.bench.verifying import bench_verify
 
 MERGE = "ckpt merge fsdp"
 #: The first merge of a config: transformers is asked what its class wants.
@@ -43,7 +43,6 @@ _FIRST_SECONDS = 7.0
 _FIRST_SHARE = 1.05
 BASELINE = "load, cat, save_file"
 PLAN = "ckpt inspect --json"
-VERIFY = "ckpt verify, equal"
 
 MEMORY_BUDGET = 64 << 20
 _BASELINE = (sys.executable, "-m", "tests.bench.baseline")
@@ -106,7 +105,10 @@ def bench(variant: Variant, size: int, repeat: int, folder: Path, say: Say) -> R
     result.measurements.append(Measurement(PLAN, measure([plan], [], repeat, _silent)[PLAN]))
     if not variant.casts:
         say(f"{variant.name}: verify")
-        _bench_verify(result, variant, source, files, repeat)
+        merged = source.parent / "merged"
+        run(_merge(variant, source, merged))
+        bench_verify(result, source, merged, files, repeat)
+        shutil.rmtree(merged)
     shutil.rmtree(source)
     return result
 
@@ -121,23 +123,6 @@ def _bench_first(
     runs = measure([command], files, repeat, _silent)[FIRST]
     limit = max(_FIRST_SECONDS, _FIRST_SHARE * result.find(MERGE).seconds)
     result.measurements.append(Measurement(FIRST, runs, shows_memory=True, limit=limit))
-
-
-def _bench_verify(
-    result: Result, variant: Variant, source: Path, files: Sequence[Path], repeat: int
-) -> None:
-    """The checkpoint against what was merged from it: every byte of both must be read."""
-    merged = source.parent / "merged"
-    run(_merge(variant, source, merged))
-    both = [*files, *sorted(merged.glob("*.safetensors"))]
-    commands = [
-        Command(VERIFY, (*TOOL, "verify", str(source), str(merged))),
-        Command(READ_BOTH, ("sh", "-c", 'cat -- "$@" > /dev/null', "sh", *map(str, both))),
-    ]
-    runs = measure(commands, both, repeat, _silent)
-    result.measurements.append(Measurement(VERIFY, runs[VERIFY], READ_BOTH))
-    result.measurements.append(Measurement(READ_BOTH, runs[READ_BOTH]))
-    shutil.rmtree(merged)
 
 
 def _silent(_: str) -> None:
