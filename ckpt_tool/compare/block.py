@@ -159,13 +159,13 @@ class BlockMeasure:
         return _multiply(difference, difference)
 
     def _add_distances(self, part: Stats, distance: Values, size: Values) -> None:
-        """What follows from ``|a - b|`` and ``|b|`` alone."""
+        """What follows from ``|a - b|`` and ``|b|`` alone, in the memory of ``a`` and ``b``."""
         part.max_abs, part.sum_abs = float(distance.max()), float(distance.sum())
-        ratio = np.divide(distance, size, out=self._take("ratio", len(size)))
+        ratio = np.divide(distance, size, out=self._take("values 0", len(size)))
         if not size.all():
             ratio[size == 0] = 0.0
         part.max_rel = float(ratio.max())
-        codes = self._take("codes", len(distance), "i8")
+        codes = self._take("values 1", len(distance)).view(np.int64)
         np.right_shift(distance.view(np.int64), _EXPONENT_SHIFT, out=codes)
         exponents = np.bincount(codes)
         part.exponents = {

@@ -15,7 +15,7 @@ from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.equality import Label, Pair
 from ckpt_tool.tensors.sweep import find_step
 
-_ELEMENTS = 1 << 16  # per step: enough that threads rarely meet at the interpreter lock
+_ELEMENTS = 1 << 17  # per step: enough that threads rarely meet at the interpreter lock
 _STEPS = 64  # per task
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,16 @@ def view_strided(raw: memoryview, sizes: Shape, strides: Shape, itemsize: int) -
     """A strided view of ``raw`` as unsigned integers of ``itemsize`` bytes; strides in elements."""
     import numpy as np
 
-    steps = [stride * itemsize for stride in strides]
-    return np.ndarray(sizes, f"<u{itemsize}", raw, strides=steps)
+    steps = tuple(stride * itemsize for stride in strides)
+    return np.ndarray(sizes, _make_kind(itemsize), raw, 0, steps)
+
+
+@cache
+def _make_kind(itemsize: int) -> Any:
+    """Numpy's word for it: finding that takes longer than the view."""
+    import numpy as np
+
+    return np.dtype(f"<u{itemsize}")
 
 
 def measure_span(sizes: Shape, strides: Shape) -> int:
