@@ -24,7 +24,6 @@ from ckpt_tool.compare.prefixes import explain_prefix
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
 from ckpt_tool.plans.options import CrcCheck
-from ckpt_tool.plans.source_sums import prove_all
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
@@ -92,8 +91,8 @@ def verify_checkpoint(
     has, and by what ``options`` say of it. Equal means the same names, shapes, dtypes and bits,
     unless ``options`` say otherwise.
 
-    ``progress`` is told how many bytes of one side are compared, measured and explained. Under
-    torchrun every process reads its share, and all have the same result.
+    ``progress`` is told how many bytes of one side are compared, ranked, measured and explained.
+    Under torchrun every process reads its share, and all have the same result.
 
     Raises CheckpointError where one is damaged or incomplete, FormatError or UnsafeContentError
     where it cannot be read, MappingError where its names cannot be brought to those of the Hub,
@@ -132,6 +131,8 @@ def verify_as_team(
     left, right = open_sides(Path(checkpoint), Path(reference), options, team)
     crc = None
     if options.check_crc:
+        from ckpt_tool.plans.source_sums import prove_all  # of what writes: seldom wanted here
+
         crc = prove_all((left.checkpoint, right.checkpoint), team)
     mine, ignored = _without(left.tensors, options.ignore)
     theirs, also = _without(right.tensors, options.ignore)
