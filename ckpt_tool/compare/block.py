@@ -175,10 +175,10 @@ class BlockMeasure:
     def _find_largest_ulp(
         self, raw: tuple[memoryview, memoryview], dtype: DType, finite: Flags | None
     ) -> int:
+        """In the memory of what is measured last."""
         left, right = (view_bits(side, dtype) for side in raw)
-        first, second, spare = (
-            self._take(f"order {at}", len(left), left.dtype.str) for at in range(3)
-        )
+        names, count = ("values 0", "values 1", "difference"), len(left)
+        first, second, spare = (self._take(name, count).view(left.dtype)[:count] for name in names)
         a, b = order_bits(left, first, spare), order_bits(right, second, spare)
         if finite is not None:
             a[~finite] = b[~finite] = 0
