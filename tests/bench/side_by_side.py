@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> int:
     options = _arguments(given)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the big files go
     peers, machine, rows = list_peers(options.verl), facts(options.dir), list[Row]()
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as name:
         folder = Path(name).absolute()
