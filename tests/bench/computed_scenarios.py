@@ -21,9 +21,9 @@ from tests.bench.results import TOOL, Measurement, Result, Say, copies
 _RANK = 32
 #: Most weights of a large model are those of linear layers: so the vocabulary is a small one.
 _VOCABULARY = 1 << 14
-_LORA, _PLAIN = "ckpt merge fsdp, fusing", "the same without adapters"
+_LORA, _PLAIN = "ckpt merge fsdp, fusing", "no adapters"
 _LORA_BUDGET = 1.5
-_FP8, _BF16 = "ckpt to-mcore, fp8", "the same of bf16"
+_FP8, _BF16 = "ckpt to-mcore, fp8", "bf16 source"
 #: Bytes of output per second, at least.
 _FP8_RATE = 1e9
 _LORA_MEMORY, _FP8_MEMORY = 96 << 20, 256 << 20
@@ -34,7 +34,7 @@ def bench_lora(size: int, repeat: int, folder: Path, say: Say) -> Result:
 
     CommandError or subprocess.CalledProcessError where anything fails.
     """
-    result = Result("lora", f"bf16, adapters of rank {_RANK}", _LORA, _LORA_MEMORY)
+    result = Result("lora", f"bf16, rank {_RANK}", _LORA, _LORA_MEMORY)
     plain = _small_vocabulary(size)
     say("lora: generating both checkpoints")
     result.small_bytes, result.small_memory = _fuse_small(size // 10, folder / "small")
@@ -55,7 +55,7 @@ def bench_lora(size: int, repeat: int, folder: Path, say: Say) -> Result:
 
 def bench_fp8(size: int, repeat: int, folder: Path, say: Say) -> Result:
     """The same of models of ``size`` bytes in bfloat16: one of these, and one in fp8."""
-    result = Result("fp8", "of output, fp8 with scales", _FP8, _FP8_MEMORY)
+    result = Result("fp8", "bf16 of fp8", _FP8, _FP8_MEMORY)
     say("fp8: generating both models")
     small = write_model(folder / "small", fp8_model(size // 10))
     result.small_bytes = 2 * sum(path.stat().st_size for path in small)
