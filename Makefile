@@ -21,14 +21,15 @@ TESTS ?= tests
 DEMO ?= demo
 BENCH ?= --gb 4.5
 SCALE ?=
+PEERS ?=
 FUZZ ?= --minutes 60
 FAULTS ?= --folder /dev/shm
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install demo test test-all test-fast test-oldest fuzz faults check format bench bench-scale build version \
-	pins clean
+.PHONY: install demo test test-all test-fast test-oldest fuzz faults check format bench bench-scale \
+	bench-peers build version pins clean
 
 install: $(STAMP)
 
@@ -87,6 +88,12 @@ bench: $(STAMP)
 bench-scale: $(STAMP)
 	$(BIN)/python -m tests.bench.planning $(SCALE)
 
+# The tool beside other people's, on the same checkpoints: torch's, accelerate's, transformers' and
+# verl's. The last has an environment of its own, .venv-verl, which needs the network once; without
+# it the table says so. A quarter of an hour; PEERS: see tests/bench/side_by_side.py.
+bench-peers: $(STAMP)
+	$(BIN)/python -m tests.bench.side_by_side $(PEERS)
+
 # Crafted input for every parser; findings go to fuzz-findings/.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz $(FUZZ)
@@ -110,5 +117,5 @@ pins: $(STAMP)
 	mv pins.new $(OLDEST_PINS)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(DEMO) build dist *.egg-info pins.new
+	rm -rf $(VENV) $(OLDEST) .venv-verl $(DEMO) build dist *.egg-info pins.new
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

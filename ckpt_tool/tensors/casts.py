@@ -46,7 +46,11 @@ class Caster:
         """
         for at in range(0, len(source), STEP):
             part, out = source[at : at + STEP], target[at : at + STEP]
-            wide = self._to_float32(part, source_dtype)
+            straight = target_dtype == FLOAT32 and source_dtype in (BFLOAT16, FLOAT16)
+            wide = out.view(np.float32) if straight else self._wide[: len(part)]
+            wide = self._to_float32(part, source_dtype, wide)
+            if straight:
+                continue
             if target_dtype == BFLOAT16:
                 error = self._narrow_bfloat16(wide, out, floor)
             elif target_dtype == FLOAT16:
@@ -65,12 +69,16 @@ class Caster:
         bits = np.frombuffer(raw, source.carrier), np.frombuffer(out, target.carrier)
         return self.cast(bits[0], source, bits[1], target, floor)
 
-    def _to_float32(self, part: Bits, dtype: DType) -> NDArray[np.float32]:
-        wide = self._wide[: len(part)]
+    def _to_float32(
+        self, part: Bits, dtype: DType, wide: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The elements of ``part``: in ``wide``, or as they lie."""
         if dtype == FLOAT32:
             return part.view(np.float32)
         if dtype == BFLOAT16:
-            np.left_shift(part, 16, out=wide.view(np.uint32), dtype=np.uint32)
+            words = wide.view(np.uint32)
+            np.copyto(words, part)
+            np.left_shift(words, _HALF_WIDTH, out=words)
         elif dtype == FLOAT16:
             wide[:] = part.view(np.float16)
         else:

@@ -4,29 +4,19 @@
 [R], each row of that is scaled to this length (DoRA, https://arxiv.org/abs/2402.09353). Of weights
 that are [in, out] it is the columns that have lengths [C]: these are found in a pass of their own.
 
-It is computed a tile of whole rows at a time. Tiles begin at the same rows whichever range is asked
-for: a matrix product adds up in an order that depends on the sizes of its operands, and an element
-must not depend on how blocks are cut.
+Here is only what it is made of, which takes no numpy; :mod:`ckpt_tool.tensors.updates` computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import CASTABLE, FLOAT32, FLOAT64, DType
-from ckpt_tool.tensors.finite import has_unreal, is_made
-from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor, hold
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-#: Elements per tile: few enough to stay in a core's cache and to waste little where a block of
-#: output ends within one, enough that threads rarely meet at the interpreter lock.
-TILE = 1 << 18
 
 
 class Magnitude(NamedTuple):
@@ -78,115 +68,13 @@ class LowRank:
         lengths = " in columns of such lengths" if by_column else ""
         return f"base + {self.scale!r} * left @ right{lengths}"
 
-    def open(self, reader: Reader) -> TileFiller:
+    def open(self, reader: Reader) -> Filler:
         """Reads the right factor, which every tile needs, and what lengthens columns."""
-        return TileFiller(self, reader)
+        from ckpt_tool.tensors.updates import Operands, UpdateFiller
 
-
-class TileFiller(Filler):
-    """Computes tiles of a matrix; keeps the last one and the right factor."""
-
-    def __init__(self, matrix: LowRank, reader: Reader) -> None:
-        self._matrix, self._reader = matrix, reader
-        self._rows = max(1, TILE // matrix.shape[1])
-        self._right = None if matrix.right is None else self._load(matrix.right)
-        self._number = -1
-        self._tile: NDArray[Any] | None = None
-        self._stretch: NDArray[Any] | None = None
-        if matrix.magnitude is not None and matrix.magnitude.of_columns:
-            self._stretch = self._find_stretch(matrix.magnitude.lengths)
-
-    def fill(self, box: Box, out: memoryview) -> None:
-        """Put the elements of ``box``, row-major, into ``out``."""
-        import numpy as np
-
-        (row, column), (rows, columns) = box
-        flat = np.frombuffer(out, self._matrix.dtype.name)
-        found = flat.reshape(box.sizes)
-        for number in range(row // self._rows, -(-(row + rows) // self._rows)):
-            tile, top = self._tile_of(number), number * self._rows
-            start, stop = max(row, top), min(row + rows, top + self._rows)
-            part = tile[start - top : stop - top, column : column + columns]
-            found[start - row : stop - row] = part
-        if has_unreal(flat) and self._is_new(box, found):
-            self._reader.spoil()
-
-    def _is_new(self, box: Box, found: NDArray[Any]) -> bool:
-        """Whether an element of ``box`` is not finite though all that it is made of is."""
-        matrix, (first, second), (rows, columns) = self._matrix, box.offsets, box.sizes
-        across, down = slice(first, first + rows), slice(second, second + columns)
-        left = self._load(matrix.left.narrow(0, first, rows))
-        known = [self._load(matrix.base.narrow(0, first, rows).narrow(1, second, columns))]
-        if self._right is None:
-            known.append(left[:, down])
-        else:
-            known += [abs(left).max(axis=1)[:, None], abs(self._right[:, down]).max(axis=0)]
-        if matrix.magnitude is not None:
-            lengths = self._load(matrix.magnitude.lengths)
-            known.append(lengths[down] if matrix.magnitude.of_columns else lengths[across, None])
-        return is_made(found, known)
-
-    def _tile_of(self, number: int) -> NDArray[Any]:
-        if self._tile is None or number != self._number:
-            self._number, self._tile = number, self._compute(number)
-        return self._tile
-
-    def _compute(self, number: int) -> NDArray[Any]:
-        import numpy as np
-
-        tile, matrix = self._sum(number), self._matrix
-        if self._stretch is not None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                tile *= self._stretch
-        elif matrix.magnitude is not None:
-            lengths = matrix.magnitude.lengths
-            wanted = self._load(lengths.narrow(0, number * self._rows, len(tile)))
-            with np.errstate(over="ignore", invalid="ignore"):
-                tile *= _lengthening(np.linalg.norm(tile, axis=1), wanted)[:, None]
-        return tile
-
-    def _find_stretch(self, lengths: LazyTensor) -> NDArray[Any]:
-        """What brings each column of the sum to its wanted length: reads all of it."""
-        import numpy as np
-
-        squares = np.zeros(self._matrix.shape[1])
-        for number in range(-(-self._matrix.shape[0] // self._rows)):
-            squares += np.square(self._sum(number), dtype=np.float64).sum(axis=0)
-        wanted = self._load(lengths)
-        return _lengthening(np.sqrt(squares).astype(wanted.dtype), wanted)
-
-    def _sum(self, number: int) -> NDArray[Any]:
-        """A tile of base and update."""
-        import numpy as np
-
-        matrix, start = self._matrix, number * self._rows
-        length = min(self._rows, matrix.base.shape[0] - start)
-        base = self._load(matrix.base.narrow(0, start, length))
-        left = self._load(matrix.left.narrow(0, start, length))
-        with np.errstate(over="ignore", invalid="ignore"):
-            product = left if self._right is None else left @ self._right
-            product *= base.dtype.type(matrix.scale)
-            base += product
-        return base
-
-    def _load(self, tensor: LazyTensor) -> NDArray[Any]:
-        """A whole tensor in the dtype that the matrix is computed in."""
-        import numpy as np
-
-        tensor = tensor.to(self._matrix.dtype)
-        loaded = np.empty(tensor.shape, tensor.dtype.name)
-        if loaded.size:
-            self._reader.read(tensor, 0, tensor.numel, loaded.data.cast("B"))
-        return loaded
-
-
-def _lengthening(lengths: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
-    """What brings Euclidean lengths to those that are wanted."""
-    import numpy as np
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: NDArray[Any] = wanted / lengths
-    return found
+        factors = self.base, self.left, self.right, self.scale
+        lengths, of_columns = self.magnitude or (None, False)
+        return UpdateFiller(Operands(*factors, lengths, of_columns, self.dtype), reader)
 
 
 def update_matrix(

@@ -22,9 +22,11 @@ from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.rounding import CastErrors
 
 #: Elements per step: their 8-byte indices stay in the second-level cache.
-STEP = 1 << 16
+STEP = 1 << 17
 
 _CODES = 256
+#: The bits of a magnitude; half of the codes are of one sign, as of the other.
+_MAGNITUDE = np.uint8(127)
 #: Blocks side by side in a table: 32768 columns of the usual blocks, and at most 512 KiB.
 _BLOCKS = 256
 
@@ -36,7 +38,14 @@ class _Band(NamedTuple):
     dtype: DType
 
 
-@dataclass(frozen=True, slots=True)
+class _Errors(NamedTuple):
+    """By how much the results of a table were rounded, and the most of any for each magnitude."""
+
+    each: NDArray[np.float32]
+    by_magnitude: NDArray[np.float32]
+
+
+@dataclass(slots=True)
 class _Table:
     """Results by ``[block - first, fp8 bits]``, flat, of some blocks of a band.
 
@@ -51,19 +60,34 @@ class _Table:
     bits: NDArray[Any]
     worst: float
     overflown: NDArray[np.bool_] | None
+    _errors: _Errors | None = None
 
     def covers(self, band: _Band, first: int, last: int) -> bool:
         """Whether blocks ``[first, last)`` of ``band`` are here."""
         end = self.first + len(self.bits) // _CODES
         return self.first <= first and last <= end and self.band == band
 
-    def largest_error(self, places: NDArray[np.intp], caster: Caster) -> float:
-        """The largest rounding error of the results at ``places``; inf where one overflowed."""
+    def largest_error(self, step: _Step, known: float, caster: Caster) -> float:
+        """The largest rounding error of a step's results; inf where one overflowed.
+
+        Or ``known`` where none is larger. Errors grow with magnitudes, of which a block has few
+        that are largest: only results of these are looked at.
+        """
+        if self._errors is None:
+            self._errors = self._measure(caster)
+        larger = np.flatnonzero(self._errors.by_magnitude > known)
+        magnitudes = step.raw & _MAGNITUDE
+        if not len(larger) or magnitudes.max() < larger[0]:
+            return known
+        chosen = step.places.reshape(-1)[np.flatnonzero(magnitudes >= np.uint8(larger[0]))]
+        return float(np.take(self._errors.each, chosen, mode="wrap").max(initial=known))
+
+    def _measure(self, caster: Caster) -> _Errors:
         rounded = _widen(self.bits, self.band.dtype, caster)
         with np.errstate(invalid="ignore"):
-            errors = np.abs(self.exact - rounded)
-        errors[~np.isfinite(self.exact)] = 0.0
-        return float(np.take(errors, places, mode="clip").max())
+            each = np.abs(self.exact - rounded)
+        each[~np.isfinite(self.exact)] = 0.0
+        return _Errors(each, each.reshape(-1, _CODES // 2).max(axis=0))
 
 
 class _Scratch:
@@ -103,9 +127,10 @@ class _Scratch:
 
 
 class _Step(NamedTuple):
-    """Elements that are looked up at once: where in the table, and where they go."""
+    """Elements that are looked up at once: their bits, where in the table, and where they go."""
 
     table: _Table
+    raw: NDArray[np.uint8]
     places: NDArray[np.intp]
     out: NDArray[Any]
 
@@ -136,11 +161,14 @@ class ProductFiller(Filler):
         names = self._weight.dtype.name, dtype.name
         errors.learn(*names, 0.0)
         raw, found = self._load(box), np.frombuffer(out, dtype.carrier).reshape(box.sizes)
-        for table, places, part in self._steps(box, raw, found, dtype):
-            np.take(table.bits, places, out=part, mode="clip")
-            if table.worst > errors.largest(*names):
-                errors.learn(*names, table.largest_error(places, self._caster))
-            if table.overflown is not None and np.take(table.overflown, places, mode="clip").any():
+        for step in self._steps(box, raw, found, dtype):
+            table, known = step.table, errors.largest(*names)
+            # Of the modes "wrap" is the fastest: no place is out of the table.
+            np.take(table.bits, step.places, out=step.out, mode="wrap")
+            if table.worst > known:
+                errors.learn(*names, table.largest_error(step, known, self._caster))
+            over = table.overflown
+            if over is not None and np.take(over, step.places, mode="wrap").any():
                 self._reader.spoil()
         return True
 
@@ -169,7 +197,8 @@ class ProductFiller(Filler):
                     part = np.s_[
                         at - row : min(at + step, bottom) - row, left - column : right - column
                     ]
-                    yield _Step(table, self._scratch.index(raw[part], phase, width), out[part])
+                    index = self._scratch.index(raw[part], phase, width)
+                    yield _Step(table, raw[part], index, out[part])
 
     def _table_for(self, band: _Band, first: int, last: int) -> _Table:
         """A table with blocks ``[first, last)`` of a band.

@@ -32,12 +32,16 @@ _RANDOM_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Spec:
-    """What a checkpoint holds. ``matrix_dim``: the dimension along which matrices are cut."""
+    """What a checkpoint holds. ``matrix_dim``: the dimension along which matrices are cut.
+
+    ``lora_rank``: of adapters on every linear layer, 0 for none.
+    """
 
     dtype: str
     matrix_dim: int
     num_layers: int
     vocabulary: int
+    lora_rank: int = 0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the model, in its order."""
@@ -47,6 +51,22 @@ class Spec:
             for name, shape in _LAYER.items():
                 shapes[f"model.layers.{layer}.{name}"] = shape
         return shapes | {"model.norm.weight": (_HIDDEN,), "lm_head.weight": table}
+
+    def saved(self) -> dict[str, tuple[int, ...]]:
+        """The same of what is in the files: with adapters, by the names that peft gives them."""
+        if not self.lora_rank:
+            return self.shapes()
+        saved = {}
+        for name, shape in self.shapes().items():
+            module, _, kind = f"base_model.model.{name}".rpartition(".")
+            if "_proj" not in module:
+                saved[f"{module}.{kind}"] = shape
+                continue
+            saved[f"{module}.base_layer.{kind}"] = shape
+            if kind == "weight":
+                saved[f"{module}.lora_A.default.weight"] = (self.lora_rank, shape[1])
+                saved[f"{module}.lora_B.default.weight"] = (shape[0], self.lora_rank)
+        return saved
 
     @property
     def nbytes(self) -> int:
@@ -96,6 +116,9 @@ def generate(folder: Path, spec: Spec) -> list[Path]:
     (folder / "huggingface" / "config.json").write_text(json.dumps(config_of(spec), indent=2))
     world = {"FSDP_version": 2, "world_size": WORLD_SIZE}
     (folder / "fsdp_config.json").write_text(json.dumps(world))
+    if spec.lora_rank:
+        meta = {"r": spec.lora_rank, "lora_alpha": 2 * spec.lora_rank, "task_type": "CAUSAL_LM"}
+        (folder / "lora_train_meta.json").write_text(json.dumps(meta))
     files = []
     for rank in range(WORLD_SIZE):
         files.append(folder / f"model_world_size_{WORLD_SIZE}_rank_{rank}.pt")
@@ -139,7 +162,7 @@ def _write_rank(spec: Spec, rank: int, path: str) -> None:
     torch.manual_seed(rank)
     values = (torch.randn(_RANDOM_BYTES // dtype.itemsize) * 0.02).to(dtype)
     state = {}
-    for name, shape in spec.shapes().items():
+    for name, shape in spec.saved().items():
         dim = spec.matrix_dim if len(shape) == 2 else 0
         local = _cut(values, _local_shape(shape, dim, rank), source)
         if "norm" in name:

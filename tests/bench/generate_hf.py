@@ -1,4 +1,4 @@
-"""Hugging Face models to measure on: folders of several bfloat16 safetensors files.
+"""Hugging Face models to measure on: folders of several safetensors files, of bfloat16 or fp8.
 
 Every tensor is cut from the same random values, each from a position of its own, so that writing
 takes no longer than a copy and tensors that change places are noticed. Imports no torch.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.bench.generate import config_of, spec_of_size
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Random values that every tensor is cut from.
 _VALUES = 32 << 20
 _ITEMSIZE = 2
+
+#: Rows and columns that share a scale of fp8, and what the names of scales end with.
+_BLOCK, _SCALES = 128, "_scale_inv"
 
 #: A model has at least this many files, and none of more than about this size.
 _FILES = 4
@@ -47,6 +50,25 @@ def dense_model(size: int) -> Model:
     """The Qwen2.5-1.5B-like model nearest to ``size`` bytes."""
     spec = spec_of_size(size, "bfloat16", 0)
     return Model(spec.shapes(), config_of(spec))
+
+
+def fp8_model(size: int) -> Model:
+    """The same as :func:`dense_model`, its linear layers in fp8 with scales by blocks.
+
+    ``size``: of the model that it was made of, in bytes.
+    """
+    dense = dense_model(size)
+    shapes: Shapes = {}
+    for name, shape in dense.shapes.items():
+        shapes[name] = shape
+        if _is_fp8(name):
+            shapes[name + _SCALES] = (-(-shape[0] // _BLOCK), -(-shape[1] // _BLOCK))
+    said = {"quant_method": "fp8", "weight_block_size": [_BLOCK, _BLOCK]}
+    return Model(shapes, {**dense.config, "quantization_config": said})
+
+
+def _is_fp8(name: str) -> bool:
+    return name.endswith("_proj.weight")
 
 
 def moe_model(size: int) -> Model:
@@ -132,16 +154,17 @@ def write_model(folder: Path, model: Model) -> list[Path]:
     """Write the model as ``save_pretrained`` would; returns its safetensors files."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(model.config, indent=2))
-    source, values, norms = random.Random(0), *_values()
+    source, values = random.Random(0), _Values()
     shards = list(_shards(model.shapes))
     files, places = [], {}
     for number, shapes in enumerate(shards, 1):
         files.append(folder / f"model-{number:05}-of-{len(shards):05}.safetensors")
         places.update(dict.fromkeys(shapes, files[-1].name))
+        kinds = {name: values.of(name, model.shapes) for name in shapes}
         with files[-1].open("wb") as file:
-            file.write(_header(shapes))
+            file.write(_header(shapes, kinds))
             for name, shape in shapes.items():
-                for part in _cut(norms if "norm" in name else values, prod(shape), source):
+                for part in _cut(kinds[name].values, prod(shape), source):
                     file.write(part)
     index = {"metadata": {"total_size": _nbytes(model.shapes)}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
@@ -163,24 +186,49 @@ def _shards(shapes: Shapes) -> Iterator[Shapes]:
     yield dict(sorted(shard.items()))
 
 
-def _header(shapes: Shapes) -> bytes:
+def _header(shapes: Shapes, kinds: Mapping[str, _Kind]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in shapes.items():
-        end = at + _ITEMSIZE * prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}
+        end = at + kinds[name].values.itemsize * prod(shape)
+        header[name] = {"dtype": kinds[name].dtype, "shape": shape, "data_offsets": [at, end]}
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _values() -> tuple[np.ndarray, np.ndarray]:
-    """bfloat16 values of matrices, and of norms, which are near 1 as in trained models."""
-    import numpy as np
+class _Kind(NamedTuple):
+    """What tensors of a kind are cut from, and its dtype as safetensors names it."""
 
-    numbers = np.random.default_rng(0).standard_normal(_VALUES, dtype=np.float32) * 0.02
-    return _bfloat16(numbers), _bfloat16(numbers[: 1 << 20] + 1)
+    dtype: str
+    values: np.ndarray
+
+
+class _Values:
+    """Values of each kind of tensor: bfloat16, but for fp8 and its scales.
+
+    Those of norms are near 1, as in trained models. Codes of fp8 are of both signs, and no NaN.
+    """
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        drawn = np.random.default_rng(0)
+        numbers = drawn.standard_normal(_VALUES, dtype=np.float32) * 0.02
+        self._matrices = _Kind("BF16", _bfloat16(numbers))
+        self._norms = _Kind("BF16", _bfloat16(numbers[: 1 << 20] + 1))
+        codes = drawn.integers(0, 254, _VALUES, dtype=np.uint8)
+        self._codes = _Kind("F8_E4M3", codes + (codes >= 127))
+        self._scales = _Kind("F32", np.abs(numbers[: 1 << 20]) * np.float32(0.01))
+
+    def of(self, name: str, shapes: Shapes) -> _Kind:
+        """The kind that a tensor of a model with these tensors is of."""
+        if name.endswith(_SCALES):
+            return self._scales
+        if name + _SCALES in shapes:
+            return self._codes
+        return self._norms if "norm" in name else self._matrices
 
 
 def _bfloat16(numbers: np.ndarray) -> np.ndarray:

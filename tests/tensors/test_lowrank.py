@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.tensors import lowrank
+from ckpt_tool.tensors import updates
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from ckpt_tool.tensors.geometry import Box
@@ -95,12 +95,12 @@ def test_any_part_of_any_arrangement_is_exact(folder, data):
         found, expected = found.narrow(0, start, rows - start), expected[start:]
     if data.draw(st.booleans()):
         found, expected = found.transpose(0, 1), expected.T
-    old = lowrank.TILE
-    lowrank.TILE = data.draw(st.integers(1, 40))  # so that small ranges span several tiles
+    old = updates.TILE
+    updates.TILE = data.draw(st.integers(1, 40))  # so that small ranges span several tiles
     try:
         assert parts_of(found, data.draw(st.lists(st.integers(0, 81)))) == raw(expected)
     finally:
-        lowrank.TILE = old
+        updates.TILE = old
 
 
 @pytest.mark.parametrize("target", [BFLOAT16, FLOAT16, FLOAT32, FLOAT64])
@@ -118,16 +118,45 @@ def test_it_is_rounded_once(folder, target):
     assert found.to(BFLOAT16).to(target) == found.to(target)  # not rounded to bfloat16 between
 
 
-def test_bits_do_not_depend_on_how_it_is_cut(folder):
+@pytest.mark.parametrize("rank", [1, 24, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(700, 401), (215, 1300), (37, 40_001)])
+def test_bits_do_not_depend_on_how_it_is_cut(folder, shape, dtype, rank):
     """Of a size at which matrix products of other sizes add up in another order."""
-    base, left, right = random(700, 401), random(700, 24), random(24, 401, seed=1)
+    (rows, columns), middle = shape, shape[0] * shape[1] // 2
+    base, left = random(*shape, dtype=dtype), random(rows, rank)
+    right = random(rank, columns, seed=1)
     tensors = (lazy(folder, n, t) for n, t in {"b": base, "l": left, "r": right}.items())
     found = update_matrix(*tensors, 1.5)
-    once = raw(found.read())
-    for cuts in ([401 * 350], [1], [100_000, 100_001], list(range(0, 280_700, 9_973))):
+    once, size = raw(found.read()), columns * base.element_size()
+    steps = list(range(0, rows * columns, rows * columns // 29 + 7))
+    for cuts in ([columns * (rows // 2)], [1], [middle, middle + 1], steps):
         assert parts_of(found, cuts) == once
-    rows = found.narrow(0, 333, 2)
-    assert raw(rows.read()) == once[333 * 401 * 4 : 335 * 401 * 4]
+    few = found.narrow(0, 33, 2)
+    assert raw(few.read()) == once[33 * size : 35 * size]
+
+
+@pytest.mark.parametrize("target", [BFLOAT16, FLOAT16])
+def test_what_is_rounded_is_what_is_computed(folder, target):
+    """With the largest error of it, known or not, in whatever parts."""
+    base, left, right = random(300, 700), random(300, 5), random(5, 700, seed=1)
+    tensors = (lazy(folder, n, t) for n, t in {"b": base, "l": left, "r": right}.items())
+    found = update_matrix(*tensors, 0.5)
+    exact = found.read()
+    expected = exact.to(getattr(torch, target.name))
+    assert parts_of(found.to(target), [3, 700 * 40 + 5, 700 * 90]) == raw(expected)
+    with FileTable() as files:
+        reader, out = BlockReader(files), memoryview(bytearray(found.numel * 2))
+        reader.read(found.to(target), 0, found.numel, out)
+        largest = (exact.double() - expected.double()).abs().max().item()
+        assert reader.errors.listed() == (("float32", target.name, largest),)
+
+
+def test_it_is_the_product_of_the_factors(folder):
+    """Every block of it, those at the edges too, of which each element is another one."""
+    base, left, right = torch.zeros(53, 1100), whole(53, 9, seed=1), whole(9, 1100, seed=2)
+    tensors = (lazy(folder, n, t) for n, t in {"b": base, "l": left, "r": right}.items())
+    assert same(update_matrix(*tensors, 0.5).read(), 0.5 * (left @ right))
 
 
 def test_rows_are_scaled_as_torch_scales_them(folder):
@@ -232,7 +261,7 @@ def test_columns_have_their_lengths_however_it_is_cut(folder, monkeypatch):
     exact = base.double() + 0.5 * (left.double() @ right.double())
     exact *= wanted.double() / exact.norm(dim=0)
     assert torch.allclose(found.read().double(), exact, rtol=1e-6, atol=1e-7)
-    monkeypatch.setattr(lowrank, "TILE", 21)
+    monkeypatch.setattr(updates, "TILE", 21)
     once = found.read()
     assert torch.allclose(once.double(), exact, rtol=1e-6, atol=1e-7)
     assert parts_of(found, [3, 40, 41, 200]) == raw(once)
