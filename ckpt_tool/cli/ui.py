@@ -27,6 +27,7 @@ from ckpt_tool.common.errors import (
     say_lack_of_memory,
 )
 from ckpt_tool.common.parallel import is_first, is_parallel
+from ckpt_tool.common.peers import LostError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +58,9 @@ def guard(command: Command) -> Command:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except (CkptError, OSError) as error:
             _explain(error, kwargs)
+            if isinstance(error, LostError):  # on exit gloo would wait for it
+                sys.stdout.flush()
+                os._exit(EXIT_FAILED)
             raise typer.Exit(EXIT_FAILED) from None
         except (typer.Exit, typer.Abort):
             raise
@@ -134,7 +138,8 @@ def _trace(error: BaseException) -> None:
 def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
     if verbose:
         _trace(error)
-    if not is_first():  # the first process of several says what went wrong in any of them
+    # The first process of several says what went wrong in any of them.
+    if not (error.is_said if isinstance(error, LostError) else is_first()):
         return
     if not isinstance(error, CkptError):
         say(f"error: {say_cause(error)}")

@@ -3,12 +3,13 @@
 ``torchrun`` (or ``srun`` with the same variables) says who is who: ``RANK``, ``WORLD_SIZE``,
 ``MASTER_ADDR``, ``MASTER_PORT``. Processes exchange small Python values over gloo; tensors are
 written by whoever has their files, straight to the shared file system. What fails in one process
-fails in all.
+fails in all, and where one is gone all stop.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ from typing import Any, TypeVar, cast
 
 from ckpt_tool.common.errors import CkptError, UsageError
 from ckpt_tool.common.launchers import find_place, read_count
+from ckpt_tool.common.peers import LostError, Watch, watch_peers
 from ckpt_tool.common.progress import NoProgress, Progress
+from ckpt_tool.common.threads import start
 
 T = TypeVar("T")
 
@@ -27,6 +30,7 @@ MAX_JOBS = 512
 
 _JOIN_SECONDS = 300
 _WAIT_HOURS = 24  # for the slowest process's part
+_LISTEN_SECONDS = 1.0
 
 
 class PeerError(CkptError):
@@ -75,19 +79,27 @@ class World:
 
 
 class _Group(World):
-    """Processes joined by gloo."""
+    """Processes joined by gloo, each of which ``watch`` looks after."""
 
-    def __init__(self, rank: int, size: int, group: Any) -> None:
+    def __init__(self, rank: int, size: int, group: Any, watch: Watch) -> None:
         self.rank = rank
         self.size = size
+        self.watch = watch
         self._group = group
 
     def everyone(self, work: Callable[[], T]) -> list[T]:
         value, error = None, None
         try:
-            value = work()
+            with self.watch.work():
+                value = work()
         except BaseException as failure:
             error = failure
+        if isinstance(error, KeyboardInterrupt) and self.watch.lost:
+            raise LostError(self.watch.lost, self.rank) from error
+        if isinstance(error, KeyboardInterrupt) and self.watch.failed:
+            error = None  # it is another one's, which says it
+        if error is not None:
+            self.watch.tell_failure()
         outcomes = self._exchange((value, None if error is None else _said(error)))
         if error is not None:
             raise error
@@ -97,13 +109,29 @@ class _Group(World):
         return [result for result, _ in outcomes]
 
     def _exchange(self, value: Any) -> list[Any]:
+        """Everyone's value by rank. In a thread: gloo listens to nobody while it waits."""
         from torch import distributed
 
         found: list[Any] = [None] * self.size
-        try:
-            distributed.all_gather_object(found, value, group=self._group)
-        except RuntimeError as error:
-            raise CkptError(f"rank {self.rank}: another process of this run is gone") from error
+        faults: list[RuntimeError] = []
+        over = threading.Event()
+
+        def gather() -> None:
+            try:
+                distributed.all_gather_object(found, value, group=self._group)
+            except RuntimeError as error:
+                faults.append(error)
+            finally:
+                over.set()
+
+        start(threading.Thread(target=gather, name="ckpt-gather", daemon=True))
+        while not over.wait(_LISTEN_SECONDS):
+            if self.watch.lost:
+                raise LostError(self.watch.lost, self.rank)
+        if faults:
+            # Only who speaks has to know which it is.
+            lost = self.watch.lost or (self.watch.find_lost() if self.rank < 2 else "")
+            raise LostError(lost, self.rank) from faults[0]
         return found
 
 
@@ -124,13 +152,15 @@ def join_world() -> Iterator[World]:
     """The world that the environment describes; :data:`ALONE` outside of torchrun.
 
     UsageError where the variables make no sense or the other processes do not come, and where
-    there are others and nothing says how to find them.
+    there are others and nothing says how to find them. LostError where one is gone meanwhile.
     """
     place = find_place()
     if place is None:
         yield ALONE
         return
     rank, size = place
+    # Before torch is imported: where a connection is closed it would show every frame of its own.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch import distributed
 
     began = time.monotonic()
@@ -144,10 +174,17 @@ def join_world() -> Iterator[World]:
             hint="Start all of them with torchrun, or set WORLD_SIZE=1 to run one process.",
         ) from error
     group = distributed.new_group(timeout=timedelta(hours=_WAIT_HOURS), backend="gloo")
+    watch = watch_peers(rank, size)
     try:
-        yield _Group(rank, size, group)
+        yield _Group(rank, size, group, watch)
+    except KeyboardInterrupt as error:
+        if not watch.lost:
+            raise
+        raise LostError(watch.lost, rank) from error
     finally:
-        distributed.destroy_process_group()
+        watch.leave()
+        if not watch.lost:  # gloo would wait for it
+            distributed.destroy_process_group()
 
 
 @contextmanager
