@@ -58,9 +58,6 @@ def guard(command: Command) -> Command:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except (CkptError, OSError) as error:
             _explain(error, kwargs)
-            if isinstance(error, LostError):  # on exit gloo would wait for it
-                sys.stdout.flush()
-                os._exit(EXIT_FAILED)
             raise typer.Exit(EXIT_FAILED) from None
         except (typer.Exit, typer.Abort):
             raise

@@ -1,7 +1,7 @@
 """Several processes that do one job, with several threads each: who does which part.
 
 ``torchrun`` (or ``srun`` with the same variables) says who is who: ``RANK``, ``WORLD_SIZE``,
-``MASTER_ADDR``, ``MASTER_PORT``. Processes exchange small Python values over gloo; tensors are
+``MASTER_ADDR``, ``MASTER_PORT``. Processes tell each other small Python values; tensors are
 written by whoever has their files, straight to the shared file system. What fails in one process
 fails in all, and where one is gone all stop.
 """
@@ -9,7 +9,6 @@ fails in all, and where one is gone all stop.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+from ckpt_tool.common.board import Board, GoneError
 from ckpt_tool.common.errors import CkptError, UsageError
 from ckpt_tool.common.launchers import find_place, read_count
 from ckpt_tool.common.peers import LostError, Watch, watch_peers
 from ckpt_tool.common.progress import NoProgress, Progress
-from ckpt_tool.common.threads import start
 
 T = TypeVar("T")
 
@@ -29,8 +28,7 @@ T = TypeVar("T")
 MAX_JOBS = 512
 
 _JOIN_SECONDS = 300
-_WAIT_HOURS = 24  # for the slowest process's part
-_LISTEN_SECONDS = 1.0
+_PART_SECONDS = 6.0  # those that are there have heard by then who is not
 
 
 class PeerError(CkptError):
@@ -79,13 +77,14 @@ class World:
 
 
 class _Group(World):
-    """Processes joined by gloo, each of which ``watch`` looks after."""
+    """Processes that tell each other on a ``board``, each of which ``watch`` looks after."""
 
-    def __init__(self, rank: int, size: int, group: Any, watch: Watch) -> None:
+    def __init__(self, rank: int, size: int, board: Board, watch: Watch) -> None:
         self.rank = rank
         self.size = size
         self.watch = watch
-        self._group = group
+        self._board = board
+        board.listen = self._listen
 
     def everyone(self, work: Callable[[], T]) -> list[T]:
         value, error = None, None
@@ -109,30 +108,14 @@ class _Group(World):
         return [result for result, _ in outcomes]
 
     def _exchange(self, value: Any) -> list[Any]:
-        """Everyone's value by rank. In a thread: gloo listens to nobody while it waits."""
-        from torch import distributed
+        try:
+            return self._board.exchange(value)
+        except GoneError as error:
+            raise LostError(self.watch.name(error.rank), self.rank) from error
 
-        found: list[Any] = [None] * self.size
-        faults: list[RuntimeError] = []
-        over = threading.Event()
-
-        def gather() -> None:
-            try:
-                distributed.all_gather_object(found, value, group=self._group)
-            except RuntimeError as error:
-                faults.append(error)
-            finally:
-                over.set()
-
-        start(threading.Thread(target=gather, name="ckpt-gather", daemon=True))
-        while not over.wait(_LISTEN_SECONDS):
-            if self.watch.lost:
-                raise LostError(self.watch.lost, self.rank)
-        if faults:
-            # Only who speaks has to know which it is.
-            lost = self.watch.lost or (self.watch.find_lost() if self.rank < 2 else "")
-            raise LostError(lost, self.rank) from faults[0]
-        return found
+    def _listen(self) -> None:
+        if self.watch.lost:
+            raise LostError(self.watch.lost, self.rank)
 
 
 ALONE = World()
@@ -159,32 +142,40 @@ def join_world() -> Iterator[World]:
         yield ALONE
         return
     rank, size = place
+    with _meet(rank, size) as (board, watch):
+        try:
+            yield _Group(rank, size, board, watch)
+        except KeyboardInterrupt as error:
+            if not watch.lost:
+                raise
+            raise LostError(watch.lost, rank) from error
+
+
+@contextmanager
+def _meet(rank: int, size: int) -> Iterator[tuple[Board, Watch]]:
+    """Where all processes are, and while they are."""
     # Before torch is imported: where a connection is closed it would show every frame of its own.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     began = time.monotonic()
     try:
-        distributed.init_process_group("gloo", timeout=timedelta(seconds=_JOIN_SECONDS))
-        distributed.barrier()
-    except (RuntimeError, ValueError) as error:
+        timeout = timedelta(seconds=_JOIN_SECONDS)
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+        board = Board(store, rank, size)
+        board.exchange(None)
+        watch = watch_peers(board.start, rank, size)
+    except (RuntimeError, ValueError, GoneError) as error:
         raise UsageError(
             f"rank {rank} of {size} did not find the others ({time.monotonic() - began:.0f} s of"
             f" {_JOIN_SECONDS} s): {error}",
             hint="Start all of them with torchrun, or set WORLD_SIZE=1 to run one process.",
         ) from error
-    group = distributed.new_group(timeout=timedelta(hours=_WAIT_HOURS), backend="gloo")
-    watch = watch_peers(rank, size)
     try:
-        yield _Group(rank, size, group, watch)
-    except KeyboardInterrupt as error:
-        if not watch.lost:
-            raise
-        raise LostError(watch.lost, rank) from error
+        yield board, watch
     finally:
         watch.leave()
-        if not watch.lost:  # gloo would wait for it
-            distributed.destroy_process_group()
+        board.leave(_PART_SECONDS if watch.lost else _JOIN_SECONDS)
 
 
 @contextmanager

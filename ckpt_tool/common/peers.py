@@ -1,7 +1,7 @@
 """Whether the other processes of a run are still there, and which of them is not.
 
-A process that is killed says nothing any more, and neither does one whose machine is gone: gloo
-tells those that wait for it, and only where a connection is closed; those at work wait for nobody.
+A process that is killed says nothing any more, and neither does one whose machine is gone; those at
+work wait for nobody who could be missed.
 So every process counts up a number in the store in which they found each other, and looks whether
 the next one does. Silence is counted in looks, not in seconds: who was asleep has missed none.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -20,9 +20,9 @@ from ckpt_tool.common.errors import CkptError
 from ckpt_tool.common.threads import start
 
 #: Seconds between two looks.
-PERIOD = 3.0
+PERIOD = 2.0
 
-#: Looks without a sign of life after which a process is gone: half a minute.
+#: Looks without a sign of life after which a process is gone: before torchrun kills all of them.
 LIMIT = 10
 
 _ANSWER = timedelta(seconds=30)
@@ -50,30 +50,27 @@ class Watch:
     main thread at :meth:`work`. Threads of its own do all that; ``leave`` ends them.
     """
 
-    def __init__(self, store: Any, rank: int, size: int) -> None:
-        """``store``: a client of its own, for what waits in it keeps others out."""
+    def __init__(self, store: Any, begin: str, rank: int, size: int) -> None:
+        """``store``: a client of its own, for what waits in one keeps others out.
+
+        ``begin``: of all keys.
+        """
         self.lost = ""
         self.failed = False
         self._store = store
-        self._rank, self._next, self._size = rank, (rank + 1) % size, size
-        self._start = f"ckpt/{store.add(f'ckpt/worlds/{rank}', 1)}/"
+        self._begin, self._rank, self._next = begin, rank, (rank + 1) % size
         self._turn = 0
         self._is_busy = False
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._found = threading.Event()
         self._looks = 0
         store.set(self._key("host", rank), os.uname().nodename)
         for work in (self._look_often, self._look_after_store):
             start(threading.Thread(target=work, name="ckpt-watch", daemon=True))
 
     def leave(self) -> None:
-        """Whatever comes now, this process has not been lost."""
+        """Look no more."""
         self._over.set()
-        if self.lost:
-            return
-        with suppress(RuntimeError):
-            self._store.set(self._key("left", self._rank), "")
 
     def tell_failure(self) -> None:
         """Have the others stop what they are at, to hear what failed here."""
@@ -96,20 +93,6 @@ class Watch:
             with self._lock:
                 self._is_busy = False
 
-    def find_lost(self) -> str:
-        """Which processes are gone: they have not left, and show no sign of life meanwhile.
-
-        Empty where none is found. It takes some seconds, and is for those who have noticed.
-        """
-        try:
-            before = [self._count(rank) for rank in range(self._size)]
-            self._found.wait(2.5 * PERIOD)
-            after = [self._count(rank) for rank in range(self._size)]
-            silent = [rank for rank in range(self._size) if before[rank] == after[rank]]
-            return self._name(rank for rank in silent if not self._has("left", rank))
-        except RuntimeError:
-            return self.lost or self._name_store()
-
     def _look_often(self) -> None:
         silence, known = 0, -1
         while not self._over.wait(PERIOD):
@@ -118,7 +101,7 @@ class Watch:
                 count = self._count(self._next)
                 silence, known = silence + 1 if count == known else 0, count
                 if silence >= LIMIT and not self._has("left", self._next):
-                    self._store.set(self._key("lost"), self._name([self._next]))
+                    self._store.set(self._key("lost"), self.name(self._next))
                 if self._has("lost"):
                     self._note_lost(self._store.get(self._key("lost")).decode())
                 self._look_for_failure(self._turn)
@@ -138,7 +121,6 @@ class Watch:
         self._over.set()
         with self._lock:
             self.lost = lost
-            self._found.set()
             self._interrupt()
 
     def _look_for_failure(self, turn: int) -> None:
@@ -167,20 +149,27 @@ class Watch:
         return bool(self._store.check([self._key(*what)]))
 
     def _key(self, *what: object) -> str:
-        return self._start + "/".join(map(str, what))
+        return self._begin + "/".join(map(str, what))
 
-    def _name(self, ranks: Iterable[int]) -> str:
-        hosts = ((rank, self._store.get(self._key("host", rank)).decode()) for rank in ranks)
-        return ", ".join(f"rank {rank} (on {host})" for rank, host in hosts)
+    def name(self, rank: int) -> str:
+        """Process ``rank`` and its machine, in words; the first, if its store cannot be asked."""
+        try:
+            return f"rank {rank} (on {self._store.get(self._key('host', rank)).decode()})"
+        except RuntimeError:
+            return self._name_store()
 
     def _name_store(self) -> str:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         return f"rank 0, or what started it (at {place})"
 
 
-def watch_peers(rank: int, size: int) -> Watch:
-    """Begin to watch, in the store that the environment names; RuntimeError where it is not."""
+def watch_peers(begin: str, rank: int, size: int) -> Watch:
+    """Begin to watch, in the store that the environment names; RuntimeError where it is not.
+
+    ``begin``: of keys, as the board has it.
+    """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return Watch(TCPStore(*place, is_master=False, timeout=_ANSWER), rank, size)
+    store = TCPStore(*place, is_master=False, timeout=_ANSWER, wait_for_workers=False)
+    return Watch(store, begin, rank, size)
