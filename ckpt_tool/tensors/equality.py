@@ -39,7 +39,7 @@ def locate_differences(
     found: dict[Label, int] = {}
     local = threading.local()
     tasks = list(_tasks(pairs))
-    with FileTable() as files, Threads(jobs, tasks=len(tasks)) as pool:
+    with FileTable(passes=True) as files, Threads(jobs, tasks=len(tasks)) as pool:
 
         def compare(task: tuple[Pair[Label], int, int]) -> tuple[Label, int | None]:
             if not hasattr(local, "sides"):
