@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_tool.cli import inspect, merge, to_mcore, ui, verify
+from ckpt_tool.cli import inspect, merge, progress, to_mcore, ui, verify
 from ckpt_tool.cli.interrupts import expect_interrupts
 from ckpt_tool.common.version import __version__
 
@@ -44,8 +44,12 @@ def _root(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show tracebacks and complete lists with errors.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Show no progress; warnings and errors stay.")
+    ] = False,
 ) -> None:
     ui.verbose = verbose
+    progress.quiet = quiet
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import typer
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.crc import CheckAllCrc, list_scrub_lines, make_crc_json
 from ckpt_tool.cli.options import AsJson, Jobs
+from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.runs import make_run_json, show_run
 from ckpt_tool.common.parallel import form_team_alone
 from ckpt_tool.common.wording import format_bytes, format_count
@@ -68,9 +69,9 @@ def inspect(
     if run is not None:
         _show_several(run, as_json=as_json)
         return
-    with ui.show_progress(quiet=as_json) as progress:
+    with show_progress(silent=as_json) as progress:
         team = form_team_alone(jobs, progress) if check_crc else None
-        found = operation.inspect_checkpoint(paths, patterns or [], team)
+        found = operation.inspect_checkpoint(paths, patterns or [], team, progress)
     with ui.guard_output():
         if as_json:
             ui.print_json(_as_object(found, shards=shards))

@@ -11,6 +11,7 @@ import typer
 from ckpt_tool.cli import results, ui, uploads
 from ckpt_tool.cli.every_merge import Request, add_merge_options
 from ckpt_tool.cli.options import Prefix, RenameParts, Select, settle_names
+from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.results_json import plan_json
 from ckpt_tool.cli.words import NO_WORD, PathsCommand, WordGroup, WordlessCommand
 from ckpt_tool.common.parallel import is_first
@@ -147,7 +148,7 @@ def _run(word: str, ckpt: list[Path], out: Path, options: MergeOptions, request:
 def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:
     from ckpt_tool.operations.merge import preview_merge
 
-    with ui.show_progress(quiet=as_json or not is_first()) as progress:
+    with show_progress(silent=as_json or not is_first()) as progress:
         found = preview_merge(job, options, progress, upload)
     if not is_first():
         return
@@ -169,7 +170,7 @@ def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: b
     from ckpt_tool.operations.merge import merge_as_team
 
     with join_world() as world:
-        with ui.show_progress(quiet=as_json or not is_first()) as progress:
+        with show_progress(silent=as_json or not is_first()) as progress:
             team = Team(world, choose_jobs(options.jobs), progress)
             result = merge_as_team(job, options, team, upload)
         # The others wait, lest torchrun stop the one that speaks and sends.

@@ -23,10 +23,10 @@ from ckpt_tool.cli.options import (
     Resume,
     Verify,
 )
+from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.results_json import plan_json
 from ckpt_tool.cli.tables import format_shape
 from ckpt_tool.common.parallel import is_first
-from ckpt_tool.common.progress import NoProgress
 from ckpt_tool.common.wording import count_noun, format_bytes
 
 if TYPE_CHECKING:
@@ -117,13 +117,14 @@ def to_mcore(
 
 
 def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
-    from ckpt_tool.common.parallel import choose_jobs
+    from ckpt_tool.common.parallel import choose_jobs, form_team_alone
     from ckpt_tool.operations.to_mcore import plan_to_mcore
     from ckpt_tool.plans.write import judge_plan
 
-    plan = plan_to_mcore(model, options)
-    plan.check(out, options.write)
-    judge_plan(plan, options.write, NoProgress())
+    with show_progress(silent=as_json or not is_first()) as progress:
+        plan = plan_to_mcore(model, options, form_team_alone(options.jobs, progress))
+        plan.check(out, options.write)
+        judge_plan(plan, options.write, progress)
     if not is_first():
         return
     with ui.guard_output():
@@ -139,7 +140,7 @@ def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) 
 def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
     from ckpt_tool.operations.to_mcore import convert_to_mcore
 
-    with ui.show_progress(quiet=as_json or not is_first()) as progress:
+    with show_progress(silent=as_json or not is_first()) as progress:
         result = convert_to_mcore(model, out, options, progress)
     with ui.guard_output(results.say_state(result)):
         if is_first():

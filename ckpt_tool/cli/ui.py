@@ -1,4 +1,4 @@
-"""What all commands share: consoles, error messages, exit codes, progress, numbers for people."""
+"""What all commands share: consoles, error messages, exit codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ckpt_tool.common.errors import (
     say_lack_of_memory,
 )
 from ckpt_tool.common.parallel import is_first, is_parallel
-from ckpt_tool.common.progress import NoProgress, Progress
+from ckpt_tool.common.peers import LostError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +54,7 @@ def guard(command: Command) -> Command:
             command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
             if is_first():
-                _say(f"interrupted. {interrupt}".rstrip())
+                say(f"interrupted. {interrupt}".rstrip())
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except (CkptError, OSError) as error:
             _explain(error, kwargs)
@@ -116,7 +116,8 @@ def _make_line(text: str) -> str:
     return make_printable(spell_flags(text))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line of the program's own, to stderr."""
     _print(f"ckpt: {_make_line(text)}")
 
 
@@ -134,12 +135,13 @@ def _trace(error: BaseException) -> None:
 def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
     if verbose:
         _trace(error)
-    if not is_first():  # the first process of several says what went wrong in any of them
+    # The first process of several says what went wrong in any of them.
+    if not (error.is_said if isinstance(error, LostError) else is_first()):
         return
     if not isinstance(error, CkptError):
-        _say(f"error: {say_cause(error)}")
+        say(f"error: {say_cause(error)}")
         return
-    _say(f"error: {error.message}")
+    say(f"error: {error.message}")
     details: list[str] = []
     if isinstance(error, CheckpointError):
         details = [f"[{problem.kind}] {problem}" for problem in error.problems]
@@ -159,15 +161,15 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
 def _explain_unexpected(error: Exception) -> None:
     """A lack of memory, which libraries report in many ways where there is a limit; or a bug."""
     if lacks_memory(error):
-        _say(f"error: {say_lack_of_memory()}")
+        say(f"error: {say_lack_of_memory()}")
         return
     _trace(error)
-    _say("error: this is a bug in ckpt; please report it with the lines above")
+    say("error: this is a bug in ckpt; please report it with the lines above")
 
 
 def warn(text: str) -> None:
     """A warning, to stderr."""
-    _say(f"warning: {text}")
+    say(f"warning: {text}")
 
 
 def print_json(value: Any) -> None:
@@ -198,49 +200,3 @@ def make_console() -> Console:
 
 def _show_text(segment: Segment) -> Segment:
     return segment._replace(text=make_printable(segment.text, "\n"))
-
-
-@contextmanager
-def show_progress(*, quiet: bool) -> Iterator[Progress]:
-    """A progress bar on stderr where that is a terminal; otherwise nothing."""
-    if quiet or not sys.stderr.isatty():
-        yield NoProgress()
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description:10}"),
-        BarColumn(),
-        *map(_measured, (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        yield _Bar(bars)
-
-
-def _measured(column: Any) -> Any:
-    """The column, empty where there is nothing to measure."""
-    show = column.render
-    column.render = lambda task: "" if task.total is None else show(task)
-    return column
-
-
-class _Bar:
-    """Adapts Rich's progress to :class:`ckpt_tool.common.progress.Progress`."""
-
-    def __init__(self, bars: Any) -> None:
-        self._bars = bars
-        self._task: Any = None
-
-    def start(self, what: str, total: int | None) -> None:
-        self._task = self._bars.add_task(what, total=total)
-
-    def advance(self, amount: int) -> None:
-        self._bars.advance(self._task, amount)

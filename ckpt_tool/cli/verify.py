@@ -23,6 +23,7 @@ from ckpt_tool.cli.options import (
     settle_config,
     settle_names,
 )
+from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import is_first
 
@@ -125,7 +126,7 @@ def verify(
     if report is not None:
         _require_place(report)  # before the work, not after it
     with join_world() as world:
-        with ui.show_progress(quiet=as_json or not is_first()) as progress:
+        with show_progress(silent=as_json or not is_first()) as progress:
             team = Team(world, choose_jobs(jobs), progress)
             result = verify_as_team(ckpt, reference, options, team)
         world.first(lambda: _show(result, shown))  # the others wait, lest torchrun stop it
@@ -161,7 +162,7 @@ def _check_alone(folder: Path, jobs: int, *, as_json: bool) -> None:
                 show_folder(result)
 
     with join_world() as world:
-        with ui.show_progress(quiet=as_json or not is_first()) as progress:
+        with show_progress(silent=as_json or not is_first()) as progress:
             result = check_folder_as_team(folder, Team(world, choose_jobs(jobs), progress))
         world.first(show)
     if not result.equal:

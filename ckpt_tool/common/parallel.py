@@ -1,9 +1,9 @@
 """Several processes that do one job, with several threads each: who does which part.
 
 ``torchrun`` (or ``srun`` with the same variables) says who is who: ``RANK``, ``WORLD_SIZE``,
-``MASTER_ADDR``, ``MASTER_PORT``. Processes exchange small Python values over gloo; tensors are
+``MASTER_ADDR``, ``MASTER_PORT``. Processes tell each other small Python values; tensors are
 written by whoever has their files, straight to the shared file system. What fails in one process
-fails in all.
+fails in all, and where one is gone all stop.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+from ckpt_tool.common.board import Board, GoneError
 from ckpt_tool.common.errors import CkptError, UsageError
 from ckpt_tool.common.launchers import find_place, read_count
+from ckpt_tool.common.peers import LostError, Watch, watch_peers
 from ckpt_tool.common.progress import NoProgress, Progress
 
 T = TypeVar("T")
@@ -26,7 +28,7 @@ T = TypeVar("T")
 MAX_JOBS = 512
 
 _JOIN_SECONDS = 300
-_WAIT_HOURS = 24  # for the slowest process's part
+_PART_SECONDS = 6.0  # those that are there have heard by then who is not
 
 
 class PeerError(CkptError):
@@ -75,19 +77,28 @@ class World:
 
 
 class _Group(World):
-    """Processes joined by gloo."""
+    """Processes that tell each other on a ``board``, each of which ``watch`` looks after."""
 
-    def __init__(self, rank: int, size: int, group: Any) -> None:
+    def __init__(self, rank: int, size: int, board: Board, watch: Watch) -> None:
         self.rank = rank
         self.size = size
-        self._group = group
+        self.watch = watch
+        self._board = board
+        board.listen = self._listen
 
     def everyone(self, work: Callable[[], T]) -> list[T]:
         value, error = None, None
         try:
-            value = work()
+            with self.watch.work():
+                value = work()
         except BaseException as failure:
             error = failure
+        if isinstance(error, KeyboardInterrupt) and self.watch.lost:
+            raise LostError(self.watch.lost, self.rank) from error
+        if isinstance(error, KeyboardInterrupt) and self.watch.failed:
+            error = None  # it is another one's, which says it
+        if error is not None:
+            self.watch.tell_failure()
         outcomes = self._exchange((value, None if error is None else _said(error)))
         if error is not None:
             raise error
@@ -97,14 +108,14 @@ class _Group(World):
         return [result for result, _ in outcomes]
 
     def _exchange(self, value: Any) -> list[Any]:
-        from torch import distributed
-
-        found: list[Any] = [None] * self.size
         try:
-            distributed.all_gather_object(found, value, group=self._group)
-        except RuntimeError as error:
-            raise CkptError(f"rank {self.rank}: another process of this run is gone") from error
-        return found
+            return self._board.exchange(value)
+        except GoneError as error:
+            raise LostError(self.watch.name(error.rank), self.rank) from error
+
+    def _listen(self) -> None:
+        if self.watch.lost:
+            raise LostError(self.watch.lost, self.rank)
 
 
 ALONE = World()
@@ -124,30 +135,47 @@ def join_world() -> Iterator[World]:
     """The world that the environment describes; :data:`ALONE` outside of torchrun.
 
     UsageError where the variables make no sense or the other processes do not come, and where
-    there are others and nothing says how to find them.
+    there are others and nothing says how to find them. LostError where one is gone meanwhile.
     """
     place = find_place()
     if place is None:
         yield ALONE
         return
     rank, size = place
-    from torch import distributed
+    with _meet(rank, size) as (board, watch):
+        try:
+            yield _Group(rank, size, board, watch)
+        except KeyboardInterrupt as error:
+            if not watch.lost:
+                raise
+            raise LostError(watch.lost, rank) from error
+
+
+@contextmanager
+def _meet(rank: int, size: int) -> Iterator[tuple[Board, Watch]]:
+    """Where all processes are, and while they are."""
+    # Before torch is imported: where a connection is closed it would show every frame of its own.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from torch.distributed.rendezvous import rendezvous
 
     began = time.monotonic()
     try:
-        distributed.init_process_group("gloo", timeout=timedelta(seconds=_JOIN_SECONDS))
-        distributed.barrier()
-    except (RuntimeError, ValueError) as error:
+        timeout = timedelta(seconds=_JOIN_SECONDS)
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+        board = Board(store, rank, size)
+        board.exchange(None)
+        watch = watch_peers(board.start, rank, size)
+    except (RuntimeError, ValueError, GoneError) as error:
         raise UsageError(
             f"rank {rank} of {size} did not find the others ({time.monotonic() - began:.0f} s of"
             f" {_JOIN_SECONDS} s): {error}",
             hint="Start all of them with torchrun, or set WORLD_SIZE=1 to run one process.",
         ) from error
-    group = distributed.new_group(timeout=timedelta(hours=_WAIT_HOURS), backend="gloo")
     try:
-        yield _Group(rank, size, group)
+        yield board, watch
     finally:
-        distributed.destroy_process_group()
+        watch.leave()
+        board.leave(_PART_SECONDS if watch.lost else _JOIN_SECONDS)
 
 
 @contextmanager
@@ -174,6 +202,12 @@ def is_first() -> bool:
     """Whether this process is the one that speaks."""
     place = _find_known_place()
     return place is None or place[0] == 0
+
+
+def count_processes() -> int:
+    """How many processes do the work together."""
+    place = _find_known_place()
+    return 1 if place is None else place[1]
 
 
 def _find_known_place() -> tuple[int, int] | None:

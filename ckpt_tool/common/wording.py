@@ -24,6 +24,15 @@ def format_count(count: int) -> str:
     return f"{value:.3g} T"
 
 
+def format_seconds(seconds: float) -> str:
+    """``48 s``, ``12 min``, ``3 h 05 min``: as exact as anybody waits for."""
+    whole = round(seconds)
+    if whole < 600:
+        return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def count_noun(count: int, noun: str) -> str:
     """``1 tensor``, ``3 tensors``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

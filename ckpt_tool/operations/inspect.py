@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.progress import Progress
 from ckpt_tool.readers import Checkpoint, open_folders
 from ckpt_tool.readers.archives import list_records
 from ckpt_tool.readers.base import Entry
@@ -66,15 +67,19 @@ class Inspection:
 
 
 def inspect_checkpoint(
-    paths: Sequence[str | Path], filters: Sequence[str] = (), check_crc: Team | None = None
+    paths: Sequence[str | Path],
+    filters: Sequence[str] = (),
+    check_crc: Team | None = None,
+    progress: Progress | None = None,
 ) -> Inspection:
     """Open the checkpoint at ``paths``; list tensors whose name matches one of ``filters``.
 
     Filters are globs; none lists all. Several paths are the folders of one checkpoint.
     ``check_crc``: whose threads read every record of every archive, and hold it against its CRC-32;
-    what is damaged is among the checkpoint's problems then. Raises what opening raises.
+    what is damaged is among the checkpoint's problems then. ``progress`` is told of files. Raises
+    what opening raises.
     """
-    checkpoint = open_folders(paths)
+    checkpoint = open_folders(paths, progress=progress)
     crc = None
     if check_crc is not None:
         checkpoint, crc = scrub(checkpoint, check_crc)

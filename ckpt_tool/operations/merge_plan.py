@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team, form_team_alone
+from ckpt_tool.common.progress import Progress
 from ckpt_tool.mapping.casting import (
     cast_all,
     choose_dtype,
@@ -53,8 +54,9 @@ def make_plan(
     team = team or form_team_alone(asked.jobs)
     places = _list_paths(paths)
     options = team.world.each(lambda: settle_repositories(asked))
-    source = team.world.each(lambda: _open(places, kind, options))
+    source = team.world.each(lambda: _open(places, kind, options, team.progress))
     prove_replicas(source.checkpoint, options.check_replicas, team)
+    team.progress.start("planning", None)
     config = team.world.each(lambda: _require_config(source, options))
     heads = Heads(options.tie_word_embeddings, options.value_model)
     model = make_hub_model(source, config, options, team, heads)
@@ -62,6 +64,7 @@ def make_plan(
         _refuse_without_model(source, options)
     true = team.world.each(lambda: tell_truth(model))
     held = team.world.first(lambda: settle_dtypes(true, options, team.progress))
+    team.progress.start("planning files", None)
     return team.world.each(lambda: _plan_files(source, true, held, options))
 
 
@@ -71,14 +74,14 @@ def _list_paths(paths: Folders) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _open(paths: Sequence[Path], kind: str, options: MergeOptions) -> Source:
+def _open(paths: Sequence[Path], kind: str, options: MergeOptions, progress: Progress) -> Source:
     """The checkpoint, if it is sound, of the kind, and the options are choices that exist."""
     require_dtype(options.dtype)
     parse_size(options.max_shard_size)
     if options.keep_names and options.value_model is not None:
         said = f"`value_model={options.value_model}`: cannot go with `keep_names=True`"
         raise UsageError(said)
-    source = open_source(paths, options)
+    source = open_source(paths, options, progress)
     require_kind(source.checkpoint, kind, paths)
     return source
 

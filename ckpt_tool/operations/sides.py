@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.progress import Progress
 from ckpt_tool.mapping.casting import find_main_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
@@ -117,13 +118,13 @@ Tied = dict[str, str]
 
 
 def _open(path: Path, options: ModelOptions, team: Team) -> Source:
-    source = team.world.each(lambda: _open_whole(path, options))
+    source = team.world.each(lambda: _open_whole(path, options, team.progress))
     prove_replicas(source.checkpoint, False, team)
     return source
 
 
-def _open_whole(path: Path, options: ModelOptions) -> Source:
-    source = open_source([path], options)
+def _open_whole(path: Path, options: ModelOptions, progress: Progress) -> Source:
+    source = open_source([path], options, progress)
     checkpoint = source.checkpoint
     if checkpoint.format == "fsdp-rank" and checkpoint.world_size != 1:
         raise UsageError(

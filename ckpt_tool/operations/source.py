@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckpt_tool.common.errors import CheckpointError, UsageError
+from ckpt_tool.common.progress import Progress
 from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.frameworks.training import find_training_kind, is_training_state
@@ -56,16 +57,16 @@ class Source:
         return replace(self.checkpoint, files=tuple(files.values()), sums=sums, others=others)
 
 
-def open_source(paths: Sequence[Path], options: ModelOptions) -> Source:
+def open_source(paths: Sequence[Path], options: ModelOptions, progress: Progress) -> Source:
     """Open the checkpoint at ``paths``, of any format, and the base that the options name.
 
     State of training is left alone, and what the options do not select; a Hugging Face model is
-    taken whole. Raises what opening raises; CheckpointError with all that is wrong, also where
-    nothing is left.
+    taken whole. ``progress`` is told of files. Raises what opening raises; CheckpointError with all
+    that is wrong, also where nothing is left.
     """
     names = options.names
     wanted = _choose_wanted(names, options.weights)
-    checkpoint = open_folders(paths, wanted)
+    checkpoint = open_folders(paths, wanted, progress)
     if not is_named(checkpoint):
         checkpoint = _leave_out(checkpoint, wanted)
     if not checkpoint.entries and not checkpoint.problems:

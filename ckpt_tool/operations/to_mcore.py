@@ -85,12 +85,14 @@ def plan_to_mcore(
     _require_choices(asked)
     team = team or form_team_alone(asked.jobs)
     options = team.world.each(lambda: settle_repositories(asked))
-    checkpoint = team.world.each(lambda: _open(model))
+    checkpoint = team.world.each(lambda: _open(model, team.progress))
+    team.progress.start("planning", None)
     config = team.world.each(lambda: _find_config(checkpoint, options))
     found = _name(checkpoint, config, team)
     plain = team.world.each(lambda: _make_plain(found, config, options))
     rules = team.world.each(lambda: _make_rules(plain, config, options))
     whole = _drop_repeats(plain, rules, team)
+    team.progress.start("planning files", None)
     return team.world.each(lambda: _plan_files(checkpoint, whole, rules, options))
 
 
@@ -143,8 +145,8 @@ def _require_choices(options: ToMcoreOptions) -> None:
         raise UsageError(f"`vocab_multiple={options.vocab_multiple}`: expected 1 or more")
 
 
-def _open(model: str | Path) -> Checkpoint:
-    checkpoint = leave_out_training(open_checkpoint(model))
+def _open(model: str | Path, progress: Progress) -> Checkpoint:
+    checkpoint = leave_out_training(open_checkpoint(model, progress=progress))
     if checkpoint.format not in ("huggingface", "torch"):
         command = find_format(checkpoint.format).merge_command
         hint = f"Make one of it first: ckpt merge {command} {model} OUT" if command else ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team, join_team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.wording import format_bytes
 from ckpt_tool.compare.grid import IMMEASURABLE
 from ckpt_tool.compare.heads import Heads
 from ckpt_tool.compare.mismatch import Mismatch, explain
@@ -24,6 +25,7 @@ from ckpt_tool.compare.prefixes import explain_prefix
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
 from ckpt_tool.plans.options import CrcCheck
+from ckpt_tool.plans.provenance import say_source
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
@@ -129,6 +131,9 @@ def verify_as_team(
     started = time.monotonic()
     _check(options)
     left, right = open_sides(Path(checkpoint), Path(reference), options, team)
+    size = format_bytes(sum(tensor.nbytes for tensor in right.tensors.values()))
+    sides = (say_source(side.checkpoint) for side in (left, right))
+    team.progress.announce(f"{' and '.join(sides)}: {size}, compared")
     crc = None
     if options.check_crc:
         from ckpt_tool.plans.source_sums import prove_all  # of what writes: seldom wanted here

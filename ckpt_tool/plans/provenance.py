@@ -17,6 +17,7 @@ from pathlib import Path
 from ckpt_tool.common.cache import keep_entry, read_entry
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.untrusted import parse_json
+from ckpt_tool.readers import find_format
 from ckpt_tool.readers.base import Checkpoint, ShardFile
 
 #: The folder of a step: verl and SkyRL, DeepSpeed, Megatron-LM, the Trainer, torchtitan; NeMo
@@ -52,6 +53,13 @@ def describe_source(checkpoint: Checkpoint) -> dict[str, object]:
 def find_step(checkpoint: Checkpoint) -> int | None:
     """Of training: as its files say, else as a folder's name does; None where neither does."""
     return checkpoint.step if checkpoint.step is not None else find_run(checkpoint.path)[1]
+
+
+def say_source(checkpoint: Checkpoint) -> str:
+    """What it was taken for, of which step, and where it lies, in words."""
+    step = find_step(checkpoint)
+    of_step = "" if step is None else f" of step {step}"
+    return f"{find_format(checkpoint.format).title}{of_step} in {checkpoint.path}"
 
 
 def find_run(path: Path) -> tuple[str | None, int | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import CheckpointError, MappingError, UsageError
 from ckpt_tool.common.parallel import Team
-from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.progress import BYTES, Progress
 from ckpt_tool.plans.checks.judge import Judge, Verdict
 from ckpt_tool.plans.options import CrcCheck, WriteOptions
 from ckpt_tool.plans.plan import Plan
@@ -77,8 +77,11 @@ class _Heard(Progress):
         self._told = team.progress
         self._judge = judge
 
-    def start(self, what: str, total: int | None) -> None:
-        self._told.start(what, total)
+    def announce(self, work: str) -> None:
+        self._told.announce(work)
+
+    def start(self, what: str, total: int | None, unit: str = BYTES) -> None:
+        self._told.start(what, total, unit)
 
     def advance(self, amount: int) -> None:
         self._told.advance(amount)

@@ -11,13 +11,13 @@ from pathlib import Path
 from ckpt_tool.common.errors import OutputError, UsageError, say_cause
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
-from ckpt_tool.common.wording import count_noun
+from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.plans.checks.judge import Judge, Verdict
 from ckpt_tool.plans.finding import find_output
 from ckpt_tool.plans.holding import Comparison
 from ckpt_tool.plans.options import Cast, WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
-from ckpt_tool.plans.provenance import find_step, keep_times
+from ckpt_tool.plans.provenance import find_step, keep_times, say_source
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.plans.source_sums import follow, settle
 from ckpt_tool.plans.stage import Outcome, hear, stage
@@ -39,6 +39,8 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     started = time.monotonic()
     out = Path(os.path.realpath(out))  # links followed: a rename in another folder would not do
     _require_one_plan(plan, team)
+    size = f"{format_bytes(plan.total_bytes)} in {count_noun(len(plan.files), 'file')}"
+    team.progress.announce(f"{say_source(plan.checkpoint)}: {size}, to {out}")
     staging = Staging(out, fsync=options.fsync, direct=options.is_direct)
     try:
         warnings = team.world.first(staging.tidy)

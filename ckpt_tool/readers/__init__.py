@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError, UsageError
-from ckpt_tool.common.garbage import pause_collection
+from ckpt_tool.common.progress import Progress
 from ckpt_tool.readers.base import Checkpoint, Format, Parts, Wanted
+from ckpt_tool.readers.counting import watch_reading
 from ckpt_tool.readers.dcp.folder import open_dcp, open_dcp_folders
 from ckpt_tool.readers.dcp.places import (
     locate_dcp,
@@ -147,13 +148,15 @@ def list_titles(merge_command: str) -> list[str]:
     return [row.title for row in taken if row.merge_command == (merge_command or row.merge_command)]
 
 
-def open_checkpoint(path: str | Path, wanted: Wanted | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, wanted: Wanted | None = None, progress: Progress | None = None
+) -> Checkpoint:
     """Read the metadata of the checkpoint at ``path``, whatever its format.
 
     ``path``: a folder of a checkpoint, a folder of a run with one below it, or a single file.
     ``wanted``: told a tensor's name, says whether to look at it; asked only in folders of
     torch.distributed.checkpoint, where each block has a place of its own. The other tensors are
-    in the result's ``left_out``. By default every tensor is looked at.
+    in the result's ``left_out``. By default every tensor is looked at. ``progress``: told of files.
 
     Returns a mapping from FQN to lazy tensor; shapes and dtypes are those of whole tensors, and no
     element is read before :meth:`~ckpt_tool.tensors.lazy.LazyTensor.read`. Damage within a known
@@ -177,9 +180,9 @@ def open_checkpoint(path: str | Path, wanted: Wanted | None = None) -> Checkpoin
     """
     path = Path(path)
     _require_exists(path)
-    found = _open(path, wanted)
+    found = _open(path, wanted, progress)
     if found is None:
-        found = _open(find_only(path, FORMATS), wanted)
+        found = _open(find_only(path, FORMATS), wanted, progress)
     if found is None:
         known = ", ".join(row.files for row in FORMATS if row.files)
         raise FormatError(
@@ -190,11 +193,11 @@ def open_checkpoint(path: str | Path, wanted: Wanted | None = None) -> Checkpoin
     return replace(found, named=(path,))
 
 
-def _open(path: Path, wanted: Wanted | None) -> Checkpoint | None:
+def _open(path: Path, wanted: Wanted | None, progress: Progress | None) -> Checkpoint | None:
     for row in FORMATS:
         place = row.locate(path)
         if place is not None:
-            with pause_collection():
+            with watch_reading(row.name, [place], progress):
                 if wanted is None or row.open_wanted is None:
                     return row.open(place)
                 return row.open_wanted(place, wanted)
@@ -210,27 +213,31 @@ def list_checkpoints(path: str | Path) -> Found:
     return list_places(Path(path), FORMATS)
 
 
-def open_folders(paths: Sequence[str | Path], wanted: Wanted | None = None) -> Checkpoint:
+def open_folders(
+    paths: Sequence[str | Path], wanted: Wanted | None = None, progress: Progress | None = None
+) -> Checkpoint:
     """Read the metadata of one checkpoint of which every node has a part in a folder of its own.
 
     ``paths``: one or more, each the folder of a node's files, or a folder of a run above it: of
     FSDP ranks, of torch.distributed.checkpoint (``.metadata`` in one of them), or of shards of a
-    Hugging Face model. One path and ``wanted`` are taken as by :func:`open_checkpoint`. What is in
-    none of the folders is in the result's ``problems``.
+    Hugging Face model. One path, ``wanted`` and ``progress`` are taken as by
+    :func:`open_checkpoint`. What is in none of the folders is in the result's ``problems``.
 
     Raises UsageError where there is nothing at a path, AmbiguousError where there is an actor and a
     critic to choose from; FormatError where one has no part of what the others have a part of;
     UnsafeContentError where a pickle asks for code.
     """
     if len(paths) == 1:
-        return open_checkpoint(paths[0], wanted)
+        return open_checkpoint(paths[0], wanted, progress)
     named = [Path(path) for path in paths]
     for path in named:
         _require_exists(path)
     for row in FORMATS:
-        if row.parts and any(row.parts.locate(path) is not None for path in named):
-            with pause_collection():
-                return open_parts(row.parts, row.title, named, wanted)
+        found = {path: row.parts.locate(path) for path in named} if row.parts else {}
+        if row.parts and any(found.values()):
+            with watch_reading(row.name, found.values(), progress):
+                opened = open_parts(row.parts, row.title, found, wanted)
+            return replace(opened, named=tuple(named))
     raise FormatError(
         "nothing here that can be one checkpoint with what is in another folder",
         path=paths[0],

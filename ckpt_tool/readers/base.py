@@ -11,6 +11,7 @@ from typing import Literal
 from ckpt_tool.common.errors import CheckpointError, FormatError, Problem, UnsafeContentError
 from ckpt_tool.readers.holdings import Entry as Entry  # noqa: PLC0414 (for all who read)
 from ckpt_tool.readers.holdings import Holding as Holding  # noqa: PLC0414
+from ckpt_tool.readers.reading import note_file
 from ckpt_tool.readers.shard_file import ShardFile as ShardFile  # noqa: PLC0414
 from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.geometry import Box, Shape
@@ -18,6 +19,9 @@ from ckpt_tool.tensors.lazy import LazyTensor
 
 #: Told the FQN of a tensor, says whether to look at it.
 Wanted = Callable[[str], bool]
+
+#: The kind of problem that a file is which cannot be read.
+UNREADABLE = "unreadable"
 
 #: What is wrong with blocks of which nobody can say whether they tile their tensor.
 TANGLED = "its blocks cut across each other in more ways than any writer cuts a tensor"
@@ -147,7 +151,8 @@ def collect(
     """Add what cannot be read to ``problems``, and go on behind the block.
 
     ``where``: the file or tensor that it is about; ``block``: which block of it. FormatError and
-    OSError are collected; UnsafeContentError, which no other problem may outweigh, is not.
+    OSError are collected; UnsafeContentError, which no other problem may outweigh, is not. Whoever
+    waits is told of each file that was looked at (``unreadable`` is what can be wrong with one).
     """
     try:
         yield
@@ -158,6 +163,9 @@ def collect(
         message = error.reason if error.path == str(where) else error.message
     except OSError as error:
         message = str(error)
+    finally:
+        if kind == UNREADABLE and block is None:
+            note_file()
     if block is not None:
         message = f"block {block}: {message}"
     problems.append(Problem(kind, str(where), message))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError
@@ -17,13 +16,12 @@ def drop_repeats(folders: Sequence[Path]) -> list[Path]:
 
 
 def open_parts(
-    parts: Parts, title: str, paths: Sequence[Path], wanted: Wanted | None
+    parts: Parts, title: str, found: Mapping[Path, Path | None], wanted: Wanted | None
 ) -> Checkpoint:
-    """The checkpoint whose parts are at or below ``paths``; ``title``: of its format, for people.
+    """The checkpoint whose parts were ``found`` at or below what was named; some are there.
 
-    FormatError where one of them has no part.
+    ``title``: of its format, for people. FormatError where something that was named has no part.
     """
-    found = {path: parts.locate(path) for path in paths}
     folders = [folder for folder in found.values() if folder is not None]
     for path, folder in found.items():
         if folder is None:
@@ -32,4 +30,4 @@ def open_parts(
                 path=path,
                 hint=f"See what is there with: ckpt inspect {path}",
             )
-    return replace(parts.open(folders, wanted), named=tuple(paths))
+    return parts.open(folders, wanted)

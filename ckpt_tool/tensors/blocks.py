@@ -42,10 +42,13 @@ _IO_LIMIT = 1 << 30  # Linux transfers at most 2 GiB - 4 KiB in one call
 
 
 class FileTable:
-    """Read-only file descriptors by path, opened on first use and shared by threads."""
+    """Read-only file descriptors by path, opened on first use and shared by threads.
 
-    def __init__(self) -> None:
-        self._open = OpenFiles()
+    ``passes``: as :class:`~ckpt_tool.tensors.open_files.OpenFiles` has it.
+    """
+
+    def __init__(self, *, passes: bool = False) -> None:
+        self._open = OpenFiles(passes=passes)
 
     def __enter__(self) -> FileTable:
         return self
@@ -73,6 +76,7 @@ class FileTable:
                     hint="The file changed or was truncated while it was read; copy it again.",
                 )
             done += got
+        self._open.let_go(path, descriptor, offset, len(buffer))
 
     def read_runs(
         self, path: str, offset: int, buffer: memoryview, run: int, starts: Iterable[int]

@@ -40,7 +40,7 @@ def locate_differences(
     found: dict[Label, int] = {}
     local = threading.local()
     count = sum(-(-pair.left.numel // _find_span(pair)) for pair in pairs)
-    with FileTable() as files, Threads(jobs, tasks=count) as pool:
+    with FileTable(passes=True) as files, Threads(jobs, tasks=count) as pool:
 
         def compare(task: tuple[Pair[Label], int, int]) -> tuple[Label, int | None]:
             if not hasattr(local, "sides"):

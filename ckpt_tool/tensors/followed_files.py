@@ -21,7 +21,7 @@ class FollowedFiles(FileTable):
     """Descriptors by path, with ``sums`` told of all that is read through them."""
 
     def __init__(self, sums: ReadSums) -> None:
-        super().__init__()
+        super().__init__(passes=True)
         self._sums = sums
 
     def read(self, path: str, offset: int, buffer: memoryview) -> None:

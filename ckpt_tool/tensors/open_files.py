@@ -7,7 +7,8 @@ import os
 import resource
 import threading
 
-from ckpt_tool.common.regular import open_descriptor
+from ckpt_tool.common.regular import ZEROS, open_descriptor
+from ckpt_tool.tensors.page_cache import forget_all, forget_read, is_somebodys
 
 #: Files that are opened before anybody asks for more than the soft limit.
 _FEW = 200
@@ -21,10 +22,13 @@ _NO_LIMIT = 1 << 20
 class OpenFiles:
     """Read-only descriptors by path, opened on first use; the oldest are closed where room ends.
 
-    A descriptor is its thread's until that thread asks for another path.
+    A descriptor is its thread's until that thread asks for another path. ``passes``: what is read
+    through them is read once, and leaves no pages in memory that were not there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, passes: bool = False) -> None:
+        self._passes = passes
+        self._passing: set[str] = set()
         self._descriptors: dict[str, int] = {}
         self._used: dict[int, str] = {}  # by thread: the path that it has asked for last
         self._room = 0
@@ -33,7 +37,17 @@ class OpenFiles:
     def close(self) -> None:
         """Close all of them: no thread reads any more."""
         while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+            self._close(*self._descriptors.popitem())
+
+    def let_go(self, path: str, descriptor: int, offset: int, size: int) -> None:
+        """These bytes of ``path`` were read, and are not needed again."""
+        if path in self._passing:
+            forget_read(descriptor, offset, size)
+
+    def _close(self, path: str, descriptor: int) -> None:
+        if path in self._passing:
+            forget_all(descriptor)
+        os.close(descriptor)
 
     def descriptor(self, path: str) -> int:
         """The descriptor for ``path``; OSError where it cannot be, or is no regular file."""
@@ -56,7 +70,10 @@ class OpenFiles:
             self._close_one()
         while True:
             try:
-                return open_descriptor(path)
+                descriptor = open_descriptor(path)
+                if self._passes and path != ZEROS and not is_somebodys(descriptor):
+                    self._passing.add(path)
+                return descriptor
             except OSError as error:
                 if error.errno != errno.EMFILE or not self._close_one():
                     raise
@@ -70,7 +87,7 @@ class OpenFiles:
         for path in list(self._descriptors):
             descriptor = self._descriptors.pop(path)
             if path not in self._used.values():
-                os.close(descriptor)
+                self._close(path, descriptor)
                 return True
             self._descriptors[path] = descriptor
         return False

@@ -34,7 +34,7 @@ def write_files(
     jobs = min(jobs, max((count_tasks(file.size) for file in files), default=1))
     progress.start("writing", sum(file.size for file in files))
     with (
-        FileTable() if sums is None else FollowedFiles(sums) as sources,
+        FileTable(passes=True) if sums is None else FollowedFiles(sums) as sources,
         Threads(1, "ckpt-sync") as syncer,
         StreamWriter(sources, jobs, progress.advance, direct=staging.direct) as writer,
     ):

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.bench.measure import run
 from tests.bench.scale import MODELS, generate
 
-_PLAN = """
+PLAN = """
 import gc, sys
 from ckpt_tool.common.parallel import form_team_alone
 from ckpt_tool.operations.merge_plan import make_plan
@@ -27,7 +27,7 @@ make_plan(sys.argv[1], "fsdp", MergeOptions(), form_team_alone(0))
 """
 _COMMANDS = {
     "inspect": ("-m", "ckpt_tool", "inspect"),
-    "plan of a merge": ("-c", _PLAN),
+    "plan of a merge": ("-c", PLAN),
 }
 _ROW = "{:<12} {:>5} {:>10} {:<16} {:>8} {:>8} {:>9} {:>9}"
 

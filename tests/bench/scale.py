@@ -14,14 +14,22 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 Shape = tuple[int, ...]
 
 _LOCAL_HEADER = 30
+
+
+class Shaped(Protocol):
+    """Has tensors."""
+
+    def shapes(self) -> Iterable[tuple[str, Shape]]:
+        """Name and shape of each."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ def generate(folder: Path, name: str, jobs: int = 2) -> int:
     return 2 * sum(prod(shape) for _, shape in model.shapes())
 
 
-def _write_ranks(model: Model, world: int, folder: Path, ranks: list[int]) -> None:
+def write_ranks(model: Shaped, world: int, folder: Path, ranks: list[int]) -> None:
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -163,7 +171,7 @@ def _fill_mesh(path: Path, world: int) -> None:
 
 
 if __name__ == "__main__":
-    _write_ranks(
+    write_ranks(
         Model(**json.loads(sys.argv[1])),
         int(sys.argv[2]),
         Path(sys.argv[3]),

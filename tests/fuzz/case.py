@@ -102,13 +102,17 @@ def _opened_once() -> Iterator[None]:
     """The same checkpoint for all who open it inside the block."""
     known: dict[Path, Checkpoint] = {}
 
-    def open_known(path: str | Path, wanted: Wanted | None = None) -> Checkpoint:
+    def open_known(
+        path: str | Path, wanted: Wanted | None = None, progress: object = None
+    ) -> Checkpoint:
         path = Path(path)
         if path not in known:
             known[path] = open_checkpoint(path, wanted)
         return known[path]
 
-    def open_only(paths: Sequence[Path], wanted: Wanted | None = None) -> Checkpoint:
+    def open_only(
+        paths: Sequence[Path], wanted: Wanted | None = None, progress: object = None
+    ) -> Checkpoint:
         (path,) = paths
         return open_known(path, wanted)
 

@@ -16,16 +16,23 @@ class Told:
     def __init__(self) -> None:
         self.totals: dict[str, int] = {}
         self.done: dict[str, int] = {}
-        self._now = ""
+        self._now: str | None = None
         self._lock = threading.Lock()
 
-    def start(self, what: str, total: int) -> None:
+    def announce(self, work: str) -> None:
+        assert work
+
+    def start(self, what: str, total: int | None, unit: str = "bytes") -> None:
+        if unit != "bytes" or total is None:  # nothing that is shared out
+            self._now = None
+            return
         assert what not in self.totals, "a phase has one start"
         self.totals[what], self.done[what], self._now = total, 0, what
 
     def advance(self, amount: int) -> None:
         with self._lock:
-            self.done[self._now] += amount
+            if self._now is not None:
+                self.done[self._now] += amount
 
 
 class _Thread(World):

@@ -106,6 +106,12 @@ def list_files(folder: Path) -> Files:
     return files
 
 
+def count_deepspeed(folder: Path) -> int:
+    """How many files of the step in ``folder`` are read. FormatError as :func:`list_files`."""
+    files = list_files(folder)
+    return len(files.listed()) - len(files.twice)
+
+
 def _refuse_kinds(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     matched = [

@@ -37,6 +37,11 @@ def locate_megatron_ranks(path: Path) -> Path | None:
     return find(path, lambda folder: bool(_rank_files(folder)))
 
 
+def count_megatron_ranks(folder: Path) -> int:
+    """How many rank files there are, as names say."""
+    return len(_rank_files(folder))
+
+
 def open_megatron_ranks(folder: Path) -> Checkpoint:
     """The whole model's tensors; what is missing or contradictory becomes ``problems``.
 

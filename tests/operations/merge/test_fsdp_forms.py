@@ -8,22 +8,25 @@ from pathlib import Path
 import pytest
 
 from ckpt_tool import MergeOptions, WriteOptions, merge_fsdp, merge_megatron
+from ckpt_tool.common.progress import NoProgress
 from tests.common.test_parallel import assert_same_folders, torchrun
 from tests.support import megatron
 
 SMALL = "100KB"
 
 
-class StopsAfter:
+class StopsAfter(NoProgress):
     """Progress that interrupts the work when so many bytes are written."""
 
     def __init__(self, limit: int) -> None:
         self.left = limit
 
-    def start(self, what: str, total: int) -> None:
-        pass
+    def start(self, what: str, total: int | None, unit: str = "bytes") -> None:
+        self.unit = unit
 
     def advance(self, amount: int) -> None:
+        if self.unit != "bytes":
+            return
         self.left -= amount
         if self.left < 0:
             raise KeyboardInterrupt
