@@ -6,7 +6,7 @@ Whichever range is asked for, products are made of the blocks of one grid (:clas
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf, prod
+from math import frexp, inf, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +82,8 @@ class UpdateFiller(Filler):
         self._reader, self._scratch = reader, reader.keep(_Scratch)
         self._grid = Grid.of(base.shape[1], matrix.left.shape[1], TILE)
         self._right = None if matrix.right is None else self._load(matrix.right)
+        # A power of two changes exponents alone: a factor may take it, and saves a pass.
+        self._is_shift = abs(frexp(matrix.scale)[0]) == 0.5
         self._read = self._tile = _Rows(0, *[np.empty((0, 1), matrix.dtype.name)] * 2)
         self._stretch: NDArray[Any] | None = None
         if matrix.lengths is not None and matrix.of_columns:
@@ -176,11 +178,13 @@ class UpdateFiller(Filler):
                 np.add(base, left, out=tile)
             else:
                 self._grid.multiply(left, self._right, tile)
+                if not self._is_shift:
+                    tile *= tile.dtype.type(self._matrix.scale)
                 np.add(base, tile, out=tile)
         return _Rows(top, tile, left)
 
     def _read_rows(self, top: int, stop: int) -> _Rows:
-        """Operands of whole blocks from ``top`` on, the left factor times the scale."""
+        """Operands of whole blocks from ``top`` on; the left factor scaled where that is exact."""
         matrix, step = self._matrix, self._grid.rows
         count = min(-(-stop // step) * step - top, _READ * self._grid.height)
         count = min(count, matrix.base.shape[0] - top)
@@ -191,8 +195,9 @@ class UpdateFiller(Filler):
                 (matrix.left, "left", matrix.dtype.name),
             )
         )
-        with np.errstate(over="ignore", invalid="ignore"):
-            left *= left.dtype.type(matrix.scale)
+        if self._is_shift or self._right is None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                left *= left.dtype.type(matrix.scale)
         return _Rows(top, base, left)
 
     def _widen(self, base: NDArray[Any]) -> NDArray[Any]:

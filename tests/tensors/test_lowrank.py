@@ -152,11 +152,12 @@ def test_what_is_rounded_is_what_is_computed(folder, target):
         assert reader.errors.listed() == (("float32", target.name, largest),)
 
 
-def test_it_is_the_product_of_the_factors(folder):
-    """Every block of it, those at the edges too, of which each element is another one."""
+@pytest.mark.parametrize("scale", [0.5, -4.0, 1 / 3])
+def test_it_is_the_product_of_the_factors(folder, scale):
+    """Every block of it, those at the edges too; the product is scaled, as peft does it."""
     base, left, right = torch.zeros(53, 1100), whole(53, 9, seed=1), whole(9, 1100, seed=2)
     tensors = (lazy(folder, n, t) for n, t in {"b": base, "l": left, "r": right}.items())
-    assert same(update_matrix(*tensors, 0.5).read(), 0.5 * (left @ right))
+    assert same(update_matrix(*tensors, scale).read() + 0.0, scale * (left @ right) + 0.0)
 
 
 def test_rows_are_scaled_as_torch_scales_them(folder):
