@@ -26,16 +26,16 @@ from ckpt_tool.readers.dcp.metadata import Described, Place, read_metadata
 from ckpt_tool.readers.dcp.places import find_main
 from ckpt_tool.readers.find import locate_first_config
 from ckpt_tool.readers.spread import drop_repeats
+from ckpt_tool.readers.torch_save.alike import Form
 from ckpt_tool.readers.torch_save.archive import TorchArchive
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.checksums import FileSums, RecordSum
 from ckpt_tool.tensors.chunks import Region
-from ckpt_tool.tensors.geometry import Box, check_coverage, is_in_bounds
+from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.geometry import Box, Shape, check_coverage, is_in_bounds
 
 _RANK = re.compile(r"__(\d+)_\d+\.distcp")
-#: A tensor's pickle has a few hundred bytes; longer ones are not kept.
-_SHORT = 1000
 
 
 def open_dcp(folder: Path, wanted: Wanted | None = None) -> Checkpoint:
@@ -114,7 +114,8 @@ class _Reader:
         for path in (path for folder in folders for path in folder.iterdir() if path.is_file()):
             self._places.setdefault(path.name, []).append(path)
         self._noted: set[str] = set()
-        self._known: dict[bytes, TensorRef] = {}
+        #: By length, dtype and shape: a model has thousands of blocks that are alike.
+        self._known: dict[tuple[int, DType, Shape], tuple[Form, TensorRef, str]] = {}
         self.problems = problems
         self.sums: dict[str, list[RecordSum]] = {}
 
@@ -157,21 +158,27 @@ class _Reader:
         if path is None:
             return None
         with collect(self.problems, "unreadable", name, box):
-            return self._read_block(path, place, found, box)
+            return self._read_block(str(path), place, found, box)
         return None
 
-    def _read_block(self, path: Path, place: Place, found: Described, box: Box) -> Region:
+    def _read_block(self, path: str, place: Place, found: Described, box: Box) -> Region:
         """The region of a block, proven to be the tensor that the metadata promises."""
-        with TorchArchive(path, place.offset, place.length, self._table) as archive:
-            # Blocks of one shape and dtype, of which a model has thousands, have equal pickles.
-            pickle = archive.read_pickle()
-            ref = self._known.get(pickle)
-            if ref is None:
-                ref = archive.load(pickle=pickle)
-                if not isinstance(ref, TensorRef):
-                    raise FormatError(f"no tensor at byte {place.offset}", path=path)
-                if len(pickle) < _SHORT:
-                    self._known[pickle] = ref
+        kind = (place.length, found.dtype, box.sizes)
+        known = self._known.get(kind)
+        if known is not None and place.offset >= 0:
+            form, ref, name = known
+            crc = form.read_sum(self._table.descriptor(path), place.offset)
+            if crc is not None:
+                start = place.offset + form.start
+                self._keep_sums(path, [RecordSum(start, form.size, crc, name)])
+                return Region(path, start + ref.offset * ref.dtype.itemsize, ref.strides)
+        return self._parse_block(path, place, found, box)
+
+    def _parse_block(self, path: str, place: Place, found: Described, box: Box) -> Region:
+        with TorchArchive(Path(path), place.offset, place.length, self._table) as archive:
+            ref = archive.load()
+            if not isinstance(ref, TensorRef):
+                raise FormatError(f"no tensor at byte {place.offset}", path=path)
             if ref.dtype != found.dtype or ref.shape != box.sizes:
                 raise FormatError(
                     f"{ref.dtype} {list(ref.shape)} at byte {place.offset},"
@@ -179,8 +186,15 @@ class _Reader:
                     path=path,
                 )
             region = archive.locate_tensor(ref, "the block").region
-            self.sums.setdefault(str(path), []).extend(archive.sums())
+            (total,) = archive.sums()
+            self._keep_sums(path, [total])
+            form = archive.make_form(ref)
+            if form is not None:
+                self._known[place.length, ref.dtype, ref.shape] = form, ref, total.name
             return region
+
+    def _keep_sums(self, path: str, found: Sequence[RecordSum]) -> None:
+        self.sums.setdefault(path, []).extend(found)
 
     def _path(self, file: str) -> Path | None:
         """The file ``file``; each that is missing, or is in two folders, is noted once."""
