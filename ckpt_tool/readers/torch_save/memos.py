@@ -39,7 +39,7 @@ class SkippingMemo(dict[int, Any]):
 
     def skip(self, puts: int, qualname: str, start: int, stop: int) -> None:
         """Leave out so many: those of the object of ``qualname`` whose opcodes lie there."""
-        self._places.extend((super().__len__() + self._skipped, start, stop))
+        self._places.extend((dict.__len__(self) + self._skipped, start, stop))
         self._names.append(qualname)
         self._skipped += puts
 

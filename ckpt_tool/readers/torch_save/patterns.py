@@ -109,8 +109,9 @@ class Pattern:
         for size, text in self._texts:
             if int.from_bytes(groups[size], "little") != len(groups[text]):
                 return None
-        for get in self._gets:
-            if read_number(groups[get]) >= len(memo):
+        if self._gets:
+            most = len(memo)
+            if any(read_number(groups[get]) >= most for get in self._gets):
                 return None
         try:
             value = self._make(groups, memo)
