@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ckpt_tool.common.regular import ZEROS
@@ -49,7 +50,7 @@ class LazyTensor(Chunked):
             raise ValueError(f"narrow {start}+{length} of dimension {dim} of shape {self.shape}")
         chunks = []
         for (offsets, sizes), region in self._cut(dim, start, start + length):
-            chunks.append(Chunk(Box(_put(offsets, dim, offsets[dim] - start), sizes), region))
+            chunks.append(Chunk(_box(_put(offsets, dim, offsets[dim] - start), sizes), region))
         return self._with(_put(self.shape, dim, length), chunks)
 
     def select(self, dim: int, index: int) -> LazyTensor:
@@ -59,7 +60,7 @@ class LazyTensor(Chunked):
             raise ValueError(f"select {index} of dimension {dim} of shape {self.shape}")
         chunks = []
         for (offsets, sizes), (path, at, strides, computed) in self._cut(dim, index, index + 1):
-            box = Box(_drop(offsets, dim), _drop(sizes, dim))
+            box = _box(_drop(offsets, dim), _drop(sizes, dim))
             chunks.append(Chunk(box, Region(path, at, _drop(strides, dim), computed)))
         return self._with(_drop(self.shape, dim), chunks)
 
@@ -175,7 +176,7 @@ def cat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
             raise ValueError(f"cat of {first.shape} {first.dtype} and {tensor.shape}")
         for chunk in tensor.chunks:
             offsets = _put(chunk.box.offsets, dim, chunk.box.offsets[dim] + length)
-            chunks.append(Chunk(Box(offsets, chunk.box.sizes), chunk.region))
+            chunks.append(Chunk(_box(offsets, chunk.box.sizes), chunk.region))
         length += tensor.shape[dim]
     return first._with(_put(first.shape, dim, length), chunks)
 
@@ -195,20 +196,29 @@ def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
     return first._with((len(tensors), *first.shape), chunks)
 
 
+@lru_cache(maxsize=4096)
+def _box(offsets: Shape, sizes: Shape) -> Box:
+    return Box(offsets, sizes)
+
+
 def _lift(chunk: Chunk, dim: int, at: int) -> Chunk:
     """A chunk in one more dimension, of size 1, at ``at`` of it."""
     (offsets, sizes), (path, offset, strides, computed) = chunk.box, chunk.region
-    box = Box(_insert(offsets, dim, at), _insert(sizes, dim, 1))
+    box = _box(_insert(offsets, dim, at), _insert(sizes, dim, 1))
     return Chunk(box, Region(path, offset, _insert(strides, dim, 0), computed))
 
 
+# Thousands of tensors have the same few shapes: what is equal is one object.
+@lru_cache(maxsize=4096)
 def _drop(values: Shape, dim: int) -> Shape:
     return (*values[:dim], *values[dim + 1 :])
 
 
+@lru_cache(maxsize=4096)
 def _put(values: Shape, dim: int, value: int) -> Shape:
     return (*values[:dim], value, *values[dim + 1 :])
 
 
+@lru_cache(maxsize=4096)
 def _insert(values: Shape, dim: int, value: int) -> Shape:
     return (*values[:dim], value, *values[dim:])

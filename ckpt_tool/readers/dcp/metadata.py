@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.common.garbage import pause_collection
 from ckpt_tool.common.regular import open_regular
 from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.instances import unpickle_instances
@@ -78,9 +77,10 @@ class _Layout(NamedTuple):
 
 def read_metadata(path: Path) -> Description:
     """Parse ``path``; FormatError if it is damaged, UnsafeContentError if it asks for code."""
-    with name_file(path), pause_collection():
+    with name_file(path):
         parser = _Parser(path)
-        places = parser.places | _find_shared(parser.places)
+        places = parser.places
+        places.update(_find_shared(places))
         tensors, objects = {}, []
         for name, entry in parser.entries.items():
             layout = parser.require_layout(name, entry)
@@ -94,7 +94,7 @@ def read_metadata(path: Path) -> Description:
 
 def list_places(path: Path) -> list[Place]:
     """Where all blocks and objects lie, each place once; raises what :func:`read_metadata` does."""
-    with name_file(path), pause_collection():
+    with name_file(path):
         return list(dict.fromkeys(_Parser(path).places.values()))
 
 

@@ -40,10 +40,14 @@ def unpickle_instances(
 
     Named tuples that it makes may be keys.
     """
+    machine = InstanceMachine(data, resolve, persistent, finish)
     try:
-        return InstanceMachine(data, resolve, persistent, finish).run(_TABLE)
+        return machine.run_all()
     except MALFORMED as error:
         raise FormatError(f"malformed pickle ({type(error).__name__}: {error})") from error
+    finally:
+        # Its memo asks it to make objects: a circle, which would keep both until it is looked for.
+        machine.__dict__.clear()
 
 
 class InstanceMachine(Machine):
@@ -57,13 +61,19 @@ class InstanceMachine(Machine):
         finish: Mapping[str, Finish],
     ) -> None:
         super().__init__(data, resolve, persistent)
-        self.memo = self._skipping = SkippingMemo(self._make_again)
         self.finish = finish
         self._patterns: dict[str, list[Pattern]] = {}  # by the class's full name
         self._seen: dict[tuple[str, object], Span] = {}
         self._made: dict[tuple[str, object], Pattern] = {}
         self._begun: list[tuple[StandIn, int, int]] = []
+        self._skipping: SkippingMemo | None = None
+        self._room = 0
+
+    def run_all(self) -> Any:
+        """The object that the pickle is of; patterns are made as objects are."""
         self._room = _MOST
+        self.memo = self._skipping = SkippingMemo(self._make_again)
+        return self.run(_TABLE)
 
     def op_newobj(self, pos: int) -> int:
         """An object of a class: by a pattern, where one matches."""
@@ -77,7 +87,7 @@ class InstanceMachine(Machine):
             if found is not None:
                 stop, value = found
                 stack[-2:] = [value]
-                if pattern.puts:
+                if pattern.puts and self._skipping is not None:
                     self._skipping.skip(pattern.puts, builder.qualname, pos, stop)
                 if at:
                     patterns.insert(0, patterns.pop(at))  # the next one is like it
@@ -155,7 +165,7 @@ class _Part(InstanceMachine):
 
     def __init__(self, whole: InstanceMachine, qualname: str, first: int) -> None:
         super().__init__(whole.data, whole.resolve, whole.persistent, whole.finish)
-        self.memo, self._room = Layer(whole.memo, first), 0
+        self.memo = Layer(whole.memo, first)
         self.stack = [StandIn(qualname, ())]
 
     def run_to(self, pos: int, stop: int) -> int:

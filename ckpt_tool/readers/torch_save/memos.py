@@ -31,28 +31,28 @@ class SkippingMemo(dict[int, Any]):
         super().__init__()
         self._make = make
         self._skipped = 0
-        self._names: list[str] = []
-        self._places = array("Q")  # of each: its first in the memo, start, stop
+        #: Of each: its first in the memo, start, stop, and which of the names is its class's.
+        self._places = array("I")
+        self._names: dict[str, int] = {}
 
     def __len__(self) -> int:
         return super().__len__() + self._skipped
 
     def skip(self, puts: int, qualname: str, start: int, stop: int) -> None:
         """Leave out so many: those of the object of ``qualname`` whose opcodes lie there."""
-        self._places.extend((dict.__len__(self) + self._skipped, start, stop))
-        self._names.append(qualname)
+        number = self._names.setdefault(qualname, len(self._names))
+        self._places.extend((dict.__len__(self) + self._skipped, start, stop, number))
         self._skipped += puts
 
     def __missing__(self, at: int) -> Any:
-        number = bisect_right(range(len(self._names)), at, key=self._find_first) - 1
-        if number < 0:
+        count = len(self._places) // 4
+        place = 4 * bisect_right(range(count), at, key=lambda number: self._places[4 * number])
+        if not place:
             raise KeyError(at)
-        found = self._make(self._names[number], *self._places[3 * number : 3 * number + 3])
+        first, start, stop, number = self._places[place - 4 : place]
+        found = self._make(list(self._names)[number], first, start, stop)
         if at not in found:
             raise KeyError(at)
         self._skipped -= len(found)
         self.update(found)
         return found[at]
-
-    def _find_first(self, number: int) -> int:
-        return self._places[3 * number]
