@@ -11,8 +11,10 @@ of torch.distributed.checkpoint, ``dist_checkpointing`` of megatron-core 0.16.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ckpt_tool.tensors.dtypes import DType
@@ -119,7 +121,7 @@ class _Layout:
         self._files: list[PlannedFile] = []
         self._names: list[str] = []
         self._items: list[Any] = [first]
-        self._starts = [0]
+        self._starts = array("Q", [0])
         self._at = len(first)
 
     def add(self, name: str, block: Block, *, sums: bool) -> Slice:
@@ -132,7 +134,7 @@ class _Layout:
         gap = -self._at % ALIGNMENT
         start = self._at + gap
         for item, size in (
-            (b"\0" * gap + head, gap + len(head)),
+            (_pad(head, gap), gap + len(head)),
             (block.tensor, block.tensor.nbytes),
             (seal, len(seal.content)),
         ):
@@ -152,11 +154,17 @@ class _Layout:
             self._prefix + _file_name(len(self._files)),
             tuple(self._names),
             tuple(self._items),
-            tuple(self._starts),
+            self._starts,
             self._at,
         )
         self._files.append(file)
-        self._names, self._items, self._starts, self._at = [], [], [], 0
+        self._names, self._items, self._starts, self._at = [], [], array("Q"), 0
+
+
+@lru_cache(maxsize=1024)
+def _pad(head: bytes, gap: int) -> bytes:
+    """Heads are the same for thousands of pieces, and so are the few gaps before them."""
+    return b"\0" * gap + head
 
 
 def _file_name(number: int) -> str:
