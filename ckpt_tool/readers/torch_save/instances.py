@@ -14,11 +14,10 @@ from typing import Any
 from ckpt_tool.common.errors import CkptError, FormatError
 from ckpt_tool.readers.torch_save.machine import Machine, Operation, Resolve
 from ckpt_tool.readers.torch_save.memos import Layer, SkippingMemo
-from ckpt_tool.readers.torch_save.patterns import Number, Pattern, Text
+from ckpt_tool.readers.torch_save.patterns import Number, Pattern, Text, mark
 from ckpt_tool.readers.torch_save.spans import Span, make_span
 from ckpt_tool.readers.torch_save.standins import Builder, StandIn
 from ckpt_tool.readers.torch_save.unpickle import MALFORMED, STEPS, TABLE
-from ckpt_tool.tensors.dtypes import DType
 
 #: Makes the value that takes the place of an object of a class: a plain one, or a tuple of those.
 #: It looks at no number or text, but for its type. FormatError where the object is malformed: it
@@ -29,8 +28,6 @@ Finish = Callable[[StandIn], Any]
 _LONGEST = 2048
 #: How often a pattern may be looked for: what writers make takes a few.
 _MOST = 64
-#: What an object may take from the memo to look at; what can be changed is none of it.
-_FIXED = (str, bytes, int, float, type(None), tuple, DType, Builder)
 
 
 def unpickle_instances(
@@ -187,7 +184,7 @@ class _Example(_Part):
             stop = pos + len(raw)
             pos = self.run_to(pos, pos + 1)
             if kind:
-                self.stack[-1] = _mark(kind, self.stack[-1], pattern.groups.get(at))
+                self.stack[-1] = mark(kind, self.stack[-1], pattern.groups.get(at))
             self.run_to(pos, stop)
             pos = stop
         (value,) = self.stack
@@ -213,18 +210,6 @@ class _Example(_Part):
         if any(isinstance(key, (Number, Text)) for key in self.stack[::2]):
             raise FormatError("a key that may differ")
         return super().op_setitems(pos)
-
-
-def _mark(kind: str, value: Any, group: int | None) -> Any:
-    """What an opcode has pushed: known by its ``group``, if it may differ."""
-    if kind == "get":
-        if group is None:
-            return value if isinstance(value, _FIXED) else object()
-        if not isinstance(value, str):
-            return object()
-    marked: Any = Number(value) if kind == "number" else Text(value)
-    marked.group, marked.is_kept = group, kind == "get"
-    return marked
 
 
 def _is_made(key: Any) -> bool:

@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from ckpt_tool.readers.torch_save.spans import LONG, MEMOIZE, Span
+from ckpt_tool.readers.torch_save.standins import Builder
 from ckpt_tool.tensors.dtypes import DType
 
 Groups = tuple[bytes, ...]
@@ -51,6 +52,22 @@ class Text(str):
 
     def __bool__(self) -> bool:
         raise ValueError("a text that is looked at")
+
+
+#: What an object may take from the memo to look at; what can be changed is none of it.
+_FIXED = (str, bytes, int, float, type(None), tuple, DType, Builder)
+
+
+def mark(kind: str, value: Any, group: int | None) -> Any:
+    """What an opcode of an example has pushed: known by its ``group``, if it may differ."""
+    if kind == "get":
+        if group is None:
+            return value if isinstance(value, _FIXED) else object()
+        if not isinstance(value, str):
+            return object()
+    marked: Any = Number(value) if kind == "number" else Text(value)
+    marked.group, marked.is_kept = group, kind == "get"
+    return marked
 
 
 class MismatchError(Exception):
