@@ -49,7 +49,7 @@ class LazyTensor(Chunked):
         if not 0 <= start <= start + length <= self.shape[dim]:
             raise ValueError(f"narrow {start}+{length} of dimension {dim} of shape {self.shape}")
         chunks = []
-        for (offsets, sizes), region in self._cut(dim, start, start + length):
+        for offsets, sizes, region in self._cut(dim, start, start + length):
             chunks.append(Chunk(_box(_put(offsets, dim, offsets[dim] - start), sizes), region))
         return self._with(_put(self.shape, dim, length), chunks)
 
@@ -59,13 +59,13 @@ class LazyTensor(Chunked):
         if not 0 <= index < self.shape[dim]:
             raise ValueError(f"select {index} of dimension {dim} of shape {self.shape}")
         chunks = []
-        for (offsets, sizes), (path, at, strides, computed) in self._cut(dim, index, index + 1):
+        for offsets, sizes, (path, at, strides, computed) in self._cut(dim, index, index + 1):
             box = _box(_drop(offsets, dim), _drop(sizes, dim))
             chunks.append(Chunk(box, Region(path, at, _drop(strides, dim), computed)))
         return self._with(_drop(self.shape, dim), chunks)
 
-    def _cut(self, dim: int, start: int, stop: int) -> Iterator[tuple[Box, Region]]:
-        """The parts of chunks that lie in ``[start, stop)`` of a dimension: place and region."""
+    def _cut(self, dim: int, start: int, stop: int) -> Iterator[tuple[Shape, Shape, Region]]:
+        """The parts of chunks in ``[start, stop)`` of a dimension: offsets, sizes and region."""
         itemsize = self.source_dtype.itemsize
         for chunk in self.chunks_near(start, stop) if dim == 0 else self.chunks:
             (offsets, sizes), region = chunk.box, chunk.region
@@ -79,7 +79,7 @@ class LazyTensor(Chunked):
                     path, at + (low - first) * strides[dim] * itemsize, strides, computed
                 )
                 offsets, sizes = _put(offsets, dim, low), _put(sizes, dim, high - low)
-            yield Box(offsets, sizes), region
+            yield offsets, sizes, region
 
     def _with(self, shape: Shape, chunks: Sequence[Chunk]) -> LazyTensor:
         return LazyTensor(shape, self.dtype, self.source_dtype, tuple(chunks))

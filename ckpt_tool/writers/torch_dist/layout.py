@@ -126,22 +126,18 @@ class _Layout:
 
     def add(self, name: str, block: Block, *, sums: bool) -> Slice:
         """Append the archive of ``block``, which belongs to the tensor ``name``."""
-        lead = len(block.offsets) - len(block.tensor.shape)
-        shape = (1,) * lead + block.tensor.shape
-        head, seal = make_frame(shape, block.tensor.dtype, sums=sums)
-        if self._names and self._at + block.tensor.nbytes > FILE_BYTES:
+        tensor = block.tensor
+        lead, size = len(block.offsets) - len(tensor.shape), tensor.nbytes
+        head, seal = make_frame((1,) * lead + tensor.shape, tensor.dtype, sums=sums)
+        if self._names and self._at + size > FILE_BYTES:
             self._close()
         gap = -self._at % ALIGNMENT
         start = self._at + gap
-        for item, size in (
-            (_pad(head, gap), gap + len(head)),
-            (block.tensor, block.tensor.nbytes),
-            (seal, len(seal.content)),
-        ):
-            self._items.append(item)
-            self._starts.append(self._at)
-            self._at += size
+        begin = start + len(head)
         self._names.append(name)
+        self._items += (_pad(head, gap), tensor, seal)
+        self._starts.extend((self._at, begin, begin + size))
+        self._at = begin + size + len(seal.content)
         return Slice(_file_name(len(self._files)), start, self._at - start)
 
     def finish(self) -> list[PlannedFile]:
