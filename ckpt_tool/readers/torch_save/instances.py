@@ -27,7 +27,9 @@ Finish = Callable[[StandIn], Any]
 #: Bytes of the opcodes of an object that a pattern may be made of.
 _LONGEST = 2048
 #: How often a pattern may be looked for: what writers make takes a few.
-_MOST = 64
+_MOST = 128
+#: For each byte of the pickle, how many may be looked at in vain; of what writers make, not one.
+_FUEL = 16
 
 
 def unpickle_instances(
@@ -64,11 +66,11 @@ class InstanceMachine(Machine):
         self._made: dict[tuple[str, object], Pattern] = {}
         self._begun: list[tuple[StandIn, int, int]] = []
         self._skipping: SkippingMemo | None = None
-        self._room = 0
+        self._room = self._fuel = 0
 
     def run_all(self) -> Any:
         """The object that the pickle is of; patterns are made as objects are."""
-        self._room = _MOST
+        self._room, self._fuel = _MOST, _FUEL * len(self.data)
         self.memo = self._skipping = SkippingMemo(self._make_again)
         return self.run(_TABLE)
 
@@ -89,6 +91,10 @@ class InstanceMachine(Machine):
                 if at:
                     patterns.insert(0, patterns.pop(at))  # the next one is like it
                 return stop
+            self._fuel -= pattern.cost
+        if self._fuel < 0:
+            self._patterns.clear()
+            self._room = 0
         pos = self.op_reduce(pos)
         self._begun.append((stack[-1], pos, len(self.memo)))
         return pos

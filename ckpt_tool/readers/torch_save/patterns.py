@@ -23,6 +23,7 @@ _Make = Callable[[Groups, Memo], Any]
 #: Tuples of numbers that a pattern keeps, to hand out the same one again.
 _KEPT = 4096
 
+_LONGEST = {"text": 255, "long text": 1000}
 _PATTERNS = {
     "number": rb"(K.|M..|J...[\0-\x7f]|\x8a\x05....[\0-\x7f]|\x8a\x06.{5}[\0-\x7f])",
     "get": rb"(h.|j....)",
@@ -82,7 +83,7 @@ def read_number(raw: bytes) -> int:
 class Pattern:
     """Matches the opcodes of a span, where ``loose`` ones take anything from the memo.
 
-    ``puts``: how many objects each match puts there.
+    ``puts``: how many objects each match puts there. ``cost``: the most bytes that are looked at.
     """
 
     def __init__(self, span: Span, loose: set[int]) -> None:
@@ -104,6 +105,7 @@ class Pattern:
                 self._placed.append((count + 2, count + 1))
             self.groups[at] = count + (kind in ("text", "long text"))
             count += {"text": 2, "long text": 3}.get(kind, 1)
+        self.cost = sum(len(raw) + _LONGEST.get(kind, 0) for kind, raw in span.tokens)
         self._match = re.compile(b"".join(parts), re.DOTALL).match
         self._make: _Make = lambda groups, memo: None
 
