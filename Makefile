@@ -83,8 +83,8 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(BENCH)
 
-# How long planning takes on models of 30 to 671 billion parameters, without their numbers; SCALE:
-# which, see tests/bench/planning.py.
+# How long planning takes on models of 30 to 671 billion parameters, without their numbers, and on
+# checkpoints of megatron-core with 93,000 tensors; SCALE: which, see tests/bench/planning.py.
 bench-scale: $(STAMP)
 	$(BIN)/python -m tests.bench.planning $(SCALE)
 

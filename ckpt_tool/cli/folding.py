@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 #: A number that stands alone in a name and is written as ``str`` would: it can be counted.
@@ -49,7 +50,7 @@ def mask_numbers(name: str) -> str:
 
 def _products(numbers: Iterable[tuple[int, ...]]) -> list[_Slots]:
     """Cover a set of tuples with disjoint products, widening one slot after another."""
-    rows: list[_Slots] = [tuple(frozenset([n]) for n in row) for row in numbers]
+    rows: list[_Slots] = [tuple(map(_single, row)) for row in numbers]
     for slot in reversed(range(len(rows[0]))):
         merged: dict[_Slots, set[int]] = {}
         for row in rows:
@@ -59,6 +60,12 @@ def _products(numbers: Iterable[tuple[int, ...]]) -> list[_Slots]:
             (*others[:slot], frozenset(values), *others[slot:]) for others, values in merged.items()
         ]
     return rows
+
+
+@lru_cache(maxsize=4096)
+def _single(number: int) -> frozenset[int]:
+    """A set of one: the same few numbers are in all names."""
+    return frozenset((number,))
 
 
 def _span(values: frozenset[int]) -> str:

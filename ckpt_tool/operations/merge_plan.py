@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.garbage import pause_collection
 from ckpt_tool.common.parallel import Team, form_team_alone
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.mapping.casting import (
@@ -46,6 +47,7 @@ from ckpt_tool.writers.safetensors import ADAPTER_NAME, plan_file, plan_files
 Folders = str | Path | Sequence[str | Path]
 
 
+@pause_collection()
 def make_plan(
     paths: Folders, kind: str, options: MergeOptions | None = None, team: Team | None = None
 ) -> HubPlan:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.common.garbage import pause_collection
 from ckpt_tool.common.parallel import Team, form_team_alone, join_team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.mapping.casting import cast_all, choose_dtype, hold_known, require_dtype
@@ -77,6 +78,7 @@ def convert_to_mcore(
         return write(plan_to_mcore(model, options, team), Path(out), options.write, team)
 
 
+@pause_collection()
 def plan_to_mcore(
     model: str | Path, options: ToMcoreOptions | None = None, team: Team | None = None
 ) -> McorePlan:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
 from ckpt_tool.readers.base import Checkpoint, collect
-from ckpt_tool.readers.dcp.metadata import read_metadata
+from ckpt_tool.readers.dcp.metadata import list_places
 from ckpt_tool.readers.torch_save.zip_directory import read_directory
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.checksums import FileSums, RecordSum
@@ -52,7 +52,7 @@ def _list_archives(checkpoint: Checkpoint) -> Iterator[tuple[str, int, int | Non
     held = {file.path for file in checkpoint.files}
     if checkpoint.format in ("dcp", "torch_dist"):
         by_name = {Path(path).name: path for path in held}
-        for place in read_metadata(metadata).places:
+        for place in list_places(metadata):
             path = by_name.get(place.file)
             if path is not None and not place.encoded:
                 yield path, place.offset, place.length

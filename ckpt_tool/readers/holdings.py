@@ -131,8 +131,8 @@ class Entry:
         """The lazy tensor over one holding per block."""
         if isinstance(self.holdings, PackedHoldings):
             return LazyTensor(self.shape, self.dtype, self.dtype, self.holdings.chunks())
-        held = [h for h in self.owners().values() if h.box.volume]
-        chunks = tuple(Chunk(h.box, h.region) for h in held)
+        held = self.holdings if len(self.holdings) == 1 else self.owners().values()
+        chunks = tuple([Chunk(h.box, h.region) for h in held if h.box.volume])
         return LazyTensor(self.shape, self.dtype, self.dtype, chunks)
 
     def replicas(self) -> Iterator[tuple[Holding, Holding]]:

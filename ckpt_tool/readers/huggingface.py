@@ -26,6 +26,7 @@ from ckpt_tool.tensors.dtypes import BY_SAFETENSORS, MAX_SAFETENSORS_HEADER, DTy
 from ckpt_tool.tensors.geometry import MOST_ELEMENTS, Box, Shape, make_strides
 
 _MOST_DIMS = 64
+_MOST_BYTES = 1 << 48
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -106,6 +107,8 @@ def read_safetensors(path: Path) -> tuple[list[Entry], Any]:
     header, start = read_safetensors_header(path)
     entries = []
     spans = []
+    file = str(path)
+    wholes: dict[Shape, tuple[Box, Shape]] = {}  # thousands of tensors have the same few shapes
     for name, row in header.items():
         if name == "__metadata__":
             continue
@@ -117,9 +120,11 @@ def read_safetensors(path: Path) -> tuple[list[Entry], Any]:
                 path=path,
             )
         spans.append((begin, end))
-        region = Region(str(path), start + begin, make_strides(shape))
-        holding = Holding(None, Box((0,) * len(shape), shape), region)
-        entries.append(Entry(name, shape, dtype, "whole", (holding,)))
+        if shape not in wholes:
+            wholes[shape] = Box((0,) * len(shape), shape), make_strides(shape)
+        box, strides = wholes[shape]
+        holding = Holding(None, box, Region(file, start + begin, strides))
+        entries.append(Entry(name, box.sizes, dtype, "whole", (holding,)))
     _check_spans(path, sorted(spans), path.stat().st_size - start)
     return entries, header.get("__metadata__")
 
@@ -141,8 +146,9 @@ def _sizes(values: Any) -> tuple[int, ...]:
     """A list of sizes as a tuple; ValueError unless each is an integer that a file can have."""
     if not isinstance(values, list) or len(values) > _MOST_DIMS:
         raise ValueError("not a list of a few sizes")
-    if not all(type(v) is int and 0 <= v < 1 << 48 for v in values):
-        raise ValueError("not a list of sizes")
+    for value in values:
+        if type(value) is not int or not 0 <= value < _MOST_BYTES:
+            raise ValueError("not a list of sizes")
     return tuple(values)
 
 

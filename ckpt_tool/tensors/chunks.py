@@ -26,6 +26,9 @@ from ckpt_tool.tensors.rounding import CastErrors
 
 T = TypeVar("T")
 
+#: Chunks that are looked at one by one.
+_FEW = 4
+
 
 class Region(NamedTuple):
     """A strided block of elements in a file.
@@ -51,9 +54,9 @@ class Chunk:
 
 def narrow_region(chunk: Chunk, common: Box, itemsize: int) -> Region:
     """The region of ``common``, a block inside the chunk's box; ``itemsize`` in bytes on disk."""
-    region = chunk.region
-    skipped = dot(common.offsets, region.strides) - dot(chunk.box.offsets, region.strides)
-    return region._replace(offset=region.offset + skipped * itemsize)
+    path, offset, strides, computed = chunk.region
+    skipped = dot(common.offsets, strides) - dot(chunk.box.offsets, strides)
+    return Region(path, offset + skipped * itemsize, strides, computed)
 
 
 class Piece(NamedTuple):
@@ -103,19 +106,21 @@ class Chunked:
     dtype: DType
     source_dtype: DType
     chunks: Sequence[Chunk]
-    _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    _reach: int = field(init=False, repr=False, compare=False)
+    _starts: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)
+    _reach: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.chunks, OrderedChunks):
             object.__setattr__(self, "_starts", self.chunks.starts)
             object.__setattr__(self, "_reach", self.chunks.reach)
             return
+        if len(self.chunks) < 2:
+            return
         chunks = tuple(sorted(self.chunks, key=lambda chunk: chunk.box.offsets))
         object.__setattr__(self, "chunks", chunks)
-        object.__setattr__(self, "_starts", tuple(c.box.offsets[0] for c in chunks if self.shape))
-        reach = max((c.box.sizes[0] for c in chunks if self.shape), default=0)
-        object.__setattr__(self, "_reach", reach)
+        if len(chunks) > _FEW:
+            object.__setattr__(self, "_starts", tuple(c.box.offsets[0] for c in chunks))
+            object.__setattr__(self, "_reach", max(c.box.sizes[0] for c in chunks))
 
     @property
     def numel(self) -> int:
@@ -140,15 +145,21 @@ class Chunked:
                 return chunk.region.computed.origin
         return self.source_dtype
 
+    def chunks_near(self, start: int, stop: int) -> Sequence[Chunk]:
+        """The chunks that may reach into rows ``[start, stop)``, by ascending offsets."""
+        if not self._starts:
+            return self.chunks
+        # Chunks are sorted by their first offset: no chunk further back than the longest one
+        # reaches can touch the rows, so tensors of thousands of chunks are not scanned.
+        first = bisect_left(self._starts, start - self._reach + 1)
+        return self.chunks[first : bisect_left(self._starts, stop)]
+
     def chunks_in(self, box: Box) -> Iterator[tuple[Chunk, Box]]:
         """The chunks that meet ``box``, each with the common block, by ascending offsets."""
-        first, last = 0, len(self.chunks)
-        if self.shape:
-            # Chunks are sorted by their first offset: no chunk further back than the longest one
-            # reaches can touch the box, so tensors of thousands of chunks are not scanned.
-            first = bisect_left(self._starts, box.offsets[0] - self._reach + 1)
-            last = bisect_left(self._starts, box.offsets[0] + box.sizes[0])
-        for chunk in self.chunks[first:last]:
+        near: Sequence[Chunk] = self.chunks
+        if self._starts:
+            near = self.chunks_near(box.offsets[0], box.offsets[0] + box.sizes[0])
+        for chunk in near:
             common = intersect(chunk.box, box)
             if common is not None:
                 yield chunk, common

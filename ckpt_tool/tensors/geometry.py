@@ -169,6 +169,8 @@ def check_coverage(shape: Shape, boxes: Iterable[Box]) -> Coverage:
     here: callers that allow them pass each box once. The work is linear in the number of boxes.
     """
     held = [box for box in boxes if box.volume]
+    if len(held) == 1 and held[0].sizes == shape:
+        return Coverage((), ())
     sweep = _Sweep(shape, _MOST_STEPS * (len(held) + 1) * (len(shape) + 1))
     if prod(shape):
         sweep.cut(held, Box((), ()))

@@ -7,13 +7,14 @@ move when :mod:`ckpt_tool.tensors.blocks` is asked for a range of the row-major 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ckpt_tool.common.regular import ZEROS
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
-from ckpt_tool.tensors.chunks import Chunk, Chunked, Computed, Region, narrow_region
+from ckpt_tool.tensors.chunks import Chunk, Chunked, Computed, Region
 from ckpt_tool.tensors.dtypes import CASTABLE, DType
 from ckpt_tool.tensors.geometry import Box, Shape, make_strides
 
@@ -47,39 +48,67 @@ class LazyTensor(Chunked):
         dim = self._dim(dim)
         if not 0 <= start <= start + length <= self.shape[dim]:
             raise ValueError(f"narrow {start}+{length} of dimension {dim} of shape {self.shape}")
-        sizes = _put(self.shape, dim, length)
-        window = Box(_put((0,) * len(self.shape), dim, start), sizes)
         chunks = []
-        for chunk, common in self.chunks_in(window):
-            offsets = _put(common.offsets, dim, common.offsets[dim] - start)
-            region = narrow_region(chunk, common, self.source_dtype.itemsize)
-            chunks.append(Chunk(Box(offsets, common.sizes), region))
-        return replace(self, shape=sizes, chunks=tuple(chunks))
+        for offsets, sizes, region in self._cut(dim, start, start + length):
+            chunks.append(Chunk(_box(_put(offsets, dim, offsets[dim] - start), sizes), region))
+        return self._with(_put(self.shape, dim, length), chunks)
 
     def select(self, dim: int, index: int) -> LazyTensor:
         """The slice at ``index`` of dimension ``dim``, without that dimension."""
         dim = self._dim(dim)
-        return self.narrow(dim, index, 1)._map_dims([d for d in range(len(self.shape)) if d != dim])
+        if not 0 <= index < self.shape[dim]:
+            raise ValueError(f"select {index} of dimension {dim} of shape {self.shape}")
+        chunks = []
+        for offsets, sizes, (path, at, strides, computed) in self._cut(dim, index, index + 1):
+            box = _box(_drop(offsets, dim), _drop(sizes, dim))
+            chunks.append(Chunk(box, Region(path, at, _drop(strides, dim), computed)))
+        return self._with(_drop(self.shape, dim), chunks)
+
+    def _cut(self, dim: int, start: int, stop: int) -> Iterator[tuple[Shape, Shape, Region]]:
+        """The parts of chunks in ``[start, stop)`` of a dimension: offsets, sizes and region."""
+        itemsize = self.source_dtype.itemsize
+        for chunk in self.chunks_near(start, stop) if dim == 0 else self.chunks:
+            (offsets, sizes), region = chunk.box, chunk.region
+            first, size = offsets[dim], sizes[dim]
+            low, high = max(first, start), min(first + size, stop)
+            if high <= low:
+                continue
+            if high - low < size:
+                path, at, strides, computed = region
+                region = Region(
+                    path, at + (low - first) * strides[dim] * itemsize, strides, computed
+                )
+                offsets, sizes = _put(offsets, dim, low), _put(sizes, dim, high - low)
+            yield offsets, sizes, region
+
+    def _with(self, shape: Shape, chunks: Sequence[Chunk]) -> LazyTensor:
+        return LazyTensor(shape, self.dtype, self.source_dtype, tuple(chunks))
 
     def transpose(self, dim0: int, dim1: int) -> LazyTensor:
         """Dimensions ``dim0`` and ``dim1`` exchanged."""
         order = list(range(len(self.shape)))
         dim0, dim1 = self._dim(dim0), self._dim(dim1)
         order[dim0], order[dim1] = order[dim1], order[dim0]
-        return self._map_dims(order)
+
+        def pick(values: Shape) -> Shape:
+            return tuple(values[d] for d in order)
+
+        chunks = [
+            Chunk(
+                Box(pick(c.box.offsets), pick(c.box.sizes)),
+                c.region._replace(strides=pick(c.region.strides)),
+            )
+            for c in self.chunks
+        ]
+        return self._with(pick(self.shape), chunks)
 
     def unsqueeze(self, dim: int) -> LazyTensor:
         """A new dimension of size 1 at ``dim`` (0 to the number of dimensions)."""
         if not 0 <= dim <= len(self.shape):
             raise ValueError(f"a new dimension {dim} of shape {self.shape}")
-        chunks = tuple(
-            Chunk(
-                Box(_insert(c.box.offsets, dim, 0), _insert(c.box.sizes, dim, 1)),
-                c.region._replace(strides=_insert(c.region.strides, dim, 0)),
-            )
-            for c in self.chunks
+        return self._with(
+            _insert(self.shape, dim, 1), [_lift(chunk, dim, 0) for chunk in self.chunks]
         )
-        return replace(self, shape=_insert(self.shape, dim, 1), chunks=chunks)
 
     def to(self, dtype: DType) -> LazyTensor:
         """The tensor cast to ``dtype`` when read.
@@ -119,21 +148,6 @@ class LazyTensor(Chunked):
             raise ValueError(f"dimension {dim} of shape {self.shape}")
         return dim % len(self.shape)
 
-    def _map_dims(self, order: Sequence[int]) -> LazyTensor:
-        """Dimensions picked in ``order``; left-out ones must have size 1 and offset 0."""
-
-        def pick(values: Shape) -> Shape:
-            return tuple(values[d] for d in order)
-
-        chunks = tuple(
-            Chunk(
-                Box(pick(c.box.offsets), pick(c.box.sizes)),
-                c.region._replace(strides=pick(c.region.strides)),
-            )
-            for c in self.chunks
-        )
-        return replace(self, shape=pick(self.shape), chunks=chunks)
-
 
 def hold(computed: Computed, dtype: DType, first: Chunked) -> LazyTensor:
     """What is computed, as a tensor of ``dtype``; its file is that of ``first``, an operand."""
@@ -162,19 +176,49 @@ def cat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
             raise ValueError(f"cat of {first.shape} {first.dtype} and {tensor.shape}")
         for chunk in tensor.chunks:
             offsets = _put(chunk.box.offsets, dim, chunk.box.offsets[dim] + length)
-            chunks.append(Chunk(Box(offsets, chunk.box.sizes), chunk.region))
+            chunks.append(Chunk(_box(offsets, chunk.box.sizes), chunk.region))
         length += tensor.shape[dim]
-    return replace(first, shape=_put(first.shape, dim, length), chunks=tuple(chunks))
+    return first._with(_put(first.shape, dim, length), chunks)
 
 
 def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
-    """Tensors of one shape as the entries of a new leading dimension."""
-    return cat([tensor.unsqueeze(0) for tensor in tensors], 0)
+    """Tensors of one shape as the entries of a new leading dimension; ValueError as of `cat`."""
+    first = tensors[0]
+    chunks = []
+    for number, tensor in enumerate(tensors):
+        if (tensor.shape, tensor.dtype, tensor.source_dtype) != (
+            first.shape,
+            first.dtype,
+            first.source_dtype,
+        ):
+            raise ValueError(f"stack of {first.shape} {first.dtype} and {tensor.shape}")
+        chunks += [_lift(chunk, 0, number) for chunk in tensor.chunks]
+    return first._with((len(tensors), *first.shape), chunks)
 
 
+@lru_cache(maxsize=4096)
+def _box(offsets: Shape, sizes: Shape) -> Box:
+    return Box(offsets, sizes)
+
+
+def _lift(chunk: Chunk, dim: int, at: int) -> Chunk:
+    """A chunk in one more dimension, of size 1, at ``at`` of it."""
+    (offsets, sizes), (path, offset, strides, computed) = chunk.box, chunk.region
+    box = _box(_insert(offsets, dim, at), _insert(sizes, dim, 1))
+    return Chunk(box, Region(path, offset, _insert(strides, dim, 0), computed))
+
+
+# Thousands of tensors have the same few shapes: what is equal is one object.
+@lru_cache(maxsize=4096)
+def _drop(values: Shape, dim: int) -> Shape:
+    return (*values[:dim], *values[dim + 1 :])
+
+
+@lru_cache(maxsize=4096)
 def _put(values: Shape, dim: int, value: int) -> Shape:
     return (*values[:dim], value, *values[dim + 1 :])
 
 
+@lru_cache(maxsize=4096)
 def _insert(values: Shape, dim: int, value: int) -> Shape:
     return (*values[:dim], value, *values[dim:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +33,7 @@ class PlannedFile:
     name: str
     names: tuple[str, ...]
     items: tuple[bytes | Seal | LazyTensor, ...]
-    starts: tuple[int, ...]
+    starts: Sequence[int]
     size: int
     role: Role = "weights"
 

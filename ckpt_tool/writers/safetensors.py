@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from ckpt_tool.common.errors import MappingError, OutputError
 from ckpt_tool.common.untrusted import is_text
@@ -24,6 +23,8 @@ INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_model.safetensors"
 #: What a header says of the file, in place of a tensor.
 _METADATA = "__metadata__"
+#: A text as JSON has it.
+_quote = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def plan_files(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> list[PlannedFile]:
@@ -54,18 +55,17 @@ def plan_file(file: str, tensors: Mapping[str, LazyTensor], role: Role = "weight
     _refuse_names(tensors)
     names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
     ordered = [tensors[name] for name in names]
-    rows: dict[str, Any] = {_METADATA: {"format": "pt"}}
-    offsets, at = [], 0
+    rows, offsets, at = [f'"{_METADATA}":{{"format":"pt"}}'], [], 0
     for name, tensor in zip(names, ordered, strict=True):
         end = at + tensor.nbytes
-        rows[name] = {
-            "dtype": tensor.dtype.safetensors,
-            "shape": list(tensor.dtype.to_header(tensor.shape)),
-            "data_offsets": [at, end],
-        }
+        shape = ",".join(map(str, tensor.dtype.to_header(tensor.shape)))
+        rows.append(
+            f'{_quote(name)}:{{"dtype":"{tensor.dtype.safetensors}","shape":[{shape}],'
+            f'"data_offsets":[{at},{end}]}}'
+        )
         offsets.append(at)
         at = end
-    text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
+    text = f"{{{','.join(rows)}}}".encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_SAFETENSORS_HEADER:
         raise OutputError(

@@ -3,6 +3,7 @@
 Each checkpoint of :mod:`tests.bench.scale` is written, looked at by ``ckpt inspect``, planned on as
 a merge does (which, as a command, asks for room for the model), and removed. Wall time, processor
 time and anonymous memory are as :mod:`tests.bench.measure` has them; the page cache is warm.
+megatron-core's checkpoints are those of :mod:`tests.bench.planning_mcore`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.measure import run
+from tests.bench.planning_mcore import CHECKPOINTS, measure_mcore
 from tests.bench.scale import MODELS, generate
 
 PLAN = """
@@ -35,17 +37,18 @@ _ROW = "{:<12} {:>5} {:>10} {:<16} {:>8} {:>8} {:>9} {:>9}"
 def main() -> None:
     """Measure those that are named; by default all that take no more than some minutes."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.planning", description=__doc__)
-    parser.add_argument("names", nargs="*", default=["30B-A3B", "dense 70B"], metavar="MODEL")
+    parser.add_argument("names", nargs="*", default=["30B-A3B", "dense 70B", *CHECKPOINTS])
     parser.add_argument("--folder", type=Path, help="where they are written; some GB")
     options = parser.parse_args()
-    unknown = [name for name in options.names if name not in MODELS]
+    known = {**dict.fromkeys(MODELS, _measure), **dict.fromkeys(CHECKPOINTS, measure_mcore)}
+    unknown = [name for name in options.names if name not in known]
     if unknown:
-        parser.error(f"{', '.join(unknown)}: expected some of {', '.join(MODELS)}")
+        parser.error(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
     print(_ROW.format("model", "ranks", "pieces", "command", "wall", "cpu", "memory", "a piece"))
     for name in options.names:
         folder = Path(tempfile.mkdtemp(dir=options.folder))
         try:
-            for row in _measure(name, folder):
+            for row in known[name](name, folder):
                 print(_ROW.format(*row), flush=True)
         finally:
             shutil.rmtree(folder)

@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 
 from ckpt_tool import MergeOptions, merge_fsdp
 from ckpt_tool.plans.options import WriteOptions
-from ckpt_tool.readers.dcp.metadata import read_metadata
+from ckpt_tool.readers.dcp.metadata import list_places
 from tests.support.flips import Tally, find_unused, flips, scrub, try_flips
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -57,7 +57,7 @@ def save_dcp(folder: Path) -> tuple[Path, dict[int, str]]:
     dcp.save(state, checkpoint_id=folder)
     (file,) = folder.glob("*.distcp")
     content, unused = file.read_bytes(), {}
-    for place in read_metadata(folder / ".metadata").places:
+    for place in list_places(folder / ".metadata"):
         unused |= find_unused(content, place.offset, place.length)
     return file, unused
 

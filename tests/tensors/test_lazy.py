@@ -232,5 +232,5 @@ def test_cat_of_different_pending_casts_is_refused(tmp_path):
 
 def test_stack_of_different_shapes_is_refused(tmp_path):
     one, other = (backed(tmp_path / str(n), distinct((n, 2))) for n in (1, 2))
-    with pytest.raises(ValueError, match="cat of"):
+    with pytest.raises(ValueError, match="stack of"):
         stack([one, other])

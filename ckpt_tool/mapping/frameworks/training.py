@@ -13,15 +13,16 @@ _PARTS = re.compile(
     r"|(grad_|loss_)?scaler_state(_dict)?|grad_scaler|train_state|dataloader\w*|common_state"
     r"|iteration|global_step|epoch"
 )
-#: The same, of names as a whole: Lightning's.
-_FIRST = re.compile(r"(callbacks|loops|hyper_parameters)[./]")
-_DEPTH = 3
+#: A name that begins with one of them, maybe below one or two others; the first are Lightning's.
+_TRAINING = re.compile(
+    r"(callbacks|loops|hyper_parameters)[./]"
+    rf"|([^./]*[./]){{0,2}}({_PARTS.pattern})(?:[./]|\Z)"
+)
 
 
 def is_training_state(name: str) -> bool:
     """Whether ``name`` is of the state of a run, not of a model, maybe below a name or two."""
-    first = re.split(r"[./]", name, maxsplit=_DEPTH)[:_DEPTH]
-    return bool(_FIRST.match(name)) or any(_PARTS.fullmatch(part) for part in first)
+    return _TRAINING.match(name) is not None
 
 
 def find_training_kind(name: str) -> str:

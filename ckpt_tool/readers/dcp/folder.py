@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckpt_tool.common.errors import FormatError, Problem
+from ckpt_tool.common.errors import Problem
 from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.readers.base import (
     TANGLED,
@@ -22,20 +22,16 @@ from ckpt_tool.readers.base import (
     Wanted,
     collect,
 )
+from ckpt_tool.readers.dcp.blocks import Blocks
 from ckpt_tool.readers.dcp.metadata import Described, Place, read_metadata
 from ckpt_tool.readers.dcp.places import find_main
 from ckpt_tool.readers.find import locate_first_config
 from ckpt_tool.readers.spread import drop_repeats
-from ckpt_tool.readers.torch_save.archive import TorchArchive
-from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.tensors.blocks import FileTable
-from ckpt_tool.tensors.checksums import FileSums, RecordSum
-from ckpt_tool.tensors.chunks import Region
+from ckpt_tool.tensors.checksums import FileSums
 from ckpt_tool.tensors.geometry import Box, check_coverage, is_in_bounds
 
 _RANK = re.compile(r"__(\d+)_\d+\.distcp")
-#: A tensor's pickle has a few hundred bytes; longer ones are not kept.
-_SHORT = 1000
 
 
 def open_dcp(folder: Path, wanted: Wanted | None = None) -> Checkpoint:
@@ -60,8 +56,10 @@ def open_dcp_folders(folders: Sequence[Path], wanted: Wanted | None = None) -> C
     description = read_metadata(main / ".metadata")
     entries, left_out = {}, {}
     with FileTable() as table:
-        reader = _Reader(main, folders, table, problems)
-        for name, found in description.tensors.items():
+        blocks = Blocks(table)
+        reader = _Reader(main, folders, blocks, problems)
+        for name in list(description.tensors):
+            found = description.tensors.pop(name)  # each block has hundreds of bytes in both
             if wanted is None or wanted(name):
                 entries[name] = reader.entry(name, found)
             else:
@@ -75,7 +73,7 @@ def open_dcp_folders(folders: Sequence[Path], wanted: Wanted | None = None) -> C
         side_files=locate_first_config([main, *folders], beside=True),
         left_out=left_out,
         objects=description.objects,
-        sums={path: FileSums(found) for path, found in reader.sums.items()},
+        sums={path: FileSums(found) for path, found in blocks.sums.items()},
     )
 
 
@@ -103,20 +101,18 @@ def _rank(name: str) -> int | None:
 
 
 class _Reader:
-    """Looks at every archive through one table of descriptors, and collects what is wrong."""
+    """Makes entries of what the metadata says, and collects what is wrong."""
 
     def __init__(
-        self, main: Path, folders: Sequence[Path], table: FileTable, problems: list[Problem]
+        self, main: Path, folders: Sequence[Path], blocks: Blocks, problems: list[Problem]
     ) -> None:
         self._main = main
-        self._table = table
+        self._blocks = blocks
         self._places: dict[str, list[Path]] = {}
         for path in (path for folder in folders for path in folder.iterdir() if path.is_file()):
             self._places.setdefault(path.name, []).append(path)
-        self._noted: set[str] = set()
-        self._known: dict[bytes, TensorRef] = {}
+        self._files: dict[str, tuple[str, int | None] | None] = {}
         self.problems = problems
-        self.sums: dict[str, list[RecordSum]] = {}
 
     def entry(self, name: str, found: Described) -> Entry:
         """The tensor ``name`` with every block that is where the metadata says."""
@@ -128,10 +124,9 @@ class _Reader:
                 self._note("coverage", name, f"{where} is outside of {list(found.shape)}")
                 continue
             boxes.append(box)
-            region = self._region(name, found, box, place)
-            if region is not None:
-                rank = _rank(place.file) if place else None
-                holdings.append(Holding(rank, box, region))
+            held = self._hold(name, found, box, place)
+            if held is not None:
+                holdings.append(held)
         coverage = check_coverage(found.shape, boxes)
         for block in coverage.missing:
             self._note("coverage", name, f"{block} of {list(found.shape)} is in no block")
@@ -142,57 +137,41 @@ class _Reader:
         pieces = f"{len(found.blocks)} blocks" if len(found.blocks) != 1 else "whole"
         return Entry(name, found.shape, found.dtype, pieces, tuple(holdings))
 
-    def _region(self, name: str, found: Described, box: Box, place: Place | None) -> Region | None:
+    def _hold(self, name: str, found: Described, box: Box, place: Place | None) -> Holding | None:
+        """A block, unless something is wrong with it."""
+        if place is None or place.encoded or place.shared:
+            self._note_place(name, box, place)
+            return None
+        file = self._file(place.file)
+        if file is None:
+            return None
+        path, rank = file
+        region = self._blocks.recall(path, place, found.dtype, box.sizes)
+        if region is None:
+            with collect(self.problems, "unreadable", name, box):
+                region = self._blocks.read(path, place, found.dtype, box.sizes)
+        return Holding(rank, box, region) if region is not None else None
+
+    def _note_place(self, name: str, box: Box, place: Place | None) -> None:
         if place is None:
             self._note("missing-block", name, f"nothing says where block {box} lies")
-            return None
-        if place.encoded:
+        elif place.encoded:
             self._note("encoded", name, f"block {box} is compressed or encrypted")
-            return None
-        if place.shared:
+        else:
             message = f"block {box}: at byte {place.offset} of {place.file}, in that of"
             self._note("unreadable", name, f"{message} {place.shared}")
-            return None
-        path = self._path(place.file)
-        if path is None:
-            return None
-        with collect(self.problems, "unreadable", name, box):
-            return self._read_block(path, place, found, box)
-        return None
 
-    def _read_block(self, path: Path, place: Place, found: Described, box: Box) -> Region:
-        """The region of a block, proven to be the tensor that the metadata promises."""
-        with TorchArchive(path, place.offset, place.length, self._table) as archive:
-            # Blocks of one shape and dtype, of which a model has thousands, have equal pickles.
-            pickle = archive.read_pickle()
-            ref = self._known.get(pickle)
-            if ref is None:
-                ref = archive.load(pickle=pickle)
-                if not isinstance(ref, TensorRef):
-                    raise FormatError(f"no tensor at byte {place.offset}", path=path)
-                if len(pickle) < _SHORT:
-                    self._known[pickle] = ref
-            if ref.dtype != found.dtype or ref.shape != box.sizes:
-                raise FormatError(
-                    f"{ref.dtype} {list(ref.shape)} at byte {place.offset},"
-                    f" expected {found.dtype} {list(box.sizes)}",
-                    path=path,
-                )
-            region = archive.locate_tensor(ref, "the block").region
-            self.sums.setdefault(str(path), []).extend(archive.sums())
-            return region
-
-    def _path(self, file: str) -> Path | None:
-        """The file ``file``; each that is missing, or is in two folders, is noted once."""
-        found = self._places.get(file, [])
-        if len(found) != 1 and file not in self._noted:
-            self._noted.add(file)
-            if found:
-                self._note("duplicate", str(found[1]), f"also in {found[0].parent}")
-            else:
+    def _file(self, file: str) -> tuple[str, int | None] | None:
+        """Path and rank of ``file``; each that is missing, or is in two folders, is noted once."""
+        if file not in self._files:
+            found = self._places.get(file, [])
+            if not found:
                 message = "not there, or not a file of this folder"
                 self._note("missing-file", str(self._main / file), message)
-        return found[0] if found else None
+            elif len(found) > 1:
+                self._note("duplicate", str(found[1]), f"also in {found[0].parent}")
+            self._files[file] = (str(found[0]), _rank(file)) if found else None
+        return self._files[file]
 
     def _note(self, kind: str, where: str, message: str) -> None:
         self.problems.append(Problem(kind, where, message))

@@ -21,6 +21,7 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.lfs import REASON, starts_pointer
 from ckpt_tool.common.regular import announce
 from ckpt_tool.readers.base import name_file
+from ckpt_tool.readers.torch_save.alike import Form, make_form
 from ckpt_tool.readers.torch_save.machine import Resolve
 from ckpt_tool.readers.torch_save.names import read_storage, resolve
 from ckpt_tool.readers.torch_save.rebuilding import StorageRef, TensorRef
@@ -125,6 +126,13 @@ class TorchArchive:
     def make_script(self, pickle: bytes) -> Script:
         """The archive's ``pickle``, for others that repeat it."""
         return Script(pickle, resolve, read_storage)
+
+    def make_form(self, ref: TensorRef) -> Form | None:
+        """What archives have in common that hold ``ref`` alone; None where that cannot be said."""
+        names = (f"{self._root}data.pkl", f"{self._root}byteorder")
+        looked_at = [name for name in names if name in self._directory.names]
+        storage = self._storage_name(ref.storage.key)
+        return make_form(self._pread, self.bytes, self._directory, looked_at, storage)
 
     def locate_tensor(self, ref: TensorRef, name: str) -> StoredTensor:
         """Where ``ref`` (the tensor called ``name``) lies in the file, proven to be inside it."""

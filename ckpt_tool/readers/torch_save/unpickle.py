@@ -119,10 +119,11 @@ def _binget(width: int) -> Operation:
     return op
 
 
-_TABLE = _table()
+#: What each opcode does.
+TABLE = _table()
 #: With those that the machine runs in place.
-_STEPS = [*_TABLE]
-_STEPS[ord("r")], _STEPS[ord("h")], _STEPS[ord("j")] = _long_binput, _binget(1), _binget(4)
+STEPS = [*TABLE]
+STEPS[ord("r")], STEPS[ord("h")], STEPS[ord("j")] = _long_binput, _binget(1), _binget(4)
 
 
 MALFORMED = (
@@ -137,7 +138,7 @@ def unpickle(data: bytes, resolve: Resolve, persistent: Callable[[Any], Any]) ->
     pickle is malformed.
     """
     try:
-        return Machine(data, resolve, persistent).run(_TABLE)
+        return Machine(data, resolve, persistent).run(TABLE)
     except MALFORMED as error:
         raise FormatError(f"malformed pickle ({type(error).__name__}: {error})") from error
 
@@ -181,7 +182,7 @@ def run_head(
     machine.memo = memo
     try:
         while pos <= end or not _is_at_name(machine):
-            pos = _STEPS[data[pos]](machine, pos + 1)
+            pos = STEPS[data[pos]](machine, pos + 1)
     except Stop:
         return None
     return Head(machine, pos, memo.taken)
@@ -223,7 +224,7 @@ class Tail(Machine):
         return pos
 
 
-_TAIL = [*_TABLE]
+_TAIL = [*TABLE]
 _TAIL[ord("u")] = lambda machine, pos: machine.op_setitems(pos)
 
 

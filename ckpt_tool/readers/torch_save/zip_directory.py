@@ -54,9 +54,10 @@ class _Record(NamedTuple):
 
 
 class Directory:
-    """Records by name; made by :func:`read_directory`."""
+    """Records by name, made by :func:`read_directory`; ``start``: where it begins."""
 
-    def __init__(self, records: dict[str, _Record], read: Read, path: str) -> None:
+    def __init__(self, records: dict[str, _Record], read: Read, path: str, start: int) -> None:
+        self.start = start
         self._records = records
         self._read = read
         self._path = path
@@ -70,6 +71,10 @@ class Directory:
     def headers(self) -> list[tuple[int, int]]:
         """Where each record's local header lies, and its size in bytes with the name."""
         return [(row.header, _LOCAL.size + len(row.raw)) for row in self._records.values()]
+
+    def find_header(self, name: str) -> int:
+        """The position of a record's local header; KeyError if it is not there."""
+        return self._records[name].header
 
     def locate(self, name: str) -> Stored:
         """Where a record's content lies; FormatError if it is not there whole."""
@@ -137,7 +142,7 @@ def read_directory(read: Read, size: int, path: str) -> Directory:
         entries.append((header, raw[name_at:extra_at], content, fields[7]))
     if pos != len(raw):
         raise FormatError(f"the zip directory has {len(raw)} bytes, expected {pos}", path=path)
-    return Directory(_without_overlaps(entries, start, path), read, path)
+    return Directory(_without_overlaps(entries, start, path), read, path, start)
 
 
 def _find_directory(read: Read, size: int, path: str) -> tuple[int, int, int]:

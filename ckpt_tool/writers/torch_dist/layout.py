@@ -11,8 +11,10 @@ of torch.distributed.checkpoint, ``dist_checkpointing`` of megatron-core 0.16.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ckpt_tool.tensors.dtypes import DType
@@ -119,27 +121,23 @@ class _Layout:
         self._files: list[PlannedFile] = []
         self._names: list[str] = []
         self._items: list[Any] = [first]
-        self._starts = [0]
+        self._starts = array("Q", [0])
         self._at = len(first)
 
     def add(self, name: str, block: Block, *, sums: bool) -> Slice:
         """Append the archive of ``block``, which belongs to the tensor ``name``."""
-        lead = len(block.offsets) - len(block.tensor.shape)
-        shape = (1,) * lead + block.tensor.shape
-        head, seal = make_frame(shape, block.tensor.dtype, sums=sums)
-        if self._names and self._at + block.tensor.nbytes > FILE_BYTES:
+        tensor = block.tensor
+        lead, size = len(block.offsets) - len(tensor.shape), tensor.nbytes
+        head, seal = make_frame((1,) * lead + tensor.shape, tensor.dtype, sums=sums)
+        if self._names and self._at + size > FILE_BYTES:
             self._close()
         gap = -self._at % ALIGNMENT
         start = self._at + gap
-        for item, size in (
-            (b"\0" * gap + head, gap + len(head)),
-            (block.tensor, block.tensor.nbytes),
-            (seal, len(seal.content)),
-        ):
-            self._items.append(item)
-            self._starts.append(self._at)
-            self._at += size
+        begin = start + len(head)
         self._names.append(name)
+        self._items += (_pad(head, gap), tensor, seal)
+        self._starts.extend((self._at, begin, begin + size))
+        self._at = begin + size + len(seal.content)
         return Slice(_file_name(len(self._files)), start, self._at - start)
 
     def finish(self) -> list[PlannedFile]:
@@ -152,11 +150,17 @@ class _Layout:
             self._prefix + _file_name(len(self._files)),
             tuple(self._names),
             tuple(self._items),
-            tuple(self._starts),
+            self._starts,
             self._at,
         )
         self._files.append(file)
-        self._names, self._items, self._starts, self._at = [], [], [], 0
+        self._names, self._items, self._starts, self._at = [], [], array("Q"), 0
+
+
+@lru_cache(maxsize=1024)
+def _pad(head: bytes, gap: int) -> bytes:
+    """Heads are the same for thousands of pieces, and so are the few gaps before them."""
+    return b"\0" * gap + head
 
 
 def _file_name(number: int) -> str:
