@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.regular import announce
 from ckpt_tool.readers.dcp.metadata import Place
 from ckpt_tool.readers.torch_save.alike import Form
 from ckpt_tool.readers.torch_save.archive import TorchArchive
@@ -15,6 +17,9 @@ from ckpt_tool.tensors.checksums import RecordSum
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Shape
+
+#: Bytes at each end in which all lies of an archive of one tensor that is no element.
+_END = 1024
 
 
 class Blocks:
@@ -28,6 +33,14 @@ class Blocks:
         #: By length, dtype and shape: what archives have in common, its tensor and its record.
         self._known: dict[tuple[int, DType, Shape], tuple[Form, TensorRef, str]] = {}
         self.sums: dict[str, list[RecordSum]] = defaultdict(list)
+
+    def expect(self, path: str, place: Place) -> None:
+        """Announce what is read of an archive: both its ends, amid the elements of others."""
+        with suppress(OSError, OverflowError):  # who reads it says so
+            descriptor = self._table.descriptor(path)
+            last = place.offset + max(0, place.length - _END)
+            for start in (place.offset, last):
+                announce(descriptor, start, _END)
 
     def recall(self, path: str, place: Place, dtype: DType, shape: Shape) -> Region | None:
         """The region of a block that is like one that was read; None where none is, or none can be.

@@ -8,7 +8,7 @@ each block of each tensor lies: an archive of ``torch.save`` of its own. megatro
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
@@ -58,6 +58,9 @@ def open_dcp_folders(folders: Sequence[Path], wanted: Wanted | None = None) -> C
     with FileTable() as table:
         blocks = Blocks(table)
         reader = _Reader(main, folders, blocks, problems)
+        reader.expect(
+            found for name, found in description.tensors.items() if wanted is None or wanted(name)
+        )
         for name in list(description.tensors):
             found = description.tensors.pop(name)  # each block has hundreds of bytes in both
             if wanted is None or wanted(name):
@@ -113,6 +116,14 @@ class _Reader:
             self._places.setdefault(path.name, []).append(path)
         self._files: dict[str, tuple[str, int | None] | None] = {}
         self.problems = problems
+
+    def expect(self, tensors: Iterable[Described]) -> None:
+        """Announce what will be read: one after the other, a disk takes 20 times as long."""
+        for place in (place for tensor in tensors for _, place in tensor.blocks):
+            file = None if place is None or place.encoded or place.shared else place.file
+            paths = [] if file is None else self._places.get(file, [])
+            if place is not None and len(paths) == 1:
+                self._blocks.expect(str(paths[0]), place)
 
     def entry(self, name: str, found: Described) -> Entry:
         """The tensor ``name`` with every block that is where the metadata says."""

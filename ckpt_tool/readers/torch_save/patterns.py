@@ -23,12 +23,11 @@ _Make = Callable[[Groups, Memo], Any]
 #: Tuples of numbers that a pattern keeps, to hand out the same one again.
 _KEPT = 4096
 
-_LONGEST = {"text": 255, "long text": 1000}
+_LONGEST = 255
 _PATTERNS = {
     "number": rb"(K.|M..|J...[\0-\x7f]|\x8a\x05....[\0-\x7f]|\x8a\x06.{5}[\0-\x7f])",
     "get": rb"(h.|j....)",
     "text": rb"\x8c(.)([ -~]{0,255})\x94",
-    "long text": rb"X(....)([ -~]{0,1000})r(....)",
 }
 
 
@@ -89,7 +88,7 @@ class Pattern:
     def __init__(self, span: Span, loose: set[int]) -> None:
         self.loose = loose
         self.puts = sum(raw[-1] == MEMOIZE for kind, raw in span.tokens if kind in ("", "text"))
-        parts, self._texts, self._placed, self._gets = [], [], [], []
+        parts, self._texts, self._gets = [], [], []
         self.groups: dict[int, int] = {}  # by the number of the opcode
         count = 0
         for at, (kind, raw) in enumerate(span.tokens):
@@ -99,13 +98,11 @@ class Pattern:
             parts.append(_PATTERNS[kind])
             if kind == "get":
                 self._gets.append(count)
-            elif kind != "number":
+            elif kind == "text":
                 self._texts.append((count, count + 1))
-            if kind == "long text":
-                self._placed.append((count + 2, count + 1))
-            self.groups[at] = count + (kind in ("text", "long text"))
-            count += {"text": 2, "long text": 3}.get(kind, 1)
-        self.cost = sum(len(raw) + _LONGEST.get(kind, 0) for kind, raw in span.tokens)
+            self.groups[at] = count + (kind == "text")
+            count += 2 if kind == "text" else 1
+        self.cost = sum(len(raw) + _LONGEST * (kind == "text") for kind, raw in span.tokens)
         self._match = re.compile(b"".join(parts), re.DOTALL).match
         self._make: _Make = lambda groups, memo: None
 
@@ -136,8 +133,6 @@ class Pattern:
             value = self._make(groups, memo)
         except MismatchError:
             return None
-        for place, text in self._placed:
-            memo[int.from_bytes(groups[place], "little")] = groups[text].decode()
         return found.end(), value
 
 

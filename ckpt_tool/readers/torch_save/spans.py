@@ -9,7 +9,8 @@ _PLAIN = frozenset(b")]}(t\x85\x86\x87\x94R\x81bsuaeN\x88\x89")
 _NUMBERS = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
 LONG, MEMOIZE = 0x8A, 0x94
 _GETS = {ord("h"): 1, ord("j"): 4}
-_TEXTS = {0x8C: 1, ord("X"): 4}
+#: Of up to 255 characters, as protocol 4 has them and later ones.
+_TEXT, _MEMOIZED = 0x8C, b"\x94"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,7 @@ def make_span(data: bytes) -> Span | None:
             return None
         tokens.append((kind, data[pos : pos + size]))
         pos += size
-    memoized = any(raw[-1] == MEMOIZE for kind, raw in tokens if kind in ("", "text"))
-    if pos != len(data) or (memoized and any(kind == "long text" for kind, _ in tokens)):
+    if pos != len(data):
         return None
     return Span(tuple(tokens))
 
@@ -50,7 +50,7 @@ def make_span(data: bytes) -> Span | None:
 def _measure(data: bytes, pos: int) -> tuple[str, int]:
     """Kind and size of an opcode, with what belongs to it; a size of 0 where it is another one."""
     opcode = data[pos]
-    if opcode in _TEXTS:
+    if opcode == _TEXT:
         return _measure_text(data, pos)
     if opcode == LONG:
         return "number", 2 + data[pos + 1]
@@ -62,9 +62,5 @@ def _measure(data: bytes, pos: int) -> tuple[str, int]:
 
 
 def _measure_text(data: bytes, pos: int) -> tuple[str, int]:
-    width = _TEXTS[data[pos]]
-    size = 1 + width + int.from_bytes(data[pos + 1 : pos + 1 + width], "little")
-    after = data[pos + size : pos + size + 1]
-    if width == 1:
-        return "text", (size + 1 if after == b"\x94" else 0)
-    return "long text", (size + 5 if after == b"r" else 0)
+    size = 2 + data[pos + 1]
+    return "text", (size + 1 if data[pos + size : pos + size + 1] == _MEMOIZED else 0)
