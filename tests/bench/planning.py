@@ -2,7 +2,8 @@
 
 Each checkpoint of :mod:`tests.bench.scale` is written, looked at by ``ckpt inspect``, planned on as
 a merge does (which, as a command, asks for room for the model), and removed. Wall time, processor
-time and anonymous memory are as :mod:`tests.bench.measure` has them; the page cache is warm.
+time and anonymous memory are as :mod:`tests.bench.measure` has them; the page cache is warm. One
+process plans on one core, whatever there are: processor time is held against the budgets.
 megatron-core's checkpoints are those of :mod:`tests.bench.planning_mcore`.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.measure import run
-from tests.bench.planning_mcore import CHECKPOINTS, measure_mcore
+from tests.bench.planning_mcore import CHECKPOINTS, judge, measure_mcore
 from tests.bench.scale import MODELS, generate
 
 PLAN = """
@@ -30,6 +31,13 @@ make_plan(sys.argv[1], "fsdp", MergeOptions(), form_team_alone(0))
 _COMMANDS = {
     "inspect": ("-m", "ckpt_tool", "inspect"),
     "plan of a merge": ("-c", PLAN),
+}
+#: Seconds of one core, and MiB of anonymous memory.
+_BUDGETS = {
+    "30B-A3B": (8.0, 256),
+    "235B-A22B": (60.0, 512),
+    "dense 70B": (2.0, 256),
+    "671B fused": (10.0, 256),
 }
 _ROW = "{:<12} {:>5} {:>10} {:<16} {:>8} {:>8} {:>9} {:>9}"
 
@@ -64,7 +72,9 @@ def _measure(name: str, folder: Path) -> Iterator[tuple[object, ...]]:
         each = f"{found.seconds / pieces * 1e6:.0f} us"
         memory = f"{found.anonymous >> 20} MiB"
         times = f"{found.seconds:.2f} s", f"{found.user + found.system:.2f} s"
-        yield (name, world, f"{pieces:,}", title, *times, memory, each)
+        seconds, room = _BUDGETS[name]
+        said = judge(found, seconds, room << 20)
+        yield (name, world, f"{pieces:,}", title, *times, memory, f"{each} {said}")
 
 
 if __name__ == "__main__":

@@ -63,15 +63,16 @@ def measure_mcore(name: str, folder: Path) -> Iterator[tuple[object, ...]]:
             found = min((run(command) for _ in range(2)), key=lambda each: each.seconds)
             times = f"{found.seconds:.2f} s", f"{found.user + found.system:.2f} s"
             each = f"{found.seconds / count * 1e6:.0f} us"
-            said = f" {_judge(found)}" if model is LARGE else ""
+            said = f" {judge(found, _SECONDS, _MEMORY)}" if model is LARGE else ""
             memory = f"{found.anonymous >> 20} MiB"
             yield (name, 1, f"{count:,}", title, *times, memory, each + said)
         shutil.rmtree(place)
 
 
-def _judge(found: Run) -> str:
+def judge(found: Run, seconds: float, memory: int) -> str:
+    """Whether a run was inside its budget, of seconds of one core and bytes of its own memory."""
     missed = [
-        *(["time"] if found.user + found.system > _SECONDS else ()),
-        *(["memory"] if found.anonymous > _MEMORY else ()),
+        *(["time"] if found.user + found.system > seconds else ()),
+        *(["memory"] if found.anonymous > memory else ()),
     ]
     return f"{' and '.join(missed)} over budget" if missed else "ok"

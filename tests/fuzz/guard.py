@@ -6,6 +6,7 @@ there it stays, so that it belongs into a process that was forked for the purpos
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import signal
@@ -25,6 +26,15 @@ _NEVER = (
 #: Where the kernel says on which mount a file is that is open already.
 _MOUNT_IDS = "/proc/self/fdinfo/"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def _asks_for_memory(event: str, args: tuple[Any, ...]) -> bool:
+    """Whether memory is mapped that is no file, or looked at how much of a file is in memory."""
+    if event == "mmap.__new__":
+        return args[0] == -1 or args[2] == mmap.ACCESS_READ
+    if event == "ctypes.dlopen":
+        return args[0] is None
+    return event == "ctypes.dlsym" and args[1] == "mincore"
 
 
 class Violation(Exception):  # noqa: N818 - not an error of the code that is tested
@@ -59,7 +69,7 @@ class _Guard:
             return "" if self._is_inside(args[0]) else f"{event} {args[0]!r}"
         if event == "import":
             return f"import {args[0]}"
-        if event == "mmap.__new__" and args[0] == -1:  # memory, and no file
+        if _asks_for_memory(event, args):
             return ""
         if event.startswith(_NEVER):
             return f"{event} {args!r:.200}"

@@ -159,19 +159,6 @@ def blocks_of_many(folder: Path) -> Path:
     return metadata(folder, {f"w{n}": stored((1,), shared) for n in range(MANY)}, {})
 
 
-def objects_that_are_alike_at_first(folder: Path) -> Path:
-    """Objects in objects, so that many patterns match much of each, and none of them all of it."""
-
-    def nest(depth: int) -> bytes:
-        return b"h\0)\x81}(h\1" * depth
-
-    data = b"\x80\4ctorch.distributed.checkpoint.planner\nWriteItem\n\x94\x8c\1k\x94"
-    for depth in range(40, 100):
-        data += (b"0" + nest(depth) + b"N" + b"ub" * depth) * 2
-    (folder / ".metadata").write_bytes(data + nest(8 * MEBIBYTE // 8) + b".")
-    return folder
-
-
 def blocks_across_each_other(folder: Path) -> Path:
     dims = 40
     shape = (2,) * dims
@@ -260,7 +247,6 @@ CRAFTED: dict[Callable[[Path], Path], str] = {
     one_chunk_in_place_of_many: "one state dict in place of several",
     object_whose_name_holds_itself: "",
     blocks_of_many: "more blocks than it has room for",
-    objects_that_are_alike_at_first: "no state_dict_metadata in a str",
     blocks_across_each_other: "cut across each other in more ways than any writer cuts a tensor",
     blocks_in_one_place: "at byte 0 of __0_0.distcp, in that of w0",
     metadata_of_holes: "has 1099511627776 bytes, expected metadata only",

@@ -20,6 +20,8 @@ from ckpt_tool.tensors.geometry import Shape
 
 #: Bytes at each end in which all lies of an archive of one tensor that is no element.
 _END = 1024
+#: No file is so long.
+_FARTHEST = 1 << 62
 
 
 class Blocks:
@@ -48,7 +50,7 @@ class Blocks:
         `read` then says what it is.
         """
         known = self._known.get((place.length, dtype, shape))
-        if known is None or place.offset < 0:
+        if known is None or not 0 <= place.offset < _FARTHEST:
             return None
         form, ref, name = known
         try:

@@ -16,6 +16,8 @@ from ckpt_tool.readers.torch_save.zip_directory import Directory, Read
 #: PKWARE APPNOTE 4.3: positions in a row of the directory and in a local header, the end record.
 _ROW, _ROW_CRC, _ROW_LENGTHS, _ROW_NAME = b"PK\x01\x02", 16, 28, 46
 _LOCAL_CRC = 14
+#: Bytes at each end: an archive of one tensor has a few hundred.
+_MOST = 1 << 16
 _END = struct.Struct("<4s4H2LH")
 _MASK16, _MASK32 = 0xFFFF, 0xFFFFFFFF
 _UNSAID = (b"\0\0\0\0", b"\xff\xff\xff\xff")
@@ -29,6 +31,8 @@ def make_form(
     ``looked_at``: the records whose content counts. None where not all that counts lies in front of
     the elements, or in a directory that ends the archive.
     """
+    if length - directory.start > _MOST:
+        return None
     rows = read(directory.start, length - directory.start)
     end = _END.unpack_from(rows, max(len(rows) - _END.size, 0)) if len(rows) >= _END.size else ()
     header, (start, size, _) = directory.find_header(storage), directory.locate(storage)
@@ -36,7 +40,9 @@ def make_form(
         return None
     if any(directory.find_header(name) > header for name in looked_at):
         return None
-    sums = _list_sums(rows, looked_at)
+    if start > _MOST:
+        return None
+    sums = _list_sums(rows[: end[5]], looked_at)
     head = _Masked(read(0, start), [header + _LOCAL_CRC])
     places = (header + _LOCAL_CRC, sums[storage], directory.start)
     return Form(start, size, head, _Masked(rows, sums.values()), places)

@@ -119,11 +119,10 @@ def _binget(width: int) -> Operation:
     return op
 
 
-#: What each opcode does.
-TABLE = _table()
+_TABLE = _table()
 #: With those that the machine runs in place.
-STEPS = [*TABLE]
-STEPS[ord("r")], STEPS[ord("h")], STEPS[ord("j")] = _long_binput, _binget(1), _binget(4)
+_STEPS = [*_TABLE]
+_STEPS[ord("r")], _STEPS[ord("h")], _STEPS[ord("j")] = _long_binput, _binget(1), _binget(4)
 
 
 MALFORMED = (
@@ -138,7 +137,7 @@ def unpickle(data: bytes, resolve: Resolve, persistent: Callable[[Any], Any]) ->
     pickle is malformed.
     """
     try:
-        return Machine(data, resolve, persistent).run(TABLE)
+        return Machine(data, resolve, persistent).run(_TABLE)
     except MALFORMED as error:
         raise FormatError(f"malformed pickle ({type(error).__name__}: {error})") from error
 
@@ -182,7 +181,7 @@ def run_head(
     machine.memo = memo
     try:
         while pos <= end or not _is_at_name(machine):
-            pos = STEPS[data[pos]](machine, pos + 1)
+            pos = _STEPS[data[pos]](machine, pos + 1)
     except Stop:
         return None
     return Head(machine, pos, memo.taken)
@@ -224,7 +223,7 @@ class Tail(Machine):
         return pos
 
 
-_TAIL = [*TABLE]
+_TAIL = [*_TABLE]
 _TAIL[ord("u")] = lambda machine, pos: machine.op_setitems(pos)
 
 

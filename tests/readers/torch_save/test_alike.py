@@ -1,15 +1,19 @@
 """Archives that are compared with one that was read are found to be what reading them finds."""
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from ckpt_tool.common.errors import UnsafeContentError
+from ckpt_tool.common.errors import FormatError, UnsafeContentError
 from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.readers.dcp.blocks import Blocks
 from ckpt_tool.readers.dcp.folder import open_dcp
-from ckpt_tool.readers.dcp.metadata import read_metadata
+from ckpt_tool.readers.dcp.metadata import Place, read_metadata
+from ckpt_tool.tensors.blocks import FileTable
+from ckpt_tool.tensors.dtypes import BY_NAME
 from tests.support.backed import distinct
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -70,3 +74,55 @@ def test_one_that_ends_too_early_is_said(folder, tmp_path):
     (tmp_path / file.name).write_bytes(file.read_bytes()[:-30])
     (problem,) = open_dcp(tmp_path).problems
     assert "ends at byte" in problem.message
+
+
+FLOAT, SHAPE, END = BY_NAME["float32"], (3, 5), 22
+
+
+def archive(number: int, between: bytes = b"") -> bytearray:
+    """An archive of one tensor, with bytes between its directory and its end record."""
+    out = io.BytesIO()
+    torch.save(torch.arange(15.0).reshape(SHAPE) + number, out)
+    whole = out.getvalue()
+    return bytearray(whole[:-END] + between + whole[-END:])
+
+
+@pytest.mark.parametrize("size", [4, 11, 12, 16])
+def test_what_looks_like_a_row_behind_the_directory_is_none(tmp_path, size):
+    row = b"PK\x01\x02" + bytes(size - 4)
+    one, other = archive(0, row), archive(1, row)
+    other[-END : -END + 4] = b"none"
+    path = tmp_path / "__0_0.distcp"
+    path.write_bytes(one + other)
+    place, second = (Place(str(path), at, len(one), False) for at in (0, len(one)))
+    with FileTable() as files:
+        blocks = Blocks(files)
+        assert blocks.read(str(path), place, FLOAT, SHAPE) is not None
+        assert blocks.recall(str(path), second, FLOAT, SHAPE) is None
+        with pytest.raises(FormatError, match="no zip directory"):
+            blocks.read(str(path), second, FLOAT, SHAPE)
+
+
+@pytest.mark.parametrize("offset", [-1, 1 << 62, 1 << 63, 1 << 70])
+def test_none_is_recalled_from_where_no_file_reaches(tmp_path, offset):
+    path = tmp_path / "__0_0.distcp"
+    path.write_bytes(archive(0))
+    length = path.stat().st_size
+    with FileTable() as files:
+        blocks = Blocks(files)
+        place = Place(str(path), offset, length, False)
+        blocks.expect(str(path), place)
+        blocks.read(str(path), place._replace(offset=0), FLOAT, SHAPE)
+        assert blocks.recall(str(path), place._replace(offset=0), FLOAT, SHAPE) is not None
+        assert blocks.recall(str(path), place, FLOAT, SHAPE) is None
+
+
+def test_an_archive_with_much_in_front_of_the_elements_has_no_form(tmp_path, monkeypatch):
+    monkeypatch.setattr("ckpt_tool.readers.torch_save.alike._MOST", 100)
+    path = tmp_path / "__0_0.distcp"
+    path.write_bytes(archive(0))
+    place = Place(str(path), 0, path.stat().st_size, False)
+    with FileTable() as files:
+        blocks = Blocks(files)
+        blocks.read(str(path), place, FLOAT, SHAPE)
+        assert blocks.recall(str(path), place, FLOAT, SHAPE) is None
