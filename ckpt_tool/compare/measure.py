@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xxhash
@@ -12,7 +12,7 @@ from ckpt_tool.common.threads import Threads
 from ckpt_tool.compare.block import BlockMeasure
 from ckpt_tool.compare.stats import Stats, Tolerance
 from ckpt_tool.tensors.blocks import FileTable
-from ckpt_tool.tensors.equality import Label, Pair
+from ckpt_tool.tensors.equality import Label, Pair, count_tasks, cut_tasks
 from ckpt_tool.tensors.sweep import find_step
 
 _ELEMENTS = 1 << 17  # per step: enough that threads rarely meet at the interpreter lock
@@ -35,7 +35,7 @@ def measure(
     found = {pair.label: Stats() for pair in pairs}
     hashes = {pair.label: (xxhash.xxh3_128(), xxhash.xxh3_128()) for pair in pairs}
     local = threading.local()
-    count = sum(-(-pair.left.numel // (_STEPS * _find_step(pair))) for pair in pairs)
+    count = count_tasks(pairs, _find_span)
     with FileTable() as files, Threads(jobs, tasks=count) as pool:
 
         def work(task: tuple[Pair[Label], int, int]) -> tuple[Label, list[Stats]]:
@@ -52,7 +52,7 @@ def measure(
             advance((stop - start) * pair.left.dtype.itemsize)
             return pair.label, parts
 
-        for label, parts in pool.flow(work, _tasks(pairs)):
+        for label, parts in pool.flow(work, cut_tasks(pairs, _find_span)):
             for part in parts:
                 found[label].add(part)
                 for side, digest in zip(hashes[label], part.digests, strict=True):
@@ -71,12 +71,10 @@ def _measure(
     return blocks.rank(pair, span) if tolerance is None else blocks.measure(pair, span, tolerance)
 
 
-def _tasks(pairs: Sequence[Pair[Label]]) -> Iterator[tuple[Pair[Label], int, int]]:
-    for pair in pairs:
-        span = _STEPS * _find_step(pair)
-        for start in range(0, pair.left.numel, span):
-            yield pair, start, min(start + span, pair.left.numel)
-
-
 def _find_step(pair: Pair[Label]) -> int:
     return find_step(pair.left.shape, _ELEMENTS)
+
+
+def _find_span(pair: Pair[Label]) -> int:
+    """The elements of a task."""
+    return _STEPS * _find_step(pair)

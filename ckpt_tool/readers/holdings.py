@@ -10,13 +10,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import overload
 
 from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.packed import Frame, PackedChunks
+from ckpt_tool.tensors.packed import Frame, Packed, PackedChunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +57,20 @@ class Layout:
         object.__setattr__(self, "has_copies", len(first) < len(self.holdings))
 
 
-class PackedHoldings(Sequence[Holding]):
-    """Holdings as ``layout`` has them, each at its own of ``offsets``, in bytes, in its file."""
+class PackedHoldings(Packed[Holding]):
+    """Holdings as ``layout`` has them, each at its own offset in its file."""
 
-    __slots__ = ("layout", "offsets")
+    __slots__ = ("layout",)
 
     def __init__(self, layout: Layout, offsets: array[int]) -> None:
         self.layout = layout
         self.offsets = offsets
 
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    @overload
-    def __getitem__(self, index: int) -> Holding: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Holding, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> Holding | tuple[Holding, ...]:
-        if isinstance(index, slice):
-            return tuple(self[at] for at in range(len(self))[index])
+    def make(self, index: int) -> Holding:
+        """The holding of this number."""
         like = self.layout.holdings[index]
         region = like.region._replace(offset=self.offsets[index])
         return Holding(like.rank, like.box, region, like.replicated)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
-
-    def __hash__(self) -> int:
-        return hash(tuple(self))
 
     def chunks(self) -> PackedChunks:
         """One chunk per block that is not empty."""

@@ -39,7 +39,7 @@ def locate_differences(
     """
     found: dict[Label, int] = {}
     local = threading.local()
-    count = sum(-(-pair.left.numel // _find_span(pair)) for pair in pairs)
+    count = count_tasks(pairs, _find_span)
     with FileTable(passes=True) as files, Threads(jobs, tasks=count) as pool:
 
         def compare(task: tuple[Pair[Label], int, int]) -> tuple[Label, int | None]:
@@ -49,7 +49,7 @@ def locate_differences(
             pair, start, stop = task
             return pair.label, _compare(pair, (start, stop), local, advance)
 
-        for label, index in pool.flow(compare, _tasks(pairs)):
+        for label, index in pool.flow(compare, cut_tasks(pairs, _find_span)):
             if index is not None:
                 found[label] = min(index, found.get(label, index))
     return found
@@ -62,11 +62,22 @@ def are_equal(left: LazyTensor, right: LazyTensor, jobs: int) -> bool:
     return not locate_differences([Pair("", left, right)], jobs, lambda _: None)
 
 
-def _tasks(pairs: Sequence[Pair[Label]]) -> Iterator[tuple[Pair[Label], int, int]]:
+def cut_tasks(
+    pairs: Sequence[Pair[Label]], find_span: Callable[[Pair[Label]], int]
+) -> Iterator[tuple[Pair[Label], int, int]]:
+    """Ranges of elements, from one to before another, that threads take one by one.
+
+    ``find_span``: how many elements of a pair are a task.
+    """
     for pair in pairs:
-        span = _find_span(pair)
+        span = find_span(pair)
         for start in range(0, pair.left.numel, span):
             yield pair, start, min(start + span, pair.left.numel)
+
+
+def count_tasks(pairs: Sequence[Pair[Label]], find_span: Callable[[Pair[Label]], int]) -> int:
+    """How many :func:`cut_tasks` gives."""
+    return sum(-(-pair.left.numel // find_span(pair)) for pair in pairs)
 
 
 def _find_span(pair: Pair[Label]) -> int:

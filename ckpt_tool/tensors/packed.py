@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import TypeVar, overload
 
 from ckpt_tool.tensors.chunks import Chunk, OrderedChunks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,10 +30,41 @@ class Frame:
         object.__setattr__(self, "reach", max((box.sizes[0] for box in boxes), default=0))
 
 
-class PackedChunks(OrderedChunks):
-    """Chunks as ``frame`` has them, each at its own of ``offsets``, in bytes, in its file."""
+class Packed(Sequence[T]):
+    """Items that are made when they are asked for: each has its own of ``offsets``, in bytes."""
 
-    __slots__ = ("frame", "offsets")
+    __slots__ = ("offsets",)
+
+    offsets: array[int]
+
+    @abstractmethod
+    def make(self, index: int) -> T:
+        """The item of this number, which there is; negative ones count from the end."""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        if isinstance(index, slice):
+            return tuple(self.make(at) for at in range(len(self))[index])
+        return self.make(index)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
+class PackedChunks(Packed[Chunk], OrderedChunks):
+    """Chunks as ``frame`` has them, each at its own offset in its file."""
+
+    __slots__ = ("frame",)
 
     def __init__(self, frame: Frame, offsets: array[int]) -> None:
         self.frame = frame
@@ -46,22 +80,7 @@ class PackedChunks(OrderedChunks):
         """The most rows that one has."""
         return self.frame.reach
 
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    @overload
-    def __getitem__(self, index: int) -> Chunk: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Chunk, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> Chunk | tuple[Chunk, ...]:
-        if isinstance(index, slice):
-            return tuple(self[at] for at in range(len(self))[index])
+    def make(self, index: int) -> Chunk:
+        """The chunk of this number."""
         like = self.frame.chunks[index]
         return Chunk(like.box, like.region._replace(offset=self.offsets[index]))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
-
-    def __hash__(self) -> int:
-        return hash(tuple(self))

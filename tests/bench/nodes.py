@@ -24,7 +24,7 @@ from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
 from tests.bench.generate import generate, spec_of_size
 from tests.bench.measure import run
-from tests.bench.planning import PLAN
+from tests.bench.planning_mcore import PLAN
 from tests.bench.scale import Shape, write_ranks
 
 RANKS = 256
@@ -99,7 +99,7 @@ def measure_rate(folder: Path, size: int) -> float:
 def simulate(folder: Path, rate: float) -> None:
     """Measure planning on the checkpoint in ``folder``, and show what so many nodes take."""
     found = min(
-        (run([sys.executable, "-c", PLAN, str(folder)]) for _ in range(2)),
+        (run([sys.executable, "-c", PLAN, "fsdp", str(folder)]) for _ in range(2)),
         key=lambda each: each.user + each.system,
     )
     seconds = found.user + found.system

@@ -17,20 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.measure import run
-from tests.bench.planning_mcore import CHECKPOINTS, judge, measure_mcore
+from tests.bench.planning_mcore import CHECKPOINTS, PLAN, judge, measure_mcore
 from tests.bench.scale import MODELS, generate
 
-PLAN = """
-import gc, sys
-from ckpt_tool.common.parallel import form_team_alone
-from ckpt_tool.operations.merge_plan import make_plan
-from ckpt_tool.operations.options import MergeOptions
-gc.set_threshold(100_000, 50, 50)  # as the program has it
-make_plan(sys.argv[1], "fsdp", MergeOptions(), form_team_alone(0))
-"""
 _COMMANDS = {
     "inspect": ("-m", "ckpt_tool", "inspect"),
-    "plan of a merge": ("-c", PLAN),
+    "plan of a merge": ("-c", PLAN, "fsdp"),
 }
 #: Seconds of one core, and MiB of anonymous memory.
 _BUDGETS = {

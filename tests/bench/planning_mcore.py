@@ -16,17 +16,18 @@ from tests.bench.results import TOOL
 from tests.bench.scale import Model
 from tests.bench.scale_mcore import LARGE, SMALL, count_tensors, write_model, write_torch_dist
 
-_PLAN = """
+#: Plans a merge of the kind and the folder that are its arguments.
+PLAN = """
 import gc, sys
 from ckpt_tool.common.parallel import form_team_alone
 from ckpt_tool.operations.merge_plan import make_plan
 from ckpt_tool.operations.options import MergeOptions
 gc.set_threshold(100_000, 50, 50)  # as the program has it
-make_plan(sys.argv[1], "megatron", MergeOptions(), form_team_alone(0))
+make_plan(sys.argv[2], sys.argv[1], MergeOptions(), form_team_alone(0))
 """
 _MERGE = {
     "inspect": (*TOOL, "inspect", "CKPT"),
-    "plan of a merge": (sys.executable, "-c", _PLAN, "CKPT"),
+    "plan of a merge": (sys.executable, "-c", PLAN, "megatron", "CKPT"),
 }
 _CONVERT = {"to-mcore": (*TOOL, "to-mcore", "CKPT", "OUT", "--dry-run")}
 #: Of the large ones: seconds of one core, and bytes of anonymous memory.

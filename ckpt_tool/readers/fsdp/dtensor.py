@@ -22,6 +22,9 @@ from ckpt_tool.readers.torch_save.standins import StandIn, list_few, list_fields
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape, is_in_bounds
 
+#: What reading a malformed value may raise besides FormatError.
+FAULTS = (TypeError, ValueError, IndexError, AttributeError)
+
 
 @dataclass(frozen=True, slots=True)
 class Described:
@@ -66,7 +69,7 @@ class RankDecoder:
         """What ``value`` says; FormatError where it is not a tensor or contradicts itself."""
         try:
             return self._decode(name, value)
-        except (TypeError, ValueError, IndexError, AttributeError) as error:
+        except FAULTS as error:
             raise FormatError(f"a malformed {name_kind(value)} ({error})") from error
 
     def _decode(self, name: str, value: Any) -> LocalTensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.base import Holding, Mesh
-from ckpt_tool.readers.fsdp.dtensor import Described, RankDecoder, describe
+from ckpt_tool.readers.fsdp.dtensor import FAULTS, Described, RankDecoder, describe
 from ckpt_tool.readers.fsdp.local import LocalTensor
 from ckpt_tool.readers.torch_save.rebuilding import TensorRef
 from ckpt_tool.readers.torch_save.standins import StandIn
@@ -79,7 +79,7 @@ class Roll:
             if any(position.slice is not None for position, _, _ in found):
                 return False
             offsets = array("Q", decoder.archive.find_all(self._refs))
-        except (FormatError, TypeError, ValueError, IndexError, AttributeError):
+        except (FormatError, *FAULTS):
             return False  # what is wrong is said of each tensor
         places = tuple((box, copied) for _, box, copied in found)
         meshes = tuple(position.mesh for position, _, _ in found)
@@ -112,6 +112,6 @@ def _describe_sound(value: Any, known: dict[int, Described]) -> Described | None
         return None
     try:
         found = known[id(value)] = describe(value)
-    except (FormatError, TypeError, ValueError, IndexError, AttributeError):
+    except (FormatError, *FAULTS):
         return None
     return found if found.local.fits else None
