@@ -19,6 +19,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
+from tests.support.torchrun import leave
+
 KINDS = {"fsdp2": "SHARDED_STATE_DICT", "fsdp1": "SHARDED_STATE_DICT", "local": "LOCAL_STATE_DICT"}
 
 
@@ -49,7 +51,7 @@ def main(out: Path) -> None:
         save_fsdp_model(plugin, ranks, shard(kind), str(out / kind), use_dcp=False)
     if not dist.get_rank():
         torch.save(make_model().state_dict(), out / "whole.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from tests.support.torchrun import leave
+
 #: The mesh of the experts: VeOmni's, that of HSDP, and one with the experts outermost.
 LAYOUTS = {
     "veomni": {"ep_fsdp": 2, "ep": 2},
@@ -67,7 +69,7 @@ def main(out: Path) -> None:
         torch.save(model.state_dict(), folder / f"model_world_size_{size}_rank_{rank}.pt")
     if not rank:
         make_model().save_pretrained(out / "whole")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
