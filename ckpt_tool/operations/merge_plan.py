@@ -38,6 +38,7 @@ from ckpt_tool.operations.source import (
 )
 from ckpt_tool.plans.checks.dtypes import Held
 from ckpt_tool.plans.huggingface import HubPlan
+from ckpt_tool.readers import read_together
 from ckpt_tool.tensors.dtypes import BY_NAME
 from ckpt_tool.tensors.reshaped import list_paths
 from ckpt_tool.writers.planned import PlannedFile
@@ -56,7 +57,8 @@ def make_plan(
     team = team or form_team_alone(asked.jobs)
     places = _list_paths(paths)
     options = team.world.each(lambda: settle_repositories(asked))
-    source = team.world.each(lambda: _open(places, kind, options, team.progress))
+    with read_together(places, team):
+        source = team.world.each(lambda: _open(places, kind, options, team.progress))
     prove_replicas(source.checkpoint, options.check_replicas, team)
     team.progress.start("planning", None)
     config = team.world.each(lambda: _require_config(source, options))

@@ -34,6 +34,7 @@ from ckpt_tool.operations.source import (
     open_source,
 )
 from ckpt_tool.operations.tied_head import are_equal_together
+from ckpt_tool.readers import read_together
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BFLOAT16
 
@@ -78,12 +79,9 @@ def open_sides(left: Path, right: Path, options: ModelOptions, team: Team) -> tu
     asked = options
     options = team.world.each(lambda: settle_repositories(asked))
     named = replace(options, lora=LoraOptions(), fill_from=None)
-    sources = [_open(left, named, team)]
-    if is_named(sources[0].checkpoint):
-        sources.append(_open(right, named, team))
-    else:
-        plain = replace(named, names=NameOptions(), weights="model")
-        sources.append(_open(right, plain, team))
+    plain = replace(named, names=NameOptions(), weights="model")
+    first = _open(left, named, team)
+    sources = [first, _open(right, named if is_named(first.checkpoint) else plain, team)]
     told = _share_out(sources, options)
     configs = [find_config(source, each) for source, each in zip(sources, told, strict=True)]
     mine, theirs = (
@@ -118,7 +116,8 @@ Tied = dict[str, str]
 
 
 def _open(path: Path, options: ModelOptions, team: Team) -> Source:
-    source = team.world.each(lambda: _open_whole(path, options, team.progress))
+    with read_together([path], team):
+        source = team.world.each(lambda: _open_whole(path, options, team.progress))
     prove_replicas(source.checkpoint, False, team)
     return source
 

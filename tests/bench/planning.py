@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.bench.measure import run
 from tests.bench.planning_mcore import CHECKPOINTS, PLAN, judge, measure_mcore
+from tests.bench.planning_team import plan_as_team
 from tests.bench.scale import MODELS, generate
 
 _COMMANDS = {
@@ -31,6 +32,8 @@ _BUDGETS = {
     "dense 70B": (2.0, 256),
     "671B fused": (10.0, 256),
 }
+#: Processes that plan together: what the busiest of them takes.
+_TEAMS = (2, 8)
 _ROW = "{:<12} {:>5} {:>10} {:<16} {:>8} {:>8} {:>9} {:>9}"
 
 
@@ -67,6 +70,11 @@ def _measure(name: str, folder: Path) -> Iterator[tuple[object, ...]]:
         seconds, room = _BUDGETS[name]
         said = judge(found, seconds, room << 20)
         yield (name, world, f"{pieces:,}", title, *times, memory, f"{each} {said}")
+    for count in _TEAMS:
+        team = min((plan_as_team(folder / "ckpt", count) for _ in range(2)), key=lambda t: t.cpu)
+        times = f"{team.seconds:.2f} s", f"{team.cpu:.2f} s"
+        memory = f"{team.anonymous >> 20} MiB"
+        yield (name, world, f"{pieces:,}", f"by {count} processes", *times, memory, "")
 
 
 if __name__ == "__main__":

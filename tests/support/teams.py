@@ -1,5 +1,6 @@
 """Teams of threads that work as processes under torchrun do, and what each was told to do."""
 
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,7 @@ class _Thread(World):
 
     def everyone(self, work: Callable[[], T]) -> list[T]:
         try:
-            self._board[self.rank] = (work(), None)
+            self._board[self.rank] = (pickle.dumps(work()), None)
         except Exception as error:
             self._board[self.rank] = (None, error)
         self._barrier.wait(60)
@@ -54,7 +55,7 @@ class _Thread(World):
             raise found[self.rank][1]
         if any(error for _, error in found):
             raise PeerError("another thread failed")
-        return [result for result, _ in found]
+        return [pickle.loads(result) for result, _ in found]
 
 
 def run_as_team(size: int, work: Callable[[Team], T], jobs: int = 1) -> list[tuple[T, Told]]:

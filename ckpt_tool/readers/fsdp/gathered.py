@@ -70,6 +70,16 @@ class Gathered:
             self.sums[str(path)] = FileSums(archive.sums())
             self.read_ranks.append(rank)
 
+    def add(self, other: Gathered) -> None:
+        """Add what the files of later ranks say, of which no more will be read."""
+        for name, found in other.locals.items():
+            self.locals.setdefault(name, []).extend(found)
+        self.rolls += other.rolls
+        self.states += other.states
+        self.read_ranks += other.read_ranks
+        self.problems += other.problems
+        self.sums |= other.sums
+
     def finish(self) -> None:
         """No other rank will be read: let go of what only that takes."""
         self._script, self._shared = None, None

@@ -22,6 +22,7 @@ from ckpt_tool.readers.find import find, locate_first_config
 from ckpt_tool.readers.fsdp.files import find_rank_files, list_rank_files, report_missing
 from ckpt_tool.readers.fsdp.gathered import Gathered, find_largest_mesh, leave_out_states
 from ckpt_tool.readers.fsdp.joining import join_tensors
+from ckpt_tool.readers.fsdp.shares import gather_all
 
 
 def locate_fsdp(path: Path) -> Path | None:
@@ -36,12 +37,11 @@ def open_fsdp(folders: Sequence[Path]) -> Checkpoint:
     pickle asks for code raises (UnsafeContentError).
     """
     found = list_rank_files(folders)
-    gathered = Gathered(problems=[*found.problems])
+    problems = [*found.problems]
     if found.world is not None:
-        gathered.problems += report_missing([*found.by_rank], found.world, folders[0])
-    for rank, path in found.by_rank.items():
-        gathered.read_rank(path, rank)
-    gathered.finish()
+        problems += report_missing([*found.by_rank], found.world, folders[0])
+    gathered = gather_all(found.by_rank, found.files)
+    gathered.problems[:0] = problems
     mesh = find_largest_mesh(gathered)
     world_size = found.world
     if world_size is None:
