@@ -19,6 +19,7 @@ from ckpt_tool.common.errors import FormatError
 
 #: How deep values may lie in others; people's lie less than twenty deep.
 _DEEPEST = 100
+_NESTED = (dict, list)
 #: Half of a pair, which a JSON text can spell and no encoding of text holds.
 _SPELT_SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 _MOST = 1 << 48
@@ -62,14 +63,13 @@ def require_object(found: Any, path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _refuse_depth(found: Any, path: str | PathLike[str]) -> None:
-    level = [found]
+    level = [found] if type(found) in _NESTED else []
     for _ in range(_DEEPEST):
         level = [
             value
             for each in level
-            if isinstance(each, (dict, list))
-            for value in (each.values() if isinstance(each, dict) else each)
-            if isinstance(value, (dict, list))
+            for value in (each.values() if type(each) is dict else each)
+            if type(value) in _NESTED
         ]
         if not level:
             return

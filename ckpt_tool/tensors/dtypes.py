@@ -62,6 +62,9 @@ class DType:
     def __str__(self) -> str:
         return self.name
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # of all fields, once for each tensor, it takes time to notice
+
 
 _ROWS = (
     DType("float64", "F64", 8, True),

@@ -123,6 +123,7 @@ class _Layout:
         self._items: list[Any] = [first]
         self._starts = array("Q", [0])
         self._at = len(first)
+        self._file = _file_name(0)
 
     def add(self, name: str, block: Block, *, sums: bool) -> Slice:
         """Append the archive of ``block``, which belongs to the tensor ``name``."""
@@ -138,7 +139,7 @@ class _Layout:
         self._items += (_pad(head, gap), tensor, seal)
         self._starts.extend((self._at, begin, begin + size))
         self._at = begin + size + len(seal.content)
-        return Slice(_file_name(len(self._files)), start, self._at - start)
+        return Slice(self._file, start, self._at - start)
 
     def finish(self) -> list[PlannedFile]:
         """All files."""
@@ -147,7 +148,7 @@ class _Layout:
 
     def _close(self) -> None:
         file = PlannedFile(
-            self._prefix + _file_name(len(self._files)),
+            self._prefix + self._file,
             tuple(self._names),
             tuple(self._items),
             self._starts,
@@ -155,6 +156,7 @@ class _Layout:
         )
         self._files.append(file)
         self._names, self._items, self._starts, self._at = [], [], array("Q"), 0
+        self._file = _file_name(len(self._files))
 
 
 @lru_cache(maxsize=1024)
