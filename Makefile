@@ -29,7 +29,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: install demo test test-all test-fast test-oldest fuzz faults check format bench bench-scale \
-	bench-peers build version pins clean
+	bench-peers docs build version pins clean
 
 install: $(STAMP)
 
@@ -93,6 +93,10 @@ bench-scale: $(STAMP)
 # it the table says so. A quarter of an hour; PEERS: see tests/bench/side_by_side.py.
 bench-peers: $(STAMP)
 	$(BIN)/python -m tests.bench.side_by_side $(PEERS)
+
+# The console blocks of all pages and the picture of the README, as the program is now.
+docs: $(STAMP)
+	REWRITE_DOCS=1 $(BIN)/python $(PYTEST) tests/documents
 
 # Crafted input for every parser; findings go to fuzz-findings/.
 fuzz: $(STAMP)

@@ -1,0 +1,1 @@
+"""What the pages for users show is what the program does."""
