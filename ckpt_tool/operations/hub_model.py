@@ -209,7 +209,7 @@ def _keep(model: HubModel) -> HubModel:
     return model
 
 
-#: By whose names a format has, as its row of :data:`ckpt_tool.readers.FORMATS` says.
+#: By whose names a format has, as its row of :data:`ckpt_tool.readers.formats.FORMATS` says.
 WAYS: dict[Names, Way] = {
     "memory": Way(_take_memory, to_hub, asks_class=True),
     "nested": Way(_take_nested, to_hub, asks_class=True),

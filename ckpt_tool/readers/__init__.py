@@ -1,7 +1,7 @@
 """Shard loading: any known folder or file as a :class:`~ckpt_tool.readers.base.Checkpoint`.
 
-:data:`FORMATS` is the table of what is known; ``README.md`` beside this file says of each format
-what is on disk, who writes it, and what is proven of it.
+:data:`.formats.FORMATS` is the table of what is known; ``README.md`` beside this file says of each
+format what is on disk, who writes it, and what is proven of it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.readers import formats
 from ckpt_tool.readers.base import Checkpoint, Format, Wanted
 from ckpt_tool.readers.counting import watch_reading
-from ckpt_tool.readers.formats import FORMATS, find_format, list_titles
+from ckpt_tool.readers.formats import find_format, list_titles
 from ckpt_tool.readers.runs import Found, find_only, list_places
 from ckpt_tool.readers.spread import open_parts
 from ckpt_tool.readers.together import read_together
 
 __all__ = [
-    "FORMATS",
     "Checkpoint",
     "Format",
     "find_format",
@@ -66,9 +66,9 @@ def open_checkpoint(
     _require_exists(path)
     found = _open(path, wanted, progress)
     if found is None:
-        found = _open(find_only(path, FORMATS), wanted, progress)
+        found = _open(find_only(path, formats.FORMATS), wanted, progress)
     if found is None:
-        known = ", ".join(row.files for row in FORMATS if row.files)
+        known = ", ".join(row.files for row in formats.FORMATS if row.files)
         raise FormatError(
             "no checkpoint of a known format in this folder",
             path=path,
@@ -78,7 +78,7 @@ def open_checkpoint(
 
 
 def _open(path: Path, wanted: Wanted | None, progress: Progress | None) -> Checkpoint | None:
-    for row in FORMATS:
+    for row in formats.FORMATS:
         place = row.locate(path)
         if place is not None:
             with watch_reading(row.name, [place], progress):
@@ -94,7 +94,7 @@ def list_checkpoints(path: str | Path) -> Found:
     UsageError where there is nothing; OSError where a folder cannot be read.
     """
     _require_exists(Path(path))
-    return list_places(Path(path), FORMATS)
+    return list_places(Path(path), formats.FORMATS)
 
 
 def open_folders(
@@ -116,7 +116,7 @@ def open_folders(
     named = [Path(path) for path in paths]
     for path in named:
         _require_exists(path)
-    for row in FORMATS:
+    for row in formats.FORMATS:
         found = {path: row.parts.locate(path) for path in named} if row.parts else {}
         if row.parts and any(found.values()):
             with watch_reading(row.name, found.values(), progress):

@@ -50,7 +50,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     Looking one up raises CheckpointError, which lists all ``problems``, while there are any, and
     KeyError for a name that it lacks; ``entries`` can be listed all the same.
 
-    ``format``: a row of :data:`ckpt_tool.readers.FORMATS`. ``path``: where it was found, at or
+    ``format``: a row of :data:`.formats.FORMATS`. ``path``: where it was found, at or
     below what was asked for (``named``). ``files``: those with tensors. ``world_size``, ``mesh``:
     the ranks that wrote it, ``step``: of training; None where no file says it. ``side_files``: with
     config and tokenizer, if any. ``left_out``: tensors that were to be left alone. ``objects``:
@@ -121,7 +121,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of checkpoint that is read: one row of :data:`ckpt_tool.readers.FORMATS`.
+    """A kind of checkpoint that is read: one row of :data:`ckpt_tool.readers.formats.FORMATS`.
 
     ``name``: the ``format`` of its checkpoints; ``title``: what people call it. ``files``: how to
     know it by its files, said where nothing is known; empty for single files, which need no such

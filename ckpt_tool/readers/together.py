@@ -9,7 +9,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import CkptError
 from ckpt_tool.common.garbage import pause_collection
 from ckpt_tool.common.parallel import Team
-from ckpt_tool.readers.formats import FORMATS
+from ckpt_tool.readers import formats
 from ckpt_tool.readers.fsdp.ranks import locate_fsdp
 from ckpt_tool.readers.fsdp.shares import Share, hand_out, read_share
 from ckpt_tool.readers.runs import find_only
@@ -47,4 +47,4 @@ def _read(paths: Sequence[Path], team: Team) -> Share | None:
 def _find(path: Path, *, alone: bool) -> Path | None:
     """The folder of rank files at or below ``path``, found as opening it does; None: no ranks."""
     found = locate_fsdp(path)
-    return locate_fsdp(find_only(path, FORMATS)) if found is None and alone else found
+    return locate_fsdp(find_only(path, formats.FORMATS)) if found is None and alone else found

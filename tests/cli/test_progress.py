@@ -222,7 +222,8 @@ def test_of_several_processes_one_speaks(source: Path, talks: str, tmp_path: Pat
     first = [line for line in found if "FSDP checkpoint of step 7" in line]
     assert len(first) == 1
     assert first[0].endswith("; of 2 processes this is the first")
-    assert sum("1 of 2 files" in line for line in found) == 1
+    assert sum("1 of 1 files" in line for line in found) == 1  # its share
+    assert sum("2 of 2 files" in line for line in found) == 1  # what all have told
     assert sum("ckpt: writing: " in line and "of 33 kB" in line for line in found) == 2
 
 

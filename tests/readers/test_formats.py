@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 import ckpt_tool.readers
 from ckpt_tool.cli.app import app
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.readers import FORMATS, find_format, open_checkpoint
+from ckpt_tool.readers import find_format, formats, open_checkpoint
 from ckpt_tool.readers.base import Checkpoint, Entry, Format, Holding, ShardFile
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import BY_NAME
 from ckpt_tool.tensors.geometry import Box, make_strides
 from tests.support.backed import distinct, same
 
+FORMATS = formats.FORMATS
 TENSORS = {"first": distinct((3, 4)), "second": distinct((5,))}
 
 
@@ -41,7 +42,7 @@ def open_tape(folder: Path, wanted=None) -> Checkpoint:
 def tape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of the invented format, and its row in the table."""
     row = Format("tape", "Tape", "a tape (tape.json)", locate_tape, open_tape, open_tape, "tape")
-    monkeypatch.setattr(ckpt_tool.readers, "FORMATS", (*FORMATS, row))
+    monkeypatch.setattr(formats, "FORMATS", (*FORMATS, row))
     folder, content, places = tmp_path / "tape", b"", {}
     for name, tensor in TENSORS.items():
         places[name] = (len(content), list(tensor.shape))
@@ -75,7 +76,7 @@ def test_where_nothing_is_known_every_format_of_folders_is_offered(tape, tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError) as refused:
         open_checkpoint(tmp_path / "empty")
-    offered = [row.files for row in ckpt_tool.readers.FORMATS if row.files]
+    offered = [row.files for row in formats.FORMATS if row.files]
     assert "a tape (tape.json)" in offered
     assert all(files in refused.value.hint for files in offered)
 

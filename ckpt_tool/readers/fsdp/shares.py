@@ -12,7 +12,7 @@ from pathlib import Path
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.readers.fsdp.files import list_rank_files
 from ckpt_tool.readers.fsdp.gathered import Gathered
-from ckpt_tool.readers.reading import tell
+from ckpt_tool.readers.reading import note_file, tell
 from ckpt_tool.readers.shard_file import ShardFile
 
 _Seen = tuple[str, int, int]
@@ -80,6 +80,8 @@ def gather_all(by_rank: Mapping[int, Path], files: Sequence[ShardFile]) -> Gathe
     joined = Gathered()
     for share in shares:
         joined.add(share.gathered)
+        for _ in share.seen:
+            note_file()
     return joined
 
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from ckpt_tool import MergeOptions, UsageError, readers, verify_checkpoint
+from ckpt_tool import MergeOptions, UsageError, verify_checkpoint
 from ckpt_tool.mapping.families.hub_rules import Rename
 from ckpt_tool.mapping.families.table import FAMILIES, Family
 from ckpt_tool.operations.merge import Job, merge
+from ckpt_tool.readers import formats
 from tests.readers.test_formats import TENSORS, tape
 from tests.support.merging import assert_same, load_folder
 from tests.support.saved import write_config
@@ -42,9 +43,9 @@ def test_other_commands_say_which_one_it_is_for(tape, tmp_path):
 
 def test_state_of_training_is_left_out_whatever_a_reader_can(tape, tmp_path, monkeypatch):
     """A reader that cannot leave tensors alone opens them all: the merge leaves them out."""
-    row = readers.FORMATS[-1]
+    row = formats.FORMATS[-1]
     plain = replace(row, open_wanted=None)
-    monkeypatch.setattr(readers, "FORMATS", (*readers.FORMATS[:-1], plain))
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS[:-1], plain))
     places = json.loads((tape / "tape.json").read_text())
     places["optimizer.first"] = places.pop("second")
     (tape / "tape.json").write_text(json.dumps(places))
