@@ -1,4 +1,4 @@
-"""Block-quantised fp8 weights of a Hugging Face model, each with its scales."""
+"""Quantised weights of a Hugging Face model: fp8 here, those of four bits in :mod:`.packed`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields, show
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.packed import is_packed, unpack_weights
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.fp8 import scale_weight
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -46,21 +47,25 @@ def is_scale(name: str) -> bool:
     return _SCALES.search(name) is not None
 
 
-def has_scales(tensors: Iterable[str]) -> bool:
-    """Whether some of these names are those of scales."""
-    return any(name.endswith(_SUFFIX) for name in tensors)
+def can_dequantise(tensors: Iterable[str]) -> bool:
+    """Whether some of these names are of weights that :func:`dequantise_weights` makes wide."""
+    names = list(tensors)
+    return any(name.endswith(_SUFFIX) for name in names) or is_packed(names)
 
 
 def dequantise_weights(
     tensors: Mapping[str, LazyTensor], config: ModelConfig, dtype: DType
 ) -> dict[str, LazyTensor]:
-    """Every fp8 weight times its scales, as ``dtype``; the scales are gone.
+    """Every quantised weight times its scales, as ``dtype``; the scales are gone.
 
-    MappingError lists weights without scales, scales without a weight, and shapes that do not fit
-    the config's ``weight_block_size``.
+    MappingError lists weights without scales, scales without a weight, shapes that do not fit the
+    config's ``weight_block_size``, and what is quantised in a way that is not read.
     """
     block = _block_size(config)
-    result, faults, used = {}, [], set()
+    unpacked = unpack_weights(tensors, _read_method(config), dtype)
+    result, faults, used = unpacked.tensors, unpacked.faults, unpacked.used
+    for name in result.keys() & tensors.keys() - used:
+        faults.append(f"{name}: packed, and as it is")
     for name, tensor in tensors.items():
         if not (tensor.dtype.itemsize == 1 and tensor.dtype.is_float):
             continue
@@ -77,12 +82,23 @@ def dequantise_weights(
         if name.endswith(_SUFFIX) and name not in used:
             faults.append(f"{name}: scales of no fp8 weight")
     if faults:
-        raise MappingError(f"{len(faults)} fp8 weights cannot be read", faults)
-    return {n: result.get(n, t) for n, t in tensors.items() if n not in used}
+        raise MappingError(f"{len(faults)} quantised weights cannot be read", faults)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in used}
+    return kept | result
 
 
 def _block_size(config: ModelConfig) -> tuple[int, int]:
-    said = Fields(config.raw, config.path).inside("quantization_config").sizes("weight_block_size")
+    said = _read_method(config).sizes("weight_block_size")
     if said and (len(said) != 2 or not all(said)):
         raise MappingError(f"config.json: weight_block_size is {show(said)}, expected two sizes")
     return (said[0], said[1]) if said else _BLOCK
+
+
+def _read_method(config: ModelConfig) -> Fields:
+    """How the config says that weights are quantised; that of a model of several parts in one."""
+    whole = Fields(config.raw, config.path)
+    inner = (
+        whole.inside("text_config") if isinstance(config.raw.get("text_config"), dict) else whole
+    )
+    found = whole.inside("quantization_config")
+    return found if found.values else inner.inside("quantization_config")

@@ -19,7 +19,7 @@ from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
 from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.mapping.lora.resolve import refuse_base, refuse_options
-from ckpt_tool.mapping.quantised import dequantise_weights, has_scales
+from ckpt_tool.mapping.quantised import can_dequantise, dequantise_weights
 from ckpt_tool.operations.beside import lacks_model, open_base, open_filler
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
@@ -217,11 +217,11 @@ def _describe_fused(model: HubModel) -> list[str]:
 def _meet(side: Side, other: Side) -> Side:
     """The side in the form in which it can be compared with the other.
 
-    Block-quantised weights are compared with wide ones by their values; what Hugging Face repeats
+    Quantised weights are compared with wide ones by their values; what Hugging Face repeats
     of a Megatron side is there where the other has it, and so are copies of a value head.
     """
     model = side.model
-    if has_scales(model.tensors) and not has_scales(other.tensors):
+    if can_dequantise(model.tensors) and not can_dequantise(other.tensors):
         model = _dequantise(model, other, side.checkpoint.path)
     if _is_fused(model) != _is_fused(other.model) and model.config is not None:
         model = replace(model, tensors=split_fused(model.tensors, model.config))
@@ -241,7 +241,7 @@ def _dequantise(model: HubModel, other: Side, path: Path) -> HubModel:
     if model.config is None:
         return model
     dtype = find_main_dtype(other.tensors.values()) or BFLOAT16
-    said = f"{path}: fp8 weights are compared as {dtype}, with their scales applied"
+    said = f"{path}: quantised weights are compared as {dtype}, with their scales applied"
     return replace(
         model,
         tensors=dequantise_weights(model.tensors, model.config, dtype),

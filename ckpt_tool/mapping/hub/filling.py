@@ -19,7 +19,11 @@ from ckpt_tool.mapping.hub.heads import is_classifier, is_output
 from ckpt_tool.mapping.hub.library import find_unknown
 from ckpt_tool.mapping.hub.memory import InMemory, to_memory
 from ckpt_tool.mapping.hub.names import is_fused, split_fused, unwrap_names
-from ckpt_tool.mapping.quantised import dequantise_weights, find_quantisation
+from ckpt_tool.mapping.quantised import (
+    can_dequantise,
+    dequantise_weights,
+    find_quantisation,
+)
 from ckpt_tool.tensors.dtypes import BFLOAT16
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -40,8 +44,8 @@ class Filling:
 def make_filling(base: HubModel, model: HubModel) -> Filling:
     """``base``, by its names on the Hub, as what fills ``model``.
 
-    fp8 weights are multiplied with their scales. MappingError where the two are of different
-    types, or where the base's weights are packed.
+    Quantised weights are multiplied with their scales. MappingError where the two are of different
+    types, or where the base's weights are packed in a way that is not read.
     """
     config = model.config
     assert config is not None
@@ -55,7 +59,7 @@ def make_filling(base: HubModel, model: HubModel) -> Filling:
     tensors, kind = base.tensors, find_quantisation(base.tensors)
     if kind == find_quantisation(model.tensors):
         kind = ""
-    if kind == "packed":
+    if kind == "packed" and not can_dequantise(tensors):
         raise MappingError(
             "`fill_from`: its weights are packed, and those of the checkpoint are not",
             hint="Name the model before it was quantised.",

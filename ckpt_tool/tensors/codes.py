@@ -1,0 +1,231 @@
+"""Weights of four bits times their factors, computed a tile at a time, while it is in the cache.
+
+Products are exact in float32. The two numbers of a byte are looked up at once: as numbers, or in
+MXFP4, which has 255 factors only, as products that are bfloat16 already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckpt_tool.common.errors import FormatError
+from ckpt_tool.tensors.casts import Caster
+from ckpt_tool.tensors.chunks import Chunked, Filler, Reader
+from ckpt_tool.tensors.code_tables import BIAS, PAIRS, POWERS, make_products
+from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32, DType
+from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.rounding import CastErrors
+
+#: Numbers of a tile. One that is turned has so few columns that they stay in the cache, and rows of
+#: an odd number of cache lines, lest elements below one another take each other's place.
+_TILE, _TURNED_GROUPS = 1 << 16, 9
+#: Bytes that are read ahead of a weight that is turned.
+_AHEAD = 8 << 20
+
+#: Products of no factor below this are infinite, in float32 and in bfloat16; as a byte of MXFP4.
+_SAFE, _SAFE_BYTE = 2.0**120, 120 + BIAS
+
+Codes = NDArray[np.uint8]
+Factors = NDArray[np.float32]
+
+
+class Operands(NamedTuple):
+    """What weights are made of: see :class:`~ckpt_tool.tensors.nibbles.Nibbles`."""
+
+    kind: str
+    codes: LazyTensor
+    scales: LazyTensor
+    group: int
+    is_turned: bool
+
+
+class _Strip(NamedTuple):
+    """Groups ``[first, last)`` of some rows: bytes [rows, groups, n], factors [rows, groups]."""
+
+    rows: Box
+    first: int
+    last: int
+    codes: Codes
+    factors: NDArray[Any]
+
+
+class NibbleFiller(Filler):
+    """Multiplies the numbers of boxes with their factors; alone has its reader's memory."""
+
+    def __init__(self, nibbles: Operands, reader: Reader) -> None:
+        self._nibbles, self._reader = nibbles, reader
+        self._caster, self._scratch = reader.keep(Caster), reader.keep(_Scratch)
+        self._strip: _Strip | None = None
+
+    def fill(self, box: Box, out: memoryview) -> None:
+        """Put the products of ``box``, row-major, into ``out``."""
+        self._put(box, np.frombuffer(out, np.float32).reshape(box.sizes), FLOAT32, CastErrors())
+
+    def fill_rounded(self, box: Box, out: memoryview, dtype: DType, errors: CastErrors) -> bool:
+        """The same rounded to bfloat16; False, with nothing done, for another ``dtype``."""
+        if dtype != BFLOAT16:
+            return False
+        self._put(box, np.frombuffer(out, dtype.carrier).reshape(box.sizes), dtype, errors)
+        return True
+
+    def _put(self, box: Box, out: NDArray[Any], dtype: DType, errors: CastErrors) -> None:
+        for part, rows in self._cut(box, out):
+            (column, columns), group = (part.offsets[-1], part.sizes[-1]), self._nibbles.group
+            first, last = column // group, -(-(column + columns) // group)
+            codes, scales = self._load(part, first, last)
+            skip = column - first * group
+            for at, groups in self._tiles(codes.shape[0], last - first):
+                tile = self._multiply(codes[at, groups], scales[at, groups], dtype, errors)
+                begin = groups.start * group - skip
+                found = np.s_[max(begin, 0) : begin + tile.shape[1]]
+                rows[at, found] = tile[:, max(-begin, 0) : max(-begin, 0) + columns - found.start]
+
+    def _cut(self, box: Box, out: NDArray[Any]) -> Iterator[tuple[Box, NDArray[Any]]]:
+        """Boxes of the codes' rows, and where their products go: rows by columns."""
+        if not self._nibbles.is_turned:
+            yield box, out.reshape(-1, box.sizes[-1])
+            return
+        for index in np.ndindex(*box.sizes[:-2]):
+            lead = tuple(at + each for at, each in zip(box.offsets, index, strict=False))
+            ones = (1,) * len(lead)
+            turned = Box((*lead, *box.offsets[:-3:-1]), (*ones, *box.sizes[:-3:-1]))
+            yield turned, out[index].T
+
+    def _tiles(self, rows: int, groups: int) -> Iterator[tuple[slice, slice]]:
+        """Rows and groups of each tile."""
+        wide = _TURNED_GROUPS if self._nibbles.is_turned else groups
+        high = max(1, _TILE // (wide * self._nibbles.group))
+        for left in range(0, groups, wide):
+            for top in range(0, rows, high):
+                yield slice(top, min(top + high, rows)), slice(left, min(left + wide, groups))
+
+    def _multiply(
+        self, codes: Codes, scales: NDArray[Any], dtype: DType, errors: CastErrors
+    ) -> NDArray[Any]:
+        """Products of a tile, rows by columns: bytes [rows, groups, n], factors [rows, groups]."""
+        if self._nibbles.kind == "MXFP4":
+            if dtype == BFLOAT16 and scales.max() < _SAFE_BYTE:
+                errors.learn(self._nibbles.codes.dtype.name, dtype.name, 0.0)
+                return self._look_up(codes, scales)
+            scales = POWERS[scales]
+        pairs = self._scratch.array("pairs", codes.shape, np.uint64)
+        np.take(PAIRS[self._nibbles.kind], codes, mode="wrap", out=pairs)
+        values = pairs.view(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(values, scales[:, :, None], out=values)
+        if not np.abs(scales).max() < _SAFE:
+            self._note_infinite(values, scales)
+        values = values.reshape(len(codes), -1)
+        return values if dtype == FLOAT32 else self._round(values, dtype, errors)
+
+    def _look_up(self, codes: Codes, scales: Codes) -> NDArray[np.uint16]:
+        """The same of MXFP4 as bfloat16, which is exact."""
+        places = self._scratch.array("places", codes.shape, np.intp)
+        np.add((scales.astype(np.intp) << 8)[:, :, None], codes, out=places)
+        pairs = self._scratch.array("products", codes.shape, np.uint32)
+        np.take(self._scratch.products(self._caster), places, mode="wrap", out=pairs)
+        return pairs.reshape(len(codes), -1).view(np.uint16)
+
+    def _note_infinite(self, values: Factors, scales: Factors) -> None:
+        """Say so where a product is infinite and its factor is not."""
+        if (np.isinf(values) & np.isfinite(scales)[:, :, None]).any():
+            self._reader.spoil()
+
+    def _round(self, values: Factors, dtype: DType, errors: CastErrors) -> NDArray[Any]:
+        found = self._scratch.array("rounded", values.shape, np.uint16)
+        bits, names = (
+            values.view(np.uint32).reshape(-1),
+            (self._nibbles.codes.dtype.name, dtype.name),
+        )
+        known = errors.largest_finite(*names)
+        error = self._caster.cast(bits, FLOAT32, found.reshape(-1), dtype, known)
+        errors.learn(*names, error)
+        if error == inf:
+            self._reader.spoil()
+        return found
+
+    def _load(self, box: Box, first: int, last: int) -> tuple[Codes, NDArray[Any]]:
+        """Groups ``[first, last)`` of the box's rows: bytes [rows, groups, n], and factors.
+
+        Factors [rows, groups] are float32, or the bytes of MXFP4. Where columns are asked for one
+        after the other, those that come next are read too: a row at a time would take calls.
+        """
+        rows, among = Box(box.offsets[:-1], box.sizes[:-1]), slice(None)
+        if self._nibbles.is_turned:  # a block of columns begins and ends amid one
+            among = slice(rows.offsets[-1], rows.offsets[-1] + rows.sizes[-1])
+            count = self._nibbles.scales.shape[-2]
+            rows = Box((*rows.offsets[:-1], 0), (*rows.sizes[:-1], count))
+        kept = self._strip
+        if kept is None or kept.rows != rows or not kept.first <= first <= last <= kept.last:
+            end = last
+            if self._nibbles.is_turned:
+                size = prod(rows.sizes) * (self._nibbles.group // 2 + 1)
+                end = min(self._nibbles.scales.shape[-1], max(last, first + _AHEAD // size))
+            kept = self._strip = self._read_strip(rows, first, end)
+        part = np.s_[among, first - kept.first : last - kept.first]
+        return kept.codes[part], kept.factors[part]
+
+    def _read_strip(self, rows: Box, first: int, last: int) -> _Strip:
+        codes, per_group = self._nibbles.codes, self._nibbles.group // 2
+        each = 1  # elements, or rows of them, in a group
+        if len(codes.shape) == len(self._nibbles.scales.shape):
+            each = per_group // codes.dtype.itemsize
+        raw = self._read("codes", _cut(codes, rows, first * each, last * each))
+        is_mx, scales = self._nibbles.kind == "MXFP4", self._nibbles.scales
+        part = _cut(scales if is_mx else scales.to(FLOAT32), rows, first, last)
+        factors = self._read("scales", part).view(np.uint8 if is_mx else np.float32)
+        shape = (-1, last - first)
+        return _Strip(rows, first, last, raw.reshape(*shape, per_group), factors.reshape(shape))
+
+    def _read(self, name: str, tensor: LazyTensor) -> Codes:
+        raw = self._scratch.array(name, (tensor.nbytes,), np.uint8)
+        self._reader.read(tensor, 0, tensor.numel, raw.data)
+        return raw
+
+
+class _Scratch:
+    """Memory that is the same for all weights, and the products of MXFP4."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Codes] = {}
+        self._products: NDArray[np.uint32] | None = None
+
+    def array(self, name: str, shape: Shape, kind: type[Any]) -> NDArray[Any]:
+        """An array over the memory of a name, with what it had."""
+        size = prod(shape) * np.dtype(kind).itemsize
+        found = self._kept.get(name)
+        if found is None or len(found) < size:
+            found = self._kept[name] = np.empty(size, np.uint8)
+        array: NDArray[Any] = found[:size].view(kind).reshape(shape)
+        return array
+
+    def products(self, caster: Caster) -> NDArray[np.uint32]:
+        """Those of MXFP4."""
+        if self._products is None:
+            self._products = make_products(caster)
+        return self._products
+
+
+def check_shape(said: Chunked, shape: Shape, reader: Reader) -> None:
+    """FormatError where a file says another shape of a weight than its codes and scales have."""
+    found = np.empty(prod(said.shape), np.int64)
+    reader.read(said, 0, len(found), found.data.cast("B"))
+    if tuple(found.tolist()) != shape:
+        path = said.chunks[0].region.path
+        raise FormatError(
+            f"a packed weight of shape {list(shape)}, and its weight_shape says {found.tolist()}",
+            path=path,
+        )
+
+
+def _cut(tensor: LazyTensor, rows: Box, first: int, last: int) -> LazyTensor:
+    """Rows of a tensor, of elements ``[first, last)`` of the dimension behind those of rows."""
+    for dim, (at, size) in enumerate(zip(rows.offsets, rows.sizes, strict=True)):
+        tensor = tensor.narrow(dim, at, size)
+    return tensor.narrow(len(rows.sizes), first, last - first)
