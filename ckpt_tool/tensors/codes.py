@@ -24,7 +24,7 @@ from ckpt_tool.tensors.rounding import CastErrors
 
 #: Numbers of a tile. One that is turned has so few columns that they stay in the cache, and rows of
 #: an odd number of cache lines, lest elements below one another take each other's place.
-_TILE, _TURNED_GROUPS = 1 << 16, 9
+_TILE, _TURNED_GROUPS = 1 << 16, 7
 #: Bytes that are read ahead of a weight that is turned.
 _AHEAD = 8 << 20
 
@@ -43,6 +43,14 @@ class Operands(NamedTuple):
     scales: LazyTensor
     group: int
     is_turned: bool
+
+
+class _Tile(NamedTuple):
+    """Bytes [rows, groups, n] and factors [rows, groups]; which of their columns are ``wanted``."""
+
+    codes: Codes
+    factors: NDArray[Any]
+    wanted: slice
 
 
 class _Strip(NamedTuple):
@@ -79,12 +87,16 @@ class NibbleFiller(Filler):
             (column, columns), group = (part.offsets[-1], part.sizes[-1]), self._nibbles.group
             first, last = column // group, -(-(column + columns) // group)
             codes, scales = self._load(part, first, last)
-            skip = column - first * group
             for at, groups in self._tiles(codes.shape[0], last - first):
-                tile = self._multiply(codes[at, groups], scales[at, groups], dtype, errors)
-                begin = groups.start * group - skip
-                found = np.s_[max(begin, 0) : begin + tile.shape[1]]
-                rows[at, found] = tile[:, max(-begin, 0) : max(-begin, 0) + columns - found.start]
+                begin = (first + groups.start) * group - column
+                left, right = (
+                    max(begin, 0),
+                    min(begin + (groups.stop - groups.start) * group, columns),
+                )
+                tile = _Tile(
+                    codes[at, groups], scales[at, groups], slice(left - begin, right - begin)
+                )
+                self._fill(tile, rows[at, left:right], dtype, errors)
 
     def _cut(self, box: Box, out: NDArray[Any]) -> Iterator[tuple[Box, NDArray[Any]]]:
         """Boxes of the codes' rows, and where their products go: rows by columns."""
@@ -99,20 +111,22 @@ class NibbleFiller(Filler):
 
     def _tiles(self, rows: int, groups: int) -> Iterator[tuple[slice, slice]]:
         """Rows and groups of each tile."""
-        wide = _TURNED_GROUPS if self._nibbles.is_turned else groups
+        wide = groups
+        if self._nibbles.is_turned:
+            wide = -(-groups // -(-groups // _TURNED_GROUPS))  # all about as many
         high = max(1, _TILE // (wide * self._nibbles.group))
         for left in range(0, groups, wide):
             for top in range(0, rows, high):
                 yield slice(top, min(top + high, rows)), slice(left, min(left + wide, groups))
 
-    def _multiply(
-        self, codes: Codes, scales: NDArray[Any], dtype: DType, errors: CastErrors
-    ) -> NDArray[Any]:
-        """Products of a tile, rows by columns: bytes [rows, groups, n], factors [rows, groups]."""
+    def _fill(self, tile: _Tile, out: NDArray[Any], dtype: DType, errors: CastErrors) -> None:
+        """Put the products of a tile into ``out``."""
+        codes, scales, wanted = tile
         if self._nibbles.kind == "MXFP4":
             if dtype == BFLOAT16 and scales.max() < _SAFE_BYTE:
                 errors.learn(self._nibbles.codes.dtype.name, dtype.name, 0.0)
-                return self._look_up(codes, scales)
+                out[...] = self._look_up(codes, scales)[:, wanted]
+                return
             scales = POWERS[scales]
         pairs = self._scratch.array("pairs", codes.shape, np.uint64)
         np.take(PAIRS[self._nibbles.kind], codes, mode="wrap", out=pairs)
@@ -120,35 +134,35 @@ class NibbleFiller(Filler):
         with np.errstate(over="ignore", invalid="ignore"):
             np.multiply(values, scales[:, :, None], out=values)
         if not np.abs(scales).max() < _SAFE:
-            self._note_infinite(values, scales)
-        values = values.reshape(len(codes), -1)
-        return values if dtype == FLOAT32 else self._round(values, dtype, errors)
+            made = np.isinf(values) & np.isfinite(scales)[:, :, None]
+            if made.reshape(len(codes), -1)[:, wanted].any():
+                self._reader.spoil()
+        values = values.reshape(len(codes), -1)[:, wanted]
+        if dtype == FLOAT32:
+            out[...] = values
+        else:
+            self._round(values, out, dtype, errors)
 
     def _look_up(self, codes: Codes, scales: Codes) -> NDArray[np.uint16]:
-        """The same of MXFP4 as bfloat16, which is exact."""
+        """Products of MXFP4 as bfloat16, which is exact: rows by columns."""
         places = self._scratch.array("places", codes.shape, np.intp)
         np.add((scales.astype(np.intp) << 8)[:, :, None], codes, out=places)
         pairs = self._scratch.array("products", codes.shape, np.uint32)
         np.take(self._scratch.products(self._caster), places, mode="wrap", out=pairs)
         return pairs.reshape(len(codes), -1).view(np.uint16)
 
-    def _note_infinite(self, values: Factors, scales: Factors) -> None:
-        """Say so where a product is infinite and its factor is not."""
-        if (np.isinf(values) & np.isfinite(scales)[:, :, None]).any():
-            self._reader.spoil()
-
-    def _round(self, values: Factors, dtype: DType, errors: CastErrors) -> NDArray[Any]:
-        found = self._scratch.array("rounded", values.shape, np.uint16)
-        bits, names = (
-            values.view(np.uint32).reshape(-1),
-            (self._nibbles.codes.dtype.name, dtype.name),
-        )
+    def _round(self, values: Factors, out: NDArray[Any], dtype: DType, errors: CastErrors) -> None:
+        names = self._nibbles.codes.dtype.name, dtype.name
+        bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1)
+        is_run = out.flags.c_contiguous
+        target = out if is_run else self._scratch.array("rounded", out.shape, np.uint16)
         known = errors.largest_finite(*names)
-        error = self._caster.cast(bits, FLOAT32, found.reshape(-1), dtype, known)
+        error = self._caster.cast(bits, FLOAT32, target.reshape(-1), dtype, known)
         errors.learn(*names, error)
         if error == inf:
             self._reader.spoil()
-        return found
+        if not is_run:
+            out[...] = target
 
     def _load(self, box: Box, first: int, last: int) -> tuple[Codes, NDArray[Any]]:
         """Groups ``[first, last)`` of the box's rows: bytes [rows, groups, n], and factors.
