@@ -9,6 +9,7 @@ fails in all, and where one is gone all stop.
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,10 +88,10 @@ class _Group(World):
         board.listen = self._listen
 
     def everyone(self, work: Callable[[], T]) -> list[T]:
-        value, error = None, None
+        value, error = b"", None
         try:
             with self.watch.work():
-                value = work()
+                value = pickle.dumps(work())  # what cannot be sent has failed here
         except BaseException as failure:
             error = failure
         if isinstance(error, KeyboardInterrupt) and self.watch.lost:
@@ -105,7 +106,7 @@ class _Group(World):
         failed = [f"rank {rank}: {said}" for rank, (_, said) in enumerate(outcomes) if said]
         if failed:
             raise PeerError("; ".join(failed))
-        return [result for result, _ in outcomes]
+        return [pickle.loads(result) for result, _ in outcomes]
 
     def _exchange(self, value: Any) -> list[Any]:
         try:

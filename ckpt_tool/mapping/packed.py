@@ -7,13 +7,14 @@ compressed-tensors packs it (Kimi-K2-Thinking): ``X.weight_packed``, ``X.weight_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
-from ckpt_tool.tensors.dtypes import DType
+from ckpt_tool.tensors.dtypes import UINT8, DType
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.nibbles import Nibbles, unpack_int4, unpack_mxfp4
+from ckpt_tool.tensors.nibbles import INT32, INT64, Nibbles, unpack_int4, unpack_mxfp4
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _WORDS, _FACTORS, _SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
@@ -31,25 +32,52 @@ class Unpacked:
     faults: list[str] = field(default_factory=list)
 
 
-def is_packed(names: Iterable[str]) -> bool:
-    """Whether some of these are names of weights that :func:`unpack_weights` unpacks."""
-    return any(_find_whole(name) for name in names)
+def is_packed(tensors: Mapping[str, LazyTensor]) -> bool:
+    """Whether there is a weight that :func:`unpack_weights` unpacks."""
+    return any(_find_parts(name, tensors) for name in tensors)
 
 
 def unpack_weights(tensors: Mapping[str, LazyTensor], said: Fields, dtype: DType) -> Unpacked:
     """Every packed weight times its scales, as ``dtype``, under its own name.
 
-    ``said``: the ``quantization_config`` of the model. FormatError where that is malformed.
+    ``said``: the ``quantization_config`` of the model. What only has such a name stays what it is.
+    FormatError where the config is malformed, MappingError where it says that numbers of INT4 are
+    not around zero.
     """
     found = Unpacked()
-    groups = _read_groups(said)
-    for name in tensors:
-        whole = _find_whole(name)
-        if whole:
-            _unpack(name, whole, tensors, dtype, found)
-            weight = found.tensors.get(whole)
-            _check_groups(name, weight, groups, found.faults)
+    sets = {name: parts for name in tensors if (parts := _find_parts(name, tensors))}
+    groups = _read_groups(said) if any(name.endswith(_WORDS) for name in sets) else set()
+    for name, parts in sets.items():
+        whole = name.removesuffix("_packed" if name.endswith(_WORDS) else _BLOCKS)
+        found.used |= {name, *parts}
+        try:
+            weight = _make(tensors[name], [tensors[part] for part in parts], dtype)
+            if name.endswith(_WORDS):
+                _check_groups(weight, groups)
+        except ValueError as error:
+            found.faults.append(f"{name}: {error}")
+        else:
+            found.tensors[whole] = weight
     return found
+
+
+def _find_parts(name: str, tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """What belongs to the numbers called ``name``; nothing where they are none of these."""
+    if name.endswith(_WORDS):
+        stem = name.removesuffix(_WORDS)
+        parts = [stem + _FACTORS, stem + _SHAPE]
+        is_plain = parts[0] in tensors and not any(stem + end in tensors for end in _OTHERS)
+        return parts if is_plain and _are(tensors, [name, parts[1]], (INT32, INT64)) else []
+    if name.endswith(_BLOCKS):
+        parts = [name.removesuffix(_BLOCKS) + _SCALES]
+        return parts if _are(tensors, [name, *parts], (UINT8, UINT8)) else []
+    return []
+
+
+def _are(tensors: Mapping[str, LazyTensor], names: Sequence[str], dtypes: Sequence[DType]) -> bool:
+    """Whether all of these are there, and of these dtypes."""
+    there = [tensors[name].dtype for name in names if name in tensors]
+    return there == list(dtypes)
 
 
 def _read_groups(said: Fields) -> set[int]:
@@ -58,50 +86,26 @@ def _read_groups(said: Fields) -> set[int]:
     every = said.inside("config_groups")
     for key in every.values:
         weights = every.inside(key).inside("weights")
-        if weights.values and weights.size("num_bits", 4) == 4:
-            size = weights.values.get("group_size")
-            sizes.add(size if type(size) is int and size > 0 else 0)
+        if not weights.values or weights.size("num_bits", 4) != 4:
+            continue
+        if weights.find_bool("symmetric") is False:
+            raise MappingError(
+                f"{said.path}: {key} has numbers of INT4 that are not around zero: not read"
+            )
+        is_row = weights.values.get("group_size") in (None, -1)
+        sizes.add(0 if is_row else weights.size("group_size"))
     return sizes
 
 
-def _check_groups(
-    name: str, weight: LazyTensor | None, groups: set[int], faults: list[str]
-) -> None:
-    computed = weight.chunks[0].region.computed if weight is not None and weight.chunks else None
-    if not groups or not name.endswith(_WORDS) or not isinstance(computed, Nibbles):
+def _check_groups(weight: LazyTensor, groups: set[int]) -> None:
+    """ValueError where a weight of INT4 has groups of a size that the config does not say."""
+    computed = weight.chunks[0].region.computed if weight.chunks else None
+    if not groups or not isinstance(computed, Nibbles):
         return
     is_row = computed.group == computed.shape[-1]
     if computed.group not in groups and not (is_row and 0 in groups):
         listed = " or ".join(str(size) if size else "a row" for size in sorted(groups))
-        faults.append(f"{name}: groups of {computed.group}, and config.json says {listed}")
-
-
-def _find_whole(name: str) -> str:
-    """The weight whose numbers are called ``name``; empty where it is no such name."""
-    if name.endswith(_WORDS):
-        return name.removesuffix("_packed")
-    return name.removesuffix(_BLOCKS) if name.endswith(_BLOCKS) else ""
-
-
-def _unpack(
-    name: str, whole: str, tensors: Mapping[str, LazyTensor], dtype: DType, found: Unpacked
-) -> None:
-    is_words = name.endswith(_WORDS)
-    stem = name.removesuffix(_WORDS)
-    beside = [stem + _FACTORS, stem + _SHAPE] if is_words else [whole + _SCALES]
-    found.used |= {name, *beside}
-    missing = [other for other in beside if other not in tensors]
-    if missing:
-        found.faults.append(f"{name}: without {' and '.join(missing)}")
-        return
-    more = [stem + end for end in _OTHERS if is_words and stem + end in tensors]
-    if more:
-        found.faults.append(f"{name}: with {' and '.join(more)}, which is not read")
-        return
-    try:
-        found.tensors[whole] = _make(tensors[name], [tensors[other] for other in beside], dtype)
-    except ValueError as error:
-        found.faults.append(f"{name}: {error}")
+        raise ValueError(f"groups of {computed.group}, and config.json says {listed}")
 
 
 def _make(numbers: LazyTensor, beside: list[LazyTensor], dtype: DType) -> LazyTensor:

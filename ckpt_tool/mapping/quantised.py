@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
+from typing import Literal
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields, show
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.packed import is_packed, unpack_weights
+from ckpt_tool.mapping.packed import Unpacked, is_packed, unpack_weights
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.fp8 import scale_weight
 from ckpt_tool.tensors.lazy import LazyTensor
+
+#: A way in which weights are quantised that are made wide here.
+Kind = Literal["fp8", "packed"]
 
 #: DeepSeek's name of a weight's scales: what its elements are multiplied with.
 _SUFFIX = "_scale_inv"
@@ -47,44 +51,53 @@ def is_scale(name: str) -> bool:
     return _SCALES.search(name) is not None
 
 
-def can_dequantise(tensors: Iterable[str]) -> bool:
-    """Whether some of these names are of weights that :func:`dequantise_weights` makes wide."""
-    names = list(tensors)
-    return any(name.endswith(_SUFFIX) for name in names) or is_packed(names)
+def list_kinds(tensors: Mapping[str, LazyTensor]) -> set[Kind]:
+    """How weights are quantised that :func:`dequantise_weights` makes wide."""
+    fp8: set[Kind] = {"fp8"} if any(name.endswith(_SUFFIX) for name in tensors) else set()
+    return fp8 | ({"packed"} if is_packed(tensors) else set())
 
 
 def dequantise_weights(
-    tensors: Mapping[str, LazyTensor], config: ModelConfig, dtype: DType
+    tensors: Mapping[str, LazyTensor],
+    config: ModelConfig,
+    dtype: DType,
+    kinds: Container[Kind] = ("fp8", "packed"),
 ) -> dict[str, LazyTensor]:
-    """Every quantised weight times its scales, as ``dtype``; the scales are gone.
+    """Every weight quantised in one of these ways times its scales, as ``dtype``, scales gone.
 
     MappingError lists weights without scales, scales without a weight, shapes that do not fit the
     config's ``weight_block_size``, and what is quantised in a way that is not read.
     """
-    block = _block_size(config)
-    unpacked = unpack_weights(tensors, _read_method(config), dtype)
-    result, faults, used = unpacked.tensors, unpacked.faults, unpacked.used
-    for name in result.keys() & tensors.keys() - used:
-        faults.append(f"{name}: packed, and as it is")
+    found = (
+        unpack_weights(tensors, _read_method(config), dtype) if "packed" in kinds else Unpacked()
+    )
+    found.faults += [f"{name}: packed, and as it is" for name in found.tensors if name in tensors]
+    if "fp8" in kinds:
+        _scale(tensors, _block_size(config), dtype, found)
+    if found.faults:
+        raise MappingError(f"{len(found.faults)} quantised weights cannot be read", found.faults)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in found.used}
+    return kept | found.tensors
+
+
+def _scale(
+    tensors: Mapping[str, LazyTensor], block: tuple[int, int], dtype: DType, found: Unpacked
+) -> None:
     for name, tensor in tensors.items():
         if not (tensor.dtype.itemsize == 1 and tensor.dtype.is_float):
             continue
         scales = tensors.get(name + _SUFFIX)
-        used.add(name + _SUFFIX)
+        found.used.add(name + _SUFFIX)
         if scales is None:
-            faults.append(f"{name}: {tensor.dtype} without {name + _SUFFIX}")
+            found.faults.append(f"{name}: {tensor.dtype} without {name + _SUFFIX}")
             continue
         try:
-            result[name] = scale_weight(tensor, scales, block, dtype)
+            found.tensors[name] = scale_weight(tensor, scales, block, dtype)
         except ValueError as error:
-            faults.append(f"{name}: {error}")
+            found.faults.append(f"{name}: {error}")
     for name in tensors:
-        if name.endswith(_SUFFIX) and name not in used:
-            faults.append(f"{name}: scales of no fp8 weight")
-    if faults:
-        raise MappingError(f"{len(faults)} quantised weights cannot be read", faults)
-    kept = {name: tensor for name, tensor in tensors.items() if name not in used}
-    return kept | result
+        if name.endswith(_SUFFIX) and name not in found.used:
+            found.faults.append(f"{name}: scales of no fp8 weight")
 
 
 def _block_size(config: ModelConfig) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
 from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.mapping.lora.resolve import refuse_base, refuse_options
-from ckpt_tool.mapping.quantised import can_dequantise, dequantise_weights
+from ckpt_tool.mapping.quantised import Kind, dequantise_weights, list_kinds
 from ckpt_tool.operations.beside import lacks_model, open_base, open_filler
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
@@ -221,8 +221,9 @@ def _meet(side: Side, other: Side) -> Side:
     of a Megatron side is there where the other has it, and so are copies of a value head.
     """
     model = side.model
-    if can_dequantise(model.tensors) and not can_dequantise(other.tensors):
-        model = _dequantise(model, other, side.checkpoint.path)
+    kinds = list_kinds(model.tensors) - list_kinds(other.tensors)
+    if kinds:
+        model = _dequantise(model, other, side.checkpoint.path, kinds)
     if _is_fused(model) != _is_fused(other.model) and model.config is not None:
         model = replace(model, tensors=split_fused(model.tensors, model.config))
     repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
@@ -237,13 +238,13 @@ def _is_fused(model: HubModel) -> bool:
     return config is not None and any(is_fused(name, config) for name in model.tensors)
 
 
-def _dequantise(model: HubModel, other: Side, path: Path) -> HubModel:
+def _dequantise(model: HubModel, other: Side, path: Path, kinds: set[Kind]) -> HubModel:
     if model.config is None:
         return model
     dtype = find_main_dtype(other.tensors.values()) or BFLOAT16
     said = f"{path}: quantised weights are compared as {dtype}, with their scales applied"
     return replace(
         model,
-        tensors=dequantise_weights(model.tensors, model.config, dtype),
+        tensors=dequantise_weights(model.tensors, model.config, dtype, kinds),
         warnings=(*model.warnings, said),
     )

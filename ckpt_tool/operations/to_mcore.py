@@ -23,7 +23,7 @@ from ckpt_tool.mapping.megatron.convert import to_megatron
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
-from ckpt_tool.mapping.quantised import can_dequantise, dequantise_weights, is_quantised
+from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised, list_kinds
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
 from ckpt_tool.operations.repositories import settle_repositories
@@ -188,7 +188,7 @@ def _name(checkpoint: Checkpoint, config: ModelConfig, team: Team) -> HubModel:
 def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> HubModel:
     """The model in the dtype that is written, scales of quantised weights applied."""
     tensors, target = model.tensors, choose_dtype(options.dtype, config)
-    if is_quantised(tensors) or can_dequantise(tensors):
+    if is_quantised(tensors) or list_kinds(tensors):
         tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
     held = hold_known(tensors, config)
     return replace(model, tensors=cast_all(tensors, target, config, held))

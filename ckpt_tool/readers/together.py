@@ -40,7 +40,7 @@ def _read(paths: Sequence[Path], team: Team) -> Share | None:
             return None
         with pause_collection():
             return read_share(found, team)
-    except (CkptError, OSError):
+    except (CkptError, OSError, ValueError):  # the last: no file is there any more
         return None
 
 

@@ -25,8 +25,8 @@ from ckpt_tool.tensors.rounding import CastErrors
 #: Numbers of a tile. One that is turned has so few columns that they stay in the cache, and rows of
 #: an odd number of cache lines, lest elements below one another take each other's place.
 _TILE, _TURNED_GROUPS = 1 << 16, 7
-#: Bytes that are read ahead of a weight that is turned.
-_AHEAD = 8 << 20
+#: Bytes that are read ahead of a weight that is turned, and what all rows may take for that.
+_AHEAD, _MOST = 8 << 20, 32 << 20
 
 #: Products of no factor below this are infinite, in float32 and in bfloat16; as a byte of MXFP4.
 _SAFE, _SAFE_BYTE = 2.0**120, 120 + BIAS
@@ -170,17 +170,18 @@ class NibbleFiller(Filler):
         Factors [rows, groups] are float32, or the bytes of MXFP4. Where columns are asked for one
         after the other, those that come next are read too: a row at a time would take calls.
         """
-        rows, among = Box(box.offsets[:-1], box.sizes[:-1]), slice(None)
-        if self._nibbles.is_turned:  # a block of columns begins and ends amid one
+        rows, among, each = Box(box.offsets[:-1], box.sizes[:-1]), slice(None), 0
+        if self._nibbles.is_turned:
+            each = self._nibbles.scales.shape[-2] * (self._nibbles.group // 2 + 1)
+        if 0 < each * (last - first) <= _MOST:  # a block of columns begins and ends amid one
             among = slice(rows.offsets[-1], rows.offsets[-1] + rows.sizes[-1])
-            count = self._nibbles.scales.shape[-2]
-            rows = Box((*rows.offsets[:-1], 0), (*rows.sizes[:-1], count))
+            whole = self._nibbles.scales.shape[-2]
+            rows = Box((*rows.offsets[:-1], 0), (*rows.sizes[:-1], whole))
         kept = self._strip
         if kept is None or kept.rows != rows or not kept.first <= first <= last <= kept.last:
-            end = last
-            if self._nibbles.is_turned:
-                size = prod(rows.sizes) * (self._nibbles.group // 2 + 1)
-                end = min(self._nibbles.scales.shape[-1], max(last, first + _AHEAD // size))
+            more = first + _AHEAD // each if each else 0
+            end = min(self._nibbles.scales.shape[-1], max(last, more))
+            self._strip = None  # lies in memory that is read into
             kept = self._strip = self._read_strip(rows, first, end)
         part = np.s_[among, first - kept.first : last - kept.first]
         return kept.codes[part], kept.factors[part]

@@ -116,6 +116,29 @@ def test_what_fails_in_all_ranks_is_said_once(megatron_cases, tmp_path):
     assert [path.name for path in out.iterdir()] == ["kept"]
 
 
+def test_what_cannot_be_sent_has_failed_where_it_was_made(tmp_path) -> None:
+    program = tmp_path / "sends.py"
+    program.write_text(
+        "from ckpt_tool.common.parallel import join_world\n"
+        "with join_world() as world:\n"
+        "    try:\n"
+        "        world.everyone(lambda: (lambda: 1) if world.rank else 1)\n"
+        "    except Exception as error:\n"
+        "        print(world.rank, type(error).__name__, error)\n"
+        "    print(world.rank, world.everyone(lambda: world.rank))\n"
+    )
+    done = subprocess.run(
+        [*torchrun_command(2), str(program)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0 PeerError rank 1: " in done.stdout
+    assert {"0 [0, 1]", "1 [0, 1]"} <= set(done.stdout.splitlines())
+
+
 def test_what_fails_in_one_rank_stops_all(megatron_cases, tmp_path):
     """The second rank's disk is full; what the first one finished is kept for `--resume`."""
     program = tmp_path / "blind.py"

@@ -1,6 +1,7 @@
 """Weights of four bits against what defines their formats: transformers and compressed-tensors."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,6 +177,29 @@ def test_the_shape_in_the_file_is_held_against_the_numbers(folder) -> None:
     lazy = unpack_int4(*parts, 32, BFLOAT16)
     with pytest.raises(FormatError, match=r"shape \[4, 64\].*weight_shape says \[4, 63\]"):
         lazy.read()
+
+
+def test_a_read_that_failed_leaves_nothing_behind(folder, monkeypatch) -> None:
+    lazy, expected = make_mxfp4(folder, (5, (2,), 40, 3))
+    half = lazy.numel // 2
+    whole = (folder / "scales").read_bytes()
+    with FileTable() as files:
+        reader, out = BlockReader(files), memoryview(bytearray(2 * half))
+        reader.read(lazy, 0, half, out)
+        os.truncate(folder / "scales", len(whole) - 60)
+        with pytest.raises(FormatError):
+            reader.read(lazy, half, lazy.numel, out)
+        reader.read(lazy, 0, half, out)
+    found = torch.frombuffer(bytearray(out), dtype=torch.bfloat16)
+    assert same(plain_nan(found), expected.reshape(-1)[:half])
+
+
+def test_rows_that_are_too_many_are_read_as_they_are_asked_for(folder, monkeypatch) -> None:
+    monkeypatch.setattr(codes, "_MOST", 100)
+    lazy, expected = make_mxfp4(folder, (6, (2,), 50, 4))
+    assert same(plain_nan(lazy.read()), expected)
+    part = lazy.narrow(2, 7, 20)
+    assert same(plain_nan(part.read()), expected[:, :, 7:27].contiguous())
 
 
 def test_nothing_of_nothing(folder) -> None:

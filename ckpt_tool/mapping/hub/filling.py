@@ -19,11 +19,7 @@ from ckpt_tool.mapping.hub.heads import is_classifier, is_output
 from ckpt_tool.mapping.hub.library import find_unknown
 from ckpt_tool.mapping.hub.memory import InMemory, to_memory
 from ckpt_tool.mapping.hub.names import is_fused, split_fused, unwrap_names
-from ckpt_tool.mapping.quantised import (
-    can_dequantise,
-    dequantise_weights,
-    find_quantisation,
-)
+from ckpt_tool.mapping.quantised import dequantise_weights, find_quantisation, list_kinds
 from ckpt_tool.tensors.dtypes import BFLOAT16
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -59,7 +55,7 @@ def make_filling(base: HubModel, model: HubModel) -> Filling:
     tensors, kind = base.tensors, find_quantisation(base.tensors)
     if kind == find_quantisation(model.tensors):
         kind = ""
-    if kind == "packed" and not can_dequantise(tensors):
+    if kind == "packed" and not list_kinds(tensors):
         raise MappingError(
             "`fill_from`: its weights are packed, and those of the checkpoint are not",
             hint="Name the model before it was quantised.",

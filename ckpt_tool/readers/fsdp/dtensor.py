@@ -28,12 +28,12 @@ FAULTS = (TypeError, ValueError, IndexError, AttributeError)
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a DTensor says of itself whatever rank has it; ``value``: itself, so that it stays.
+    """What a DTensor says of itself whatever rank has it; ``value``: itself, as long as it counts.
 
     ``local``: what the rank has of it; ``text``: its placements, for people.
     """
 
-    value: StandIn
+    value: StandIn | None
     shape: Shape
     local: TensorRef
     mesh: Any

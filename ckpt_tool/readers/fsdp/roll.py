@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
@@ -88,8 +88,11 @@ class Roll:
         return True
 
     def close(self) -> None:
-        """No other rank will be called: let go of what only that takes."""
+        """No other rank will be called: let go of what only that takes, and of what files say."""
         self._refs.clear()
+        self.samples = [
+            replace(sample, value=None, mesh=None, order=None) for sample in self.samples
+        ]
 
     def get_local(self, member: Member, number: int) -> LocalTensor:
         """What a member has of a tensor, as if its file had been read by itself."""

@@ -138,9 +138,6 @@ def cut_scales(tensors: Tensors, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (drop("scale"), "without .*weight_scale"),
-        (drop("shape"), "without .*weight_shape"),
-        (add_zeros, "with .*weight_zero_point, which is not read"),
         (add_itself, "packed, and as it is"),
         (cut_scales, "groups of (24|32|48), and config.json says 16"),
     ],
@@ -149,15 +146,66 @@ def test_what_is_wrong_with_a_packed_weight_is_named(
     models, tmp_path, change: Callable[[Tensors, str], object], said: str
 ) -> None:
     packed, wide = models
-    tensors = load_folder(packed)
-    name = next(n for n in tensors if n.endswith("_packed")).removesuffix("_packed")
-    change(tensors, name)
-    changed = write_changed(packed, tensors, tmp_path)
+    changed, name = spoil(packed, tmp_path, change)
     with pytest.raises(MappingError, match="1 quantised weights cannot be read") as caught:
         verify_checkpoint(changed, wide)
     (fault,) = caught.value.names
     assert name in fault
     assert re.search(said, fault)
+
+
+def spoil(packed: Path, folder: Path, change: Callable[[Tensors, str], object]) -> tuple[Path, str]:
+    tensors = load_folder(packed)
+    name = next(n for n in tensors if n.endswith("_packed")).removesuffix("_packed")
+    change(tensors, name)
+    return write_changed(packed, tensors, folder), name
+
+
+@pytest.mark.parametrize("change", [drop("scale"), drop("shape"), add_zeros])
+def test_what_is_no_whole_set_stays_what_it_is(
+    models, tmp_path, change: Callable[[Tensors, str], object]
+) -> None:
+    packed, wide = models
+    changed, name = spoil(packed, tmp_path, change)
+    found = verify_checkpoint(changed, wide)
+    assert found.missing == [name]
+    assert f"{name}_packed" in found.unexpected
+    with pytest.raises(MappingError) as caught:
+        convert(changed, tmp_path / "out")
+    assert any(name in each for each in caught.value.names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
+@pytest.mark.parametrize("kind", ["fp8", "wide"])
+def test_names_alone_make_nothing_packed(tmp_path, dtype: torch.dtype, kind: str) -> None:
+    """A tensor called so on both sides, or on one, is a tensor."""
+    plain = {
+        "model.norm.weight": torch.ones(8),
+        "model.layers.0.attn_blocks": torch.ones(3, 3, dtype=dtype),
+        "lm_head.weight": torch.full((128, 128), 2.0, dtype=torch.bfloat16),
+    }
+    other = dict(plain)
+    if kind == "fp8":
+        other["lm_head.weight"] = torch.ones(128, 128).to(torch.float8_e4m3fn)
+        other["lm_head.weight_scale_inv"] = torch.full((1, 1), 2.0)
+    for name, tensors in (("plain", plain), ("other", other)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "unheard_of"}))
+    assert verify_checkpoint(tmp_path / "other", tmp_path / "plain").equal
+    del plain["model.layers.0.attn_blocks"]
+    save_file(plain, tmp_path / "plain" / "model.safetensors", {"format": "pt"})
+    found = verify_checkpoint(tmp_path / "other", tmp_path / "plain")
+    assert (found.mismatched, list(found.unexpected)) == ([], ["model.layers.0.attn_blocks"])
+
+
+def test_numbers_that_are_not_around_zero_are_refused(models, tmp_path) -> None:
+    packed, wide = models
+    changed = write_changed(packed, load_folder(packed), tmp_path)
+    said = (changed / "config.json").read_text().replace('"symmetric": true', '"symmetric": false')
+    (changed / "config.json").write_text(said)
+    with pytest.raises(MappingError, match="group_0 has numbers of INT4 that are not around zero"):
+        verify_checkpoint(changed, wide)
 
 
 def test_a_shape_that_the_file_does_not_say_is_an_error_when_it_is_read(models, tmp_path) -> None:
