@@ -215,10 +215,13 @@ def _multiply(a: Values, b: Values) -> float:
 def _set_aside(part: Stats, a: Values, b: Values, different: Flags) -> Flags:
     """Count what is not finite on a side, and make it 0 on both; which values are finite."""
     finite = np.asarray(np.isfinite(a) & np.isfinite(b))
-    part.num_nan = (int(np.isnan(a).sum()), int(np.isnan(b).sum()))
+    nan, count = (np.isnan(a), np.isnan(b)), len(different)
+    part.num_nan = (int(nan[0].sum()), int(nan[1].sum()))
     part.num_inf = (int(np.isinf(a).sum()), int(np.isinf(b).sum()))
-    unlike = _any_part(~finite, len(different))
-    part.num_unlike = int(np.count_nonzero(different & unlike))
+    part.num_unlike = int(np.count_nonzero(different & _any_part(~finite, count)))
+    part.num_nan_alone = int(np.count_nonzero(_any_part(nan[0] != nan[1], count)))
+    far = ~finite & (a != b) & ~nan[0] & ~nan[1]
+    part.num_inf_alone = int(np.count_nonzero(_any_part(far, count)))
     a[~finite] = b[~finite] = 0.0
     return finite
 

@@ -51,7 +51,7 @@ def _mismatch_json(mismatch: Mismatch) -> dict[str, Any]:
     stats = mismatch.stats
     numbers = (
         "max_abs", "max_rel", "mean_abs", "cosine", "max_ulp", "relative_norm", "num_different",
-        "num_outside", "num_elements",
+        "num_outside", "num_elements", "num_unlike", "num_nan_alone", "num_inf_alone",
     )  # fmt: skip
     row |= {key: None if stats is None else _finite(getattr(stats, key)) for key in numbers}
     nan = stats.num_nan if stats is not None else (None, None)

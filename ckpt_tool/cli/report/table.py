@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from ckpt_tool.cli.report.summary import say_hint
+from ckpt_tool.cli.report.row import say_hint
 from ckpt_tool.cli.report.svg import draw_sparkline
 from ckpt_tool.cli.report.text import (
     format_cosine,

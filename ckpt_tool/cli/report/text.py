@@ -5,6 +5,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckpt_tool.compare.stats import Stats
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NEARLY_ONE = 1e-6
@@ -67,3 +71,10 @@ def make_items(names: Iterable[str]) -> str:
     return make_tag(
         "ul", "".join(make_tag("li", make_breakable(name)) for name in names), class_="names"
     )
+
+
+def say_worst(stats: Stats) -> str:
+    """``NaN`` or ``inf`` where that is the largest difference; empty where it is a number."""
+    if stats.num_nan_alone:
+        return "NaN"
+    return "inf" if stats.num_inf_alone else ""

@@ -50,9 +50,55 @@ def test_numbers_stand_under_their_titles(width: int) -> None:
 
 def test_where_there_is_no_distance_none_is_told() -> None:
     values = {"max_abs": 0.0, "sum_abs": 0.0, "max_ulp": 0, "first_values": (1.0, float("nan"))}
-    lines = printed(result({}, [mismatch("a", stats=stats(num_nan=(0, 1), **values))]), width=120)
-    assert "    NaN: 0 (reference 1), infinite: 0 (reference 0)" in lines
+    found = stats(num_nan=(0, 1), num_nan_alone=1, **values)
+    lines = printed(result({}, [mismatch("a", stats=found)]), width=120)
+    assert "    NaN on one side: 1 element (NaN: 0, reference 1)" in lines
     assert lines[-1].endswith(": 1, expected nan")
+    assert not any("finite elements" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changed", "cells", "line"),
+    [
+        (
+            {"num_nan": (5, 2), "num_nan_alone": 3},
+            ["NaN", "NaN", "NaN"],
+            "NaN on one side: 3 elements (NaN: 5, reference 2)",
+        ),
+        (
+            {"num_inf": (1, 0), "num_inf_alone": 1},
+            ["inf", "inf", "NaN"],
+            "infinite on one side: 1 element (infinite: 1, reference 0)",
+        ),
+        (
+            {"num_nan": (1, 1), "num_inf": (2, 2)},
+            ["0.0058", "0.31", "0.99990"],
+            "NaN: 1 (reference 1), infinite: 2 (reference 2)",
+        ),
+    ],
+)
+def test_what_is_no_number_is_the_largest_difference(changed, cells, line) -> None:
+    lines = printed(result({}, [mismatch("a", stats=stats(**changed))]))
+    assert lines[2].split()[-3:] == cells
+    assert f"    {line}" in lines
+    beside = "    finite elements: max abs 0.0058, max rel 0.31, cosine 0.99990"
+    assert (beside in lines) == (cells[0] in ("NaN", "inf"))
+
+
+def test_a_cosine_that_is_rounded_to_one_is_not_called_one() -> None:
+    near = stats(squares=(1.0, 1.0, 1e-12), product=1.0)
+    assert printed(result({}, [mismatch("a", stats=near)]))[2].endswith(" >.99999")
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_no_line_ends_in_blanks_or_in_half_a_word(width: int) -> None:
+    hint = "equal to the reference's model.layers.10.mlp.experts.100.down_proj.weight: " * 3
+    name = "model.layers.0.self_attn.q_proj.weight"
+    odd = stats(num_nan=(1, 0), num_nan_alone=1)
+    lines = printed(result({}, [mismatch(name, stats=odd, hint=hint)]), width=width)
+    assert [line for line in lines if line != line.rstrip() or len(line) > width] == []
+    words = set(" ".join(lines).split())
+    assert {*hint.split(), "model_world_size_2_rank_1.pt:"} <= words
 
 
 def test_only_the_worst_are_printed_and_the_rest_counted() -> None:
