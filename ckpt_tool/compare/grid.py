@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 #: The row of tensors that belong to no numbered layer.
 OTHER = "(other)"
-
-_BOUNDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-
-#: What each level of :func:`find_level` means: ``|a - b| / |b|`` in the Euclidean norm.
-LEVELS = ("equal", *(f"up to {bound:.0e}".replace("e-0", "e-") for bound in _BOUNDS),
-          "below 1", "1 or more")  # fmt: skip
-
-#: How each level is written where colour does not tell it.
-MARKS = ("\N{MIDDLE DOT}", *map(str, range(1, len(LEVELS))))
-
-#: The distance that stands for tensors that differ, but not in a way that a norm measures.
-IMMEASURABLE = math.ulp(0.0)
 
 _PARAMETER = re.compile(r"(weight|bias)(_\w+)?|(input|output|k|v)_scale")
 _EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
@@ -72,16 +59,6 @@ class Section:
     def numbers(self) -> tuple[str, ...]:
         """The rows' names without the title: layer numbers."""
         return tuple(row.removeprefix(f"{self.title}.") for row in self.rows)
-
-
-def find_level(distance: float) -> int:
-    """The place of a relative distance on a logarithmic scale, an index into :data:`LEVELS`.
-
-    0 is equal, 8 is 1 or more; infinity and NaN are 8 too.
-    """
-    if distance == 0:
-        return 0
-    return 1 + bisect_left(_BOUNDS, distance) if distance < 1 else len(LEVELS) - 1
 
 
 def make_grid(distances: Mapping[str, float]) -> Grid:

@@ -17,11 +17,11 @@ from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team, join_team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.common.wording import format_bytes
-from ckpt_tool.compare.grid import IMMEASURABLE
 from ckpt_tool.compare.heads import Heads
 from ckpt_tool.compare.mismatch import Mismatch, explain
 from ckpt_tool.compare.pairs import compare_tensors
 from ckpt_tool.compare.prefixes import explain_prefix
+from ckpt_tool.compare.scale import IMMEASURABLE
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
 from ckpt_tool.plans.options import CrcCheck

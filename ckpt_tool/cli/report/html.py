@@ -14,6 +14,7 @@ from ckpt_tool.cli.report.text import format_number, make_breakable, make_items,
 from ckpt_tool.common.version import __version__
 from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.compare.grid import make_grid
+from ckpt_tool.compare.suspects import sort_worst_first
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side
 from ckpt_tool.operations.verify import VerifyResult, collect_distances
@@ -192,7 +193,8 @@ def _heatmap(result: VerifyResult) -> str:
         return ""
     about = (
         "A cell shows the relative distance |a - b| / |b| (Euclidean norm) of a layer's module, the"
-        " largest where tensors share a cell; empty: not on both sides."
+        " largest where tensors share a cell; empty: not on both sides. In narrow cells, 4 stands"
+        " for 1e-4 and more, below 1e-3."
     )
     parts = make_tag("h2", "Where it differs" if result.mismatched else "Layer by layer")
     return make_tag(
@@ -225,7 +227,8 @@ def _mismatches(result: VerifyResult) -> str:
         return ""
     title = make_tag("h2", f"Mismatched: {len(result.mismatched):,}")
     folder = result.left.checkpoint.path
-    return make_tag("section", title + make_table(result.mismatched, folder), class_="wide")
+    rows = sort_worst_first(result.mismatched)
+    return make_tag("section", title + make_table(rows, folder), class_="wide")
 
 
 def _set_aside(result: VerifyResult) -> str:
