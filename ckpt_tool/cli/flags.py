@@ -37,6 +37,7 @@ FLAGS = {
     "cast_reference": "--cast-reference",
     "ignore": "--ignore",
     "explained": "--top",
+    "totals": "--totals",
     "write.verify": "--verify",
     "write.check_load": "--check-load",
     "write.check_crc": "--check-crc",

@@ -86,6 +86,10 @@ def verify(
     heatmap: Annotated[
         bool, typer.Option("--heatmap", help="Show layers x modules by relative difference.")
     ] = False,
+    totals: Annotated[
+        bool,
+        typer.Option("--totals", help="Show how far each layer and each kind of module moved."),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write all of it as one HTML file.")
     ] = None,
@@ -110,12 +114,13 @@ def verify(
     from ckpt_tool.operations.options import VerifyOptions
     from ckpt_tool.operations.verify import verify_as_team
 
-    shown = _Shown(top, heatmap, report, as_json)
+    shown = _Shown(top, heatmap, totals, report, as_json)
     options = VerifyOptions(
         tolerance=Tolerance(atol, rtol),
         cast_reference=cast_reference,
         ignore=tuple(ignore or ()),
         explained=shown.num_rows,
+        totals=totals or shown.num_rows is None,
         names=settle_names(prefix, select, rename),
         lora=LoraOptions(alpha=lora_alpha, base=base),
         fill_from=fill_from,
@@ -175,6 +180,7 @@ class _Shown:
 
     top: int
     heatmap: bool
+    totals: bool
     report: Path | None
     as_json: bool
 
@@ -214,11 +220,14 @@ def _write_report(result: VerifyResult, path: Path) -> None:
 
 def _show_text(result: VerifyResult, shown: _Shown) -> None:
     from ckpt_tool.cli.report.summary import show_summary
+    from ckpt_tool.cli.report.totals import show_totals
 
     console = ui.make_console()
     for warning in (*result.left.warnings, *result.right.warnings):
         ui.warn(warning)
     show_summary(console, result, shown.top)
+    if shown.totals and result.totals is not None:
+        show_totals(console, result.totals)
     if shown.heatmap and result.num_compared:
         from ckpt_tool.cli.report.terminal import draw_heatmap
         from ckpt_tool.compare.grid import make_grid

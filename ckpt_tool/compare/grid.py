@@ -65,7 +65,7 @@ def make_grid(distances: Mapping[str, float]) -> Grid:
     """The grid of ``distances``: relative distance by tensor name, as a verification has them."""
     cells: dict[tuple[str, str], float] = {}
     for name, distance in distances.items():
-        place = _find_place(name)
+        place = find_place(name)
         known = cells.get(place, 0.0)
         cells[place] = distance if math.isnan(distance) else max(known, distance)
     rows = sorted({row for row, _ in cells}, key=lambda row: (row == OTHER, _natural(row)))
@@ -90,12 +90,7 @@ def list_sections(found: Grid) -> tuple[Section, ...]:
     )
 
 
-def _title_of(row: str) -> str:
-    """The list of layers that a row is of."""
-    return row if row == OTHER else row.rpartition(".")[0]
-
-
-def _find_place(name: str) -> tuple[str, str]:
+def find_place(name: str) -> tuple[str, str]:
     """Row and column of a tensor.
 
     The first number is a layer's if a module follows it: a number before the parameter itself
@@ -109,6 +104,11 @@ def _find_place(name: str) -> tuple[str, str]:
             module = ".".join(parts[at + 1 :])
             return ".".join(parts[: at + 1]), _EXPERT.sub("*", module)
     return OTHER, _EXPERT.sub("*", ".".join(parts).removeprefix("model."))
+
+
+def _title_of(row: str) -> str:
+    """The list of layers that a row is of."""
+    return row if row == OTHER else row.rpartition(".")[0]
 
 
 def _natural(name: str) -> list[str | int]:

@@ -114,6 +114,8 @@ class VerifyOptions(ModelOptions):
     (of ``fnmatch``) of names on the Hub, left out on both sides. ``explained``: how many
     differences get numbers and a hint at their cause, the worst first; None: all. It takes reading
     them again.
+    ``totals``: also how far each layer and each kind of module moved, for which equal tensors
+    beside those that differ are read again.
     ``check_crc``: first read all records of archives in which tensors lie, and hold them against
     their CRC-32; what is damaged is an error then, not a difference.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
@@ -123,6 +125,7 @@ class VerifyOptions(ModelOptions):
     cast_reference: bool = False
     ignore: tuple[str, ...] = ()
     explained: int | None = None
+    totals: bool = False
     jobs: int = 0
     check_crc: bool = False
 

@@ -19,9 +19,10 @@ from ckpt_tool.common.progress import Progress
 from ckpt_tool.common.wording import format_bytes
 from ckpt_tool.compare.heads import Heads
 from ckpt_tool.compare.mismatch import Mismatch, explain
-from ckpt_tool.compare.pairs import compare_tensors
+from ckpt_tool.compare.pairs import compare_tensors, sum_up
 from ckpt_tool.compare.prefixes import explain_prefix
 from ckpt_tool.compare.scale import IMMEASURABLE
+from ckpt_tool.compare.totals import Totals
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
 from ckpt_tool.plans.options import CrcCheck
@@ -44,7 +45,8 @@ class VerifyResult:
     ``distances``: for every tensor of one shape on both sides, how far they are apart: its
     :attr:`~ckpt_tool.compare.stats.Stats.distance`, 0 where they are equal.
     ``names_hint``: what explains names on one side only; empty where nothing does.
-    ``seconds``: how long it took. ``crc``: what the checksums of both say; None: nobody asked.
+    ``seconds``: how long it took. ``crc``: what the checksums of both say; ``totals``: how far
+    layers and modules moved; None: nobody asked.
     """
 
     left: Side
@@ -62,6 +64,7 @@ class VerifyResult:
     compared_bytes: int
     seconds: float
     crc: CrcCheck | None = None
+    totals: Totals | None = None
 
     @property
     def equal(self) -> bool:
@@ -170,6 +173,7 @@ def verify_as_team(
         tied=tied,
         ignored=sorted({*ignored, *also}),
         distances=found.distances,
+        totals=sum_up(rows, found, team) if options.totals else None,
         names_hint=explain_prefix(missing, unexpected, mine, theirs, team),
         compared_bytes=sum(mine[name].nbytes for name in common),
         seconds=time.monotonic() - started,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli.crc import make_crc_json
 from ckpt_tool.cli.flags import spell_flags
+from ckpt_tool.cli.report.totals import make_totals_json
 
 if TYPE_CHECKING:
     from ckpt_tool.compare.mismatch import Mismatch
@@ -34,6 +35,7 @@ def make_object(result: VerifyResult) -> dict[str, Any]:
         "compared_bytes": result.compared_bytes,
         "seconds": result.seconds,
         "crc": make_crc_json(result.crc),
+        "totals": make_totals_json(result.totals),
     }
 
 

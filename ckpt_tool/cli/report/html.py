@@ -11,6 +11,7 @@ from ckpt_tool.cli.report import svg
 from ckpt_tool.cli.report.page import make_page
 from ckpt_tool.cli.report.table import make_table
 from ckpt_tool.cli.report.text import format_number, make_breakable, make_items, make_tag, share
+from ckpt_tool.cli.report.totals import make_totals_html
 from ckpt_tool.common.version import __version__
 from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.compare.grid import make_grid
@@ -35,6 +36,7 @@ def render(result: VerifyResult, when: str) -> str:
         _names("Missing", result.missing, "In the reference, not in the checkpoint."),
         _names("Unexpected", result.unexpected, "In the checkpoint, not in the reference."),
         _heatmap(result),
+        make_totals_html(result.totals),
         _histogram(result),
         _mismatches(result),
         _set_aside(result),

@@ -136,6 +136,12 @@ svg .raised { font-size: 10px; }
 .sign { display: inline-block; vertical-align: -0.08em; margin-right: 0.7rem; }
 .sign path { fill: none; stroke: var(--edge); stroke-width: 3; stroke-linecap: round; }
 .spark { display: inline-block; }
+.pair { display: grid; gap: 1.5rem 2.5rem; align-items: start; }
+.pair { grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); }
+.totals td:first-child { min-width: 0; }
+.totals code { overflow-wrap: normal; }
+.meter { display: block; height: 4px; margin: 2px 0 0 auto; border-radius: 2px; }
+.meter { width: var(--part); background: var(--bar); }
 footer { margin-top: 1.4rem; color: var(--soft); font-size: 0.85rem; }
 @media (max-width: 60rem) {
   .sortable, .sortable tbody, .sortable tr, .sortable td { display: block; }

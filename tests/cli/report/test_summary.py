@@ -10,6 +10,8 @@ from rich.console import Console
 from ckpt_tool.cli.report.as_json import make_object
 from ckpt_tool.cli.report.html import render
 from ckpt_tool.cli.report.summary import show_summary
+from ckpt_tool.cli.report.totals import show_totals
+from ckpt_tool.compare.totals import Total, Totals
 from ckpt_tool.operations.verify import VerifyResult
 from tests.support.verifications import FOLDER, mismatch, result, side, stats
 
@@ -126,3 +128,37 @@ def test_options_are_shown_as_flags() -> None:
     assert "--prefix model" in text
     assert "--config none" in text
     assert "`" not in shown + text
+
+
+TOTALS = Totals(
+    (Total("model.layers.0", 12, 10, 1000, 225, 0, 0.000444), Total("odd", 1, 1, 9, 9, 5, None)),
+    (Total("model.layers.*.post_attention_layernorm", 12, 0, 10, 0, 0, 0.0),),
+)
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_totals_stand_under_their_titles(width: int) -> None:
+    out = io.StringIO()
+    show_totals(Console(file=out, width=width), TOTALS)
+    lines = out.getvalue().splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+    text = " ".join(" ".join(lines).split())
+    for row in ("model.layers.0 10 of 12 22.5 % 0.000444", "odd 1 of 1 100 % inf, 5 not finite"):
+        assert row in text
+    assert "model.layers.*.post_attention_layernorm 0 of 12 0 % 0" in text
+    ends = {len(line) for line in lines if line.endswith(("|b|", "0.000444", "not finite"))}
+    assert len(ends) <= 2  # a width for each table
+
+
+def test_totals_are_in_the_report_and_the_json() -> None:
+    found = result({}, [mismatch("a")], totals=TOTALS)
+    (first, second), modules = make_object(found)["totals"].values()
+    assert (first["name"], first["num_different"], first["relative_norm"]) == (
+        "model.layers.0", 225, 0.000444,
+    )  # fmt: skip
+    assert (second["relative_norm"], len(modules)) == (None, 1)
+    page = html.unescape(render(found, "now")).replace("<wbr>", "")
+    assert "model.layers.*.post_attention_layernorm" in page
+    assert "inf, 5 not finite" in page
+    assert make_object(result({}))["totals"] is None
+    assert "How far each layer" not in render(result({}), "now")
