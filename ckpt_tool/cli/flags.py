@@ -38,6 +38,7 @@ FLAGS = {
     "ignore": "--ignore",
     "explained": "--top",
     "totals": "--totals",
+    "origin": "--origin",
     "write.verify": "--verify",
     "write.check_load": "--check-load",
     "write.check_crc": "--check-crc",

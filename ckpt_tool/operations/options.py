@@ -116,6 +116,7 @@ class VerifyOptions(ModelOptions):
     them again.
     ``totals``: also how far each layer and each kind of module moved, for which equal tensors
     beside those that differ are read again.
+    ``origin``: a checkpoint that both were trained from: how far each tensor is from it, too.
     ``check_crc``: first read all records of archives in which tensors lie, and hold them against
     their CRC-32; what is damaged is an error then, not a difference.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
@@ -126,6 +127,7 @@ class VerifyOptions(ModelOptions):
     ignore: tuple[str, ...] = ()
     explained: int | None = None
     totals: bool = False
+    origin: str | Path | None = None
     jobs: int = 0
     check_crc: bool = False
 

@@ -24,6 +24,7 @@ from ckpt_tool.compare.prefixes import explain_prefix
 from ckpt_tool.compare.scale import IMMEASURABLE
 from ckpt_tool.compare.totals import Totals
 from ckpt_tool.operations.options import VerifyOptions
+from ckpt_tool.operations.origin import Origin, find_origin, open_origin
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
 from ckpt_tool.plans.options import CrcCheck
 from ckpt_tool.plans.provenance import say_source
@@ -46,7 +47,7 @@ class VerifyResult:
     :attr:`~ckpt_tool.compare.stats.Stats.distance`, 0 where they are equal.
     ``names_hint``: what explains names on one side only; empty where nothing does.
     ``seconds``: how long it took. ``crc``: what the checksums of both say; ``totals``: how far
-    layers and modules moved; None: nobody asked.
+    layers and modules moved; ``origin``: who moved what; None: nobody asked.
     """
 
     left: Side
@@ -65,6 +66,7 @@ class VerifyResult:
     seconds: float
     crc: CrcCheck | None = None
     totals: Totals | None = None
+    origin: Origin | None = None
 
     @property
     def equal(self) -> bool:
@@ -134,6 +136,9 @@ def verify_as_team(
     started = time.monotonic()
     _check(options)
     left, right = open_sides(Path(checkpoint), Path(reference), options, team)
+    origin = None
+    if options.origin is not None:
+        origin = open_origin(Path(options.origin), options, left, team)
     size = format_bytes(sum(tensor.nbytes for tensor in right.tensors.values()))
     sides = (say_source(side.checkpoint) for side in (left, right))
     team.progress.announce(f"{' and '.join(sides)}: {size}, compared")
@@ -174,6 +179,7 @@ def verify_as_team(
         ignored=sorted({*ignored, *also}),
         distances=found.distances,
         totals=sum_up(rows, found, team) if options.totals else None,
+        origin=None if origin is None else find_origin(origin, mine, theirs, team),
         names_hint=explain_prefix(missing, unexpected, mine, theirs, team),
         compared_bytes=sum(mine[name].nbytes for name in common),
         seconds=time.monotonic() - started,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli.crc import make_crc_json
 from ckpt_tool.cli.flags import spell_flags
+from ckpt_tool.cli.report.origin import make_origin_json
 from ckpt_tool.cli.report.totals import make_totals_json
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def make_object(result: VerifyResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "crc": make_crc_json(result.crc),
         "totals": make_totals_json(result.totals),
+        "origin": make_origin_json(result.origin),
     }
 
 

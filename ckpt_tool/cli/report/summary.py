@@ -10,6 +10,7 @@ from ckpt_tool.cli import ui
 from ckpt_tool.cli.crc import list_crc_lines
 from ckpt_tool.cli.flags import spell_flags
 from ckpt_tool.cli.folding import fold
+from ckpt_tool.cli.report.lines import GAP, join_row
 from ckpt_tool.cli.report.row import TITLES, format_cells, list_details
 from ckpt_tool.common.wording import count_noun, format_bytes
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ckpt_tool.operations.verify import VerifyResult
 
 _LISTED = 20
-_GAP = "  "
 _INDENT = "    "
 _LEAST_ROOM = 20  # for names
 
@@ -106,15 +106,15 @@ def _show_mismatches(console: Console, shown: Sequence[Mismatch]) -> None:
     names = [ui.make_printable(mismatch.name) for mismatch in shown]
     cells = [format_cells(mismatch.stats) for mismatch in shown]
     widths = [max(map(len, column)) for column in zip(TITLES, *cells, strict=True)]
-    room = console.width - sum(len(_GAP) + width for width in widths)
+    room = console.width - sum(len(GAP) + width for width in widths)
     wide = min(max(room, _LEAST_ROOM), max(map(len, names)))
-    console.print(Text(_join_row("tensor", TITLES, wide, widths), style="bold"), soft_wrap=True)
+    console.print(Text(join_row("tensor", TITLES, wide, widths), style="bold"), soft_wrap=True)
     for mismatch, name, row in zip(shown, names, cells, strict=True):
         short = name
         if len(name) > wide:
             console.print(Text(name), soft_wrap=True)
             short = ""
-        console.print(Text(_join_row(short, row, wide, widths)), soft_wrap=True)
+        console.print(Text(join_row(short, row, wide, widths)), soft_wrap=True)
         for line in list_details(mismatch):
             _print_details(console, line)
 
@@ -125,8 +125,3 @@ def _print_details(console: Console, line: Text) -> None:
     whole = ui.make_printable(line.plain)
     for part in textwrap.wrap(whole, room, break_on_hyphens=False, break_long_words=False):
         console.print(f"{_INDENT}{part}", style=line.style, soft_wrap=True)
-
-
-def _join_row(name: str, cells: Sequence[str], wide: int, widths: Sequence[int]) -> str:
-    numbers = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
-    return _GAP.join([f"{name:{wide}}", *numbers]).rstrip()

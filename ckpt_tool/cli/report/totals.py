@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli.report.lines import print_table
 from ckpt_tool.cli.report.text import format_number, make_breakable, make_tag, share, sort_key
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ckpt_tool.compare.totals import Total, Totals
 
 _TITLES = ("tensors changed", "elements changed", "|a-b| / |b|")
-_GAP = "  "
 _FEWEST = 1e-6  # |a - b| / |b| that has no bar: a bar is a share of the decades from here to 1
 _ABOUT = (
     "All tensors of a layer, or of one kind of module in all layers, as one vector: how many"
@@ -28,24 +27,8 @@ _ABOUT = (
 def show_totals(console: Console, totals: Totals) -> None:
     """Two tables: by layer, and by kind of module."""
     for title, rows in (("layer", totals.layers), ("module", totals.modules)):
-        cells = [_format(row) for row in rows]
-        names = [ui.make_printable(row.name) for row in rows]
-        widths = [max(map(len, column)) for column in zip(_TITLES, *cells, strict=True)]
-        room = console.width - sum(len(_GAP) + width for width in widths)
-        wide = max(map(len, (title, *(name for name in names if len(name) <= room))))
         console.print("")
-        console.print(_join(title, _TITLES, wide, widths), style="bold", soft_wrap=True)
-        for name, row in zip(names, cells, strict=True):
-            short = name
-            if len(name) > wide:
-                console.print(name, soft_wrap=True)
-                short = ""
-            console.print(_join(short, row, wide, widths), soft_wrap=True)
-
-
-def _join(name: str, cells: Sequence[str], wide: int, widths: Sequence[int]) -> str:
-    numbers = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
-    return _GAP.join([f"{name:{wide}}", *numbers])
+        print_table(console, title, _TITLES, [(row.name, _format(row)) for row in rows])
 
 
 def _format(row: Total) -> tuple[str, str, str]:
