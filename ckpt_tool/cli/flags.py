@@ -39,6 +39,7 @@ FLAGS = {
     "explained": "--top",
     "totals": "--totals",
     "origin": "--origin",
+    "ranks": "--rank",
     "write.verify": "--verify",
     "write.check_load": "--check-load",
     "write.check_crc": "--check-crc",

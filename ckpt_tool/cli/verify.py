@@ -86,6 +86,10 @@ def verify(
         bool,
         typer.Option("--totals", help="Show how far each layer and each kind of module moved."),
     ] = False,
+    rank: Annotated[
+        bool,
+        typer.Option("--rank", help="Show whether a LoRA would hold the difference of each row."),
+    ] = False,
     origin: Annotated[
         Path | None,
         typer.Option(metavar="MODEL", help="Show who moved what from there: a third checkpoint."),
@@ -124,6 +128,7 @@ def verify(
         explained=shown.num_rows,
         totals=totals or shown.num_rows is None,
         origin=origin,
+        ranks=top if rank else 0,
         names=settle_names(prefix, select, rename),
         lora=LoraOptions(alpha=lora_alpha, base=base),
         fill_from=fill_from,

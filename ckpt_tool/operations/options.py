@@ -117,6 +117,7 @@ class VerifyOptions(ModelOptions):
     ``totals``: also how far each layer and each kind of module moved, for which equal tensors
     beside those that differ are read again.
     ``origin``: a checkpoint that both were trained from: how far each tensor is from it, too.
+    ``ranks``: of how many of the worst, if they are matrices, the difference's rank is found.
     ``check_crc``: first read all records of archives in which tensors lie, and hold them against
     their CRC-32; what is damaged is an error then, not a difference.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
@@ -128,6 +129,7 @@ class VerifyOptions(ModelOptions):
     explained: int | None = None
     totals: bool = False
     origin: str | Path | None = None
+    ranks: int = 0
     jobs: int = 0
     check_crc: bool = False
 

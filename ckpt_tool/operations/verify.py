@@ -164,6 +164,13 @@ def verify_as_team(
         rounded=options.cast_reference,
         most=options.explained,
     )
+    mismatched = explain(
+        found.suspects, _find_heads(left, right), left.rank_of, options.explained, team
+    )
+    if options.ranks:
+        from ckpt_tool.compare.spectrum import add_spectra  # numpy: not where everything is equal
+
+        mismatched = add_spectra(found.suspects, mismatched, options.ranks, team)
     return VerifyResult(
         left=left,
         right=right,
@@ -171,9 +178,7 @@ def verify_as_team(
         num_compared=len(common),
         missing=missing,
         unexpected=unexpected,
-        mismatched=explain(
-            found.suspects, _find_heads(left, right), left.rank_of, options.explained, team
-        ),
+        mismatched=mismatched,
         close=found.close,
         tied=tied,
         ignored=sorted({*ignored, *also}),

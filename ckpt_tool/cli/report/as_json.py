@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli.crc import make_crc_json
@@ -62,6 +63,7 @@ def _mismatch_json(mismatch: Mismatch) -> dict[str, Any]:
     infinite = stats.num_inf if stats is not None else (None, None)
     row |= {"num_nan": nan[0], "num_nan_reference": nan[1]}
     row |= {"num_inf": infinite[0], "num_inf_reference": infinite[1]}
+    row["spectrum"] = None if mismatch.spectrum is None else asdict(mismatch.spectrum)
     values = stats.first_values if stats is not None else None
     return row | {"first_values": None if values is None else [_finite(v) for v in values]}
 

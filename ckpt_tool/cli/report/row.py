@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckpt_tool.cli.flags import spell_flags
-from ckpt_tool.cli.report.text import say_worst
+from ckpt_tool.cli.report.text import say_spectrum, say_worst
 from ckpt_tool.common.wording import count_noun
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def list_details(mismatch: Mismatch) -> Iterator[Text]:
         return
     if any(stats.num_nan + stats.num_inf):
         yield from (Text(line, style="yellow") for line in _list_odd(stats))
+    if mismatch.spectrum is not None:
+        yield Text(f"rank: {say_spectrum(mismatch.spectrum, mismatch.left)}")
     if stats.first_values is not None and mismatch.first_index is not None:
         yield Text(_first_text(mismatch, stats), style="dim")
 

@@ -14,6 +14,7 @@ from ckpt_tool.cli.report.text import (
     format_number,
     make_breakable,
     make_tag,
+    say_spectrum,
     say_worst,
     share,
     sort_key,
@@ -80,6 +81,7 @@ def _columns(folder: PurePath, span: tuple[int, int]) -> tuple[_Column, ...]:
         _Column("Max rel", _plain(lambda stats: stats.max_rel), about=rel),
         _Column("Cosine", _measured(_cosine), about="Cosine of the angle between both"),
         _Column("|a-b| / |b|", _distance, about="Relative distance, in the Euclidean norm"),
+        _Column("Directions", _directions, about="How many hold 99 % of the difference"),
         _Column("By size", _measured(lambda stats: _spark(stats, span)),
                 about="Elements by size of difference, on one scale for all rows; log counts"),
         _Column("Mean abs", _measured(_mean), about="Mean of |a - b|, of finite elements"),
@@ -115,6 +117,8 @@ def _tensor(mismatch: Mismatch, folder: PurePath) -> tuple[str, str]:
     if mismatch.kind != "values":
         lines.insert(0, f"another {mismatch.kind}")
     lines += _list_places(mismatch, folder)
+    if mismatch.spectrum is not None:
+        lines.append(say_spectrum(mismatch.spectrum, mismatch.left))
     described = "".join(make_tag("small", make_breakable(line)) for line in lines)
     cause = ""
     if mismatch.hint:
@@ -142,6 +146,17 @@ def _distance(mismatch: Mismatch) -> tuple[str, str]:
         return _EMPTY
     worst = say_worst(mismatch.stats)
     return worst or format_number(mismatch.distance), sort_key(mismatch.distance)
+
+
+def _directions(mismatch: Mismatch) -> tuple[str, str]:
+    found = mismatch.spectrum
+    if found is None:
+        return _EMPTY
+    if found.rank is None:
+        most, held = max(found.held.items())
+        small = make_tag("small", f"held by {most:,} of {found.full:,}")
+        return f"{held:.0%}{small}", "Infinity"
+    return f"{found.rank:,}" + make_tag("small", f"of {found.full:,}"), str(found.rank)
 
 
 def _mean(stats: Stats) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from ckpt_tool.cli.report.as_json import make_object
 from ckpt_tool.cli.report.html import render
 from ckpt_tool.cli.report.summary import show_summary
 from ckpt_tool.cli.report.totals import show_totals
+from ckpt_tool.compare.ranks import Spectrum
 from ckpt_tool.compare.totals import Total, Totals
 from ckpt_tool.operations.verify import VerifyResult
 from tests.support.verifications import FOLDER, mismatch, result, side, stats
@@ -128,6 +129,34 @@ def test_options_are_shown_as_flags() -> None:
     assert "--prefix model" in text
     assert "--config none" in text
     assert "`" not in shown + text
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (
+            Spectrum(192, 8, 8, {1: 0.2, 8: 1.0}, 0.0),
+            "a LoRA of rank 8 (of 192) would hold 99% of the difference",
+        ),
+        (
+            Spectrum(4096, 64, 8, {8: 0.97, 64: 0.99}, 0.027),
+            "a LoRA of rank 64 (of 4,096) would hold 99% of the difference; rounding to bfloat16"
+            " alone makes an estimated 2.7% of it, and 99% of the rest has rank 8",
+        ),
+        (
+            Spectrum(4096, None, None, {8: 0.04, 32: 0.14, 64: 0.26, 128: 0.44, 256: 0.68}, 1e-4),
+            "of the difference (of 4,096) a LoRA would hold at least: of rank 8 4%, of rank 32 14%,"
+            " of rank 128 44%, of rank 256 68%",
+        ),
+    ],
+)
+def test_a_rank_is_told_as_a_lora_has_it(found: Spectrum, text: str) -> None:
+    one = result({}, [mismatch("a", spectrum=found)])
+    assert text in " ".join(" ".join(printed(one)).split())
+    page = html.unescape(render(one, "now")).replace("<wbr>", "")
+    assert text in page
+    assert "Directions" in page
+    assert make_object(one)["mismatched"][0]["spectrum"]["rank"] == found.rank
 
 
 TOTALS = Totals(
