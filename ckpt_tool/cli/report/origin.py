@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.report.lines import print_table
+from ckpt_tool.cli.report.sides import make_folded
 from ckpt_tool.cli.report.text import format_number, make_breakable, make_tag, sort_key
 from ckpt_tool.common.wording import count_noun
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _TITLES = ("checkpoint", "reference", "apart", "cosine")
 _KEYS = ("checkpoint", "reference", "apart", "cosine", "num_odd", "num_elements")
+_LISTED = 12  # rows that are shown without a click
 _ABOUT = (
     "Distances relative to the origin's norm: of the checkpoint from it, of the reference from it,"
     " and of the two from each other. The cosine is that of the two moves: near 1 both went the"
@@ -89,16 +91,22 @@ def make_origin_html(origin: Origin | None) -> str:
     if origin is None:
         return ""
     moved = sorted(filter(_has_moved, origin.moves), key=lambda each: -each.farthest)
+    tables = _table([origin.total, *moved[:_LISTED]])
+    if len(moved) > _LISTED:
+        tables += make_folded(f"all {count_noun(len(moved), 'tensor')} that moved", _table(moved))
+    sentences = "".join(make_tag("p", make_breakable(line)) for line in _list_sentences(origin))
+    about = make_tag("p", html.escape(_ABOUT))
+    return make_tag("section", make_tag("h2", "Who moved what") + sentences + about + tables)
+
+
+def _table(rows: Sequence[Moves]) -> str:
     head = "".join(
         make_tag("th", text, scope="col", class_=kind, data_type=kind)
         for text, kind in (("Tensor", "text"), *((title, "number") for title in _TITLES))
     )
-    body = "".join(make_tag("tr", "".join(_cells(each))) for each in (origin.total, *moved))
+    body = "".join(make_tag("tr", "".join(_cells(each))) for each in rows)
     parts = make_tag("thead", make_tag("tr", head)) + make_tag("tbody", body)
-    table = make_tag("div", make_tag("table", parts, class_="sortable totals"), class_="scroll")
-    sentences = "".join(make_tag("p", make_breakable(line)) for line in _list_sentences(origin))
-    about = make_tag("p", html.escape(_ABOUT))
-    return make_tag("section", make_tag("h2", "Who moved what") + sentences + about + table)
+    return make_tag("div", make_tag("table", parts, class_="sortable totals"), class_="scroll")
 
 
 def _cells(moves: Moves) -> Iterator[str]:

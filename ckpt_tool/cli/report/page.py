@@ -137,7 +137,7 @@ svg .raised { font-size: 10px; }
 .sign path { fill: none; stroke: var(--edge); stroke-width: 3; stroke-linecap: round; }
 .spark { display: inline-block; }
 .pair { display: grid; gap: 1.5rem 2.5rem; align-items: start; }
-.pair { grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); }
+.pair { grid-template-columns: repeat(auto-fit, minmax(min(38rem, 100%), 1fr)); }
 .totals td:first-child { min-width: 0; }
 .totals code { overflow-wrap: normal; }
 .meter { display: block; height: 4px; margin: 2px 0 0 auto; border-radius: 2px; }
@@ -152,6 +152,8 @@ footer { margin-top: 1.4rem; color: var(--soft); font-size: 0.85rem; }
   .sortable td.number:empty { display: none; }
   .sortable td.number::before { content: attr(data-label); color: var(--soft); margin-right: auto; }
   .sortable td.number { align-items: baseline; white-space: normal; }
+  .sortable td.number::before { white-space: nowrap; }
+  .meter { display: none; }
 }
 @media print { body { background: none; } section, .side { break-inside: avoid-page; } }
 """
