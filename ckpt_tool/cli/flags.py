@@ -40,6 +40,7 @@ FLAGS = {
     "totals": "--totals",
     "origin": "--origin",
     "ranks": "--rank",
+    "logits": "--logits",
     "write.verify": "--verify",
     "write.check_load": "--check-load",
     "write.check_crc": "--check-crc",

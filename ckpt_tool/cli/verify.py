@@ -94,6 +94,10 @@ def verify(
         Path | None,
         typer.Option(metavar="MODEL", help="Show who moved what from there: a third checkpoint."),
     ] = None,
+    logits: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Run both models on a text: do next tokens agree?"),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write all of it as one HTML file.")
     ] = None,
@@ -128,6 +132,7 @@ def verify(
         explained=shown.num_rows,
         totals=totals or shown.num_rows is None,
         origin=origin,
+        logits=logits,
         ranks=top if rank else 0,
         names=settle_names(prefix, select, rename),
         lora=LoraOptions(alpha=lora_alpha, base=base),

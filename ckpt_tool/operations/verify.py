@@ -23,6 +23,7 @@ from ckpt_tool.compare.pairs import compare_tensors, sum_up
 from ckpt_tool.compare.prefixes import explain_prefix
 from ckpt_tool.compare.scale import IMMEASURABLE
 from ckpt_tool.compare.totals import Totals
+from ckpt_tool.operations.logits import Logits, find_logits, require_models
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.origin import Origin, find_origin, open_origin
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
@@ -47,7 +48,8 @@ class VerifyResult:
     :attr:`~ckpt_tool.compare.stats.Stats.distance`, 0 where they are equal.
     ``names_hint``: what explains names on one side only; empty where nothing does.
     ``seconds``: how long it took. ``crc``: what the checksums of both say; ``totals``: how far
-    layers and modules moved; ``origin``: who moved what; None: nobody asked.
+    layers and modules moved; ``origin``: who moved what; ``logits``: what the
+    models say after a text; None: nobody asked.
     """
 
     left: Side
@@ -67,6 +69,7 @@ class VerifyResult:
     crc: CrcCheck | None = None
     totals: Totals | None = None
     origin: Origin | None = None
+    logits: Logits | None = None
 
     @property
     def equal(self) -> bool:
@@ -139,6 +142,9 @@ def verify_as_team(
     origin = None
     if options.origin is not None:
         origin = open_origin(Path(options.origin), options, left, team)
+    if options.logits is not None:
+        text = options.logits
+        team.world.each(lambda: require_models(left, right, text))
     size = format_bytes(sum(tensor.nbytes for tensor in right.tensors.values()))
     sides = (say_source(side.checkpoint) for side in (left, right))
     team.progress.announce(f"{' and '.join(sides)}: {size}, compared")
@@ -184,6 +190,7 @@ def verify_as_team(
         ignored=sorted({*ignored, *also}),
         distances=found.distances,
         totals=sum_up(rows, found, team) if options.totals else None,
+        logits=(None if options.logits is None else find_logits(left, right, options.logits, team)),
         origin=None if origin is None else find_origin(origin, mine, theirs, team),
         names_hint=explain_prefix(missing, unexpected, mine, theirs, team),
         compared_bytes=sum(mine[name].nbytes for name in common),

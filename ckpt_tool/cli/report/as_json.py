@@ -39,6 +39,7 @@ def make_object(result: VerifyResult) -> dict[str, Any]:
         "crc": make_crc_json(result.crc),
         "totals": make_totals_json(result.totals),
         "origin": make_origin_json(result.origin),
+        "logits": None if result.logits is None else asdict(result.logits),
     }
 
 

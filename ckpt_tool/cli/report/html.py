@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from ckpt_tool.cli.flags import spell_flags
 from ckpt_tool.cli.report import svg
+from ckpt_tool.cli.report.logits import make_logits_html
 from ckpt_tool.cli.report.origin import make_origin_html
 from ckpt_tool.cli.report.page import make_page
 from ckpt_tool.cli.report.sides import make_fact, make_folded, make_sides
@@ -38,6 +39,7 @@ def render(result: VerifyResult, when: str) -> str:
         _heatmap(result),
         make_totals_html(result.totals),
         make_origin_html(result.origin),
+        make_logits_html(result.logits),
         _histogram(result),
         _mismatches(result),
         _set_aside(result),

@@ -52,6 +52,7 @@ def _write_report(result: VerifyResult, path: Path) -> None:
 
 
 def _show_text(result: VerifyResult, shown: Shown) -> None:
+    from ckpt_tool.cli.report.logits import show_logits
     from ckpt_tool.cli.report.origin import show_origin
     from ckpt_tool.cli.report.summary import show_summary
     from ckpt_tool.cli.report.totals import show_totals
@@ -64,6 +65,8 @@ def _show_text(result: VerifyResult, shown: Shown) -> None:
         show_totals(console, result.totals)
     if result.origin is not None:
         show_origin(console, result.origin, shown.top)
+    if result.logits is not None:
+        show_logits(console, result.logits)
     if shown.heatmap and result.num_compared:
         from ckpt_tool.cli.report.terminal import draw_heatmap
         from ckpt_tool.compare.grid import make_grid

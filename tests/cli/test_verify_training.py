@@ -1,4 +1,4 @@
-"""`ckpt verify A B --origin C`: who moved what, beside the verdict on A and B."""
+"""`ckpt verify` on what training did: `--origin`, `--totals`, `--rank`, and `--logits`."""
 
 import json
 from pathlib import Path
@@ -76,3 +76,32 @@ def test_what_has_no_counterpart_is_left_out_and_said(
     part = save({NAMES[0]: torch.ones(8, 4)}, tmp_path / "part.safetensors")
     result = run(models["ours"], models["theirs"], "--origin", part)
     assert "left out 3 tensors without a counterpart" in result.stdout
+
+
+def test_totals_are_a_table_of_layers_and_one_of_modules(models: dict[str, Path]) -> None:
+    result = run(models["theirs"], models["base"], "--totals")
+    assert result.exit_code == 1
+    rows = [line.split() for line in result.stdout.splitlines()]
+    for row in (
+        ["layer", "tensors", "changed", "elements", "changed", "|a-b|", "/", "|b|"],
+        ["model.layers.1", "0", "of", "2", "0", "%", "0"],
+        ["model.layers.*.mlp.down_proj", "1", "of", "2", "50", "%"],
+    ):
+        assert row in [found[: len(row)] for found in rows]
+    assert "tensors changed" not in run(models["theirs"], models["base"]).stdout
+
+
+def test_a_rank_is_found_of_the_rows_that_are_shown(models: dict[str, Path]) -> None:
+    told = ("--rank", "--top", 1)
+    text = run(models["theirs"], models["base"], *told).stdout
+    assert text.count("rank: a LoRA of rank 4 (of 4) would hold 99% of the difference") == 1
+    assert "LoRA" not in run(models["theirs"], models["base"]).stdout
+    found = json.loads(run(models["theirs"], models["base"], *told, "--json").stdout)
+    spectra = {each["name"]: each["spectrum"] for each in found["mismatched"]}
+    assert [each["full"] for each in spectra.values() if each is not None] == [4]
+
+
+def test_logits_of_a_file_are_refused_by_the_flag(models: dict[str, Path]) -> None:
+    result = run(models["ours"], models["base"], "--logits", "some text")
+    assert result.exit_code == 2
+    assert f"--logits: {models['ours']} is no folder of a Hugging Face model" in result.stderr
