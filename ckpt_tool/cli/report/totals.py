@@ -104,4 +104,4 @@ def _bar(norm: float) -> str:
     if norm <= _FEWEST:
         return ""
     part = min(1.0, 1 - math.log(norm) / math.log(_FEWEST)) if norm < 1 else 1.0
-    return make_tag("i", "", class_="meter", style=f"--part:{part:.0%}")
+    return make_tag("span", "", class_="meter", style=f"--part:{part:.0%}")

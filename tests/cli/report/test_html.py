@@ -12,7 +12,11 @@ from safetensors.torch import save_file
 from ckpt_tool.cli.report import render
 from ckpt_tool.cli.report.row import TITLES
 from ckpt_tool.common.version import __version__
+from ckpt_tool.compare.moves import Moves
 from ckpt_tool.compare.suspects import sort_worst_first
+from ckpt_tool.compare.totals import Total, Totals
+from ckpt_tool.operations.logits import Disagreement, Logits
+from ckpt_tool.operations.origin import Origin
 from ckpt_tool.operations.verify import VerifyResult, verify_checkpoint
 from tests.support.document import Document
 from tests.support.verifications import FOLDER, llama, mismatch, result, side, stats, tolerant
@@ -181,6 +185,7 @@ def test_a_histogram_of_any_range_stays_small() -> None:
 
 
 def test_hostile_names_stay_text() -> None:
+    moves = Moves(f"o{HOSTILE}", 4, (1.0, 1.0, 0.0, 1.0), 0.0)
     odd = mismatch(HOSTILE, hint="<b>hint</b>", left="<i>", source=f"{FOLDER}/<u>.pt")
     found = result(
         {HOSTILE: 0.5, f"a.layers.0.{HOSTILE}": 0.5},
@@ -190,6 +195,20 @@ def test_hostile_names_stay_text() -> None:
         tied={f"t{HOSTILE}": "<b>"},
         ignored=[f"i{HOSTILE}"],
         names_hint="<em>hint</em>",
+        totals=Totals((Total(f"l{HOSTILE}", 1, 1, 4, 4, 0, 0.5),), ()),
+        origin=Origin(side(Path("/o<q>"), []), [moves], moves, []),
+        logits=Logits(
+            HOSTILE,
+            "<b>",
+            1,
+            2,
+            0.5,
+            0.5,
+            0,
+            0,
+            0,
+            [Disagreement(0, HOSTILE, [(HOSTILE, 0.5)], [("<i>", 0.5)])],
+        ),
         left=side(Path("/x<y>"), [], ["<q>"]),
     )
     page = document(found)
@@ -197,9 +216,10 @@ def test_hostile_names_stay_text() -> None:
     names = {tag for tag, _ in page.tags}
     assert names.isdisjoint({"b", "i", "u", "em", "q", "y"})
     assert not any("onload" in attributes for _, attributes in page.tags)
-    for prefix in ("", "m", "u", "t", "i"):
+    for prefix in ("", "m", "u", "t", "i", "l", "o"):
         assert prefix + HOSTILE in page.text
     assert "<em>hint</em>" in page.text
+    assert f"{HOSTILE!r} 50.0%" in page.text
     assert page.rows[-1][0][0] == HOSTILE
 
 
