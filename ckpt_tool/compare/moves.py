@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,12 +116,8 @@ def find_moves(threes: Sequence[Three], team: Team) -> list[Moves]:
 def _measure(threes: Sequence[Three], jobs: int, advance: Callable[[int], None]) -> list[Moves]:
     found = {three.name: Moves(three.name) for three in threes}
     local = threading.local()
-    tasks = [
-        (three, start, min(start + _span(three), three.left.numel))
-        for three in threes
-        for start in range(0, three.left.numel, _span(three))
-    ]
-    with FileTable() as files, Threads(jobs, tasks=len(tasks)) as pool:
+    count = sum(-(-three.left.numel // _span(three)) for three in threes)
+    with FileTable() as files, Threads(jobs, tasks=count) as pool:
 
         def work(task: tuple[Three, int, int]) -> Moves:
             if not hasattr(local, "blocks"):
@@ -135,9 +131,16 @@ def _measure(threes: Sequence[Three], jobs: int, advance: Callable[[int], None])
             advance((stop - start) * three.left.dtype.itemsize)
             return moves
 
-        for moves in pool.flow(work, tasks):
+        for moves in pool.flow(work, _cut(threes)):
             found[moves.name].add(moves)
     return list(found.values())
+
+
+def _cut(threes: Sequence[Three]) -> Iterator[tuple[Three, int, int]]:
+    """Ranges of elements, from one to before another, that threads take one by one."""
+    for three in threes:
+        for start in range(0, three.left.numel, _span(three)):
+            yield three, start, min(start + _span(three), three.left.numel)
 
 
 def _span(three: Three) -> int:

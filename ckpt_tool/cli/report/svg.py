@@ -22,7 +22,7 @@ from ckpt_tool.compare.scale import (
 _CELL_HEIGHT = 20
 _LETTER = 7.3  # width of a character of the labels
 _ROOM = 840  # width that all layers share, as far as cells stay legible
-_NARROW, _WIDE = 14, 32
+_NARROW, _WIDE = 12, 32
 
 _BARS = 48  # more powers of two than this share bars
 _BAR, _WIDEST_BAR = 16, 32
