@@ -41,6 +41,12 @@ def show_summary(console: Console, result: VerifyResult, top: int) -> None:
     if len(result.mismatched) > top:
         rest = len(result.mismatched) - top
         console.print(f"and {rest:,} more that differ (--top N shows more)")
+    if result.options.ranks and result.mismatched and not any(map(_has_rank, result.mismatched)):
+        console.print("rank: no matrix of numbers, of a size that is looked at, is in these rows")
+
+
+def _has_rank(mismatch: Mismatch) -> bool:
+    return mismatch.spectrum is not None
 
 
 def say_verdict(result: VerifyResult) -> str:

@@ -13,6 +13,7 @@ from ckpt_tool.cli.report.summary import show_summary
 from ckpt_tool.cli.report.totals import show_totals
 from ckpt_tool.compare.ranks import Spectrum
 from ckpt_tool.compare.totals import Total, Totals
+from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.verify import VerifyResult
 from tests.support.verifications import FOLDER, mismatch, result, side, stats
 
@@ -157,6 +158,16 @@ def test_a_rank_is_told_as_a_lora_has_it(found: Spectrum, text: str) -> None:
     assert text in page
     assert "Directions" in page
     assert make_object(one)["mismatched"][0]["spectrum"]["rank"] == found.rank
+
+
+def test_a_rank_that_was_asked_for_and_not_found_is_said() -> None:
+    said = "rank: no matrix of numbers"
+    asked = VerifyOptions(ranks=3)
+    assert printed(result({}, [mismatch("a")], options=asked))[-1].startswith(said)
+    found = mismatch("a", spectrum=Spectrum(2, 1, 1, {1: 1.0}, 0.0))
+    for other in ({"options": VerifyOptions()}, {"options": asked, "mismatched": [found]}):
+        fields = {"mismatched": [mismatch("a")]} | other
+        assert not any(line.startswith(said) for line in printed(result({}, **fields)))
 
 
 TOTALS = Totals(
