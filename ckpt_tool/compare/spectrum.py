@@ -51,7 +51,7 @@ def add_spectra(
     """
     chosen = [each for each in sort_worst_first(suspects)[:most] if _is_wanted(each)]
     share = [chosen[at] for at in team.world.share([each.left.nbytes for each in chosen])]
-    team.progress.start("ranks", sum(each.left.nbytes for each in share))
+    team.progress.start("directions", sum(each.left.nbytes for each in share))
 
     def find(suspect: Suspect) -> tuple[str, Spectrum | None]:
         found = find_spectrum(suspect.left, suspect.right, _size_of(suspect))
