@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,9 +25,6 @@ from ckpt_tool.cli.options import (
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import is_first
-
-if TYPE_CHECKING:
-    from ckpt_tool.operations.verify import VerifyResult
 
 
 @ui.guard
@@ -86,6 +82,22 @@ def verify(
     heatmap: Annotated[
         bool, typer.Option("--heatmap", help="Show layers x modules by relative difference.")
     ] = False,
+    totals: Annotated[
+        bool,
+        typer.Option("--totals", help="Show how far each layer and each kind of module moved."),
+    ] = False,
+    rank: Annotated[
+        bool,
+        typer.Option("--rank", help="Show whether a LoRA would hold the difference of each row."),
+    ] = False,
+    origin: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Show who moved what from there: a third checkpoint."),
+    ] = None,
+    logits: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Run both models on a text: do next tokens agree?"),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write all of it as one HTML file.")
     ] = None,
@@ -104,18 +116,24 @@ def verify(
         _require_reference(context)
         _check_alone(ckpt, jobs, as_json=as_json)
         return
+    from ckpt_tool.cli.report.saving import require_place
+    from ckpt_tool.cli.report.showing import Shown, show_result
     from ckpt_tool.common.parallel import Team, choose_jobs, join_world
     from ckpt_tool.compare.stats import Tolerance
     from ckpt_tool.mapping.lora.options import LoraOptions
     from ckpt_tool.operations.options import VerifyOptions
     from ckpt_tool.operations.verify import verify_as_team
 
-    shown = _Shown(top, heatmap, report, as_json)
+    shown = Shown(top, heatmap, totals, report, as_json)
     options = VerifyOptions(
         tolerance=Tolerance(atol, rtol),
         cast_reference=cast_reference,
         ignore=tuple(ignore or ()),
         explained=shown.num_rows,
+        totals=totals or shown.num_rows is None,
+        origin=origin,
+        logits=logits,
+        ranks=top if rank else 0,
         names=settle_names(prefix, select, rename),
         lora=LoraOptions(alpha=lora_alpha, base=base),
         fill_from=fill_from,
@@ -124,12 +142,12 @@ def verify(
         **settle_config(config),
     )
     if report is not None:
-        _require_place(report)  # before the work, not after it
+        require_place(report)  # before the work, not after it
     with join_world() as world:
         with show_progress(silent=as_json or not is_first()) as progress:
             team = Team(world, choose_jobs(jobs), progress)
             result = verify_as_team(ckpt, reference, options, team)
-        world.first(lambda: _show(result, shown))  # the others wait, lest torchrun stop it
+        world.first(lambda: show_result(result, shown))  # the others wait, lest torchrun stop it
     if not result.equal:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 
@@ -167,64 +185,3 @@ def _check_alone(folder: Path, jobs: int, *, as_json: bool) -> None:
         world.first(show)
     if not result.equal:
         raise typer.Exit(ui.EXIT_DIFFERENT)
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """How a result is shown."""
-
-    top: int
-    heatmap: bool
-    report: Path | None
-    as_json: bool
-
-    @property
-    def num_rows(self) -> int | None:
-        """How many differences are seen: a table has the worst, reports have all."""
-        return None if self.as_json or self.report is not None else self.top
-
-
-def _show(result: VerifyResult, shown: _Shown) -> None:
-    from ckpt_tool.cli.report.as_json import make_object
-
-    if shown.report is not None:
-        _write_report(result, shown.report)
-    with ui.guard_output():
-        if shown.as_json:
-            ui.print_json(make_object(result))
-        else:
-            _show_text(result, shown)
-
-
-def _require_place(report: Path) -> None:
-    from ckpt_tool.cli.report.saving import require_place
-
-    require_place(report)
-
-
-def _write_report(result: VerifyResult, path: Path) -> None:
-    from datetime import datetime, timezone
-
-    from ckpt_tool.cli.report.html import render
-    from ckpt_tool.cli.report.saving import save_report
-
-    when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    save_report(path, render(result, when))
-
-
-def _show_text(result: VerifyResult, shown: _Shown) -> None:
-    from ckpt_tool.cli.report.summary import show_summary
-
-    console = ui.make_console()
-    for warning in (*result.left.warnings, *result.right.warnings):
-        ui.warn(warning)
-    show_summary(console, result, shown.top)
-    if shown.heatmap and result.num_compared:
-        from ckpt_tool.cli.report.terminal import draw_heatmap
-        from ckpt_tool.compare.grid import make_grid
-        from ckpt_tool.operations.verify import collect_distances
-
-        distances = {ui.make_printable(name): d for name, d in collect_distances(result).items()}
-        console.print("", draw_heatmap(make_grid(distances), console.width), sep="\n")
-    if shown.report is not None:
-        console.print(f"Report: {shown.report}", soft_wrap=True)

@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ckpt_tool.compare.parts import Flags, any_part, multiply, note_first, peak, set_aside
 from ckpt_tool.compare.stats import Stats, Tolerance
 from ckpt_tool.compare.values import (
     Values,
@@ -31,11 +32,6 @@ from ckpt_tool.tensors.sweep import Sweep
 
 _EXPONENT_BIAS = 1023
 _EXPONENT_SHIFT = 52
-
-#: Elements of a product of vectors at once: OpenBLAS shares out those of more than 10,000.
-_PRODUCT = 1 << 13
-
-Flags = NDArray[np.bool_]
 
 
 class BlockMeasure:
@@ -67,25 +63,25 @@ class BlockMeasure:
             digests=_digest(raw),
         )
         if part.num_different:
-            _note_first(part, a, b, different, span[0])
+            note_first(part, a, b, different, span[0])
         size = self._take("size", len(b))
-        finite, part.peaks = None, (_peak(a, size), _peak(b, size))
+        finite, part.peaks = None, (peak(a, size), peak(b, size))
         if not all(map(isfinite, part.peaks)):
-            finite = _set_aside(part, a, b, different)
-            part.peaks = (_peak(a, size), _peak(b, size))
+            finite = set_aside(part, a, b, different)
+            part.peaks = (peak(a, size), peak(b, size))
         if not part.num_different:
-            square = _multiply(a, a)
+            square = multiply(a, a)
             part.squares, part.product = (square, square, 0.0), square
             return part
         distance = self._subtract(a, b)
         np.abs(distance, out=distance)
-        part.squares = (_multiply(a, a), _multiply(b, b), _multiply(distance, distance))
-        part.product = _multiply(a, b)
+        part.squares = (multiply(a, a), multiply(b, b), multiply(distance, distance))
+        part.product = multiply(a, b)
         outside = different
         if not tolerance.exact and _is_inexact(pair.left.dtype):
             far = distance > tolerance.atol + tolerance.rtol * size
             far = far if finite is None else far | ~finite
-            outside = different & _any_part(far, len(different))
+            outside = different & any_part(far, len(different))
         part.num_outside = int(np.count_nonzero(outside))
         self._add_distances(part, distance, size)
         if pair.left.dtype == pair.right.dtype and is_ordered(pair.left.dtype):
@@ -93,16 +89,24 @@ class BlockMeasure:
         return part
 
     def rank(self, pair: Pair[Any], span: tuple[int, int]) -> Stats:
-        """Only what :attr:`~.Stats.distance` rests on, and the digests: the same as of `measure`.
+        """Only what :attr:`~.Stats.distance` rests on, how many differ, and the digests.
+
+        They are the same as those of `measure`.
 
         Raises what that does.
         """
         raw = self._read(pair, span)
-        part = Stats(num_elements=span[1] - span[0], digests=_digest(raw))
         a, b, different = self._compare(pair, raw)
-        if not isfinite(_multiply(b, b)) or not isfinite(self._square_distance(a, b)):
-            _set_aside(part, a, b, different)
-        part.squares = (0.0, _multiply(b, b), self._square_distance(a, b))
+        part = Stats(
+            num_elements=span[1] - span[0],
+            num_different=int(np.count_nonzero(different)),
+            digests=_digest(raw),
+        )
+        squares = multiply(b, b), self._square_distance(a, b)
+        if not all(map(isfinite, squares)):
+            set_aside(part, a, b, different)
+            squares = multiply(b, b), self._square_distance(a, b)
+        part.squares = (0.0, *squares)
         return part
 
     def _read(self, pair: Pair[Any], span: tuple[int, int]) -> tuple[memoryview, memoryview]:
@@ -122,7 +126,7 @@ class BlockMeasure:
         if pair.left.dtype != pair.right.dtype:
             a, b = self._decode(pair, raw)
             unequal = (a != b) & ~(np.isnan(a) & np.isnan(b))
-            return a, b, _any_part(unequal, len(raw[0]) // pair.left.dtype.itemsize)
+            return a, b, any_part(unequal, len(raw[0]) // pair.left.dtype.itemsize)
         left, right = (view_bits(side, pair.left.dtype) for side in raw)
         different = np.not_equal(left, right, out=self._take("different", len(left), "?"))
         if not different.any():
@@ -156,7 +160,7 @@ class BlockMeasure:
         if a is b:
             return 0.0
         difference = self._subtract(a, b)
-        return _multiply(difference, difference)
+        return multiply(difference, difference)
 
     def _add_distances(self, part: Stats, distance: Values, size: Values) -> None:
         """What follows from ``|a - b|`` and ``|b|`` alone, in the memory of ``a`` and ``b``."""
@@ -198,44 +202,6 @@ class BlockMeasure:
 def _digest(raw: Sequence[memoryview]) -> tuple[str, str]:
     left, right = raw
     return xxhash.xxh3_128_hexdigest(left), xxhash.xxh3_128_hexdigest(right)
-
-
-def _peak(values: Values, size: Values) -> float:
-    """The largest magnitude, NaN where some are NaN; ``size`` has all magnitudes then."""
-    return float(np.abs(values, out=size).max())
-
-
-def _multiply(a: Values, b: Values) -> float:
-    """The sum of products."""
-    whole = len(a) // _PRODUCT * _PRODUCT
-    rows = a[:whole].reshape(-1, 1, _PRODUCT), b[:whole].reshape(-1, _PRODUCT, 1)
-    return float(np.matmul(*rows).sum() + a[whole:] @ b[whole:])
-
-
-def _set_aside(part: Stats, a: Values, b: Values, different: Flags) -> Flags:
-    """Count what is not finite on a side, and make it 0 on both; which values are finite."""
-    finite = np.asarray(np.isfinite(a) & np.isfinite(b))
-    part.num_nan = (int(np.isnan(a).sum()), int(np.isnan(b).sum()))
-    part.num_inf = (int(np.isinf(a).sum()), int(np.isinf(b).sum()))
-    unlike = _any_part(~finite, len(different))
-    part.num_unlike = int(np.count_nonzero(different & unlike))
-    a[~finite] = b[~finite] = 0.0
-    return finite
-
-
-def _note_first(part: Stats, a: Values, b: Values, different: Flags, start: int) -> None:
-    first = int(np.argmax(different))
-    parts = len(a) // len(different)
-    at = first * parts
-    at += int(np.argmax(a[at : at + parts] != b[at : at + parts]))
-    part.first_index, part.first_values = start + first, (float(a[at]), float(b[at]))
-
-
-def _any_part(flags: Flags, count: int) -> Flags:
-    """For each of ``count`` elements whether one of its parts is flagged."""
-    if len(flags) == count:
-        return flags
-    return np.asarray(flags.reshape(count, -1).any(axis=1))
 
 
 def _is_inexact(dtype: DType) -> bool:

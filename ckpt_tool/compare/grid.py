@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 #: The row of tensors that belong to no numbered layer.
 OTHER = "(other)"
-
-_BOUNDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-
-#: What each level of :func:`find_level` means: ``|a - b| / |b|`` in the Euclidean norm.
-LEVELS = ("equal", *(f"up to {bound:.0e}".replace("e-0", "e-") for bound in _BOUNDS),
-          "below 1", "1 or more")  # fmt: skip
-
-#: How each level is written where colour does not tell it.
-MARKS = ("\N{MIDDLE DOT}", *map(str, range(1, len(LEVELS))))
-
-#: The distance that stands for tensors that differ, but not in a way that a norm measures.
-IMMEASURABLE = math.ulp(0.0)
 
 _PARAMETER = re.compile(r"(weight|bias)(_\w+)?|(input|output|k|v)_scale")
 _EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
@@ -74,21 +61,11 @@ class Section:
         return tuple(row.removeprefix(f"{self.title}.") for row in self.rows)
 
 
-def find_level(distance: float) -> int:
-    """The place of a relative distance on a logarithmic scale, an index into :data:`LEVELS`.
-
-    0 is equal, 8 is 1 or more; infinity and NaN are 8 too.
-    """
-    if distance == 0:
-        return 0
-    return 1 + bisect_left(_BOUNDS, distance) if distance < 1 else len(LEVELS) - 1
-
-
 def make_grid(distances: Mapping[str, float]) -> Grid:
     """The grid of ``distances``: relative distance by tensor name, as a verification has them."""
     cells: dict[tuple[str, str], float] = {}
     for name, distance in distances.items():
-        place = _find_place(name)
+        place = find_place(name)
         known = cells.get(place, 0.0)
         cells[place] = distance if math.isnan(distance) else max(known, distance)
     rows = sorted({row for row, _ in cells}, key=lambda row: (row == OTHER, _natural(row)))
@@ -113,12 +90,7 @@ def list_sections(found: Grid) -> tuple[Section, ...]:
     )
 
 
-def _title_of(row: str) -> str:
-    """The list of layers that a row is of."""
-    return row if row == OTHER else row.rpartition(".")[0]
-
-
-def _find_place(name: str) -> tuple[str, str]:
+def find_place(name: str) -> tuple[str, str]:
     """Row and column of a tensor.
 
     The first number is a layer's if a module follows it: a number before the parameter itself
@@ -132,6 +104,11 @@ def _find_place(name: str) -> tuple[str, str]:
             module = ".".join(parts[at + 1 :])
             return ".".join(parts[: at + 1]), _EXPERT.sub("*", module)
     return OTHER, _EXPERT.sub("*", ".".join(parts).removeprefix("model."))
+
+
+def _title_of(row: str) -> str:
+    """The list of layers that a row is of."""
+    return row if row == OTHER else row.rpartition(".")[0]
 
 
 def _natural(name: str) -> list[str | int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.threads import Threads
 from ckpt_tool.compare.heads import Heads
+from ckpt_tool.compare.ranks import Spectrum
 from ckpt_tool.compare.stats import Stats
 from ckpt_tool.compare.suspects import Suspect, sort_worst_first
 from ckpt_tool.tensors.geometry import unravel
@@ -30,6 +31,7 @@ class Mismatch:
     ``source``: the file of the checkpoint in which that element lies; ``rank``: who wrote it, if a
     rank did.
     ``hint``: the cause, tested on the bytes; empty where none was found or looked for.
+    ``spectrum``: how many directions the difference has; None where that was not asked or has none.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Mismatch:
     source: str
     rank: int | None
     hint: str
+    spectrum: Spectrum | None = None
 
 
 def explain(

@@ -13,6 +13,7 @@ from typing import TypeVar
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.compare.stats import Stats, Tolerance
 from ckpt_tool.compare.suspects import Suspect, sort_worst_first
+from ckpt_tool.compare.totals import Totals, find_company, make_totals
 from ckpt_tool.tensors.dtypes import CASTABLE
 from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -27,12 +28,13 @@ class Comparison:
     ``suspects``: tensors that differ, in the order in which they were given, the worst with their
     numbers. ``close``: names of those that differ only within the tolerance. ``distances``: for
     every pair of one shape, its :attr:`~ckpt_tool.compare.stats.Stats.distance`; 0 where the bits
-    are equal.
+    are equal. ``known``: of all pairs that were measured or ranked, what is known.
     """
 
     suspects: list[Suspect]
     close: list[str]
     distances: dict[str, float]
+    known: dict[str, Stats]
 
 
 def compare_tensors(
@@ -68,7 +70,22 @@ def compare_tensors(
             suspects.append(_make_suspect(pair, found, place, first))
     distances = {name: 0.0 for name, kind in kinds.items() if kind != "shape"}
     distances |= {name: each.distance for name, each in (ranked | stats).items()}
-    return Comparison(suspects, close, distances)
+    return Comparison(suspects, close, distances, ranked | stats)
+
+
+def sum_up(
+    rows: Iterable[tuple[str, LazyTensor, LazyTensor]], found: Comparison, team: Team
+) -> Totals:
+    """How far layers and modules moved, of all ``rows`` of one shape, of which ``found`` is known.
+
+    Equal tensors are read again where they are in the company of those that differ. Raises what
+    :func:`compare_tensors` does.
+    """
+    rights = {name: right for name, left, right in rows if left.shape == right.shape}
+    parts = {name: Stats(num_elements=right.numel) for name, right in rights.items()} | found.known
+    near = find_company([name for name in rights if name not in found.known], found.known)
+    equal = [Pair(name, rights[name], rights[name]) for name in near]
+    return make_totals(parts | _measure(equal, "summing up", None, team))
 
 
 def _choose(

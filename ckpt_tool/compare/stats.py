@@ -45,6 +45,8 @@ class Stats:
     squares: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of a, of b, of a - b
     product: float = 0.0
     num_unlike: int = 0  # different, and not finite on a side
+    num_nan_alone: int = 0  # NaN on one side, and a number or infinite on the other
+    num_inf_alone: int = 0  # infinite on one side, and no NaN nor this infinity on the other
     num_nan: tuple[int, int] = (0, 0)
     num_inf: tuple[int, int] = (0, 0)
     exponents: dict[int, int] = field(default_factory=dict)
@@ -101,6 +103,8 @@ class Stats:
         )
         self.product += other.product
         self.num_unlike += other.num_unlike
+        self.num_nan_alone += other.num_nan_alone
+        self.num_inf_alone += other.num_inf_alone
         self.num_nan = (self.num_nan[0] + other.num_nan[0], self.num_nan[1] + other.num_nan[1])
         self.num_inf = (self.num_inf[0] + other.num_inf[0], self.num_inf[1] + other.num_inf[1])
         for exponent, count in other.exponents.items():

@@ -114,6 +114,11 @@ class VerifyOptions(ModelOptions):
     (of ``fnmatch``) of names on the Hub, left out on both sides. ``explained``: how many
     differences get numbers and a hint at their cause, the worst first; None: all. It takes reading
     them again.
+    ``totals``: also how far each layer and each kind of module moved, for which equal tensors
+    beside those that differ are read again.
+    ``origin``: a checkpoint that both were trained from: how far each tensor is from it, too.
+    ``ranks``: of how many of the worst, if they are matrices, the difference's rank is found.
+    ``logits``: a text on which both are run, as models of transformers in float32.
     ``check_crc``: first read all records of archives in which tensors lie, and hold them against
     their CRC-32; what is damaged is an error then, not a difference.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
@@ -123,6 +128,10 @@ class VerifyOptions(ModelOptions):
     cast_reference: bool = False
     ignore: tuple[str, ...] = ()
     explained: int | None = None
+    totals: bool = False
+    origin: str | Path | None = None
+    ranks: int = 0
+    logits: str | None = None
     jobs: int = 0
     check_crc: bool = False
 

@@ -80,17 +80,17 @@ def open_sides(left: Path, right: Path, options: ModelOptions, team: Team) -> tu
     options = team.world.each(lambda: settle_repositories(asked))
     named = replace(options, lora=LoraOptions(), fill_from=None)
     plain = replace(named, names=NameOptions(), weights="model")
-    first = _open(left, named, team)
-    sources = [first, _open(right, named if is_named(first.checkpoint) else plain, team)]
+    first = open_proven(left, named, team)
+    sources = [first, open_proven(right, named if is_named(first.checkpoint) else plain, team)]
     told = _share_out(sources, options)
     configs = [find_config(source, each) for source, each in zip(sources, told, strict=True)]
     mine, theirs = (
-        _name(source, config or other, each, team)
+        name_side(source, config or other, each, team)
         for source, config, other, each in zip(
             sources, configs, reversed(configs), told, strict=True
         )
     )
-    return _meet(mine, theirs), _meet(theirs, mine)
+    return meet(mine, theirs), meet(theirs, mine)
 
 
 def find_tied_heads(left: Side, right: Side, mine: Tensors, theirs: Tensors, team: Team) -> Tied:
@@ -115,7 +115,8 @@ def find_tied_heads(left: Side, right: Side, mine: Tensors, theirs: Tensors, tea
 Tied = dict[str, str]
 
 
-def _open(path: Path, options: ModelOptions, team: Team) -> Source:
+def open_proven(path: Path, options: ModelOptions, team: Team) -> Source:
+    """A checkpoint, found, opened and proven complete."""
     with read_together([path], team):
         source = team.world.each(lambda: _open_whole(path, options, team.progress))
     prove_replicas(source.checkpoint, False, team)
@@ -183,7 +184,9 @@ def has_any_adapters(names: Iterable[str]) -> bool:
     return has_adapters(listed) or has_megatron_adapters(listed)
 
 
-def _name(source: Source, config: ModelConfig | None, options: ModelOptions, team: Team) -> Side:
+def name_side(
+    source: Source, config: ModelConfig | None, options: ModelOptions, team: Team
+) -> Side:
     """A side by its names on the Hub; as they are where no config explains them."""
     checkpoint = source.checkpoint
     source = Source(checkpoint, open_base(checkpoint, options), open_filler(options))
@@ -207,18 +210,16 @@ def _name(source: Source, config: ModelConfig | None, options: ModelOptions, tea
 
 
 def _describe_fused(model: HubModel) -> list[str]:
-    note = model.lora
-    if note is None:
+    if (note := model.lora) is None:
         return []
     numbers = f"rank {note.rank}, alpha {note.alpha:g}, {note.source}"
     return [f"LoRA adapters are compared fused ({numbers})"]
 
 
-def _meet(side: Side, other: Side) -> Side:
-    """The side in the form in which it can be compared with the other.
+def meet(side: Side, other: Side) -> Side:
+    """The side as it can be compared with the other: quantised weights by their values.
 
-    Quantised weights are compared with wide ones by their values; what Hugging Face repeats
-    of a Megatron side is there where the other has it, and so are copies of a value head.
+    What Hugging Face repeats of a Megatron side or a value head is there where the other has it.
     """
     model = side.model
     kinds = list_kinds(model.tensors) - list_kinds(other.tensors)

@@ -17,12 +17,15 @@ from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team, join_team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.common.wording import format_bytes
-from ckpt_tool.compare.grid import IMMEASURABLE
 from ckpt_tool.compare.heads import Heads
 from ckpt_tool.compare.mismatch import Mismatch, explain
-from ckpt_tool.compare.pairs import compare_tensors
+from ckpt_tool.compare.pairs import compare_tensors, sum_up
 from ckpt_tool.compare.prefixes import explain_prefix
+from ckpt_tool.compare.scale import IMMEASURABLE
+from ckpt_tool.compare.totals import Totals
+from ckpt_tool.operations.logits import Logits, find_logits, require_models
 from ckpt_tool.operations.options import VerifyOptions
+from ckpt_tool.operations.origin import Origin, find_origin, open_origin
 from ckpt_tool.operations.sides import Side, find_tied_heads, open_sides
 from ckpt_tool.plans.options import CrcCheck
 from ckpt_tool.plans.provenance import say_source
@@ -44,7 +47,9 @@ class VerifyResult:
     ``distances``: for every tensor of one shape on both sides, how far they are apart: its
     :attr:`~ckpt_tool.compare.stats.Stats.distance`, 0 where they are equal.
     ``names_hint``: what explains names on one side only; empty where nothing does.
-    ``seconds``: how long it took. ``crc``: what the checksums of both say; None: nobody asked.
+    ``seconds``: how long it took. ``crc``: what the checksums of both say; ``totals``: how far
+    layers and modules moved; ``origin``: who moved what; ``logits``: what the
+    models say after a text; None: nobody asked.
     """
 
     left: Side
@@ -62,6 +67,9 @@ class VerifyResult:
     compared_bytes: int
     seconds: float
     crc: CrcCheck | None = None
+    totals: Totals | None = None
+    origin: Origin | None = None
+    logits: Logits | None = None
 
     @property
     def equal(self) -> bool:
@@ -131,6 +139,12 @@ def verify_as_team(
     started = time.monotonic()
     _check(options)
     left, right = open_sides(Path(checkpoint), Path(reference), options, team)
+    origin = None
+    if options.origin is not None:
+        origin = open_origin(Path(options.origin), options, left, team)
+    if options.logits is not None:
+        text = options.logits
+        team.world.each(lambda: require_models(left, right, text))
     size = format_bytes(sum(tensor.nbytes for tensor in right.tensors.values()))
     sides = (say_source(side.checkpoint) for side in (left, right))
     team.progress.announce(f"{' and '.join(sides)}: {size}, compared")
@@ -156,6 +170,13 @@ def verify_as_team(
         rounded=options.cast_reference,
         most=options.explained,
     )
+    mismatched = explain(
+        found.suspects, _find_heads(left, right), left.rank_of, options.explained, team
+    )
+    if options.ranks:
+        from ckpt_tool.compare.spectrum import add_spectra  # numpy: not where everything is equal
+
+        mismatched = add_spectra(found.suspects, mismatched, options.ranks, team)
     return VerifyResult(
         left=left,
         right=right,
@@ -163,13 +184,14 @@ def verify_as_team(
         num_compared=len(common),
         missing=missing,
         unexpected=unexpected,
-        mismatched=explain(
-            found.suspects, _find_heads(left, right), left.rank_of, options.explained, team
-        ),
+        mismatched=mismatched,
         close=found.close,
         tied=tied,
         ignored=sorted({*ignored, *also}),
         distances=found.distances,
+        totals=sum_up(rows, found, team) if options.totals else None,
+        logits=(None if options.logits is None else find_logits(left, right, options.logits, team)),
+        origin=None if origin is None else find_origin(origin, mine, theirs, team),
         names_hint=explain_prefix(missing, unexpected, mine, theirs, team),
         compared_bytes=sum(mine[name].nbytes for name in common),
         seconds=time.monotonic() - started,

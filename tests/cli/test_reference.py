@@ -10,10 +10,13 @@ from typer.testing import CliRunner
 
 from ckpt_tool.cli import app as program
 from ckpt_tool.cli.report.as_json import make_object
+from ckpt_tool.compare.moves import Moves
+from ckpt_tool.compare.totals import Total, Totals
+from ckpt_tool.operations.origin import Origin
 from tests.real.megatron_models import write_model
 from tests.support.commands import COMMANDS
 from tests.support.merging import TINY, values, write_rank
-from tests.support.verifications import mismatch, result
+from tests.support.verifications import FOLDER, mismatch, result, side
 
 README = (Path(program.__file__).parent / "README.md").read_text()
 
@@ -113,7 +116,18 @@ def test_keys_of_to_mcore(tmp_path: Path) -> None:
 
 
 def test_keys_of_verify() -> None:
-    found = make_object(result({}, [mismatch("a"), mismatch("b", kind="shape")]))
+    row = Total("a", 1, 1, 8, 2, 0, 0.5)
+    moves = Moves("a", 8, (1.0, 1.0, 1.0, 2.0), 0.0)
+    known = {
+        "totals": Totals((row,), (row,)),
+        "origin": Origin(side(FOLDER, ["a"]), [moves], moves, ["b"]),
+    }
+    found = make_object(result({}, [mismatch("a"), mismatch("b", kind="shape")], **known))
     assert found.keys() == keys("`ckpt verify --json`")
     for row in found["mismatched"]:
         assert row.keys() == keys("`ckpt verify --json`", 1)
+    for row in found["totals"]["layers"]:
+        assert row.keys() == keys("`ckpt verify --json`", 2)
+    for row in found["origin"]["moves"]:
+        assert row.keys() == keys("`ckpt verify --json`", 3)
+    assert found["origin"].keys() == {"path", "total", "moves", "left_out"}

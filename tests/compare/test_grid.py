@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.compare.grid import LEVELS, OTHER, find_level, list_sections, make_grid
+from ckpt_tool.compare.grid import OTHER, list_sections, make_grid
+from ckpt_tool.compare.scale import say_briefly
 from ckpt_tool.operations.verify import collect_distances
 from tests.support.verifications import llama, mismatch, result
 
@@ -95,24 +96,6 @@ def test_very_many_layers_are_cut_into_sections_at_once() -> None:
     assert (len(section.rows), section.columns) == (50_000, ("a", "b"))
 
 
-@pytest.mark.parametrize(
-    ("distance", "expected"),
-    [
-        (0.0, 0), (math.ulp(0.0), 1), (1e-6, 1), (1.1e-6, 2), (1e-5, 2), (1e-3, 4), (0.1, 6),
-        (0.11, 7), (0.999, 7), (1.0, 8), (math.inf, 8), (math.nan, 8),
-    ],
-)  # fmt: skip
-def test_levels_are_powers_of_ten(distance: float, expected: int) -> None:
-    assert find_level(distance) == expected
-
-
-def test_levels_say_what_they_mean() -> None:
-    assert LEVELS[0] == "equal"
-    assert LEVELS[find_level(1e-4)] == "up to 1e-4"
-    assert LEVELS[find_level(0.5)] == "below 1"
-    assert LEVELS[find_level(math.inf)] == "1 or more"
-
-
 def test_no_tensor_that_differs_is_shown_as_equal() -> None:
     distances = dict.fromkeys(("same", "zeros", "dtype"), 0.0) | {"far": 0.5}
     found = result(
@@ -125,7 +108,7 @@ def test_no_tensor_that_differs_is_shown_as_equal() -> None:
         ],
     )
     shown = collect_distances(found)
-    assert {name: find_level(distance) for name, distance in shown.items()} == {
-        "same": 0, "zeros": 1, "dtype": 1, "far": 7, "shape": 8,
+    assert {name: say_briefly(distance) for name, distance in shown.items()} == {
+        "same": "\N{MIDDLE DOT}", "zeros": "~", "dtype": "~", "far": "0.50", "shape": "!",
     }  # fmt: skip
     assert found.distances == distances, "the result itself is as it was"

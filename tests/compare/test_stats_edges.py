@@ -218,3 +218,15 @@ def test_pairs_keep_their_labels(tmp_path):
         ("label", index): index for index in range(5)
     }
     assert raw(pairs[0].right.read()) == raw(normal(20, seed=0))
+
+
+def test_what_is_no_number_on_one_side_only_is_counted(tmp_path):
+    nan, inf = math.nan, math.inf
+    left = torch.tensor([nan, nan, inf, -inf, inf, 1.0, nan, 2.0])
+    right = torch.tensor([1.0, nan, 1.0, inf, inf, -inf, inf, 2.5])
+    stats = compared(tmp_path, left, right)
+    assert (stats.num_nan_alone, stats.num_inf_alone, stats.num_unlike) == (2, 3, 5)
+    assert (stats.num_nan, stats.num_inf) == ((3, 1), (3, 4))
+    assert stats.max_abs == 0.5  # of what is finite on both sides
+    pair = torch.view_as_complex(torch.stack((left, right), 1))
+    assert compared(tmp_path, pair, pair.flip(0)).num_nan_alone == 4

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli.crc import make_crc_json
 from ckpt_tool.cli.flags import spell_flags
+from ckpt_tool.cli.report.origin import make_origin_json
+from ckpt_tool.cli.report.totals import make_totals_json
 
 if TYPE_CHECKING:
     from ckpt_tool.compare.mismatch import Mismatch
@@ -34,6 +37,9 @@ def make_object(result: VerifyResult) -> dict[str, Any]:
         "compared_bytes": result.compared_bytes,
         "seconds": result.seconds,
         "crc": make_crc_json(result.crc),
+        "totals": make_totals_json(result.totals),
+        "origin": make_origin_json(result.origin),
+        "logits": None if result.logits is None else asdict(result.logits),
     }
 
 
@@ -51,13 +57,14 @@ def _mismatch_json(mismatch: Mismatch) -> dict[str, Any]:
     stats = mismatch.stats
     numbers = (
         "max_abs", "max_rel", "mean_abs", "cosine", "max_ulp", "relative_norm", "num_different",
-        "num_outside", "num_elements",
+        "num_outside", "num_elements", "num_unlike", "num_nan_alone", "num_inf_alone",
     )  # fmt: skip
     row |= {key: None if stats is None else _finite(getattr(stats, key)) for key in numbers}
     nan = stats.num_nan if stats is not None else (None, None)
     infinite = stats.num_inf if stats is not None else (None, None)
     row |= {"num_nan": nan[0], "num_nan_reference": nan[1]}
     row |= {"num_inf": infinite[0], "num_inf_reference": infinite[1]}
+    row["spectrum"] = None if mismatch.spectrum is None else asdict(mismatch.spectrum)
     values = stats.first_values if stats is not None else None
     return row | {"first_values": None if values is None else [_finite(v) for v in values]}
 

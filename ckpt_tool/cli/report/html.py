@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ckpt_tool.cli.flags import spell_flags
 from ckpt_tool.cli.report import svg
+from ckpt_tool.cli.report.logits import make_logits_html
+from ckpt_tool.cli.report.origin import make_origin_html
 from ckpt_tool.cli.report.page import make_page
+from ckpt_tool.cli.report.sides import make_fact, make_folded, make_sides
 from ckpt_tool.cli.report.table import make_table
 from ckpt_tool.cli.report.text import format_number, make_breakable, make_items, make_tag, share
+from ckpt_tool.cli.report.totals import make_totals_html
 from ckpt_tool.common.version import __version__
 from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.compare.grid import make_grid
+from ckpt_tool.compare.suspects import sort_worst_first
 from ckpt_tool.operations.options import VerifyOptions
-from ckpt_tool.operations.sides import Side
 from ckpt_tool.operations.verify import VerifyResult, collect_distances
-from ckpt_tool.readers.base import ShardFile
 
 _LISTED = 12  # names that are shown without a click
 
@@ -30,10 +33,13 @@ def render(result: VerifyResult, when: str) -> str:
     sections = (
         _verdict(result, when),
         _notes(result),
-        _sides(result),
+        make_sides(result),
         _names("Missing", result.missing, "In the reference, not in the checkpoint."),
         _names("Unexpected", result.unexpected, "In the checkpoint, not in the reference."),
         _heatmap(result),
+        make_totals_html(result.totals),
+        make_origin_html(result.origin),
+        make_logits_html(result.logits),
         _histogram(result),
         _mismatches(result),
         _set_aside(result),
@@ -111,11 +117,9 @@ def _tiles(result: VerifyResult) -> str:
         ("compared per side", format_bytes(result.compared_bytes)),
         ("time", f"{result.seconds:.3g} s"),
     )
-    return make_tag("dl", "".join(make_tag("div", _fact(*tile)) for tile in tiles), class_="tiles")
-
-
-def _fact(label: str, text: str) -> str:
-    return make_tag("dt", html.escape(label)) + make_tag("dd", html.escape(text))
+    return make_tag(
+        "dl", "".join(make_tag("div", make_fact(*tile)) for tile in tiles), class_="tiles"
+    )
 
 
 # --- where it came from
@@ -127,60 +131,13 @@ def _notes(result: VerifyResult) -> str:
     return make_tag("section", make_tag("h2", "Note") + text, class_="note") if notes else ""
 
 
-def _sides(result: VerifyResult) -> str:
-    sides = _side("Checkpoint (a)", result.left) + _side("Reference (b)", result.right)
-    return make_tag("div", sides, class_="sides")
-
-
-def _side(title: str, side: Side) -> str:
-    checkpoint = side.checkpoint
-    facts = [("Format", checkpoint.format), ("Files", _files(checkpoint.files))]
-    if checkpoint.world_size is not None:
-        facts.append(("World size", f"{checkpoint.world_size:,}"))
-    if checkpoint.mesh is not None:
-        facts.append(("Mesh", str(checkpoint.mesh)))
-    facts.append(("Tensors", f"{len(side.tensors):,}"))
-    facts.append(("Dtypes", _dtypes(side)))
-    if side.config is not None and (side.config.architecture or side.config.model_type):
-        facts.append(("Model", side.config.architecture or side.config.model_type))
-    parts = (
-        make_tag("h3", title),
-        make_tag("p", make_breakable(str(checkpoint.path)), class_="path"),
-        make_tag("dl", "".join(_fact(*fact) for fact in facts if fact[1]), class_="facts"),
-        _folded(count_noun(len(checkpoint.files), "file"), _file_items(checkpoint.files)),
-    )
-    return make_tag("div", "".join(parts), class_="side")
-
-
-def _files(files: Sequence[ShardFile]) -> str:
-    return f"{len(files):,} ({format_bytes(sum(file.bytes for file in files))})"
-
-
-def _file_items(files: Iterable[ShardFile]) -> str:
-    return make_items(
-        f"{file.path} · {format_bytes(file.bytes)}"
-        + ("" if file.rank is None else f" · rank {file.rank}")
-        for file in files
-    )
-
-
-def _dtypes(side: Side) -> str:
-    counts = Counter(tensor.origin.name for tensor in side.tensors.values())
-    return ", ".join(f"{name} x {count:,}" for name, count in counts.most_common())
-
-
-def _folded(summary: str, content: str, *, opened: bool = False) -> str:
-    attributes = {"open": "open"} if opened else {}
-    return make_tag("details", make_tag("summary", html.escape(summary)) + content, **attributes)
-
-
 # --- what differs
 def _names(title: str, names: Sequence[str], about: str) -> str:
     if not names:
         return ""
     listed = make_items(names)
     if len(names) > _LISTED:
-        listed = _folded(count_noun(len(names), "name"), listed)
+        listed = make_folded(count_noun(len(names), "name"), listed)
     return make_tag(
         "section", make_tag("h2", f"{title}: {len(names):,}") + make_tag("p", about) + listed
     )
@@ -192,7 +149,8 @@ def _heatmap(result: VerifyResult) -> str:
         return ""
     about = (
         "A cell shows the relative distance |a - b| / |b| (Euclidean norm) of a layer's module, the"
-        " largest where tensors share a cell; empty: not on both sides."
+        " largest where tensors share a cell; empty: not on both sides. In narrow cells, 4 stands"
+        " for 1e-4 and more, below 1e-3."
     )
     parts = make_tag("h2", "Where it differs" if result.mismatched else "Layer by layer")
     return make_tag(
@@ -225,7 +183,8 @@ def _mismatches(result: VerifyResult) -> str:
         return ""
     title = make_tag("h2", f"Mismatched: {len(result.mismatched):,}")
     folder = result.left.checkpoint.path
-    return make_tag("section", title + make_table(result.mismatched, folder), class_="wide")
+    rows = sort_worst_first(result.mismatched)
+    return make_tag("section", title + make_table(rows, folder), class_="wide")
 
 
 def _set_aside(result: VerifyResult) -> str:
@@ -237,7 +196,7 @@ def _set_aside(result: VerifyResult) -> str:
         ("ignored (--ignore)", result.ignored),
     )
     parts = "".join(
-        _folded(f"{len(names):,} {what}", make_items(names), opened=len(names) <= _LISTED)
+        make_folded(f"{len(names):,} {what}", make_items(names), opened=len(names) <= _LISTED)
         for what, names in lists
         if names
     )

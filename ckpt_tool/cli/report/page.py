@@ -72,20 +72,19 @@ summary { cursor: pointer; color: var(--accent); }
 .soft { color: var(--soft); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 0.86rem; }
-th, td { padding: 0.45rem 0.7rem; text-align: left; vertical-align: top; }
+th, td { padding: 0.45rem 0.55rem; text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
 th { white-space: nowrap; vertical-align: bottom; }
 td { border-bottom: 1px solid var(--line); }
 tbody tr:last-child td { border-bottom: 0; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.number { white-space: nowrap; }
-td.text { min-width: 5rem; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); }
-td:first-child { min-width: 19rem; }
+td:first-child { min-width: 17rem; max-width: 34rem; }
 .wide { --room: min(100vw - 3rem, 124rem); width: max(100%, var(--room)); }
 .wide { margin-left: calc(50% - max(50%, var(--room) / 2)); }
-.cause { min-width: 13rem; }
-td small { display: block; color: var(--soft); font-size: 0.88em; }
+.cause { margin: 0.15rem 0; color: var(--accent); }
+td small { display: block; overflow-wrap: anywhere; color: var(--soft); font-size: 0.88em; }
 th button {
   padding: 0; border: 0; background: none; color: inherit; font: inherit; cursor: pointer;
 }
@@ -93,10 +92,10 @@ th button::after { content: "\\25BE"; display: inline-block; width: 1em; opacity
 th[aria-sort] button::after { opacity: 1; }
 th[aria-sort="ascending"] button::after { content: "\\25B4"; }
 th[aria-sort="descending"] button::after { content: "\\25BE"; }
-.kind { padding: 0.05rem 0.45rem; border: 1px solid var(--line); border-radius: 99px; }
 figure { margin: 0.9rem 0 0; }
 figcaption { margin-bottom: 0.3rem; color: var(--soft); font-size: 0.88rem; }
 svg { display: block; }
+.histogram { max-width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 11px ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 svg .label { fill: var(--ink); font-size: 12px; text-anchor: end; }
 svg .number, svg .mark { text-anchor: middle; }
@@ -107,15 +106,23 @@ svg .m1, svg .m2, svg .m3, svg .m4 { fill: var(--low); }
 svg .m5 { fill: var(--mid); }
 svg .m6, svg .m7, svg .m8 { fill: var(--high); }
 svg .m0 { fill: var(--zero-ink); }
-.l0 { fill: var(--zero); background: var(--zero); color: var(--zero-ink); }
-.l1 { fill: var(--l1); background: var(--l1); color: var(--low); }
-.l2 { fill: var(--l2); background: var(--l2); color: var(--low); }
-.l3 { fill: var(--l3); background: var(--l3); color: var(--low); }
-.l4 { fill: var(--l4); background: var(--l4); color: var(--low); }
-.l5 { fill: var(--l5); background: var(--l5); color: var(--mid); }
-.l6 { fill: var(--l6); background: var(--l6); color: var(--high); }
-.l7 { fill: var(--l7); background: var(--l7); color: var(--high); }
-.l8 { fill: var(--l8); background: var(--l8); color: var(--high); }
+.l1 { --one: var(--l1); --two: var(--l2); color: var(--low); }
+.l2 { --one: var(--l2); --two: var(--l3); color: var(--low); }
+.l3 { --one: var(--l3); --two: var(--l4); color: var(--low); }
+.l4 { --one: var(--l4); --two: var(--l5); color: var(--low); }
+.l5 { --one: var(--l5); --two: var(--l6); color: var(--mid); }
+.l6 { --one: var(--l6); --two: var(--l7); color: var(--high); }
+.l7 { --one: var(--l7); --two: var(--l8); color: var(--high); }
+.l8 { --one: var(--l8); --two: var(--l8); color: var(--high); }
+.l0 { --one: var(--zero); --two: var(--zero); color: var(--zero-ink); }
+.cell { fill: var(--one); }
+.cell { fill: color-mix(in oklab, var(--two) var(--part, 0%), var(--one)); }
+.swatch { background: var(--one); }
+.ramp, .ticks { max-width: 34rem; }
+.ramp { height: 0.9rem; margin-top: 0.9rem; border-radius: 3px; background: linear-gradient(
+  to right, var(--l1), var(--l2), var(--l3), var(--l4), var(--l5), var(--l6), var(--l7), var(--l8)
+); }
+.ticks { display: flex; justify-content: space-between; color: var(--soft); font-size: 0.8rem; }
 .scale { display: flex; flex-wrap: wrap; gap: 0.3rem 1rem; margin: 0.9rem 0 0; padding: 0; }
 .scale { list-style: none; font-size: 0.85rem; color: var(--soft); }
 .swatch {
@@ -129,9 +136,24 @@ svg .raised { font-size: 10px; }
 .sign { display: inline-block; vertical-align: -0.08em; margin-right: 0.7rem; }
 .sign path { fill: none; stroke: var(--edge); stroke-width: 3; stroke-linecap: round; }
 .spark { display: inline-block; }
+.pair { display: grid; gap: 1.5rem 2.5rem; align-items: start; }
+.pair { grid-template-columns: repeat(auto-fit, minmax(min(38rem, 100%), 1fr)); }
+.totals td:first-child { min-width: 0; }
+.totals code { overflow-wrap: normal; }
+.meter { display: block; height: 4px; margin: 2px 0 0 auto; border-radius: 2px; }
+.meter { width: var(--part); background: var(--bar); }
 footer { margin-top: 1.4rem; color: var(--soft); font-size: 0.85rem; }
-@media (max-width: 48rem) {
-  th:first-child, td:first-child { position: static; }
+@media (max-width: 60rem) {
+  .sortable, .sortable tbody, .sortable tr, .sortable td { display: block; }
+  .sortable thead { display: none; }
+  .sortable tr { padding: 0.7rem 0; border-bottom: 1px solid var(--line); }
+  .sortable td, .sortable td:first-child { position: static; min-width: 0; padding: 0; border: 0; }
+  .sortable td.number { display: flex; gap: 0.6rem; justify-content: flex-end; }
+  .sortable td.number:empty { display: none; }
+  .sortable td.number::before { content: attr(data-label); color: var(--soft); margin-right: auto; }
+  .sortable td.number { align-items: baseline; white-space: normal; }
+  .sortable td.number::before { white-space: nowrap; }
+  .meter { display: none; }
 }
 @media print { body { background: none; } section, .side { break-inside: avoid-page; } }
 """

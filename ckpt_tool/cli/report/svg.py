@@ -7,21 +7,22 @@ import math
 from collections.abc import Iterator, Mapping
 
 from ckpt_tool.cli.report.text import format_number, format_power, make_tag, share
-from ckpt_tool.compare.grid import (
+from ckpt_tool.compare.grid import OTHER, Grid, Section, list_sections
+from ckpt_tool.compare.scale import (
+    DECADES,
+    EQUAL,
     IMMEASURABLE,
-    LEVELS,
-    MARKS,
-    OTHER,
-    Grid,
-    Section,
-    find_level,
-    list_sections,
+    INFINITE,
+    UNMEASURED,
+    find_position,
+    say_briefly,
+    say_decade,
 )
 
 _CELL_HEIGHT = 20
 _LETTER = 7.3  # width of a character of the labels
 _ROOM = 840  # width that all layers share, as far as cells stay legible
-_NARROW, _WIDE = 14, 30
+_NARROW, _WIDE = 12, 32
 
 _BARS = 48  # more powers of two than this share bars
 _BAR, _WIDEST_BAR = 16, 32
@@ -47,12 +48,19 @@ def draw_sign(*, equal: bool) -> str:
 
 
 def draw_scale() -> str:
-    """The legend of the heat maps."""
+    """The legend of the heat maps: how colours run, and what is not on that scale."""
+    ticks = "".join(make_tag("span", f"1e{at}" if at else "1") for at in DECADES)
+    ramp = make_tag("div", "", class_="ramp") + make_tag("div", ticks, class_="ticks")
+    odd = (
+        (0, EQUAL, "equal"),
+        (1, UNMEASURED, "differs by no measurable amount"),
+        (len(DECADES), INFINITE, "NaN, infinite, or of another shape"),
+    )
     entries = (
         f'<li><span class="swatch l{at}">{mark}</span>{html.escape(meaning)}</li>'
-        for at, (mark, meaning) in enumerate(zip(MARKS, LEVELS, strict=True))
+        for at, mark, meaning in odd
     )
-    return make_tag("ul", "".join(entries), class_="scale")
+    return ramp + make_tag("ul", "".join(entries), class_="scale")
 
 
 def draw_histogram(exponents: Mapping[int, int]) -> str:
@@ -137,12 +145,16 @@ def _marks(grid: Grid, section: Section, label: int, wide: int) -> Iterator[str]
 
 def _cell(name: str, distance: float, at: tuple[float, float], wide: int) -> str:
     x, y = at
-    found = find_level(distance)
+    position = find_position(distance)
+    colour, part, ink = 0, 0.0, 0
+    if position is not None:
+        colour, part, ink = 1 + int(position), position % 1, 1 + round(position)
+    said = say_briefly(distance) if wide >= _WIDE else say_decade(distance)
     return (
-        f'<rect class="cell l{found}" x="{x}" y="{y}" width="{wide - 1}"'
-        f' height="{_CELL_HEIGHT - 1}"><title>{html.escape(name)}: {_said(distance)}</title></rect>'
-        f'<text class="mark m{found}" x="{x + (wide - 1) / 2}" y="{y + 14}">'
-        f"{MARKS[found]}</text>"
+        f'<rect class="cell l{colour}" style="--part:{part:.0%}" x="{x}" y="{y}"'
+        f' width="{wide - 1}" height="{_CELL_HEIGHT - 1}">'
+        f"<title>{html.escape(name)}: {_said(distance)}</title></rect>"
+        f'<text class="mark m{ink}" x="{x + (wide - 1) / 2}" y="{y + 14}">{said}</text>'
     )
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from ckpt_tool.cli.report.summary import say_hint
+from ckpt_tool.cli.report.row import say_hint
 from ckpt_tool.cli.report.svg import draw_sparkline
 from ckpt_tool.cli.report.text import (
     format_cosine,
     format_number,
     make_breakable,
     make_tag,
+    say_spectrum,
+    say_worst,
     share,
     sort_key,
 )
@@ -37,7 +39,8 @@ def make_table(mismatches: Sequence[Mismatch], folder: PurePath) -> str:
     """The mismatches in their order, as an HTML table that the page's script can sort.
 
     ``folder``: the checkpoint's, which file names are shown relative to. Columns in which no row
-    has anything are left out.
+    has anything are left out. The first ones are those of the terminal, in their order; what is
+    known of a tensor in words stands under its name.
     """
     columns = _columns(folder, _span(mismatches))
     cells = [[column.cell(mismatch) for column in columns] for mismatch in mismatches]
@@ -59,7 +62,8 @@ def _heading(column: _Column) -> str:
 
 
 def _cell(column: _Column, content: str, key: str) -> str:
-    return make_tag("td", content, class_="number" if column.numeric else "text", data_sort=key)
+    kind = "number" if column.numeric else "text"
+    return make_tag("td", content, class_=kind, data_sort=key, data_label=column.title)
 
 
 def _span(mismatches: Sequence[Mismatch]) -> tuple[int, int]:
@@ -71,22 +75,20 @@ def _span(mismatches: Sequence[Mismatch]) -> tuple[int, int]:
 def _columns(folder: PurePath, span: tuple[int, int]) -> tuple[_Column, ...]:
     rel, sides = "Largest |a - b| / |b| where b is not zero", "Checkpoint / reference"
     return (
-        _Column("Tensor", _name, numeric=False),
-        _Column("Kind", _kind, numeric=False),
-        _Column("Likely cause", _hint, numeric=False),
+        _Column("Tensor", lambda mismatch: _tensor(mismatch, folder), numeric=False),
         _Column("Different", _measured(_different), about="Elements that differ, and their share"),
-        _Column("By size", _measured(lambda stats: _spark(stats, span)),
-                about="Elements by size of difference, on one scale for all rows; log counts"),
         _Column("Max abs", _plain(lambda stats: stats.max_abs), about="Largest |a - b|"),
         _Column("Max rel", _plain(lambda stats: stats.max_rel), about=rel),
-        _Column("Mean abs", _plain(lambda stats: stats.mean_abs), about="Mean of |a - b|"),
         _Column("Cosine", _measured(_cosine), about="Cosine of the angle between both"),
+        _Column("|a-b| / |b|", _distance, about="Relative distance, in the Euclidean norm"),
+        _Column("Directions", _directions, about="How many hold 99 % of the difference"),
+        _Column("By size", _measured(lambda stats: _spark(stats, span)),
+                about="Elements by size of difference, on one scale for all rows; log counts"),
+        _Column("Mean abs", _measured(_mean), about="Mean of |a - b|, of finite elements"),
         _Column("Max ULP", _measured(_ulp), about="Representable numbers between both, at most"),
         _Column("NaN", _measured(lambda stats: _pair(stats.num_nan)), about=sides),
         _Column("Inf", _measured(lambda stats: _pair(stats.num_inf)), about=sides),
-        _Column("First difference", _first, about="Its index, and the values of both sides"),
         _Column("Rank", _rank, about="Whose file holds the first difference"),
-        _Column("File", lambda mismatch: _file(mismatch, folder), numeric=False),
     )  # fmt: skip
 
 
@@ -96,25 +98,69 @@ def _measured(cell: Callable[[Stats], tuple[str, str]]) -> Callable[[Mismatch], 
 
 
 def _plain(value: Callable[[Stats], float]) -> Callable[[Mismatch], tuple[str, str]]:
-    return _measured(lambda stats: (format_number(value(stats)), sort_key(value(stats))))
+    """Where an element is no number on one side only, so is the largest difference."""
+
+    def cell(stats: Stats) -> tuple[str, str]:
+        worst, number = say_worst(stats), value(stats)
+        if not worst:
+            return format_number(number), sort_key(number)
+        return worst + make_tag("small", f"finite {format_number(number)}"), "Infinity"
+
+    return _measured(cell)
 
 
-def _name(mismatch: Mismatch) -> tuple[str, str]:
+def _tensor(mismatch: Mismatch, folder: PurePath) -> tuple[str, str]:
+    """Its name, dtype and shape, the likely cause, and where the first difference is."""
     lines = [mismatch.left]
     if mismatch.left != mismatch.right:
         lines = [f"checkpoint {mismatch.left}", f"reference {mismatch.right}"]
-    described = "".join(make_tag("small", html.escape(line)) for line in lines)
-    return make_tag("code", make_breakable(mismatch.name)) + described, mismatch.name
+    if mismatch.kind != "values":
+        lines.insert(0, f"another {mismatch.kind}")
+    lines += _list_places(mismatch, folder)
+    if mismatch.spectrum is not None:
+        lines.append(say_spectrum(mismatch.spectrum, mismatch.left))
+    described = "".join(make_tag("small", make_breakable(line)) for line in lines)
+    cause = ""
+    if mismatch.hint:
+        cause = make_tag("div", make_breakable(say_hint(mismatch)), class_="cause")
+    return make_tag("code", make_breakable(mismatch.name)) + cause + described, mismatch.name
 
 
-def _kind(mismatch: Mismatch) -> tuple[str, str]:
-    return make_tag("span", html.escape(mismatch.kind), class_="kind"), mismatch.kind
+def _list_places(mismatch: Mismatch, folder: PurePath) -> Iterator[str]:
+    """Where the first element that differs is, what it is, and in which file."""
+    stats = mismatch.stats
+    if mismatch.first_index is not None and stats is not None:
+        text = f"first at [{', '.join(map(str, mismatch.first_index))}]"
+        if stats.first_values is not None:
+            a, b = (format_number(value, 9) for value in stats.first_values)
+            text += f": {a}, expected {b}"
+        yield text
+    if mismatch.source:
+        path = PurePath(mismatch.source)
+        inside = path.is_relative_to(folder)
+        yield f"in {path.relative_to(folder) if inside else path}"
 
 
-def _hint(mismatch: Mismatch) -> tuple[str, str]:
-    if not mismatch.hint:
+def _distance(mismatch: Mismatch) -> tuple[str, str]:
+    if mismatch.stats is None:
         return _EMPTY
-    return make_tag("div", make_breakable(say_hint(mismatch)), class_="cause"), mismatch.hint
+    worst = say_worst(mismatch.stats)
+    return worst or format_number(mismatch.distance), sort_key(mismatch.distance)
+
+
+def _directions(mismatch: Mismatch) -> tuple[str, str]:
+    found = mismatch.spectrum
+    if found is None:
+        return _EMPTY
+    if found.rank is None:
+        most, held = max(found.held.items())
+        small = make_tag("small", f"held by {most:,} of {found.full:,}")
+        return f"{held:.0%}{small}", "Infinity"
+    return f"{found.rank:,}" + make_tag("small", f"of {found.full:,}"), str(found.rank)
+
+
+def _mean(stats: Stats) -> tuple[str, str]:
+    return format_number(stats.mean_abs), sort_key(stats.mean_abs)
 
 
 def _different(stats: Stats) -> tuple[str, str]:
@@ -123,6 +169,8 @@ def _different(stats: Stats) -> tuple[str, str]:
 
 
 def _cosine(stats: Stats) -> tuple[str, str]:
+    if say_worst(stats):
+        return "NaN", ""
     return _EMPTY if stats.cosine is None else (format_cosine(stats.cosine), sort_key(stats.cosine))
 
 
@@ -139,23 +187,5 @@ def _pair(counts: tuple[int, int]) -> tuple[str, str]:
     return (f"{counts[0]:,} / {counts[1]:,}", str(sum(counts))) if any(counts) else _EMPTY
 
 
-def _first(mismatch: Mismatch) -> tuple[str, str]:
-    stats = mismatch.stats
-    if mismatch.first_index is None or stats is None:
-        return _EMPTY
-    values = ""
-    if stats.first_values is not None:
-        a, b = (format_number(value, 9) for value in stats.first_values)
-        values = make_tag("small", f"checkpoint {a}") + make_tag("small", f"reference {b}")
-    index = ", ".join(map(str, mismatch.first_index))
-    return f"[{index}]{values}", str(stats.first_index)
-
-
 def _rank(mismatch: Mismatch) -> tuple[str, str]:
     return _EMPTY if mismatch.rank is None else (str(mismatch.rank), str(mismatch.rank))
-
-
-def _file(mismatch: Mismatch, folder: PurePath) -> tuple[str, str]:
-    path = PurePath(mismatch.source)
-    shown = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-    return (make_breakable(shown), shown) if mismatch.source else _EMPTY

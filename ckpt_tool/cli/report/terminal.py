@@ -1,23 +1,29 @@
-"""The heat map of a verification in the terminal: a coloured digit per layer and module."""
+"""The heat map of a verification in the terminal: a coloured number per layer and module."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ckpt_tool.compare.grid import LEVELS, MARKS, OTHER, Grid, Section, find_level, list_sections
+from ckpt_tool.compare.grid import OTHER, Grid, Section, list_sections
+from ckpt_tool.compare.scale import DECADES, EQUAL, find_position, say_briefly
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.text import Text
 
-#: Dark to bright, so that large differences stand out; the text contrasts on every terminal.
-_STYLES = (
-    "dim", "#ffffff on #2c2a6b", "#ffffff on #4b2a8c", "#ffffff on #7a2a96", "#ffffff on #a8327d",
-    "#000000 on #d0506a", "#000000 on #e9784e", "#000000 on #f9a63a", "#000000 on #f7e225",
+#: From dark to bright, so that large differences stand out: a colour for each of DECADES.
+_COLOURS = (
+    (44, 42, 107), (75, 42, 140), (122, 42, 150), (168, 50, 125), (208, 80, 106), (233, 120, 78),
+    (249, 166, 58), (247, 226, 37),
 )  # fmt: skip
+_BRIGHT = 4.0  # from here on text is black
+_WIDTH = 4  # of what a cell says
+_STEPS = 4  # of the legend, per decade
+_RAMP = (_WIDTH + 1 + 2 * (_STEPS - 1)) * (len(DECADES) - 1)  # characters of the legend but one
 _LABEL = "layer"
 _SHORT = 5  # letters of a word that needs no abbreviation
 
@@ -26,7 +32,7 @@ def draw_heatmap(grid: Grid, width: int) -> Group:
     """The grid in lines of at most ``width`` characters: one block of rows per list of layers.
 
     A list with more modules than a line has room for takes several blocks. Colours repeat what
-    the digits say.
+    the numbers say.
     """
     from rich.console import Group
 
@@ -83,12 +89,13 @@ def _layers(grid: Grid, section: Section, width: int) -> Iterator[RenderableType
         widths = [_wide(short[column]) for column in columns]
         head = Text(f"{_LABEL:>{label}}", style="dim")
         for column, wide in zip(columns, widths, strict=True):
-            head.append(f" {short[column]:^{wide}}")
+            head.append(f" {short[column]:>{wide}}")
         yield head
         for row, number in zip(section.rows, section.numbers, strict=True):
             line = Text(f"{number:>{label}}")
             for column, wide in zip(columns, widths, strict=True):
                 line.append(" ").append_text(_cell(grid.cells.get((row, column)), wide))
+            line.rstrip()
             yield line
     yield _meanings(short, width)
 
@@ -108,19 +115,29 @@ def _blocks(short: dict[str, str], room: int) -> Iterator[list[str]]:
 
 
 def _wide(text: str) -> int:
-    return max(3, len(text))
+    return max(_WIDTH, len(text))
 
 
 def _cell(distance: float | None, wide: int) -> Text:
-    """The level's digit on its colour; a dot where equal, nothing where there is no tensor."""
+    """The distance on its colour; a dot where equal, nothing where there is no tensor."""
     from rich.text import Text
 
     if distance is None:
         return Text(" " * wide)
-    found = find_level(distance)
-    before = (wide - 3) // 2
-    mark = (f" {MARKS[found]} ", _STYLES[found])
-    return Text.assemble(" " * before, mark, " " * (wide - 3 - before))
+    return Text(f"{say_briefly(distance):>{wide}}", style=_find_style(distance))
+
+
+def _find_style(distance: float) -> str:
+    position = find_position(distance)
+    if position is None:
+        return "dim"
+    at = min(int(position), len(_COLOURS) - 2)
+    mixed = (
+        round(low + (high - low) * (position - at))
+        for low, high in zip(_COLOURS[at], _COLOURS[at + 1], strict=True)
+    )
+    ink = "#000000" if position >= _BRIGHT else "#ffffff"
+    return f"{ink} on #{bytes(mixed).hex()}"
 
 
 def _meanings(short: dict[str, str], width: int) -> Text:
@@ -134,19 +151,27 @@ def _others(grid: Grid, section: Section) -> Iterator[RenderableType]:
 
     yield Text("outside the layers", style="bold")
     for column in section.columns:
-        cell = _cell(grid.cells[OTHER, column], 3)
+        cell = _cell(grid.cells[OTHER, column], _WIDTH)
         yield Text("  ").append_text(cell).append(f" {column}")
 
 
 def _scale(width: int) -> Text:
-    """What the digits mean."""
+    """What the numbers are, and how colours run from one to the next."""
     from rich.text import Text
 
-    items = []
-    for found, meaning in enumerate(LEVELS):
-        items.append(Text.assemble((f" {MARKS[found]} ", _STYLES[found]), f" {meaning}"))
-    intro = "Relative distance |a - b| / |b|; where tensors share a cell, the largest:"
-    return Text(f"{intro}\n", style="").append_text(_flow(items, width))
+    intro = (
+        "Relative distance |a - b| / |b|; where tensors share a cell, the largest:",
+        f"{EQUAL} equal, ~ differs by no measurable amount, ! NaN, infinite, or of another shape",
+    )
+    ramp = Text()
+    steps = _STEPS if width > _RAMP else 1
+    for decade in DECADES[:-1]:
+        ramp.append(f"1e{decade} ", style=_find_style(10.0**decade))
+        for part in range(1, steps):
+            ramp.append("  ", style=_find_style(10.0 ** (decade + part / steps)))
+    ramp.append("1", style=_find_style(1.0))
+    lines = [line for text in intro for line in textwrap.wrap(text, width)]
+    return Text("\n".join([*lines, ""])).append_text(ramp)
 
 
 def _dim(item: str) -> Text:

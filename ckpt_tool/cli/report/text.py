@@ -5,9 +5,18 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ckpt_tool.compare.ranks import ENERGY
+
+if TYPE_CHECKING:
+    from ckpt_tool.compare.ranks import Spectrum
+    from ckpt_tool.compare.stats import Stats
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NEARLY_ONE = 1e-6
+_LEAST_ROUNDING = 1e-3  # share of a difference that is worth a word
+_TOLD = (8, 32, 128, 256)  # ranks of LoRA adapters, where none holds all
 
 
 def format_number(value: float, digits: int = 3) -> str:
@@ -67,3 +76,27 @@ def make_items(names: Iterable[str]) -> str:
     return make_tag(
         "ul", "".join(make_tag("li", make_breakable(name)) for name in names), class_="names"
     )
+
+
+def say_worst(stats: Stats) -> str:
+    """``NaN`` or ``inf`` where that is the largest difference; empty where it is a number."""
+    if stats.num_nan_alone:
+        return "NaN"
+    return "inf" if stats.num_inf_alone else ""
+
+
+def say_spectrum(spectrum: Spectrum, left: str) -> str:
+    """Whether a LoRA would hold the difference; ``left``: dtype and shape of the checkpoint's."""
+    of, share = f"(of {spectrum.full:,})", f"{ENERGY:.0%}"
+    if spectrum.rank is not None:
+        text = f"a LoRA of rank {spectrum.rank:,} {of} would hold {share} of the difference"
+    else:
+        told = [rank for rank in _TOLD if rank in spectrum.held]
+        parts = [f"of rank {rank} {spectrum.held[rank]:.0%}" for rank in told]
+        text = f"of the difference {of} a LoRA would hold at least: {', '.join(parts)}"
+    if spectrum.rounding >= _LEAST_ROUNDING:
+        dtype = left.split(maxsplit=1)[0]
+        text += f"; rounding to {dtype} alone makes an estimated {spectrum.rounding:.1%} of it"
+        if spectrum.beyond_rounding not in (None, spectrum.rank):
+            text += f", and {share} of the rest has rank {spectrum.beyond_rounding:,}"
+    return text

@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from ckpt_tool.cli.report import render
+from ckpt_tool.cli.report.row import TITLES
 from ckpt_tool.common.version import __version__
+from ckpt_tool.compare.moves import Moves
+from ckpt_tool.compare.suspects import sort_worst_first
+from ckpt_tool.compare.totals import Total, Totals
+from ckpt_tool.operations.logits import Disagreement, Logits
+from ckpt_tool.operations.origin import Origin
 from ckpt_tool.operations.verify import VerifyResult, verify_checkpoint
 from tests.support.document import Document
 from tests.support.verifications import FOLDER, llama, mismatch, result, side, stats, tolerant
@@ -32,7 +38,9 @@ def different() -> VerifyResult:
         distances,
         [
             mismatch(one),
-            mismatch(other, stats=replace(few, num_nan=(2, 0)), rank=0),
+            mismatch(
+                other, stats=replace(few, num_nan=(2, 0), num_nan_alone=2, num_unlike=2), rank=0
+            ),
             mismatch("lm_head.weight", kind="shape", left="bfloat16 [5, 2]", hint="padded"),
         ],
         missing=["model.layers.9.x.weight"],
@@ -90,31 +98,43 @@ def test_the_verdict_comes_first(changed: dict, title: str, sentence: str) -> No
 def test_every_mismatch_is_a_row_with_its_numbers() -> None:
     page = document(different())
     rows = [row for row in page.rows if row]
+    worst = "model.layers.2.input_layernorm.weight"
     assert [row[0][0] for row in rows] == [
-        "model.layers.0.mlp.up_proj.weight",
-        "model.layers.2.input_layernorm.weight",
-        "lm_head.weight",
-    ]
-    assert page.column("Kind") == [("values", "values")] * 2 + [("shape", "shape")]
-    assert page.column("Different") == [("250", "25025 %"), ("3", "30.3 %"), ("", "")]
-    assert page.column("Max abs") == [("0.0058", "0.0058"), ("Infinity", "inf"), ("", "")]
-    assert page.column("Max rel") == [("0.31", "0.31"), ("", "nan"), ("", "")]
-    assert page.column("Mean abs")[0] == ("0.0005", "0.0005")
-    assert page.column("Cosine")[0][1] == "0.9999"
-    assert page.column("Max ULP") == [("12", "12"), ("", ""), ("", "")]
+        "lm_head.weight", worst, "model.layers.0.mlp.up_proj.weight",
+    ]  # fmt: skip
+    assert page.column("Different") == [("", ""), ("3", "30.3 %"), ("250", "25025 %")]
+    assert page.column("Max abs") == [
+        ("", ""), ("Infinity", "NaNfinite inf"), ("0.0058", "0.0058"),
+    ]  # fmt: skip
+    assert page.column("Max rel")[2] == ("0.31", "0.31")
+    assert page.column("Mean abs")[2] == ("0.0005", "0.0005")
+    assert [text for _, text in page.column("Cosine")[1:]] == ["NaN", "0.9999"]
+    assert page.column("Max ULP") == [("", ""), ("", ""), ("12", "12")]
     assert page.column("NaN") == [("", ""), ("2", "2 / 0"), ("", "")]
-    assert page.column("First difference")[0] == ("7", "[0, 7]checkpoint 0.125reference 0.1254")
-    assert page.column("Rank") == [("1", "1"), ("0", "0"), ("", "")]
-    assert page.column("File")[0][1] == "model_world_size_2_rank_1.pt"
-    assert "reference bfloat16 [25, 40]" in page.column("Tensor")[2][1]
-    assert page.column("Likely cause")[2] == ("padded", "padded")
+    assert page.column("Rank") == [("", ""), ("0", "0"), ("1", "1")]
+    of_shape, _, last = (text for _, text in page.column("Tensor"))
+    assert "first at [0, 7]: 0.125, expected 0.1254" in last
+    assert "in model_world_size_2_rank_1.pt" in last
+    assert "only rank 1's shard differs: stale" in last
+    assert "another shape" in of_shape
+    assert "reference bfloat16 [25, 40]" in of_shape
+    assert "padded" in of_shape
+
+
+def test_the_order_is_the_terminals() -> None:
+    """Columns and rows both."""
+    found = different()
+    page = document(found)
+    assert tuple(head.lower() for head in page.heads[1:5]) == TITLES
+    names = [each.name for each in sort_worst_first(found.mismatched)]
+    assert [row[0][0] for row in page.rows if row] == names
 
 
 def test_columns_without_content_are_left_out() -> None:
     found = different()
     bare = [replace(each, rank=None, source="", hint="") for each in found.mismatched[:1]]
     page = document(replace(found, mismatched=bare))
-    assert {"Rank", "File", "NaN", "Inf", "Likely cause"}.isdisjoint(page.heads)
+    assert {"Rank", "NaN", "Inf"}.isdisjoint(page.heads)
     assert {"Tensor", "Max abs", "Cosine"} <= set(page.heads)
 
 
@@ -165,6 +185,7 @@ def test_a_histogram_of_any_range_stays_small() -> None:
 
 
 def test_hostile_names_stay_text() -> None:
+    moves = Moves(f"o{HOSTILE}", 4, (1.0, 1.0, 0.0, 1.0), 0.0)
     odd = mismatch(HOSTILE, hint="<b>hint</b>", left="<i>", source=f"{FOLDER}/<u>.pt")
     found = result(
         {HOSTILE: 0.5, f"a.layers.0.{HOSTILE}": 0.5},
@@ -174,6 +195,20 @@ def test_hostile_names_stay_text() -> None:
         tied={f"t{HOSTILE}": "<b>"},
         ignored=[f"i{HOSTILE}"],
         names_hint="<em>hint</em>",
+        totals=Totals((Total(f"l{HOSTILE}", 1, 1, 4, 4, 0, 0.5),), ()),
+        origin=Origin(side(Path("/o<q>"), []), [moves], moves, []),
+        logits=Logits(
+            HOSTILE,
+            "<b>",
+            1,
+            2,
+            0.5,
+            0.5,
+            0,
+            0,
+            0,
+            [Disagreement(0, HOSTILE, [(HOSTILE, 0.5)], [("<i>", 0.5)])],
+        ),
         left=side(Path("/x<y>"), [], ["<q>"]),
     )
     page = document(found)
@@ -181,9 +216,10 @@ def test_hostile_names_stay_text() -> None:
     names = {tag for tag, _ in page.tags}
     assert names.isdisjoint({"b", "i", "u", "em", "q", "y"})
     assert not any("onload" in attributes for _, attributes in page.tags)
-    for prefix in ("", "m", "u", "t", "i"):
+    for prefix in ("", "m", "u", "t", "i", "l", "o"):
         assert prefix + HOSTILE in page.text
     assert "<em>hint</em>" in page.text
+    assert f"{HOSTILE!r} 50.0%" in page.text
     assert page.rows[-1][0][0] == HOSTILE
 
 
@@ -240,6 +276,7 @@ def test_a_real_comparison_is_reported(tmp_path: Path) -> None:
     page = document(verify_checkpoint(tmp_path / "a", tmp_path / "b"))
     assert "3 of 4 tensors on both sides are equal bit for bit; 1 mismatched" in page.text
     assert page.column("Different") == [("1", "10.781 %")]
-    assert page.column("First difference")[0][1].startswith("[3, 4]")
-    assert page.column("File") == [("model.safetensors", "model.safetensors")]
+    ((_, text),) = page.column("Tensor")
+    assert "first at [3, 4]" in text
+    assert text.endswith("in model.safetensors")
     assert len(page.all("rect", "l0")) == 3

@@ -48,7 +48,7 @@ def test_a_usual_model_is_one_block(layers: int, width: int) -> None:
     assert all(line.split()[1:] == ["·"] * 11 for line in shown)
 
 
-def test_digits_tell_the_distance_without_colour() -> None:
+def test_numbers_tell_the_distance_without_colour() -> None:
     distances = llama(4)
     distances["model.layers.2.mlp.up_proj.weight"] = 3e-4
     distances["model.layers.3.input_layernorm.weight"] = math.inf
@@ -62,21 +62,21 @@ def test_digits_tell_the_distance_without_colour() -> None:
         for at, mark in enumerate(line.split())
         if at and mark != "·"
     }
-    assert marked == {("2", "up"): "4", ("3", "iln"): "8"}
+    assert marked == {("2", "up"): "3e-4", ("3", "iln"): "!"}
     assert "\x1b" not in text
     outside = text.split("outside the layers\n")[1].split("\n\n")[0].split()
-    assert outside == ["·", "embed_tokens", "1", "norm", "·", "lm_head"]
+    assert outside == ["·", "embed_tokens", "1e-7", "norm", "·", "lm_head"]
 
 
-def test_colours_repeat_the_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_repeat_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured = show({"a.layers.0.up.weight": 0.5}, color_system="truecolor", force_terminal=True)
     (line,) = [line for line in coloured.splitlines() if line.strip().startswith("0")]
-    assert "\x1b[38;2;0;0;0;48;2;249;166;58m 7 " in line
+    assert "\x1b[38;2;0;0;0;48;2;248;208;43m0.50" in line  # between those of 1e-1 and of 1
     monkeypatch.setenv("NO_COLOR", "1")
     plain = show({"a.layers.0.up.weight": 0.5}, color_system="truecolor", force_terminal=True)
     assert "48;2;" not in plain
-    assert rows(plain, "\x1b[1ma.layers\x1b[0m")[0].split() == ["0", "7"]
+    assert rows(plain, "\x1b[1ma.layers\x1b[0m")[0].split() == ["0", "0.50"]
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -87,13 +87,13 @@ def test_a_wide_model_takes_several_blocks_and_loses_nothing(width: int) -> None
     blocks = len(shown) // 3
     assert blocks > 1
     assert [line.split()[0] for line in shown] == ["0", "1", "2"] * blocks
-    assert sum(line.split()[1:].count("3") for line in shown) == 3 * len(MOE)
+    assert sum(line.split()[1:].count("1e-4") for line in shown) == 3 * len(MOE)
 
 
 def test_a_module_that_a_layer_lacks_is_blank() -> None:
     text = show({"m.layers.0.mlp.up.weight": 0.0, "m.layers.1.attn.q.weight": 0.0})
     dense, sparse = rows(text, "m.layers")
-    assert (dense.index("·"), sparse.index("·")) == (11, 7)
+    assert (dense.index("·"), sparse.index("·")) == (14, 9)
     assert dense.count("·") == sparse.count("·") == 1
 
 
@@ -112,3 +112,17 @@ def test_every_abbreviation_is_explained_and_unlike_the_others() -> None:
 def test_names_with_markup_are_shown_as_they_are() -> None:
     assert "odd[red]name" in show({"odd[red]name.weight": 0.0})
     assert "[bold].layers" in show({"[bold].layers.0.up.weight": 0.0})
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_the_legend_runs_from_the_least_to_the_most(width: int) -> None:
+    lines = show(llama(2, 1e-3), width).splitlines()
+    assert lines[-1].split() == [*(f"1e-{n}" for n in range(7, 0, -1)), "1"]
+    assert [line for line in lines if line != line.rstrip() or len(line) > width] == []
+
+
+def test_distances_of_one_decade_have_colours_of_their_own() -> None:
+    distances = {f"a.layers.{n}.up.weight": (n + 2) * 1e-3 for n in range(6)}
+    text = show(distances, color_system="truecolor", force_terminal=True)
+    colours = {line.split("48;2;")[1].split("m")[0] for line in rows(text, "a.layers\x1b[0m")}
+    assert len(colours) == 6
