@@ -22,6 +22,7 @@ from ckpt_tool.common.errors import (
     CheckpointError,
     CkptError,
     MappingError,
+    UnknownFormatError,
     lacks_memory,
     say_cause,
     say_lack_of_memory,
@@ -149,6 +150,9 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
         details = list(error.names)
     elif isinstance(error, AmbiguousError):
         details = [retype(choice, sys.argv) for choice in error.choices]
+    elif isinstance(error, UnknownFormatError) and error.expected:
+        _print("  Expected one of these:")
+        details = list(error.expected)
     for line in details if verbose else details[:_LISTED]:
         _print(f"  - {_make_line(line)}")
     if len(details) > _LISTED and not verbose:

@@ -6,7 +6,8 @@
     ├── UsageError            the request itself makes no sense (flags, paths)
     │   └── AmbiguousError       a folder holds several checkpoints, and one has to be named
     ├── FormatError           a file is not what its format says (truncated, corrupt, unknown)
-    │   └── UnsafeContentError   a pickle names something that is not tensor metadata
+    │   ├── UnsafeContentError   a pickle names something that is not tensor metadata
+    │   └── UnknownFormatError   a folder holds nothing that is read
     ├── CheckpointError       files are readable, but the checkpoint is incomplete or contradictory
     ├── MappingError          names cannot be brought into the wanted form
     ├── OutputError           the output cannot be written (exists, no space, changed plan)
@@ -91,6 +92,21 @@ class FormatError(CkptError):
 
 class UnsafeContentError(FormatError):
     """A pickle asks for something other than tensor metadata; nothing of it was run."""
+
+
+class UnknownFormatError(FormatError):
+    """The folder ``path`` holds no checkpoint; ``expected``: how those are known that are read."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | PathLike[str],
+        expected: Sequence[str] = (),
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.expected = tuple(expected)
 
 
 class CheckpointError(CkptError):
