@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import results, ui
+from ckpt_tool.cli.completion import offer
 from ckpt_tool.cli.crc import CheckCrc
 from ckpt_tool.cli.folding import fold, mask_numbers
 from ckpt_tool.cli.options import (
@@ -55,6 +56,7 @@ def to_mcore(
         str,
         typer.Option(
             metavar="bare|megatron-lm",
+            autocompletion=offer("bare|megatron-lm"),
             help="bare: what dist_checkpointing and verl load. megatron-lm: for its --load.",
         ),
     ] = "bare",
@@ -62,6 +64,7 @@ def to_mcore(
         str,
         typer.Option(
             metavar="stacked|per-layer|hybrid",
+            autocompletion=offer("stacked|per-layer|hybrid"),
             help="How layers are laid out; hybrid: for a HybridModel. [default: as GPTModel does]",
         ),
     ] = "",
