@@ -27,6 +27,7 @@ from ckpt_tool.common.errors import (
     say_cause,
     say_lack_of_memory,
 )
+from ckpt_tool.common.packages import name_distribution, say_install
 from ckpt_tool.common.parallel import is_first, is_parallel
 from ckpt_tool.common.peers import LostError
 
@@ -163,9 +164,19 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
 
 
 def _explain_unexpected(error: Exception) -> None:
-    """A lack of memory, which libraries report in many ways where there is a limit; or a bug."""
+    """A lack of memory, which libraries report in many ways where there is a limit; or a bug.
+
+    Or a package that is not there: whoever needs one says so before, where that is known.
+    """
     if lacks_memory(error):
         say(f"error: {say_lack_of_memory()}")
+        return
+    package = name_distribution(getattr(error, "name", None) or "ckpt_tool")
+    if isinstance(error, ModuleNotFoundError) and package != "ckpt_tool":
+        if verbose:
+            _trace(error)
+        say(f"error: this needs {package}, which is not installed")
+        _print(f"  {say_install([package])}")
         return
     _trace(error)
     say("error: this is a bug in ckpt; please report it with the lines above")

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 from ckpt_tool.common.board import Board, GoneError
 from ckpt_tool.common.errors import CkptError, UsageError
 from ckpt_tool.common.launchers import find_place, read_count
+from ckpt_tool.common.packages import require_packages
 from ckpt_tool.common.peers import LostError, Watch, watch_peers
 from ckpt_tool.common.progress import NoProgress, Progress
 
@@ -154,6 +155,7 @@ def join_world() -> Iterator[World]:
 @contextmanager
 def _meet(rank: int, size: int) -> Iterator[tuple[Board, Watch]]:
     """Where all processes are, and while they are."""
+    require_packages("A run of several processes", ["torch"])
     # Before torch is imported: where a connection is closed it would show every frame of its own.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.rendezvous import rendezvous

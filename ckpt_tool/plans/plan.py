@@ -176,8 +176,11 @@ class Plan(ABC):
         """
 
     @abstractmethod
-    def require_readable(self, folder: Path) -> None:
-        """OutputError unless the library that its files are for reads them in ``folder``."""
+    def require_readable(self, folder: Path) -> list[str]:
+        """OutputError unless the library that its files are for reads them in ``folder``.
+
+        A warning where it is not installed.
+        """
 
     @abstractmethod
     def side_files(self) -> Iterable[tuple[str, bytes]]:
