@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ckpt_tool.common import packages
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
 from ckpt_tool.operations.merge import merge_fsdp
 from ckpt_tool.operations.options import ToMcoreOptions
 from ckpt_tool.operations.to_mcore import convert_to_mcore, plan_to_mcore
-from ckpt_tool.common import packages
 from ckpt_tool.plans.checks import child
 from ckpt_tool.plans.checks.megatron import check_mcore_load, make_request
 from ckpt_tool.plans.mcore import McorePlan
