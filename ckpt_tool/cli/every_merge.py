@@ -106,7 +106,7 @@ def _every_merge(
     ] = None,
     dtype: DType = "auto",
     max_shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Largest weight file, like 5GB or 500MB.")
+        str, typer.Option(metavar="SIZE", help="Largest weight file: 5GB, 500MB, 4GiB.")
     ] = "5GB",
     tie_word_embeddings: Annotated[
         bool | None,

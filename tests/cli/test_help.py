@@ -78,7 +78,7 @@ def test_no_option_has_two_defaults(name: str) -> None:
 
 def test_defaults_are_said() -> None:
     sections = find_sections(show("merge", "--help"))
-    assert "--max-shard-size SIZE Largest weight file" in sections["Files and dtypes"]
+    assert "--max-shard-size SIZE Largest weight file:" in sections["Files and dtypes"]
     assert "[default: 5GB]" in sections["Files and dtypes"]
     assert "before it appears. [default: --fsync]" in sections["Writing"]
     mcore = find_sections(show("to-mcore", "--help"))
