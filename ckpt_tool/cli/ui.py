@@ -202,8 +202,7 @@ def make_console() -> Console:
 
     class Result(Console):
         def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
-            for segment in super().render(*args, **kwargs):
-                yield segment if segment.control else _show_text(segment)
+            yield from _drop_blanks(map(_show_text, super().render(*args, **kwargs)))
 
         def on_broken_pipe(self) -> None:
             """Rich would exit with 1, which is a verdict of ours."""
@@ -213,5 +212,30 @@ def make_console() -> Console:
     return Result(width=width, highlight=False, markup=False, emoji=False)
 
 
+def _drop_blanks(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Lines without the blanks at their ends that nobody sees: tables fill them up."""
+    waiting: list[Segment] = []
+    for segment in segments:
+        if segment.control or (segment.style and segment.style.bgcolor):
+            yield from waiting
+            waiting = []
+            yield segment
+            continue
+        for text in segment.text.splitlines(keepends=True):
+            seen = text.rstrip()
+            if seen:
+                yield from waiting
+                waiting = []
+                yield segment._replace(text=seen)
+            blank = text[len(seen) :]
+            if blank.endswith("\n"):
+                waiting = []
+                yield segment._replace(text="\n")
+            elif blank:
+                waiting.append(segment._replace(text=blank))
+
+
 def _show_text(segment: Segment) -> Segment:
+    if segment.control:
+        return segment
     return segment._replace(text=make_printable(segment.text, "\n"))
