@@ -1,4 +1,4 @@
-"""What is shown at 80 and 160 columns: lines that end with a word, names broken before dots only."""
+"""What is shown at 80 and 160 columns: lines end with a word, names are broken before dots only."""
 
 import json
 import re
