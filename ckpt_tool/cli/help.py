@@ -10,8 +10,6 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from ckpt_tool.cli.old_flags import Takes, translate
-
 #: Options of all commands, by what they are about, as Python calls them. Tests hold that each is
 #: in one group.
 GROUPS = {
@@ -114,6 +112,8 @@ class Command(TyperCommand):
         option = getattr(error, "option_name", "")
         if not hasattr(error, "possibilities"):
             return
+        from ckpt_tool.cli.old_flags import Takes, translate
+
         takes = Takes(
             command=_spell_command(ctx),
             places=[str(p.metavar) for p in self.params if p.param_type_name == "argument"],

@@ -15,7 +15,7 @@ from ckpt_tool.cli.options import Prefix, RenameParts, Select, settle_names
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.results_json import plan_json
 from ckpt_tool.cli.words import NO_WORD, PathsCommand, WordGroup, WordlessCommand
-from ckpt_tool.common.parallel import is_first
+from ckpt_tool.common.launchers import is_first
 
 if TYPE_CHECKING:
     from rich.table import Table

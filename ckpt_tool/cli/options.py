@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli.completion import offer
-from ckpt_tool.common.parallel import MAX_JOBS
+from ckpt_tool.common.launchers import MAX_JOBS
 
 if TYPE_CHECKING:
     from ckpt_tool.operations.options import NameOptions

@@ -27,7 +27,7 @@ from ckpt_tool.cli.options import (
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.results_json import plan_json
 from ckpt_tool.cli.tables import break_name, format_shape
-from ckpt_tool.common.parallel import is_first
+from ckpt_tool.common.launchers import is_first
 from ckpt_tool.common.wording import count_noun, format_bytes
 
 if TYPE_CHECKING:

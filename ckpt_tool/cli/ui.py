@@ -21,15 +21,15 @@ from ckpt_tool.common.errors import (
     AmbiguousError,
     CheckpointError,
     CkptError,
+    LostError,
     MappingError,
     UnknownFormatError,
     lacks_memory,
     say_cause,
     say_lack_of_memory,
 )
+from ckpt_tool.common.launchers import is_first, is_parallel
 from ckpt_tool.common.packages import name_distribution, say_install
-from ckpt_tool.common.parallel import is_first, is_parallel
-from ckpt_tool.common.peers import LostError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -154,7 +154,7 @@ def test_a_merge_goes_on_without_the_class(
     assert load_file(tmp_path / "out" / "model.safetensors")
 
 
-@pytest.mark.parametrize("package", ["numpy", "xxhash", "rich"])
+@pytest.mark.parametrize("package", ["numpy", "xxhash"])
 def test_any_other_package_is_no_bug(package: str, tmp_path: Path) -> None:
     ranks = write_rank(tmp_path / "in", STATE, TINY)
     done = run_without(package, "merge", ranks, tmp_path / "out", "--config", "none")
