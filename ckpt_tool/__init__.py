@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     from ckpt_tool.common.errors import CheckpointError as CheckpointError
     from ckpt_tool.common.errors import CkptError as CkptError
     from ckpt_tool.common.errors import FormatError as FormatError
+    from ckpt_tool.common.errors import LostError as LostError
     from ckpt_tool.common.errors import MappingError as MappingError
     from ckpt_tool.common.errors import OutputError as OutputError
     from ckpt_tool.common.errors import Problem as Problem
+    from ckpt_tool.common.errors import UnknownFormatError as UnknownFormatError
     from ckpt_tool.common.errors import UnsafeContentError as UnsafeContentError
     from ckpt_tool.common.errors import UploadError as UploadError
     from ckpt_tool.common.errors import UsageError as UsageError
@@ -81,8 +83,8 @@ if TYPE_CHECKING:
 
 #: Public names by the module that they live in.
 _HOMES = {
-    "common.errors": "AmbiguousError CheckpointError CkptError FormatError MappingError OutputError"
-    " Problem UnsafeContentError UploadError UsageError",
+    "common.errors": "AmbiguousError CheckpointError CkptError FormatError LostError MappingError"
+    " OutputError Problem UnknownFormatError UnsafeContentError UploadError UsageError",
     "common.parallel": "PeerError",
     "compare.mismatch": "Mismatch",
     "compare.stats": "Stats Tolerance",

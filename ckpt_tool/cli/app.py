@@ -11,23 +11,33 @@ from typing import Annotated
 import typer
 
 from ckpt_tool.cli import inspect, merge, progress, to_mcore, ui, verify
+from ckpt_tool.cli.completion import SHELLS, answer_shells, print_script
+from ckpt_tool.cli.examples import EXAMPLES
+from ckpt_tool.cli.help import MAX_WIDTH, Command, Group
 from ckpt_tool.cli.interrupts import expect_interrupts
 from ckpt_tool.common.version import __version__
 
 app = typer.Typer(
+    cls=Group,
     name="ckpt",
-    help="Turn sharded training checkpoints into Hugging Face models: exact, safe, streamed.",
+    help="Turn sharded training checkpoints into Hugging Face models: exact, safe, streamed."
+    "\n\nckpt help COMMAND, or ckpt COMMAND --help, has its options and examples.",
     no_args_is_help=True,
     add_completion=False,
     # Both would import rich at start-up, which costs more than everything else together.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_WIDTH},
 )
-app.command("inspect")(inspect.inspect)
+app.command("inspect", cls=Command, epilog=EXAMPLES["inspect"])(inspect.inspect)
 app.add_typer(merge.app, name="merge")
-app.command("verify")(verify.verify)
-app.command("to-mcore")(to_mcore.to_mcore)
+app.command("verify", cls=Command, epilog=EXAMPLES["verify"])(verify.verify)
+app.command(
+    "to-mcore",
+    cls=Command,
+    epilog=EXAMPLES["to-mcore"],
+    short_help="Write a Hugging Face model as a megatron-core checkpoint.",
+)(to_mcore.to_mcore)
 
 
 def _version(wanted: bool) -> None:
@@ -39,7 +49,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("-V", "--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show tracebacks and complete lists with errors.")
@@ -47,6 +58,15 @@ def _root(
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Show no progress; warnings and errors stay.")
     ] = False,
+    show_completion: Annotated[
+        str | None,
+        typer.Option(
+            metavar=SHELLS,
+            callback=print_script,
+            is_eager=True,
+            help="Print what makes this shell complete commands and options.",
+        ),
+    ] = None,
 ) -> None:
     ui.verbose = verbose
     progress.quiet = quiet
@@ -62,6 +82,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     # numpy's linear algebra would start a thread per core, which ours would have to share with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    answer_shells()
     app()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import ui
+from ckpt_tool.cli.completion import offer
 from ckpt_tool.cli.crc import CheckCrc
 from ckpt_tool.cli.options import (
     AsJson,
@@ -105,7 +106,7 @@ def _every_merge(
     ] = None,
     dtype: DType = "auto",
     max_shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Largest weight file, like 5GB or 500MB.")
+        str, typer.Option(metavar="SIZE", help="Largest weight file: 5GB, 500MB, 4GiB.")
     ] = "5GB",
     tie_word_embeddings: Annotated[
         bool | None,
@@ -118,6 +119,7 @@ def _every_merge(
         str | None,
         typer.Option(
             metavar="fuse|split|both",
+            autocompletion=offer("fuse|split|both"),
             help="LoRA adapters: fuse them into the model, write base model and adapter folder"
             " apart, or both. [default: fuse]",
         ),

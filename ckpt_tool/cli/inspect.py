@@ -13,7 +13,6 @@ from ckpt_tool.cli.crc import CheckAllCrc, list_scrub_lines, make_crc_json
 from ckpt_tool.cli.options import AsJson, Jobs
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.runs import make_run_json, show_run
-from ckpt_tool.common.parallel import form_team_alone
 from ckpt_tool.common.wording import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ def inspect(
     Exits with 2 where the checkpoint has problems.
     """
     from ckpt_tool.cli import tables
+    from ckpt_tool.common.parallel import form_team_alone
     from ckpt_tool.operations import inspect as operation
     from ckpt_tool.operations.runs import find_run_of_several
 

@@ -10,11 +10,12 @@ import typer
 
 from ckpt_tool.cli import results, ui, uploads
 from ckpt_tool.cli.every_merge import Request, add_merge_options
+from ckpt_tool.cli.examples import EXAMPLES
 from ckpt_tool.cli.options import Prefix, RenameParts, Select, settle_names
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.results_json import plan_json
 from ckpt_tool.cli.words import NO_WORD, PathsCommand, WordGroup, WordlessCommand
-from ckpt_tool.common.parallel import is_first
+from ckpt_tool.common.launchers import is_first
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +47,7 @@ CheckReplicas = Annotated[
 ]
 
 
-@app.command(NO_WORD, cls=WordlessCommand, hidden=True)
+@app.command(NO_WORD, cls=WordlessCommand, hidden=True, epilog=EXAMPLES["merge"])
 @add_merge_options
 def any_format(
     ckpt: Ckpt,
@@ -70,7 +71,12 @@ def any_format(
     _run("", ckpt, out, options, request)
 
 
-@app.command("fsdp", cls=PathsCommand)
+@app.command(
+    "fsdp",
+    cls=PathsCommand,
+    short_help="FSDP rank files (verl, VeOmni: FSDP1, FSDP2, HSDP, FSDP+TP).",
+    epilog=EXAMPLES["merge fsdp"],
+)
 @add_merge_options
 def fsdp(ckpt: Ckpt, out: Out, request: Request, check_replicas: CheckReplicas = False) -> None:
     """Merge FSDP rank files (verl, VeOmni: FSDP1, FSDP2, HSDP, FSDP+TP).
@@ -81,7 +87,12 @@ def fsdp(ckpt: Ckpt, out: Out, request: Request, check_replicas: CheckReplicas =
     _run("fsdp", ckpt, out, request.options(check_replicas=check_replicas), request)
 
 
-@app.command("megatron", cls=PathsCommand)
+@app.command(
+    "megatron",
+    cls=PathsCommand,
+    short_help="Megatron (verl, Megatron-LM, slime, NeMo): torch_dist or rank files.",
+    epilog=EXAMPLES["merge megatron"],
+)
 @add_merge_options
 def megatron(ckpt: Ckpt, out: Out, request: Request) -> None:
     """Merge a checkpoint of Megatron (verl, Megatron-LM, slime, NeMo): torch_dist or rank files.
@@ -93,7 +104,12 @@ def megatron(ckpt: Ckpt, out: Out, request: Request) -> None:
     _run("megatron", ckpt, out, request.options(), request)
 
 
-@app.command("dcp", cls=PathsCommand)
+@app.command(
+    "dcp",
+    cls=PathsCommand,
+    short_help="torch.distributed.checkpoint (accelerate, Lightning, torchtitan).",
+    epilog=EXAMPLES["merge dcp"],
+)
 @add_merge_options
 def dcp(
     ckpt: Ckpt,
@@ -114,7 +130,12 @@ def dcp(
     _run("dcp", ckpt, out, request.options(names=names), request)
 
 
-@app.command("deepspeed", cls=PathsCommand)
+@app.command(
+    "deepspeed",
+    cls=PathsCommand,
+    short_help="DeepSpeed (ZeRO 0 to 3; the Trainer's, accelerate's, Lightning's).",
+    epilog=EXAMPLES["merge deepspeed"],
+)
 @add_merge_options
 def deepspeed(
     ckpt: Ckpt,

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckpt_tool.common.parallel import MAX_JOBS
+from ckpt_tool.cli.completion import offer
+from ckpt_tool.common.launchers import MAX_JOBS
 
 if TYPE_CHECKING:
     from ckpt_tool.operations.options import NameOptions
+
+_DTYPES = "auto|keep|bfloat16|float16|float32"
+_WEIGHTS = "model|optimizer"
 
 # --- how the command works
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -50,7 +54,8 @@ Manifest = Annotated[
 DType = Annotated[
     str,
     typer.Option(
-        metavar="auto|keep|bfloat16|float16|float32",
+        metavar=_DTYPES,
+        autocompletion=offer(_DTYPES),
         help="auto: what config.json says. What its class holds as float32 stays.",
     ),
 ]
@@ -76,7 +81,8 @@ FillFrom = Annotated[
 Weights = Annotated[
     str,
     typer.Option(
-        metavar="model|optimizer",
+        metavar=_WEIGHTS,
+        autocompletion=offer(_WEIGHTS),
         help="optimizer: the float32 weights in the state of Megatron's distributed optimizer"
         " (torch_dist).",
     ),

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_tool.cli import ui
-from ckpt_tool.common.parallel import count_processes
+from ckpt_tool.common.launchers import count_processes
 from ckpt_tool.common.progress import BYTES, NoProgress, Progress
-from ckpt_tool.common.threads import start
 from ckpt_tool.common.wording import format_bytes, format_seconds
 
 #: Between two lines where there is no terminal; of what takes less time nothing is said.
@@ -43,6 +42,8 @@ def show_progress(*, silent: bool) -> Iterator[Progress]:
 @contextmanager
 def _repeat(work: Callable[[], None], seconds: float) -> Iterator[None]:
     """Do ``work`` every so many seconds, in a thread of its own, if one is to be had."""
+    from ckpt_tool.common.threads import start
+
     over = threading.Event()
 
     def run() -> None:

@@ -55,6 +55,7 @@ def show_result(result: WriteResult) -> None:
     _show_filled(console, result.filled)
     for cast in result.casts:
         console.print(_cast_line(cast))
+    _show_float32(console, result.float32)
     _show_dropped(console, result.dropped)
     if result.verified:
         console.print("  verify   read back from disk: every bit as planned")
@@ -136,6 +137,7 @@ def show_plan(
     _show_filled(console, plan.filled)
     for (source, target), count in plan.casts.items():
         console.print(f"  cast     {count_noun(count, 'tensor')} from {source} to {target}")
+    _show_float32(console, plan.float32)
     _show_dropped(console, plan.dropped)
     load_check, warnings = split_verdict(verdict)
     _show_load(console, load_check)
@@ -168,6 +170,12 @@ def _show_filled(console: Console, filled: list[str]) -> None:
     for start, count in counts.items():
         what = ui.make_printable(start)
         console.print(f"  fill     {what} ({count_noun(count, 'tensor')})", soft_wrap=True)
+
+
+def _show_float32(console: Console, why: str) -> None:
+    if why:
+        said = spell_flags("`dtype='bfloat16'` takes half the room")
+        console.print(f"  dtype    float32, {why}; {said}", soft_wrap=True)
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:

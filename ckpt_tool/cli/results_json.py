@@ -47,6 +47,7 @@ def plan_json(
         "warnings": list(map(spell_flags, [*plan.warnings, *warnings])),
         "lora": _lora_json(plan.lora),
         "filled": plan.filled,
+        "float32": plan.float32 or None,
         "manifest": _MANIFEST if manifest else None,
     }
 
@@ -77,6 +78,7 @@ def result_json(result: WriteResult) -> dict[str, Any]:
         "warnings": list(map(spell_flags, result.warnings)),
         "lora": _lora_json(result.lora),
         "filled": result.filled,
+        "float32": result.float32 or None,
         "manifest": _MANIFEST if result.manifest else None,
     }
 

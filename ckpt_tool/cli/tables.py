@@ -84,6 +84,17 @@ def format_shape(shape: Sequence[int]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
+def break_name(name: str, room: int) -> str:
+    """A name in lines of at most ``room``, broken before dots."""
+    first, *rest = _DOT.split(name)
+    lines = [first]
+    for part in rest:
+        if len(lines[-1]) + 1 + len(part) > room and lines[-1].strip():
+            lines.append("    ")
+        lines[-1] += f".{part}"
+    return "\n".join(lines)
+
+
 def _table(
     names: Sequence[str], titles: Sequence[str], cells: Sequence[Sequence[str]], width: int
 ) -> Any:
@@ -107,7 +118,7 @@ def _table(
             table.add_row(Text(prefix, style="dim"))
         last = prefix
         shown = "  " + name[len(prefix) :] if prefix in hung else name
-        table.add_row(Text(_broken(shown, room)), *map(Text, row))
+        table.add_row(Text(break_name(shown, room)), *map(Text, row))
     return table
 
 
@@ -118,14 +129,3 @@ def _prefix(name: str) -> str:
         if part[:1].isdigit() or part[:1] == "{":
             return ".".join(parts[: index + 1])
     return ""
-
-
-def _broken(name: str, room: int) -> str:
-    """A name in lines of at most ``room``, broken before dots."""
-    first, *rest = _DOT.split(name)
-    lines = [first]
-    for part in rest:
-        if len(lines[-1]) + 1 + len(part) > room and lines[-1].strip():
-            lines.append("    ")
-        lines[-1] += f".{part}"
-    return "\n".join(lines)

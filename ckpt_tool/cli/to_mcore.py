@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_tool.cli import results, ui
+from ckpt_tool.cli.completion import offer
 from ckpt_tool.cli.crc import CheckCrc
 from ckpt_tool.cli.folding import fold, mask_numbers
 from ckpt_tool.cli.options import (
@@ -25,8 +26,8 @@ from ckpt_tool.cli.options import (
 )
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.results_json import plan_json
-from ckpt_tool.cli.tables import format_shape
-from ckpt_tool.common.parallel import is_first
+from ckpt_tool.cli.tables import break_name, format_shape
+from ckpt_tool.common.launchers import is_first
 from ckpt_tool.common.wording import count_noun, format_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def to_mcore(
         str,
         typer.Option(
             metavar="bare|megatron-lm",
+            autocompletion=offer("bare|megatron-lm"),
             help="bare: what dist_checkpointing and verl load. megatron-lm: for its --load.",
         ),
     ] = "bare",
@@ -62,6 +64,7 @@ def to_mcore(
         str,
         typer.Option(
             metavar="stacked|per-layer|hybrid",
+            autocompletion=offer("stacked|per-layer|hybrid"),
             help="How layers are laid out; hybrid: for a HybridModel. [default: as GPTModel does]",
         ),
     ] = "",
@@ -134,7 +137,8 @@ def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) 
             memory = _memory_text(plan, choose_jobs(options.jobs), direct=options.write.is_direct)
             written = f"{format_bytes(plan.total_bytes)} in {count_noun(len(plan.files), 'file')}"
             notes = [f"write    {written}", f"memory   {memory}"]
-            results.show_plan(plan, out, _tensor_table(plan), notes)
+            table = _tensor_table(plan, ui.make_console().width)
+            results.show_plan(plan, out, table, notes)
 
 
 def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
@@ -149,23 +153,33 @@ def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) ->
         raise typer.Exit(ui.EXIT_DIFFERENT)
 
 
-def _tensor_table(plan: McorePlan) -> Table:
+def _tensor_table(plan: McorePlan, width: int) -> Table:
     """Megatron's tensors with what each is made of; layers and experts folded."""
     from rich.table import Table
 
+    titles = ("shape", "dtype", "bytes")
+    groups = _groups(plan.folder.tensors)
+    cells = [_describe(group) for group in groups]
+    used = sum(2 + max(map(len, column)) for column in zip(titles, *cells, strict=True))
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in ("megatron-core  < Hugging Face", "shape", "dtype", "bytes"):
-        table.add_column(title, overflow="fold", justify="right" if title == "bytes" else "left")
-    for group in _groups(plan.folder.tensors):
-        first = group[0][1]
-        size = sum(tensor.nbytes for _, tensor in group)
-        for number, row in enumerate(fold(dict.fromkeys(name for name, _ in group))):
-            cells = (format_shape(first.shape), first.dtype.name, f"{size:,}")
-            table.add_row(ui.make_printable(row.pattern), *(cells if not number else ()))
-        sources = dict.fromkeys(name for _, tensor in group for name in tensor.sources)
-        for row in fold(sources):
-            table.add_row(f"  < {ui.make_printable(row.pattern)}", style="dim")
+    table.add_column("megatron-core  < Hugging Face", overflow="fold")
+    for title in titles:
+        table.add_column(title, no_wrap=True, justify="right" if title == "bytes" else "left")
+    for group, row in zip(groups, cells, strict=True):
+        for number, name in enumerate(fold(dict.fromkeys(name for name, _ in group))):
+            shown = break_name(ui.make_printable(name.pattern), width - used)
+            table.add_row(shown, *(row if not number else ()))
+        for name in fold(dict.fromkeys(name for _, tensor in group for name in tensor.sources)):
+            shown = break_name(f"  < {ui.make_printable(name.pattern)}", width - used)
+            table.add_row(shown, style="dim")
     return table
+
+
+def _describe(group: list[tuple[str, TiledTensor]]) -> tuple[str, str, str]:
+    """The shape and dtype that all of a group have, and the bytes of all."""
+    first = group[0][1]
+    size = sum(tensor.nbytes for _, tensor in group)
+    return format_shape(first.shape), first.dtype.name, f"{size:,}"
 
 
 def _memory_text(plan: McorePlan, jobs: int, *, direct: bool) -> str:

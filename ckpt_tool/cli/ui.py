@@ -21,13 +21,15 @@ from ckpt_tool.common.errors import (
     AmbiguousError,
     CheckpointError,
     CkptError,
+    LostError,
     MappingError,
+    UnknownFormatError,
     lacks_memory,
     say_cause,
     say_lack_of_memory,
 )
-from ckpt_tool.common.parallel import is_first, is_parallel
-from ckpt_tool.common.peers import LostError
+from ckpt_tool.common.launchers import is_first, is_parallel
+from ckpt_tool.common.packages import name_distribution, say_install
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,6 +151,9 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
         details = list(error.names)
     elif isinstance(error, AmbiguousError):
         details = [retype(choice, sys.argv) for choice in error.choices]
+    elif isinstance(error, UnknownFormatError) and error.expected:
+        _print("  Expected one of these:")
+        details = list(error.expected)
     for line in details if verbose else details[:_LISTED]:
         _print(f"  - {_make_line(line)}")
     if len(details) > _LISTED and not verbose:
@@ -159,9 +164,19 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
 
 
 def _explain_unexpected(error: Exception) -> None:
-    """A lack of memory, which libraries report in many ways where there is a limit; or a bug."""
+    """A lack of memory, which libraries report in many ways where there is a limit; or a bug.
+
+    Or a package that is not there: whoever needs one says so before, where that is known.
+    """
     if lacks_memory(error):
         say(f"error: {say_lack_of_memory()}")
+        return
+    package = name_distribution(getattr(error, "name", None) or "ckpt_tool")
+    if isinstance(error, ModuleNotFoundError) and package != "ckpt_tool":
+        if verbose:
+            _trace(error)
+        say(f"error: this needs {package}, which is not installed")
+        _print(f"  {say_install([package])}")
         return
     _trace(error)
     say("error: this is a bug in ckpt; please report it with the lines above")
@@ -187,8 +202,7 @@ def make_console() -> Console:
 
     class Result(Console):
         def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
-            for segment in super().render(*args, **kwargs):
-                yield segment if segment.control else _show_text(segment)
+            yield from _drop_blanks(map(_show_text, super().render(*args, **kwargs)))
 
         def on_broken_pipe(self) -> None:
             """Rich would exit with 1, which is a verdict of ours."""
@@ -198,5 +212,30 @@ def make_console() -> Console:
     return Result(width=width, highlight=False, markup=False, emoji=False)
 
 
+def _drop_blanks(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Lines without the blanks at their ends that nobody sees: tables fill them up."""
+    waiting: list[Segment] = []
+    for segment in segments:
+        if segment.control or (segment.style and segment.style.bgcolor):
+            yield from waiting
+            waiting = []
+            yield segment
+            continue
+        for text in segment.text.splitlines(keepends=True):
+            seen = text.rstrip()
+            if seen:
+                yield from waiting
+                waiting = []
+                yield segment._replace(text=seen)
+            blank = text[len(seen) :]
+            if blank.endswith("\n"):
+                waiting = []
+                yield segment._replace(text="\n")
+            elif blank:
+                waiting.append(segment._replace(text=blank))
+
+
 def _show_text(segment: Segment) -> Segment:
+    if segment.control:
+        return segment
     return segment._replace(text=make_printable(segment.text, "\n"))

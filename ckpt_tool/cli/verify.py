@@ -24,7 +24,7 @@ from ckpt_tool.cli.options import (
 )
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.common.errors import UsageError
-from ckpt_tool.common.parallel import is_first
+from ckpt_tool.common.launchers import is_first
 
 
 @ui.guard

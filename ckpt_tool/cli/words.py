@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
+
+from ckpt_tool.cli.help import Command
 
 #: What the command without a word is registered as: no shell hands this on by accident.
 NO_WORD = "*"
@@ -19,17 +21,28 @@ class WordGroup(TyperGroup):
             args = [NO_WORD, *args]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """The words; of what begins with a hyphen, the options of the command without one."""
+        if incomplete.startswith("-"):
+            return self.commands[NO_WORD].shell_complete(self._make_plain(ctx), incomplete)
+        return super().shell_complete(ctx, incomplete)
+
+    def _make_plain(self, ctx: Any) -> Any:
+        """The context of the command without a word, in the group's place."""
+        return type(ctx)(self.commands[NO_WORD], info_name=ctx.info_name, parent=ctx.parent)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Help on what can be said without a word, and the words."""
         command = self.commands[NO_WORD]
-        plain = type(ctx)(command, info_name=ctx.info_name, parent=ctx.parent)
+        plain = self._make_plain(ctx)
         command.format_usage(plain, formatter)
         command.format_help_text(plain, formatter)
         command.format_options(plain, formatter)
         self.format_commands(ctx, formatter)
+        command.format_epilog(plain, formatter)
 
 
-class PathsCommand(TyperCommand):
+class PathsCommand(Command):
     """A command of ``CKPT... OUT``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

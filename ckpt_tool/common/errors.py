@@ -6,10 +6,12 @@
     ├── UsageError            the request itself makes no sense (flags, paths)
     │   └── AmbiguousError       a folder holds several checkpoints, and one has to be named
     ├── FormatError           a file is not what its format says (truncated, corrupt, unknown)
-    │   └── UnsafeContentError   a pickle names something that is not tensor metadata
+    │   ├── UnsafeContentError   a pickle names something that is not tensor metadata
+    │   └── UnknownFormatError   a folder holds nothing that is read
     ├── CheckpointError       files are readable, but the checkpoint is incomplete or contradictory
     ├── MappingError          names cannot be brought into the wanted form
     ├── OutputError           the output cannot be written (exists, no space, changed plan)
+    ├── LostError             another process of the run is gone
     └── UploadError           the Hub is not reached or refuses: token, repository, connection
 
 ``message``, which ``str`` gives, says what, where and what was expected; ``hint`` says what to do
@@ -93,6 +95,21 @@ class UnsafeContentError(FormatError):
     """A pickle asks for something other than tensor metadata; nothing of it was run."""
 
 
+class UnknownFormatError(FormatError):
+    """The folder ``path`` holds no checkpoint; ``expected``: how those are known that are read."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | PathLike[str],
+        expected: Sequence[str] = (),
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.expected = tuple(expected)
+
+
 class CheckpointError(CkptError):
     """The checkpoint as a whole has problems; ``problems`` lists every one of them."""
 
@@ -111,6 +128,20 @@ class MappingError(CkptError):
 
 class OutputError(CkptError):
     """The output cannot be written."""
+
+
+class LostError(CkptError):
+    """Another process is gone, and will not say why.
+
+    ``is_said``: whether process ``rank`` is the one to say so: the first or, in its place, the
+    second.
+    """
+
+    def __init__(self, lost: str, rank: int) -> None:
+        """``lost``: which; empty where that was not found out."""
+        who = lost or "another process of this run"
+        super().__init__(f"{who} is gone: it was killed, or its machine or network is down")
+        self.is_said = rank == (1 if lost.startswith("rank 0") else 0)
 
 
 class UploadError(CkptError):

@@ -16,6 +16,9 @@ import re
 
 from ckpt_tool.common.errors import UsageError
 
+#: Threads at most, so that a slip of the hand is said: each takes memory, and few gain by more.
+MAX_JOBS = 512
+
 #: What ``torchrun`` sets.
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -115,3 +118,28 @@ def _is_no_task() -> bool:
     if not steps:
         return "SLURM_JOB_ID" in os.environ
     return any(step is not None and step >= _FIRST_SPECIAL_STEP for step in steps)
+
+
+def is_parallel() -> bool:
+    """Whether this process is one of several that can find each other (:func:`find_place`)."""
+    return _find_known_place() is not None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks."""
+    place = _find_known_place()
+    return place is None or place[0] == 0
+
+
+def count_processes() -> int:
+    """How many processes do the work together."""
+    place = _find_known_place()
+    return 1 if place is None else place[1]
+
+
+def _find_known_place() -> tuple[int, int] | None:
+    """What :func:`find_place` finds; where it refuses, each says so by itself, as if alone."""
+    try:
+        return find_place()
+    except UsageError:
+        return None

@@ -18,15 +18,18 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 from ckpt_tool.common.board import Board, GoneError
-from ckpt_tool.common.errors import CkptError, UsageError
-from ckpt_tool.common.launchers import find_place, read_count
-from ckpt_tool.common.peers import LostError, Watch, watch_peers
+from ckpt_tool.common.errors import CkptError, LostError, UsageError
+from ckpt_tool.common.launchers import (
+    MAX_JOBS,
+    find_place,
+    is_parallel,
+    read_count,
+)
+from ckpt_tool.common.packages import require_packages
+from ckpt_tool.common.peers import Watch, watch_peers
 from ckpt_tool.common.progress import NoProgress, Progress
 
 T = TypeVar("T")
-
-#: Threads at most, so that a slip of the hand is said: each takes memory, and few gain by more.
-MAX_JOBS = 512
 
 _JOIN_SECONDS = 300
 _PART_SECONDS = 6.0  # those that are there have heard by then who is not
@@ -155,6 +158,7 @@ def join_world() -> Iterator[World]:
 @contextmanager
 def _meet(rank: int, size: int) -> Iterator[tuple[Board, Watch]]:
     """Where all processes are, and while they are."""
+    require_packages("A run of several processes", ["torch"])
     # Before torch is imported: where a connection is closed it would show every frame of its own.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.rendezvous import rendezvous
@@ -192,31 +196,6 @@ def join_team(jobs: int, progress: Progress | None) -> Iterator[Team]:
 def form_team_alone(jobs: int, progress: Progress | None = None) -> Team:
     """The team of this process alone, as :func:`join_team` makes one."""
     return Team(ALONE, choose_jobs(jobs), progress or NoProgress())
-
-
-def is_parallel() -> bool:
-    """Whether this process is one of several that can find each other (:func:`find_place`)."""
-    return _find_known_place() is not None
-
-
-def is_first() -> bool:
-    """Whether this process is the one that speaks."""
-    place = _find_known_place()
-    return place is None or place[0] == 0
-
-
-def count_processes() -> int:
-    """How many processes do the work together."""
-    place = _find_known_place()
-    return 1 if place is None else place[1]
-
-
-def _find_known_place() -> tuple[int, int] | None:
-    """What :func:`find_place` finds; where it refuses, each says so by itself, as if alone."""
-    try:
-        return find_place()
-    except UsageError:
-        return None
 
 
 def choose_jobs(wanted: int) -> int:

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
-from ckpt_tool.common.errors import CkptError
 from ckpt_tool.common.threads import start
 
 #: Seconds between two looks.
@@ -26,20 +25,6 @@ PERIOD = 2.0
 LIMIT = 10
 
 _ANSWER = timedelta(seconds=30)
-
-
-class LostError(CkptError):
-    """Another process is gone, and will not say why.
-
-    ``is_said``: whether process ``rank`` is the one to say so: the first or, in its place, the
-    second.
-    """
-
-    def __init__(self, lost: str, rank: int) -> None:
-        """``lost``: which; empty where that was not found out."""
-        who = lost or "another process of this run"
-        super().__init__(f"{who} is gone: it was killed, or its machine or network is down")
-        self.is_said = rank == (1 if lost.startswith("rank 0") else 0)
 
 
 class Watch:

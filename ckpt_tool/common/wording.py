@@ -53,3 +53,14 @@ def join_words(words: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``: one word at least."""
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def add_article(noun: str) -> str:
+    """``a DeepSpeed checkpoint``, ``an FSDP checkpoint``, ``rank files``.
+
+    >>> [add_article(noun) for noun in ("FSDP checkpoint", "adapter", "model", "rank files")]
+    ['an FSDP checkpoint', 'an adapter', 'a model', 'rank files']
+    """
+    if noun.endswith("files"):
+        return noun
+    return f"an {noun}" if noun[0] in "aeio" or noun.startswith("FSDP") else f"a {noun}"

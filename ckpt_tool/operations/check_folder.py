@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,11 @@ from pathlib import Path
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team, join_team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.wording import add_article
 from ckpt_tool.plans.holding import hold_folder
+from ckpt_tool.plans.manifest import MANIFEST_NAME
+from ckpt_tool.readers import formats, list_checkpoints
+from ckpt_tool.readers.unknown import refuse_unknown, require_exists
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,7 @@ def check_folder(
 def check_folder_as_team(folder: Path, team: Team) -> FolderResult:
     """The same by processes that have joined already. Raises what :func:`check_folder` does."""
     started = time.monotonic()
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
+    team.world.each(lambda: _require_manifest(folder))
     held = hold_folder(folder, team)
     files = held.manifest.files
     return FolderResult(
@@ -83,4 +88,27 @@ def check_folder_as_team(folder: Path, team: Team) -> FolderResult:
         version=held.manifest.version,
         source=held.manifest.source,
         seconds=time.monotonic() - started,
+    )
+
+
+def _require_manifest(folder: Path) -> None:
+    """UsageError where no manifest is, which says what is there, and what takes that."""
+    require_exists(folder)
+    if os.path.lexists(folder / MANIFEST_NAME):
+        return
+    found = list_checkpoints(folder).places
+    if not found and folder.is_dir():
+        raise refuse_unknown(folder, formats.FORMATS)
+    named = shlex.quote(str(folder))
+    if len(found) > 1:
+        raise UsageError(
+            f"{folder}: {len(found)} checkpoints are below it, and no {MANIFEST_NAME} is in it,"
+            " which says what its files are",
+            hint=f"List them with: ckpt inspect {named}",
+        )
+    what = add_article(found[0].format.title) if folder.is_dir() else "a file"
+    lacks = f", without the {MANIFEST_NAME} that says what its files are"
+    raise UsageError(
+        f"{folder}: this is {what}{lacks if folder.is_dir() else ', not a folder'}",
+        hint=f"Compare it with another checkpoint: ckpt verify {named} REFERENCE",
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.wording import add_article
 from ckpt_tool.operations.source import holds_megatron, is_named
 from ckpt_tool.readers import find_format, list_titles
 from ckpt_tool.readers.base import Checkpoint
@@ -20,20 +22,26 @@ def require_kind(checkpoint: Checkpoint, wanted: str, paths: Sequence[Path]) -> 
     kind = "megatron" if holds_megatron(checkpoint) else row.merge_command
     if kind and kind == (wanted or kind):
         return
-    found = f"a checkpoint of format {checkpoint.format}"
+    found = add_article(row.title)
     if row.names == "nested":
         are = "are" if kind == "megatron" else "are not"
         found += f", whose tensors {are} named as megatron-core names them"
+    expected = f"; expected: {', '.join(list_titles(wanted))}" if wanted else ""
     raise UsageError(
-        f"{checkpoint.path}: {found}; expected: {', '.join(list_titles(wanted))}",
-        hint=_advise(checkpoint, kind, paths),
+        f"{checkpoint.path}: this is {found}{expected}", hint=_advise(checkpoint, kind, paths)
     )
 
 
 def _advise(checkpoint: Checkpoint, kind: str, paths: Sequence[Path]) -> str:
-    named = " ".join(map(str, paths))
+    named = shlex.join(map(str, paths))
     if kind:
         return f"Merge it with: ckpt merge {kind} {named} OUT"
     if is_named(checkpoint):
-        return "This is a Hugging Face model already: there is nothing to merge."
+        return (
+            "There is nothing to merge. Compare it with a checkpoint:"
+            f" ckpt verify CKPT {named}. Make one of megatron-core of it: ckpt to-mcore {named} OUT"
+        )
+    if checkpoint.format == "fsdp-rank":
+        folder = shlex.quote(str(checkpoint.path.parent))
+        return f"Merge all ranks, by their folder: ckpt merge {folder} OUT"
     return f"See what it is with: ckpt inspect {named}"

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt_tool.common.parallel import Team, form_team_alone, is_first, join_team
+from ckpt_tool.common.launchers import is_first
+from ckpt_tool.common.parallel import Team, form_team_alone, join_team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.operations.merge_plan import Folders, make_plan
 from ckpt_tool.operations.options import MergeOptions

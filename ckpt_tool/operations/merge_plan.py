@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,10 +39,14 @@ from ckpt_tool.operations.source import (
 from ckpt_tool.plans.checks.dtypes import Held
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.readers import read_together
-from ckpt_tool.tensors.dtypes import BY_NAME
+from ckpt_tool.tensors.dtypes import BY_NAME, FLOAT32
+from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.reshaped import list_paths
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.safetensors import ADAPTER_NAME, plan_file, plan_files
+
+#: A model of 700 billion parameters has 270, of 5 GB each.
+_MANY_FILES = 500
 
 #: The folder of a checkpoint, or those of one whose ranks lie on several nodes.
 Folders = str | Path | Sequence[str | Path]
@@ -136,14 +140,42 @@ def _plan_files(source: Source, model: HubModel, held: Held, options: MergeOptio
         files=files,
         beside=beside,
         dropped=model.dropped | beside.dropped,
-        warnings=[*model.warnings, *held.warnings, *beside.warnings, *_warn_of_trl(model, files)],
+        warnings=[
+            *model.warnings,
+            *held.warnings,
+            *beside.warnings,
+            *_warn_of_trl(model, files),
+            *_warn_of_many(files, options),
+        ],
         lora=model.lora,
         filled=_list_filled(source, model),
         tied=model.tied,
         adapter=adapter,
         views=model.views,
         heard=held.heard,
+        float32=_say_float32(tensors, options, config),
     )
+
+
+def _say_float32(
+    tensors: Mapping[str, LazyTensor], options: MergeOptions, config: ModelConfig | None
+) -> str:
+    """Why most weights are float32, where nobody asked for it; else empty."""
+    if options.dtype != "auto" or find_main_dtype(tensors.values()) != FLOAT32:
+        return ""
+    if config is not None and config.dtype is not None:
+        return "as config.json says"
+    return "as in the checkpoint" + ("" if config is None else ": config.json names no dtype")
+
+
+def _warn_of_many(files: Sequence[PlannedFile], options: MergeOptions) -> Iterator[str]:
+    """A warning where the weights are in more files than anybody wants."""
+    count = sum(file.role == "weights" for file in files)
+    if count > _MANY_FILES:
+        yield (
+            f"the weights are in {count:,} files, each with what"
+            f" `max_shard_size={options.max_shard_size!r}` has room for; 5GB is usual"
+        )
 
 
 def _list_filled(source: Source, model: HubModel) -> list[str]:

@@ -12,8 +12,10 @@ from ckpt_tool.compare.stats import Tolerance
 from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.plans.options import WriteOptions
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+#: A plain number is bytes; of less than this somebody has forgotten the unit.
+_LEAST_PLAIN = 10**6
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class VerifyOptions(ModelOptions):
 
 
 def parse_size(text: str) -> int:
-    """Bytes in ``5GB``, ``500MB``, ``4GiB`` or a plain number; UsageError otherwise."""
+    """Bytes in ``5GB``, ``500MB``, ``4GiB`` or a large plain number; UsageError otherwise."""
     matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.strip().upper())
     size = 0.0
     if matched and matched[2] in _UNITS:
@@ -145,5 +147,10 @@ def parse_size(text: str) -> int:
     if not 1 <= size < math.inf:
         raise UsageError(
             f"`max_shard_size={text!r}`: is not a size", hint="Write it like 5GB, 500MB or 4GiB."
+        )
+    if matched and not matched[2] and size < _LEAST_PLAIN:
+        raise UsageError(
+            f"`max_shard_size={text!r}`: is {int(size):,} bytes, without a unit",
+            hint=f"Write {matched[1]}GB for gigabytes, or {matched[1]}B if bytes are meant.",
         )
     return int(size)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.packages import require_packages
 from ckpt_tool.common.version import __version__
 from ckpt_tool.mapping.side_files import list_tokenizer
 from ckpt_tool.operations.hub_client import show_bars
@@ -58,6 +59,7 @@ def _settle_small(asked: str | Path, said: str, *, is_tokenizer: bool = False) -
     repository = _find_repository(asked)
     if repository is None:
         return Path(asked)
+    _require_hub(said)
     known = _find_snapshot(repository)
     if known is not None and (known / "config.json").is_file() and list_tokenizer(known):
         return known
@@ -78,6 +80,7 @@ def _settle_weights(asked: str | Path, said: str) -> Path:
     repository = _find_repository(asked)
     if repository is None:
         return Path(asked)
+    _require_hub(said)
     known = _find_snapshot(repository)
     if known is None:
         raise UsageError(
@@ -86,6 +89,11 @@ def _settle_weights(asked: str | Path, said: str) -> Path:
             hint=f"Fetch it yourself: hf download {repository}",
         )
     return known
+
+
+def _require_hub(said: str) -> None:
+    """UsageError where nobody can look into the Hub's cache, or ask the Hub."""
+    require_packages(f"{said}: no such folder, and looking on the Hub", ["huggingface_hub"])
 
 
 def _find_snapshot(repository: str) -> Path | None:

@@ -6,6 +6,7 @@ that none is missing or left over; writing moves each byte once (:mod:`ckpt_tool
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.garbage import pause_collection
 from ckpt_tool.common.parallel import Team, form_team_alone, join_team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.wording import add_article
 from ckpt_tool.mapping.casting import cast_all, choose_dtype, hold_known, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub.form import HubModel
@@ -150,11 +152,11 @@ def _require_choices(options: ToMcoreOptions) -> None:
 def _open(model: str | Path, progress: Progress) -> Checkpoint:
     checkpoint = leave_out_training(open_checkpoint(model, progress=progress))
     if checkpoint.format not in ("huggingface", "torch"):
-        command = find_format(checkpoint.format).merge_command
-        hint = f"Make one of it first: ckpt merge {command} {model} OUT" if command else ""
+        row, named = find_format(checkpoint.format), shlex.quote(str(model))
+        first = f"Make one of it first: ckpt merge {named} MODEL, then: ckpt to-mcore MODEL OUT"
         raise UsageError(
-            f"{model}: a checkpoint of format {checkpoint.format}, not a Hugging Face model",
-            hint=hint or f"See what it is with: ckpt inspect {model}",
+            f"{model}: this is {add_article(row.title)}, not a Hugging Face model",
+            hint=first if row.merge_command else f"See what it is with: ckpt inspect {named}",
         )
     checkpoint.require_sound()
     return checkpoint

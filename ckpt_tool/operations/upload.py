@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import CkptError, UploadError, UsageError
+from ckpt_tool.common.packages import require_packages
 from ckpt_tool.common.version import __version__
 from ckpt_tool.operations.hub_client import answer, find_token, make_api, make_refusal, show_bars
 from ckpt_tool.plans.huggingface import HubPlan
@@ -174,6 +175,7 @@ def _require_all(api: Any, target: Target, commit: str, folder: Path) -> int:
 
 
 def _require_name(repo: str) -> None:
+    require_packages("`upload`", ["huggingface_hub"])
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

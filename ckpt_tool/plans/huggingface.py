@@ -16,7 +16,7 @@ from ckpt_tool.mapping.side_files import SideFiles
 from ckpt_tool.plans.checks.judge import Helpless, Judge
 from ckpt_tool.plans.checks.opening import Answer
 from ckpt_tool.plans.checks.question import PACKED, list_questions
-from ckpt_tool.plans.checks.safetensors import require_readable
+from ckpt_tool.plans.checks.safetensors import require_readable, warn_of_no_library
 from ckpt_tool.plans.checks.transformers import TransformersJudge
 from ckpt_tool.plans.manifest import encode_json
 from ckpt_tool.plans.plan import Plan
@@ -86,10 +86,15 @@ class HubPlan(Plan):
         questions = list_questions(self.config, self.views, self.model)
         return TransformersJudge(questions, self.heard, must=must)
 
-    def require_readable(self, folder: Path) -> None:
-        """OutputError unless the safetensors library finds in each file what was planned."""
-        for file in self.files:
+    def require_readable(self, folder: Path) -> list[str]:
+        """OutputError unless the safetensors library finds in each file what was planned.
+
+        A warning where it is not installed.
+        """
+        warnings = warn_of_no_library()
+        for file in self.files if not warnings else ():
             require_readable(file, folder / file.name)
+        return warnings
 
     def side_files(self) -> Iterator[tuple[str, bytes]]:
         """What goes along with the weights, and the settings of an adapter."""

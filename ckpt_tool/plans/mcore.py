@@ -45,8 +45,9 @@ class McorePlan(Plan):
         """megatron-core, where it is asked for."""
         return MegatronJudge(self.rules, self.folder.prefix) if check_load else None
 
-    def require_readable(self, folder: Path) -> None:
+    def require_readable(self, folder: Path) -> list[str]:
         """Nothing more: torch and megatron-core read no part of it without its metadata."""
+        return []
 
     def side_files(self) -> tuple[()]:
         """None: all that is written beside the tensors is needed to find them."""

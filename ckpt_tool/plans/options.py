@@ -114,6 +114,7 @@ class WriteResult:
     ``already_complete``: all of it was there before, and nothing was written. ``manifest``: whether
     there is one in ``output``.
     ``crc``: what the checksums of the sources say; None: they have none, or nobody asked.
+    ``float32``: why most weights are, where nobody asked for it; else empty.
     """
 
     format: str
@@ -136,3 +137,4 @@ class WriteResult:
     already_complete: bool = False
     manifest: bool = True
     crc: CrcCheck | None = None
+    float32: str = ""

@@ -38,7 +38,7 @@ class Plan(ABC):
     ``files``: those that hold tensors, in order. ``dropped`` maps names that are left out on
     purpose to the reason, ``tied`` those of them that repeat another tensor to its name. ``lora``:
     what was done with adapters. ``filled``: names of tensors that the checkpoint lacked, and
-    another model had.
+    another model had. ``float32``: why the weights are, where nobody asked for it; else empty.
     """
 
     checkpoint: Checkpoint
@@ -49,6 +49,7 @@ class Plan(ABC):
     lora: LoraNote | None = None
     filled: list[str] = field(default_factory=list)
     tied: dict[str, str] = field(default_factory=dict)
+    float32: str = ""
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:
@@ -176,8 +177,11 @@ class Plan(ABC):
         """
 
     @abstractmethod
-    def require_readable(self, folder: Path) -> None:
-        """OutputError unless the library that its files are for reads them in ``folder``."""
+    def require_readable(self, folder: Path) -> list[str]:
+        """OutputError unless the library that its files are for reads them in ``folder``.
+
+        A warning where it is not installed.
+        """
 
     @abstractmethod
     def side_files(self) -> Iterable[tuple[str, bytes]]:

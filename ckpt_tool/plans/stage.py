@@ -57,12 +57,12 @@ def stage(plan: Plan, judge: Judge, staging: Staging, options: WriteOptions, tea
         seconds = time.monotonic() - begun
         crc = _settle(plan, sums, staging, team, every=every)
         first(lambda: _put_small_files(plan, written, staging, manifest=options.manifest))
-        first(lambda: plan.require_readable(staging.path))
+        warnings = first(lambda: plan.require_readable(staging.path))
         different = read_back(plan, staging.path, team) if options.verify else None
         verdict = Verdict()
         if not different:
             verdict = first(lambda: hear(judge, staging.path, team.progress))
-        warnings = first(lambda: _close(plan, staging, options, different=bool(different)))
+        warnings += first(lambda: _close(plan, staging, options, different=bool(different)))
     except BaseException as error:
         if judge.is_early and isinstance(error, (MappingError, UsageError)):
             staging.discard()  # not the model that its config says

@@ -145,6 +145,7 @@ def _make_result(
         already_complete=outcome.seconds is None,
         manifest=has_manifest,
         crc=outcome.crc,
+        float32=plan.float32,
     )
 
 

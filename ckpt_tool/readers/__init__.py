@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.readers import formats
 from ckpt_tool.readers.base import Checkpoint, Format, Wanted
@@ -19,6 +19,7 @@ from ckpt_tool.readers.formats import find_format, list_titles
 from ckpt_tool.readers.runs import Found, find_only, list_places
 from ckpt_tool.readers.spread import open_parts
 from ckpt_tool.readers.together import read_together
+from ckpt_tool.readers.unknown import refuse_unknown, require_exists
 
 __all__ = [
     "Checkpoint",
@@ -48,8 +49,8 @@ def open_checkpoint(
 
     Raises UsageError where there is nothing at ``path``, AmbiguousError where several checkpoints
     are below it, as an actor and a critic, or steps of which no file says which is the last;
-    FormatError where nothing there is known; UnsafeContentError where a pickle asks for code;
-    OSError where a folder cannot be read.
+    UnknownFormatError where nothing there is known; UnsafeContentError where a pickle asks for
+    code; OSError where a folder cannot be read.
 
     >>> import tempfile, torch
     >>> from ckpt_tool.readers import open_checkpoint
@@ -63,17 +64,12 @@ def open_checkpoint(
     (6,) float32 tensor([2., 3., 4.])
     """
     path = Path(path)
-    _require_exists(path)
+    require_exists(path)
     found = _open(path, wanted, progress)
     if found is None:
         found = _open(find_only(path, formats.FORMATS), wanted, progress)
     if found is None:
-        known = ", ".join(row.files for row in formats.FORMATS if row.files)
-        raise FormatError(
-            "no checkpoint of a known format in this folder",
-            path=path,
-            hint=f"Expected one of these: {known}.",
-        )
+        raise refuse_unknown(path, formats.FORMATS)
     return replace(found, named=(path,))
 
 
@@ -93,7 +89,7 @@ def list_checkpoints(path: str | Path) -> Found:
 
     UsageError where there is nothing; OSError where a folder cannot be read.
     """
-    _require_exists(Path(path))
+    require_exists(Path(path))
     return list_places(Path(path), formats.FORMATS)
 
 
@@ -115,7 +111,7 @@ def open_folders(
         return open_checkpoint(paths[0], wanted, progress)
     named = [Path(path) for path in paths]
     for path in named:
-        _require_exists(path)
+        require_exists(path)
     for row in formats.FORMATS:
         found = {path: row.parts.locate(path) for path in named} if row.parts else {}
         if row.parts and any(found.values()):
@@ -127,8 +123,3 @@ def open_folders(
         path=paths[0],
         hint=f"See what is there with: ckpt inspect {paths[0]}",
     )
-
-
-def _require_exists(path: Path) -> None:
-    if not path.exists():
-        raise UsageError(f"{path}: no such file or folder")

@@ -254,7 +254,7 @@ def test_other_checkpoints_are_refused_with_advice(hf, tmp_path):
     assert_refused(run(fsdp, tmp_path / "out"), tmp_path / "out", "fsdp", "ckpt merge")
     result = run(tmp_path / "torch_dist", tmp_path / "out")
     assert_refused(
-        result, tmp_path / "out", "format torch_dist", "Make one of it first: ckpt merge megatron"
+        result, tmp_path / "out", "a megatron-core torch_dist", "Make one of it first: ckpt merge "
     )
 
 

@@ -82,9 +82,9 @@ def spoil_manifest(out: Path) -> None:
 
 
 NO_VERDICT = {
-    "no manifest": (lambda out: (out / MANIFEST_NAME).unlink(), f"no {MANIFEST_NAME} in it"),
+    "no manifest": (lambda out: (out / MANIFEST_NAME).unlink(), f"without the {MANIFEST_NAME}"),
     "damaged": (spoil_manifest, "not a manifest of this version"),
-    "no folder": (lambda out: out.rename(out.parent / "moved"), "no such folder"),
+    "no folder": (lambda out: out.rename(out.parent / "moved"), "no such file or folder"),
 }
 
 

@@ -84,7 +84,7 @@ def test_several_that_cannot_find_each_other_do_nothing(monkeypatch, variables) 
         parallel.join_world().__enter__()
     assert "torchrun --nproc-per-node" in error.value.hint
     assert "WORLD_SIZE=1" in error.value.hint
-    assert parallel.is_first()  # each says it
+    assert launchers.is_first()  # each says it
 
 
 @pytest.mark.parametrize("variables", ALONE.values(), ids=ALONE)
@@ -99,12 +99,12 @@ def test_variables_that_make_no_sense_are_named_at_once(monkeypatch, name, value
     set_launcher(monkeypatch, {**TORCHRUN, name: value})
     with pytest.raises(UsageError, match=f"^{name}=.*, expected a number: [01] "):
         parallel.join_world().__enter__()
-    assert parallel.is_first()  # so that it is said
+    assert launchers.is_first()  # so that it is said
 
 
 def test_what_torchrun_says_is_believed(monkeypatch) -> None:
     set_launcher(monkeypatch, {**TORCHRUN, "LOCAL_WORLD_SIZE": "2", "SLURM_NTASKS": "8"})
     assert launchers.find_place() == (1, 2)
-    assert parallel.is_parallel()
-    assert not parallel.is_first()
+    assert launchers.is_parallel()
+    assert not launchers.is_first()
     assert parallel.count_local() == 2

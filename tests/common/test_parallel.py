@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.common import parallel
+from ckpt_tool.common import launchers, parallel
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import World
 from tests.support import megatron
@@ -55,13 +55,13 @@ def test_only_all_variables_together_make_a_group(monkeypatch, variables, expect
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert parallel.is_parallel() is expected
+    assert launchers.is_parallel() is expected
 
 
 def test_jobs_have_an_upper_end() -> None:
-    assert parallel.choose_jobs(parallel.MAX_JOBS) == parallel.MAX_JOBS
-    for jobs in (-1, parallel.MAX_JOBS + 1, 20_000, 10**30):
-        with pytest.raises(UsageError, match=f"`jobs={jobs}`: expected 1 to {parallel.MAX_JOBS}"):
+    assert parallel.choose_jobs(launchers.MAX_JOBS) == launchers.MAX_JOBS
+    for jobs in (-1, launchers.MAX_JOBS + 1, 20_000, 10**30):
+        with pytest.raises(UsageError, match=f"`jobs={jobs}`: expected 1 to {launchers.MAX_JOBS}"):
             parallel.choose_jobs(jobs)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tool.common.peers import LostError
+from ckpt_tool.common.errors import LostError
 from tests.common.test_parallel import assert_same_folders
 from tests.support.merging import TINY, values, write_rank
 from tests.support.slurm import sbatch

@@ -24,7 +24,15 @@ from tests.documents.scenes import SCENES, Cases
 BLOCKS = [block for page in PAGES for block in list_blocks(page)]
 PLACES = sorted({(str(block.page.relative_to(PROJECT)), block.scene) for block in BLOCKS})
 #: Lines that begin so are no lines for us; what they run has tests of its own.
-OTHERS = ("make ", "pip install", "torchrun ", "sbatch ", "git clone", "cd ")
+OTHERS = (
+    "make ",
+    "pip install",
+    "torchrun ",
+    "sbatch ",
+    "git clone",
+    "cd ",
+    "ckpt --show-completion ",
+)
 REWRITE = bool(os.environ.get("REWRITE_DOCS"))
 
 

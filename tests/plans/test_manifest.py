@@ -339,7 +339,10 @@ def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_one_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"no {MANIFEST_NAME} in it"):
+    with pytest.raises(FormatError, match="this folder, which is empty"):
         check_folder(tmp_path)
-    with pytest.raises(UsageError, match="no such folder"):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UsageError, match=f"this is a .*, without the {MANIFEST_NAME} that"):
+        check_folder(tmp_path)
+    with pytest.raises(UsageError, match="no such file or folder"):
         check_folder(tmp_path / "nowhere")

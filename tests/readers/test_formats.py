@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import ckpt_tool.readers
 from ckpt_tool.cli.app import app
-from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.errors import FormatError, UnknownFormatError
 from ckpt_tool.readers import find_format, formats, open_checkpoint
 from ckpt_tool.readers.base import Checkpoint, Entry, Format, Holding, ShardFile
 from ckpt_tool.tensors.chunks import Region
@@ -73,12 +73,13 @@ def test_a_format_of_one_row_is_inspected(tape):
 
 
 def test_where_nothing_is_known_every_format_of_folders_is_offered(tape, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FormatError) as refused:
-        open_checkpoint(tmp_path / "empty")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train.py").touch()
+    with pytest.raises(UnknownFormatError) as refused:
+        open_checkpoint(tmp_path / "other")
+    assert "a tape (tape.json)" in refused.value.expected
     offered = [row.files for row in formats.FORMATS if row.files]
-    assert "a tape (tape.json)" in offered
-    assert all(files in refused.value.hint for files in offered)
+    assert list(refused.value.expected) == offered
 
 
 def test_names_and_titles_are_each_of_one_row():

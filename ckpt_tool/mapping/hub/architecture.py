@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ckpt_tool.common.packages import list_missing, say_missing
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.library import import_library
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -74,11 +76,14 @@ def find_classifier(config: ModelConfig, kind: str) -> str:
 def warn_of_unknown_class(config: ModelConfig) -> list[str]:
     """A warning where the config names a classifier that transformers does not have.
 
-    MappingError where transformers cannot be imported.
+    Also where transformers is not installed; MappingError where it is and cannot be imported.
     """
     kind = _KIND.search(config.architecture)
     if kind is None or not kind[1].endswith("Classification"):
         return []
+    missing = list_missing(["transformers"])
+    if missing and "transformers" not in sys.modules:
+        return [f"nobody says whether there is a {config.architecture}: {say_missing(missing)}"]
     if find_classifier(config, kind[1].removesuffix("Classification")) or "auto_map" in config.raw:
         return []
     return [

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.packages import OF_TRANSFORMERS, list_missing, say_install
 from ckpt_tool.mapping.config import ModelConfig
 
 _WEIGHTS_ALONE = "Write the weights alone, under the names they have, with `keep_names=True`."
@@ -26,9 +27,11 @@ def import_library(module: str, needed: str) -> Any:
     try:
         return import_module(module)
     except Exception as error:  # a broken installation raises whatever it likes
+        missing = list_missing(OF_TRANSFORMERS)
+        mend = f"Install it: {say_install(missing)}. " if missing else "Mend the installation. "
         raise MappingError(
             f"{needed}, and transformers cannot be imported: {describe_error(error)}",
-            hint=f"Install transformers, or mend it. {_WEIGHTS_ALONE}",
+            hint=f"{mend}{_WEIGHTS_ALONE}",
         ) from error
 
 

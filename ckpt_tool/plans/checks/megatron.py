@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError, UsageError
+from ckpt_tool.common.packages import require_packages
 from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.plans.checks.child import Child
 from ckpt_tool.plans.checks.judge import Judge, Verdict
 from ckpt_tool.plans.options import LoadCheck
 
-_NEEDED = {"torch": "torch", "megatron.core": "megatron-core"}
+_NEEDED = ("torch", "megatron.core")
 _CHILD = "ckpt_tool.plans.checks.megatron_child.__main__"
 _WITHOUT = "Leave `write.check_load` out, or install a megatron-core that knows the model."
 
@@ -50,16 +50,7 @@ class MegatronJudge(Judge):
 
 def require_megatron() -> None:
     """UsageError where megatron-core or torch is not installed; imports neither."""
-    for module, package in _NEEDED.items():
-        try:
-            found = find_spec(module)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            raise UsageError(
-                f"`write.check_load` needs {package}, which is not installed",
-                hint=f"pip install {package}, or leave `write.check_load` out.",
-            )
+    require_packages("`write.check_load`", _NEEDED, otherwise=", or leave `write.check_load` out.")
 
 
 def check_mcore_load(rules: Rules, folder: Path) -> LoadCheck:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ckpt_tool.common.packages import OF_TRANSFORMERS, list_missing, say_missing
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.hub.names import is_fused
@@ -75,13 +76,17 @@ def list_questions(
 def ask(questions: Sequence[Question], *, may_start: bool = True) -> list[Answer] | Child:
     """What transformers answers where it is imported here; else the process that will answer.
 
-    No answers where that process may not be started.
+    No answers where that process may not be started; where what it would import is not installed,
+    the answer is that the class is unknown, and why.
     """
     asked = [question.ask() for question in questions]
     if "transformers" in sys.modules:
         return [answer(each) for each in asked]
     if not may_start:
         return []
+    missing = list_missing(OF_TRANSFORMERS)
+    if missing:
+        return [{"library": "transformers", "unknown": say_missing(missing)} for _ in asked]
     return Child(_CHILD, "transformers", {"models": asked})
 
 

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckpt_tool.common.errors import OutputError
+from ckpt_tool.common.packages import list_missing, say_missing
 from ckpt_tool.writers.planned import PlannedFile
+
+
+def warn_of_no_library() -> list[str]:
+    """A warning where the library is not there to open what was written."""
+    missing = list_missing(["safetensors"])
+    return [f"not opened by the safetensors library: {say_missing(missing)}"] if missing else []
 
 
 def require_readable(planned: PlannedFile, path: Path) -> None:

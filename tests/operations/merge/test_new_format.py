@@ -36,7 +36,7 @@ def test_an_invented_format_of_an_invented_family(tape, invented, tmp_path):
 
 
 def test_other_commands_say_which_one_it_is_for(tape, tmp_path):
-    with pytest.raises(UsageError, match="format tape") as refused:
+    with pytest.raises(UsageError, match="this is a Tape; expected: FSDP checkpoint") as refused:
         merge(Job(tape, tmp_path / "out", "fsdp"), MergeOptions(keep_names=True))
     assert refused.value.hint == f"Merge it with: ckpt merge tape {tape} OUT"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from ckpt_tool.plans.checks.megatron_child.config import (
     make_vision_config,
 )
 from ckpt_tool.plans.checks.megatron_child.cpu import call
-from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
+from ckpt_tool.plans.checks.megatron_child.hybrid import UnknownModelError, make_hybrid_model
 from ckpt_tool.plans.checks.megatron_child.request import Request
+
+#: Where megatron-core decides on it, since 0.19.
+_NORMS = "megatron.core.transformer.mla_qk_norm_config"
 
 
 class NoAttention(torch.nn.Module):
@@ -49,6 +53,7 @@ def make_sharded_state(request: Request) -> dict[str, Any]:
 
 def _modules(request: Request) -> dict[str, Any]:
     """The modules by the prefix of their keys: one, or those of a model that sees too."""
+    _require_plain_queries(request)
     hybrid = request.layout == "hybrid"
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
     if hybrid:
@@ -68,6 +73,19 @@ def _modules(request: Request) -> dict[str, Any]:
             input_size=compute_joined_width(vision),
         ),
     }
+
+
+def _require_plain_queries(request: Request) -> None:
+    """UnknownModelError for queries that latent attention neither compresses nor norms.
+
+    Since 0.19 megatron-core norms what they are made of, in every spec: another model.
+    """
+    text = request.config.text
+    if text.get("kv_lora_rank") and not text.get("q_lora_rank") and find_spec(_NORMS) is not None:
+        raise UnknownModelError(
+            "since 0.19 queries of latent attention have a norm there, which this model has not;"
+            " megatron-core 0.18 has it (pip install 'megatron-core<0.19')"
+        )
 
 
 def _language_model(request: Request, config: TransformerConfig) -> GPTModel:

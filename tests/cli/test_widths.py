@@ -1,0 +1,65 @@
+"""What is shown at 80 and 160 columns: lines end with a word, names are broken before dots only."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.text import Text
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from ckpt_tool.cli import ui
+from ckpt_tool.cli.app import app
+from tests.real.megatron_models import write_model
+from tests.support.merging import TINY, write_rank
+
+NAME = "model.layers.{}.post_attention_layernorm_of_some_length.weight"
+STATE = {NAME.format(n): torch.arange(6.0) + n for n in range(3)} | {"a.weight": torch.ones(2)}
+
+
+def show(width: int, *words: object, code: int = 0) -> list[str]:
+    done = CliRunner(env={"COLUMNS": str(width)}).invoke(app, list(map(str, words)))
+    assert done.exit_code == code, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The ranks of :data:`STATE` as a model of which one tensor differs."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY))
+    save_file(STATE | {"a.weight": torch.zeros(2)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_no_line_ends_with_blanks(width: int, model: Path, tmp_path: Path) -> None:
+    ranks = [write_rank(tmp_path / f"run/step-{step}", STATE, TINY) for step in (1, 2)]
+    shown = show(width, "inspect", ranks[0])
+    shown += show(width, "inspect", tmp_path / "run")
+    shown += show(width, "merge", ranks[0], tmp_path / "out", "--dry-run", "--config", "none")
+    shown += show(width, "verify", ranks[0], model, "--config", "none", "--heatmap", code=1)
+    assert len(shown) > 25
+    assert [line for line in shown if line != line.rstrip()] == []
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_names_of_megatron_are_broken_before_dots(width: int, tmp_path: Path) -> None:
+    model = write_model("qwen3", tmp_path / "model")
+    words = ("to-mcore", model, tmp_path / "out", "--dry-run")
+    shown = [line for line in show(width, *words) if str(tmp_path) not in line]
+    assert [line for line in shown if len(line) > width or line != line.rstrip()] == []
+    joined = re.sub(r"(?:  +[^<\n]+)?\n    \.", ".", "\n".join(shown))
+    names = [row["name"] for row in json.loads("\n".join(show(80, *words, "--json")))["tensors"]]
+    assert [name for name in names if not re.search(rf"(?m)^{re.escape(name)}( |$)", joined)] == []
+    assert "  < model.layers.{0..3}.post_attention_layernorm.weight" in joined
+
+
+def test_blanks_on_a_colour_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    console = ui.make_console()
+    with console.capture() as capture:
+        console.print(Text.assemble("a", ("  ", "on red"), "  \n b  \n"))
+    assert capture.get() == "a  \n b\n\n"
