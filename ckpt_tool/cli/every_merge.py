@@ -25,6 +25,7 @@ from ckpt_tool.cli.options import (
     Manifest,
     Overwrite,
     Resume,
+    Step,
     Verify,
     Weights,
     settle_config,
@@ -95,6 +96,7 @@ def _every_merge(
             " weights and index only.",
         ),
     ] = None,
+    step: Step = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(

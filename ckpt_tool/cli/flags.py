@@ -22,6 +22,7 @@ FLAGS = {
     "lora.base": "--base",
     "fill_from": "--fill-from",
     "weights": "--weights",
+    "step": "--step",
     "dtype": "--dtype",
     "tokenizer": "--tokenizer",
     "max_shard_size": "--max-shard-size",

@@ -10,7 +10,7 @@ import typer
 
 from ckpt_tool.cli import ui
 from ckpt_tool.cli.crc import CheckAllCrc, list_scrub_lines, make_crc_json
-from ckpt_tool.cli.options import AsJson, Jobs
+from ckpt_tool.cli.options import AsJson, Jobs, Step
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.runs import make_run_json, show_run
 from ckpt_tool.common.parallel import form_team_alone
@@ -34,6 +34,7 @@ def inspect(
             metavar="PATH", help="Checkpoint folder or file; several folders: one per node."
         ),
     ],
+    step: Step = None,
     shards: Annotated[
         bool, typer.Option("--shards", help="Show every rank's piece: offsets and local shape.")
     ] = False,
@@ -64,14 +65,15 @@ def inspect(
     from ckpt_tool.operations import inspect as operation
     from ckpt_tool.operations.runs import find_run_of_several
 
-    is_of_one = any((shards, patterns, problems, everything, check_crc)) or len(paths) > 1
+    asked = (step, shards, patterns, problems, everything, check_crc)
+    is_of_one = any(asked) or len(paths) > 1
     run = None if is_of_one else find_run_of_several(paths[0])
     if run is not None:
         _show_several(run, as_json=as_json)
         return
     with show_progress(silent=as_json) as progress:
         team = form_team_alone(jobs, progress) if check_crc else None
-        found = operation.inspect_checkpoint(paths, patterns or [], team, progress)
+        found = operation.inspect_checkpoint(paths, patterns or [], team, progress, step=step)
     with ui.guard_output():
         if as_json:
             ui.print_json(_as_object(found, shards=shards))

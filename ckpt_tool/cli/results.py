@@ -106,10 +106,9 @@ def _first_line(result: WriteResult) -> str:
 
 def _source_line(name: str, step: int | None, path: Path) -> str:
     """What the source was taken for, and which of a run's it is."""
-    from ckpt_tool.readers import find_format
+    from ckpt_tool.plans.provenance import find_role, name_source
 
-    of_step = "" if step is None else f" of step {step}"
-    return f"  from     {find_format(name).title}{of_step}: {path}"
+    return f"  from     {name_source(name, step, find_role(path))}: {path}"
 
 
 def show_plan(

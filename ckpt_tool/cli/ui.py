@@ -10,13 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from ckpt_tool.cli.flags import spell_flags, spell_hint
 from ckpt_tool.cli.interrupts import EXIT_INTERRUPTED, raise_interrupts
-from ckpt_tool.cli.retyping import retype
+from ckpt_tool.cli.retyping import retype, retype_last
 from ckpt_tool.common.errors import (
     AmbiguousError,
     CheckpointError,
@@ -148,7 +149,7 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
     elif isinstance(error, MappingError):
         details = list(error.names)
     elif isinstance(error, AmbiguousError):
-        details = [retype(choice, sys.argv) for choice in error.choices]
+        details = _list_choices(error, parameters)
     for line in details if verbose else details[:_LISTED]:
         _print(f"  - {_make_line(line)}")
     if len(details) > _LISTED and not verbose:
@@ -156,6 +157,17 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
         _print(f"  - and {rest} more (--verbose lists them)")
     if hint := spell_hint(error.hint, parameters):
         _print(f"  {make_printable(hint)}")
+
+
+def _list_choices(error: AmbiguousError, parameters: Iterable[str]) -> list[str]:
+    """The command for each choice, and for the last step, where that is one of them."""
+    from ckpt_tool.plans.provenance import find_run
+
+    listed = [retype(choice, sys.argv) for choice in error.choices]
+    steps = [find_run(Path(choice))[1] or 0 for choice in error.choices]
+    if error.has_steps and "step" in parameters and steps.count(max(steps)) == 1:
+        listed.append(retype_last(sys.argv))
+    return listed
 
 
 def _explain_unexpected(error: Exception) -> None:

@@ -19,6 +19,7 @@ from ckpt_tool.cli.options import (
     Prefix,
     RenameParts,
     Select,
+    Step,
     Weights,
     settle_config,
     settle_names,
@@ -43,6 +44,7 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    step: Step = None,
     atol: Annotated[
         float,
         typer.Option(
@@ -120,6 +122,7 @@ def verify(
         lora=LoraOptions(alpha=lora_alpha, base=base),
         fill_from=fill_from,
         weights=weights,
+        step=step,
         check_crc=check_crc,
         **settle_config(config),
     )

@@ -49,7 +49,8 @@ class ModelOptions:
     checkpoints in which that is not plain. ``lora``: what becomes of adapters. ``fill_from``: a
     model folder that has what the checkpoint lacks of its model. ``weights``: ``model``, or
     ``optimizer`` for the float32 weights of Megatron's optimizer, where a ``torch_dist`` folder has
-    some.
+    some. ``step``: which one is meant where a run's folder is named, or ``latest``: the one that
+    its tracker file names, else the highest; None: the tracker file's, or the only one.
     """
 
     config: str | Path | None = None
@@ -58,6 +59,7 @@ class ModelOptions:
     lora: LoraOptions = field(default_factory=LoraOptions)
     fill_from: str | Path | None = None
     weights: str = "model"
+    step: int | str | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.operations.replicas import prove_replicas
 from ckpt_tool.operations.repositories import settle_repositories
+from ckpt_tool.operations.runs import choose_steps
 from ckpt_tool.operations.source import (
     Source,
     describe_left_out,
@@ -70,16 +71,15 @@ class Side:
 def open_sides(left: Path, right: Path, options: ModelOptions, team: Team) -> tuple[Side, Side]:
     """Both checkpoints, opened, proven complete, and by their names on the Hub.
 
-    What is said of names is for the first side that is no Hugging Face model, what is said of
-    adapters for every side that has some, and a config for every side without one, as that of the
-    other side is. Raises what opening and naming do; UsageError where something is said, and there
-    is no side that it is for.
+    A step is the left side's. What is said of names is for the first side that is no Hugging Face
+    model, of adapters for every side that has some, and a config for every side without one, as
+    the other side's. Raises what opening and naming do; UsageError for what no side takes.
     """
     _require_fused(options)
     asked = options
     options = team.world.each(lambda: settle_repositories(asked))
     named = replace(options, lora=LoraOptions(), fill_from=None)
-    plain = replace(named, names=NameOptions(), weights="model")
+    plain = replace(named, names=NameOptions(), weights="model", step=None)
     first = _open(left, named, team)
     sources = [first, _open(right, named if is_named(first.checkpoint) else plain, team)]
     told = _share_out(sources, options)
@@ -115,28 +115,29 @@ def find_tied_heads(left: Side, right: Side, mine: Tensors, theirs: Tensors, tea
 Tied = dict[str, str]
 
 
-def _open(path: Path, options: ModelOptions, team: Team) -> Source:
+def _open(named: Path, options: ModelOptions, team: Team) -> Source:
+    (path,) = team.world.first(lambda: choose_steps([named], options.step))
     with read_together([path], team):
-        source = team.world.each(lambda: _open_whole(path, options, team.progress))
+        source = team.world.each(lambda: _open_whole(path, named, options, team.progress))
     prove_replicas(source.checkpoint, False, team)
     return source
 
 
-def _open_whole(path: Path, options: ModelOptions, progress: Progress) -> Source:
-    source = open_source([path], options, progress)
-    checkpoint = source.checkpoint
-    if checkpoint.format == "fsdp-rank" and checkpoint.world_size != 1:
+def _open_whole(path: Path, named: Path, options: ModelOptions, progress: Progress) -> Source:
+    source = open_source([path], options, progress, [named])
+    ranks = source.checkpoint.world_size
+    if source.checkpoint.format == "fsdp-rank" and ranks != 1:
         raise UsageError(
-            f"{path}: the file of one rank of {checkpoint.world_size}, not a whole checkpoint",
+            f"{path}: the file of one rank of {ranks}, not a whole checkpoint",
             hint="Name the folder in which all ranks are.",
         )
     return source
 
 
 def _require_fused(options: ModelOptions) -> None:
-    if options.lora.mode not in (None, "fuse"):
-        asked = f"`lora.mode={options.lora.mode!r}`"
-        raise UsageError(f"{asked}: models are compared with adapters fused")
+    mode = options.lora.mode
+    if mode not in (None, "fuse"):
+        raise UsageError(f"`lora.mode={mode!r}`: models are compared with adapters fused")
 
 
 def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOptions]:

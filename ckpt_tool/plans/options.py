@@ -100,9 +100,9 @@ class WriteResult:
     """What was written.
 
     ``format``: of the source (``fsdp``, ``torch_dist``, ...), which was found at ``source``, at or
-    below what was named; ``step``: of training, None where nothing says it. ``output``: the folder,
-    links followed. ``num_tensors``, ``total_bytes``, ``files``: the tensors written, and the files
-    that hold them, headers included; small files are not counted.
+    below what was named; ``step``: of training, and ``role``, as ``actor``, None where nothing says
+    it. ``output``: the folder, links followed. ``num_tensors``, ``total_bytes``, ``files``: the
+    tensors written, and the files that hold them, headers included; small files are not counted.
     ``casts``: by pair of dtypes. ``dropped``: names left out on purpose, each with the reason.
     ``seconds``: all of the work, checks included. ``bytes_per_second``: of ``total_bytes`` while
     they were written; 0.0 where they were there before.
@@ -119,6 +119,7 @@ class WriteResult:
     format: str
     source: Path
     step: int | None
+    role: str | None
     output: Path
     num_tensors: int
     total_bytes: int

@@ -36,7 +36,7 @@ def test_what_is_as_it_was_written_is_equal(out: Path) -> None:
     assert done.exit_code == 0
     first, second = done.stdout.splitlines()
     assert first.startswith("Equal: 3 files, ")
-    assert second.split() == "from fsdp of run qwen-grpo, step 100; ckpt-tool 0.1.0".split()
+    assert second.split() == "from fsdp of run qwen-grpo, step 100 (actor); ckpt-tool 0.1.0".split()
     assert done.stderr == ""
 
 
@@ -74,7 +74,7 @@ def test_all_of_it_is_in_the_json(out: Path, spoiled: bool) -> None:
     assert found.keys() == keys("`ckpt verify OUT --json`")
     assert (found["equal"], done.exit_code) == (not spoiled, int(spoiled))
     assert list(found["different"]) == ["config.json"] * spoiled
-    assert found["source"] == {"run": "qwen-grpo", "step": 100, "format": "fsdp"}
+    assert found["source"] == {"run": "qwen-grpo", "step": 100, "role": "actor", "format": "fsdp"}
 
 
 def spoil_manifest(out: Path) -> None:

@@ -60,6 +60,7 @@ def test_it_says_where_the_model_came_from_and_what_was_done(source: Path, tmp_p
     assert found["source"] == {
         "run": "qwen-grpo",
         "step": 100,
+        "role": "actor",
         "format": "fsdp",
         "world_size": 1,
         "files": [{"name": rank.name, "bytes": rank.stat().st_size}],

@@ -57,5 +57,6 @@ def _say_source(result: FolderResult) -> str:
     source = result.source
     words = [f"{source['format'] or 'a checkpoint'}"]
     words += [f"of run {source['run']}"] if source["run"] is not None else []
-    step = [f", step {source['step']}"] if source["step"] is not None else []
-    return f"{' '.join(words)}{''.join(step)}; ckpt-tool {result.version}"
+    step = f", step {source['step']}" if source["step"] is not None else ""
+    role = f" ({source['role']})" if source["role"] is not None else ""
+    return f"{' '.join(words)}{step}{role}; ckpt-tool {result.version}"
