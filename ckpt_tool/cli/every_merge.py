@@ -162,6 +162,10 @@ def _every_merge(
     fsync: Fsync = True,
     direct_io: DirectIo = None,
     manifest: Manifest = True,
+    card: Annotated[
+        bool,
+        typer.Option("--card/--no-card", help="Write a model card, README.md, for people."),
+    ] = True,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:

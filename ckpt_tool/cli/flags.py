@@ -47,6 +47,7 @@ FLAGS = {
     "write.fsync": "--fsync",
     "write.direct": "--direct-io",
     "write.manifest": "--manifest",
+    "card": "--card",
     "upload": "--upload",
     "upload.repo": "--upload",
     "upload.private": "--private",

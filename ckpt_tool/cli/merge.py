@@ -10,6 +10,7 @@ import typer
 
 from ckpt_tool.cli import results, ui, uploads
 from ckpt_tool.cli.every_merge import Request, add_merge_options
+from ckpt_tool.cli.next_steps import show_next
 from ckpt_tool.cli.options import Prefix, RenameParts, Select, settle_names
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.results_json import plan_json
@@ -193,8 +194,10 @@ def _report(result: WriteResult, upload: Upload | None, *, as_json: bool) -> Non
     with ui.guard_output(state + (" It was uploaded." if sent is not None else "")):
         if as_json:
             results.report(result, as_json=True, upload=uploads.upload_json(sent))
-        elif sent is not None:
+            return
+        if sent is not None:
             uploads.show_upload(sent)
+        show_next(result, is_uploaded=sent is not None)
 
 
 def _file_table(plan: HubPlan) -> Table:
@@ -216,8 +219,10 @@ def _file_table(plan: HubPlan) -> Table:
 def _notes(plan: HubPlan, target: Target | None, options: WriteOptions) -> list[str]:
     """What else is written beside the weights, and where all of it would go."""
     notes = []
-    if plan.config is not None:
-        notes.append(f"beside   {', '.join(['config.json', *plan.beside.files])}")
+    names = ["config.json", *plan.beside.files] if plan.config is not None else []
+    names += ["README.md"] if plan.card is not None else []
+    if names:
+        notes.append(f"beside   {', '.join(names)}")
     if target is not None:
         notes.append(uploads.describe_target(target, with_manifest=options.manifest))
     return notes

@@ -138,6 +138,7 @@ def _plan_files(source: Source, model: HubModel, held: Held, options: MergeOptio
         model=tensors,
         files=files,
         beside=beside,
+        has_card=options.card,
         dropped=model.dropped | beside.dropped,
         warnings=[*model.warnings, *held.warnings, *beside.warnings, *_warn_of_trl(model, files)],
         lora=model.lora,

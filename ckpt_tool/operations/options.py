@@ -71,7 +71,8 @@ class MergeOptions(ModelOptions):
     the embedding (None: what the config says). ``value_model``: whether one is wanted (None: what
     the checkpoint is). ``tokenizer``: a folder that it is taken from (None: the checkpoint's, or
     that of the config). ``check_replicas``: copies that the device mesh records are read too.
-    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
+    ``card``: write a model card, ``README.md``, beside a model or an adapter. ``jobs``: threads, 0
+    for one per core, at least 2 and at most 4.
     """
 
     dtype: str = "auto"
@@ -81,6 +82,7 @@ class MergeOptions(ModelOptions):
     check_replicas: bool = False
     jobs: int = 0
     tokenizer: str | Path | None = None
+    card: bool = True
     write: WriteOptions = field(default_factory=WriteOptions)
 
 

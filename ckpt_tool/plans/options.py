@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.mapping.lora.options import LoraNote
+from ckpt_tool.plans.usage import Usage
 from ckpt_tool.writers.stream import WrittenFile
 
 
@@ -114,6 +115,7 @@ class WriteResult:
     ``already_complete``: all of it was there before, and nothing was written. ``manifest``: whether
     there is one in ``output``.
     ``crc``: what the checksums of the sources say; None: they have none, or nobody asked.
+    ``usage``: what opens it; None: weights without a config, or for megatron-core.
     """
 
     format: str
@@ -137,3 +139,4 @@ class WriteResult:
     already_complete: bool = False
     manifest: bool = True
     crc: CrcCheck | None = None
+    usage: Usage | None = None

@@ -146,6 +146,7 @@ def _make_result(
         already_complete=outcome.seconds is None,
         manifest=has_manifest,
         crc=outcome.crc,
+        usage=plan.usage,
     )
 
 

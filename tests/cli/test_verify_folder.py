@@ -35,7 +35,7 @@ def test_what_is_as_it_was_written_is_equal(out: Path) -> None:
     done = run("verify", out)
     assert done.exit_code == 0
     first, second = done.stdout.splitlines()
-    assert first.startswith("Equal: 3 files, ")
+    assert first.startswith("Equal: 4 files, ")
     assert second.split() == "from fsdp of run qwen-grpo, step 100 (actor); ckpt-tool 0.1.0".split()
     assert done.stderr == ""
 
@@ -47,7 +47,7 @@ def test_what_is_not_is_named(out: Path) -> None:
     done = run("verify", out)
     assert done.exit_code == 1
     first, _, *rows = done.stdout.splitlines()
-    assert first == "Different: 2 of 3 files not as ckpt_manifest.json says, 1 too many"
+    assert first == "Different: 2 of 4 files not as ckpt_manifest.json says, 1 too many"
     assert [row.split()[:2] for row in rows] == [
         ["missing", "tokenizer.json"],
         ["unexpected", r"na\x1b[31mme"],
