@@ -14,6 +14,7 @@ from ckpt_tool.cli.next_steps import show_next
 from ckpt_tool.cli.options import Prefix, RenameParts, Select, settle_names
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.results_json import plan_json
+from ckpt_tool.cli.steps import merge_run
 from ckpt_tool.cli.words import NO_WORD, PathsCommand, WordGroup, WordlessCommand
 from ckpt_tool.common.parallel import is_first
 
@@ -139,6 +140,9 @@ def _run(word: str, ckpt: list[Path], out: Path, options: MergeOptions, request:
     """Merge what ``word`` is for; empty: whatever it is."""
     from ckpt_tool.operations.merge import Job
 
+    if request.is_of_run:
+        merge_run(word, ckpt, str(out), options, request)
+        return
     job, upload = Job(ckpt, out, word), request.upload()
     if request.dry_run:
         _dry_run(job, options, upload, as_json=request.as_json)

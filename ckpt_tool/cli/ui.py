@@ -139,10 +139,29 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
     # The first process of several says what went wrong in any of them.
     if not (error.is_said if isinstance(error, LostError) else is_first()):
         return
+    _explain_known(error, parameters)
+
+
+def explain(error: BaseException, parameters: Iterable[str], about: str = "") -> None:
+    """An error that does not end the program, to stderr; ``about``: what it is about."""
+    if verbose:
+        _trace(error)
+    if isinstance(error, (CkptError, OSError)):
+        _explain_known(error, parameters, about)
+
+
+def spell_error(error: BaseException) -> str:
+    """The sentence of an error."""
+    if isinstance(error, CkptError):
+        return spell_flags(error.message)
+    return say_cause(error) if isinstance(error, OSError) else str(error)
+
+
+def _explain_known(error: CkptError | OSError, parameters: Iterable[str], about: str = "") -> None:
     if not isinstance(error, CkptError):
-        say(f"error: {say_cause(error)}")
+        say(f"error: {about}{say_cause(error)}")
         return
-    say(f"error: {error.message}")
+    say(f"error: {about}{error.message}")
     details: list[str] = []
     if isinstance(error, CheckpointError):
         details = [f"[{problem.kind}] {problem}" for problem in error.problems]

@@ -87,6 +87,18 @@ class MergeOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """Which ``steps`` of a run are merged: ``all``, ``latest``, or numbers like ``100,200``.
+
+    ``watch``: also those that come, as they are finished; a look every ``watch_every`` seconds.
+    """
+
+    steps: str = "all"
+    watch: bool = False
+    watch_every: float = 30.0
+
+
+@dataclass(frozen=True)
 class ToMcoreOptions:
     """What ``to-mcore`` can be told.
 
