@@ -180,12 +180,14 @@ def _explain_known(error: CkptError | OSError, parameters: Iterable[str], about:
 
 def _list_choices(error: AmbiguousError, parameters: Iterable[str]) -> list[str]:
     """The command for each choice, and for the last step, where that is one of them."""
-    from ckpt_tool.plans.provenance import find_run
+    from ckpt_tool.plans.provenance import find_run, find_run_folder
 
     listed = [retype(choice, sys.argv) for choice in error.choices]
-    steps = [find_run(Path(choice))[1] or 0 for choice in error.choices]
-    if error.has_steps and "step" in parameters and steps.count(max(steps)) == 1:
-        listed.append(retype_last(sys.argv))
+    if error.has_steps and "step" in parameters:
+        paths = [*map(Path, error.choices)]
+        steps = [find_run(path)[1] or 0 for path in paths]
+        if steps.count(max(steps)) == 1 and len({*map(find_run_folder, paths)} - {None}) == 1:
+            listed.append(retype_last(sys.argv))
     return listed
 
 

@@ -42,8 +42,13 @@ class Watch:
         return self._numbers is not None and self._numbers <= self._steps
 
     def look(self) -> list[Listed]:
-        """Those that are finished now."""
-        ready = [each for each in self.list_wanted() if self._is_finished(each)]
+        """Those that are finished now; none where a folder went while one looked."""
+        try:
+            ready = [each for each in self.list_wanted() if self._is_finished(each)]
+        except FileNotFoundError:
+            if not self._root.is_dir():
+                raise
+            return []
         if self._only_last and ready:
             most = max(each.step or 0 for each in ready)
             ready = [each for each in ready if each.step == most]

@@ -123,6 +123,7 @@ def test_the_last_of_several_runs_is_none(monkeypatch: pytest.MonkeyPatch) -> No
     assert "error: .: several runs are below it\n" in done.stderr
     assert "  - ckpt merge run/global_step_100 out\n" in done.stderr
     assert "  - ckpt merge second/global_step_7 out\n" in done.stderr
+    assert "--step latest" not in ckpt("merge", ".", "out", monkeypatch=monkeypatch).stderr
     assert merge(".", "out", "--step", "7")["source"] == "second/global_step_7/actor"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ckpt_tool.common.errors import CkptError
 from ckpt_tool.operations.watching import Watch
 from tests.support.merging import values, write_rank
 
@@ -121,6 +122,31 @@ def test_it_is_over_when_all_that_were_named_are_done(tmp_path: Path) -> None:
     (tmp_path / "global_step_3" / "more").touch()
     look(watch)
     assert (hand_out(watch), watch.is_over) == ([3], True)
+
+
+def test_a_step_that_is_removed_while_one_looks_is_no_end(
+    watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainers keep the last few."""
+    for step in (1, 2):
+        write_rank(tmp_path / f"global_step_{step}", STATE)
+    look(watch)
+    scan = os.scandir
+
+    def lose(path: str) -> object:
+        if Path(path).name == "global_step_1":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lose)
+        assert look(watch) in ([], [2])
+    assert look(watch) == [1, 2]
+    (tmp_path / "run").mkdir()
+    gone = Watch(tmp_path / "run", None, only_last=False)
+    (tmp_path / "run").rmdir()
+    with pytest.raises(CkptError, match="no such file or folder"):
+        gone.look()
 
 
 def test_a_run_that_has_not_begun(watch: Watch, tmp_path: Path) -> None:
