@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ckpt_tool.common.errors import CkptError
+from ckpt_tool.operations import watching
 from ckpt_tool.operations.watching import Watch
 from tests.support.merging import values, write_rank
 
@@ -131,16 +132,13 @@ def test_a_step_that_is_removed_while_one_looks_is_no_end(
     for step in (1, 2):
         write_rank(tmp_path / f"global_step_{step}", STATE)
     look(watch)
-    scan = os.scandir
 
-    def lose(path: str) -> object:
-        if Path(path).name == "global_step_1":
-            raise FileNotFoundError(2, "No such file or directory", str(path))
-        return scan(path)
+    def lose(root: Path) -> None:
+        raise FileNotFoundError(2, "No such file or directory", str(root / "global_step_1"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "scandir", lose)
-        assert look(watch) in ([], [2])
+        patch.setattr(watching, "list_run", lose)
+        assert look(watch) == []
     assert look(watch) == [1, 2]
     (tmp_path / "run").mkdir()
     gone = Watch(tmp_path / "run", None, only_last=False)
