@@ -57,7 +57,7 @@ def use_model(
         architecture=known,
         opener=of_auto or ("AutoModel" if needs_code or not known else known),
         dtype=dtype,
-        base_model=name_repository(config.raw.get("_name_or_path")),
+        base_model=name_repository(config.raw.get("_name_or_path")) or _find_base(adapter),
         has_tokenizer=has_tokenizer,
         needs_code=needs_code,
         is_generative=decodes and known.endswith(_GENERATES),
@@ -73,9 +73,15 @@ def use_adapter(adapter: AdapterFiles) -> Usage:
         architecture="",
         opener="AutoModelForCausalLM",
         dtype="" if dtype is None else dtype.name,
-        base_model=name_repository(adapter.config.get("base_model_name_or_path")),
+        base_model=_find_base(adapter),
         adapter="",
     )
+
+
+def _find_base(adapter: AdapterFiles | None) -> str:
+    """What an adapter's settings call its base, if that is a repository."""
+    said = None if adapter is None else adapter.config.get("base_model_name_or_path")
+    return name_repository(said)
 
 
 def name_repository(said: object) -> str:

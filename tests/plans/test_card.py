@@ -10,8 +10,10 @@ import torch
 from huggingface_hub import ModelCard
 
 from ckpt_tool import LoraOptions, MergeOptions, check_folder, merge_fsdp
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.lora.options import AdapterFiles
 from ckpt_tool.plans.options import WriteOptions, WriteResult
-from ckpt_tool.plans.usage import name_repository
+from ckpt_tool.plans.usage import name_repository, use_adapter, use_model
 from tests.operations.merge.test_lora import logits
 from tests.support.merging import load_folder, write_rank
 from tests.support.tiny_llama import LLAMA, make_llama
@@ -88,6 +90,16 @@ def test_its_python_opens_adapters_alone(checkpoints, tmp_path: Path) -> None:
     eager = ('"BASE_MODEL"', f'"{base}", attn_implementation="eager"')
     found, expected = logits(case, run_python(out, eager)["model"])
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("of_config", ["", "ada/config"])
+def test_an_adapter_names_its_base(of_config: str) -> None:
+    adapter = AdapterFiles("lora_adapter", {}, {"base_model_name_or_path": "ada/base"})
+    assert use_adapter(adapter).base_model == "ada/base"
+    config = ModelConfig(Path(), LLAMA | {"_name_or_path": of_config}, {})
+    beside = use_model(config, "float32", has_tokenizer=False, adapter=adapter)
+    assert beside.base_model == (of_config or "ada/base")
+    assert use_model(config, "", has_tokenizer=False, adapter=None).base_model == of_config
 
 
 def test_it_is_a_file_of_the_folder_like_others(tmp_path: Path) -> None:
