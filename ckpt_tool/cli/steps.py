@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import progress, ui
 from ckpt_tool.cli.interrupts import EXIT_INTERRUPTED
-from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.results_json import result_json
 from ckpt_tool.common.errors import CkptError, UsageError
 from ckpt_tool.common.wording import format_bytes
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from ckpt_tool.cli.every_merge import Request
     from ckpt_tool.operations.options import MergeOptions
-    from ckpt_tool.operations.run_steps import RunJob, StepOutcome
+    from ckpt_tool.operations.run_steps import StepOutcome
 
 #: What happened, as people are told.
 _SAID = {"complete": "was complete", "different": "differs, not kept"}
@@ -34,9 +33,11 @@ def merge_run(
     from ckpt_tool.operations.run_steps import FAILED, INTERRUPTED, RunJob, Told, merge_steps
 
     _require_alone(ckpt, request)
-    job, chosen, silent = RunJob(ckpt[0], out, word), request.run_options(), request.as_json
-    told = Told(lambda: show_progress(silent=silent), _Waiting(job, chosen.watch_every).say)
-    done = _collect(merge_steps(job, options, chosen, told), request)
+    job, chosen = RunJob(ckpt[0], out, word), request.run_options()
+    signs = _Signs(silent=request.as_json or progress.quiet)
+    line = f"waiting for steps in {job.root}: a look every {chosen.watch_every:g} s, until Ctrl-C"
+    told = Told(lambda: progress.show_progress(silent=signs.silent), lambda: signs.say_once(line))
+    done = _collect(merge_steps(job, options, chosen, told), request, signs)
     with ui.guard_output():
         if request.as_json:
             ui.print_json([_make_json(each) for each in done.outcomes])
@@ -60,13 +61,13 @@ class _Done:
     is_broken: bool = False
 
 
-def _collect(found: Iterator[StepOutcome], request: Request) -> _Done:
+def _collect(found: Iterator[StepOutcome], request: Request, signs: _Signs) -> _Done:
     """Say of each what came of it; what ends all of it is said, too, where there are some."""
     outcomes: dict[Path, StepOutcome] = {}
     try:
         for outcome in found:
             outcomes[outcome.listed.path] = outcome
-            _say(outcome, request.values.keys() - {"resume"})
+            _say(outcome, request.values.keys() - {"resume"}, signs)
     except KeyboardInterrupt:
         return _Done([*outcomes.values()], is_stopped=True)
     except (CkptError, OSError) as error:
@@ -77,17 +78,17 @@ def _collect(found: Iterator[StepOutcome], request: Request) -> _Done:
     return _Done([*outcomes.values()])
 
 
-class _Waiting:
-    """Says once that nothing is to be done yet."""
+class _Signs:
+    """Says how far all of it is, unless nobody wants to know."""
 
-    def __init__(self, job: RunJob, seconds: float) -> None:
-        self._line = f"waiting for steps in {job.root}: a look every {seconds:g} s, until Ctrl-C"
-        self._is_said = False
+    def __init__(self, *, silent: bool) -> None:
+        self.silent = silent
+        self._said: set[str] = set()
 
-    def say(self) -> None:
-        if not self._is_said:
-            ui.say(self._line)
-        self._is_said = True
+    def say_once(self, line: str) -> None:
+        if not self.silent and line not in self._said:
+            ui.say(line)
+        self._said.add(line)
 
 
 def _require_alone(ckpt: Sequence[Path], request: Request) -> None:
@@ -102,13 +103,14 @@ def _require_alone(ckpt: Sequence[Path], request: Request) -> None:
             )
 
 
-def _say(outcome: StepOutcome, parameters: Iterable[str]) -> None:
+def _say(outcome: StepOutcome, parameters: Iterable[str], signs: _Signs) -> None:
     """A line when a step is done, and what is wrong with it."""
     name = _name(outcome)
     if outcome.result is not None:
         for warning in outcome.result.warnings:
             ui.warn(f"{name}: {warning}")
-        ui.say(f"{name}: {_SAID.get(outcome.happened, outcome.happened)}: {outcome.out}")
+        said = _SAID.get(outcome.happened, outcome.happened)
+        signs.say_once(f"{name}: {said}: {outcome.out}")
     elif outcome.happened == "interrupted":
         ui.say(f"{name}: interrupted. {outcome.error}".rstrip())
     elif outcome.error is not None:

@@ -134,6 +134,17 @@ def test_the_result_as_json() -> None:
     assert done.exit_code == 2
 
 
+@pytest.mark.parametrize("words", [["--quiet", "merge"], ["merge", "--json"]])
+def test_who_wants_no_signs_gets_none(words: list[str]) -> None:
+    Path("run/global_step_10/actor/model_world_size_1_rank_0.pt").write_bytes(b"")
+    typed = [*words, "run", "hf/{step}", "--steps", "all", *BARE]
+    done = CliRunner(env={"COLUMNS": "100"}).invoke(app, typed)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("ckpt: error: step 10 (actor): ")
+    assert done.stderr.count("ckpt: ") == 1
+    assert "hf/100" in done.stdout
+
+
 def test_two_roles_need_a_place_for_them() -> None:
     for step in (9, 10):
         write_step(step, "critic")
