@@ -176,7 +176,7 @@ def test_an_upload_that_dies_is_gone_on_with(hub, source, tmp_path, more) -> Non
     assert "--resume" in failed.stderr
     assert f"hf upload model {tmp_path / 'out'} --private" in failed.stderr
     before, sent = files(tmp_path / "out"), list(hub.sent)
-    assert len(before) == 7
+    assert len(before) == 8
     assert len(sent) == 1
     hub.fails = lambda _method, _path: None
     done = run(*arguments, "--resume")

@@ -128,7 +128,7 @@ def test_processes_of_torchrun_say_it_once(out: Path) -> None:
     words = [*torchrun_command(2), "-m", "ckpt_tool", "verify", str(out)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.count("Different: 1 of 3 files") == 1
+    assert done.stdout.count("Different: 1 of 4 files") == 1
 
 
 def test_a_merge_without_one_says_so(tmp_path: Path) -> None:
