@@ -12,7 +12,7 @@ import pytest
 
 import ckpt_tool
 from ckpt_tool.cli.flags import FLAGS, find_parameter, spell_flags, spell_hint
-from ckpt_tool.operations.options import MergeOptions, ToMcoreOptions, VerifyOptions
+from ckpt_tool.operations.options import MergeOptions, RunOptions, ToMcoreOptions, VerifyOptions
 from ckpt_tool.operations.upload import Upload
 from tests.support.commands import COMMANDS
 from tests.support.house import module_of
@@ -104,7 +104,9 @@ def test_what_it_has_in_backticks_is_an_option_that_becomes_a_flag() -> None:
 
 def test_every_option_has_a_flag_that_a_command_has() -> None:
     known = {
-        way for options in (MergeOptions, ToMcoreOptions, VerifyOptions) for way in ways(options)
+        way
+        for options in (MergeOptions, RunOptions, ToMcoreOptions, VerifyOptions)
+        for way in ways(options)
     }
     known |= {"upload", *ways(Upload, "upload.")}
     assert known == FLAGS.keys()

@@ -26,6 +26,7 @@ from ckpt_tool.cli.options import (
     Manifest,
     Overwrite,
     Resume,
+    Step,
     Verify,
     Weights,
     settle_config,
@@ -33,7 +34,7 @@ from ckpt_tool.cli.options import (
 from ckpt_tool.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from ckpt_tool.operations.options import MergeOptions
+    from ckpt_tool.operations.options import MergeOptions, RunOptions
     from ckpt_tool.operations.upload import Upload
 
 
@@ -63,6 +64,23 @@ class Request:
         from ckpt_tool.operations.upload import Upload
 
         return Upload(repo, private)
+
+    @property
+    def is_of_run(self) -> bool:
+        """Whether several steps are asked for; UsageError for what is about them without them."""
+        asked = self.values["steps"] is not None
+        if self.values["watch"] and not asked:
+            raise UsageError("--watch: needs --steps", hint="Name them: --steps all, or latest.")
+        if self.values["watch_every"] is not None and not self.values["watch"]:
+            raise UsageError("--watch-every is about --watch, which is not given")
+        return asked
+
+    def run_options(self) -> RunOptions:
+        """Which steps of a run are asked for."""
+        from ckpt_tool.operations.options import RunOptions
+
+        values = {**self._take(RunOptions)}
+        return RunOptions(**{name: value for name, value in values.items() if value is not None})
 
     def options(self, **more: Any) -> MergeOptions:
         """The options as the library takes them, with ``more`` that only one command has."""
@@ -94,6 +112,28 @@ def _every_merge(
             metavar="DIR|ORG/NAME|none",
             help="Take config and tokenizer from DIR, or from a repository of the Hub; none: write"
             " weights and index only.",
+        ),
+    ] = None,
+    step: Step = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|N,N|latest",
+            help="Merge these steps of a run's folder, one after the other, into OUT with {step} in"
+            " it; what is complete there is not written again.",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="With --steps: go on with each step that comes, till Ctrl-C."),
+    ] = False,
+    watch_every: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.1,
+            help="With --watch: between two looks. [default: 30]",
+            show_default=False,
         ),
     ] = None,
     tokenizer: Annotated[
@@ -162,6 +202,10 @@ def _every_merge(
     fsync: Fsync = True,
     direct_io: DirectIo = None,
     manifest: Manifest = True,
+    card: Annotated[
+        bool,
+        typer.Option("--card/--no-card", help="Write a model card, README.md, for people."),
+    ] = True,
     jobs: Jobs = 0,
     as_json: AsJson = False,
 ) -> None:

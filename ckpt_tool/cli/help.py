@@ -15,13 +15,14 @@ from typer.core import TyperCommand, TyperGroup
 GROUPS = {
     "Which model": "config tokenizer tie_word_embeddings value_model lora lora_alpha base"
     " fill_from",
+    "Which step of a run": "step steps watch watch_every",
     "Which tensors": "prefix select rename weights patterns",
     "Files and dtypes": "dtype max_shard_size layout layers pad_vocab_to_multiple crc",
     "What counts as equal": "atol rtol cast_reference ignore",
     "Checks": "verify check_load check_crc check_replicas",
-    "Writing": "dry_run overwrite resume fsync direct_io manifest",
+    "Writing": "dry_run overwrite resume fsync direct_io manifest card",
     "Upload": "upload private",
-    "What is shown": "shards problems everything top heatmap report",
+    "What is shown": "shards problems everything top heatmap report totals rank origin logits",
     "Running": "jobs as_json version verbose quiet show_completion help",
 }
 _GROUP_OF = {name: title for title, names in GROUPS.items() for name in names.split()}

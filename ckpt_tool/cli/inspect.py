@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles, ui
 from ckpt_tool.cli.crc import CheckAllCrc, list_scrub_lines, make_crc_json
-from ckpt_tool.cli.options import AsJson, Jobs
+from ckpt_tool.cli.options import AsJson, Jobs, Step
 from ckpt_tool.cli.progress import show_progress
 from ckpt_tool.cli.runs import make_run_json, show_run
 from ckpt_tool.common.wording import format_bytes, format_count
@@ -33,6 +33,7 @@ def inspect(
             metavar="PATH", help="Checkpoint folder or file; several folders: one per node."
         ),
     ],
+    step: Step = None,
     shards: Annotated[
         bool, typer.Option("--shards", help="Show every rank's piece: offsets and local shape.")
     ] = False,
@@ -64,19 +65,20 @@ def inspect(
     from ckpt_tool.operations import inspect as operation
     from ckpt_tool.operations.runs import find_run_of_several
 
-    is_of_one = any((shards, patterns, problems, everything, check_crc)) or len(paths) > 1
+    asked = (step, shards, patterns, problems, everything, check_crc)
+    is_of_one = any(asked) or len(paths) > 1
     run = None if is_of_one else find_run_of_several(paths[0])
     if run is not None:
         _show_several(run, as_json=as_json)
         return
     with show_progress(silent=as_json) as progress:
         team = form_team_alone(jobs, progress) if check_crc else None
-        found = operation.inspect_checkpoint(paths, patterns or [], team, progress)
+        found = operation.inspect_checkpoint(paths, patterns or [], team, progress, step=step)
     with ui.guard_output():
         if as_json:
             ui.print_json(_as_object(found, shards=shards))
         else:
-            out = ui.make_console()
+            out = consoles.make_console()
             _show_summary(out, found)
             if shards and not problems:
                 for line in tables.list_shards(found.entries, found.checkpoint.files):
@@ -93,7 +95,7 @@ def _show_several(run: Run, *, as_json: bool) -> None:
         if as_json:
             ui.print_json(make_run_json(run))
         else:
-            show_run(ui.make_console(), run)
+            show_run(consoles.make_console(), run)
 
 
 #: What is said of a file; by what else it is known again is nothing for others.
@@ -173,7 +175,7 @@ def _show_summary(out: Console, found: Inspection) -> None:
         rows.append(("config", str(checkpoint.side_files)))
     rows += [("crc", line) for line in list_scrub_lines(found.crc)]
     count = len(checkpoint.problems)
-    rows += [("warning", ui.make_printable(warning)) for warning in checkpoint.warnings]
+    rows += [("warning", consoles.make_printable(warning)) for warning in checkpoint.warnings]
     rows.append(("problems", f"[red]{count}[/red]" if count else "[green]none[/green]"))
     for label, text in rows:
         value = Text(text, style="") if label != "problems" else Text.from_markup(text)
@@ -210,7 +212,7 @@ def _show_problems(out: Console, found: Inspection, *, everything: bool) -> None
     shown = problems if everything else problems[:_SHOWN]
     grid = Table.grid(padding=(0, 2))
     for problem in shown:
-        said = ui.make_printable(str(problem))
+        said = consoles.make_printable(str(problem))
         grid.add_row(Text(problem.kind, style="bold red"), Text(said, overflow="fold"))
     if shown:
         out.print(grid)

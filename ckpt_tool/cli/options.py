@@ -60,6 +60,17 @@ DType = Annotated[
     ),
 ]
 
+# --- which of a run's
+Step = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|latest",
+        help="Of a run's folder the checkpoint of step N; latest: of the step that its tracker file"
+        " names, else of the highest. [default: the tracker file's]",
+        show_default=False,
+    ),
+]
+
 # --- how tensors get their names on the Hub
 LoraAlpha = Annotated[
     float | None,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles, ui
 from ckpt_tool.cli.crc import list_crc_lines
 from ckpt_tool.cli.flags import spell_flags, spell_reasons
 from ckpt_tool.cli.results_json import result_json, split_verdict
@@ -38,7 +38,7 @@ def report(result: WriteResult, *, as_json: bool, **more: Any) -> None:
 
 def show_result(result: WriteResult) -> None:
     """The result for people."""
-    console = ui.make_console()
+    console = consoles.make_console()
     for warning in result.warnings:
         ui.warn(warning)
     if result.differences:
@@ -46,7 +46,7 @@ def show_result(result: WriteResult) -> None:
         kept = f"{result.output} was left" if result.already_complete else "nothing was kept"
         said = f"{count} did not read back as written; {kept}"
         console.print(said, style="red", soft_wrap=True)
-        for name in map(ui.make_printable, result.differences):
+        for name in map(consoles.make_printable, result.differences):
             console.print(f"  {name}", soft_wrap=True)
         return
     console.print(_first_line(result), soft_wrap=True)
@@ -107,10 +107,9 @@ def _first_line(result: WriteResult) -> str:
 
 def _source_line(name: str, step: int | None, path: Path) -> str:
     """What the source was taken for, and which of a run's it is."""
-    from ckpt_tool.readers import find_format
+    from ckpt_tool.plans.provenance import find_role, name_source
 
-    of_step = "" if step is None else f" of step {step}"
-    return f"  from     {find_format(name).title}{of_step}: {path}"
+    return f"  from     {name_source(name, step, find_role(path))}: {path}"
 
 
 def show_plan(
@@ -126,7 +125,7 @@ def show_plan(
     """
     from ckpt_tool.plans.provenance import find_step
 
-    console = ui.make_console()
+    console = consoles.make_console()
     console.print(f"Would write to {out}", soft_wrap=True)
     console.print(table)
     found = plan.checkpoint
@@ -155,7 +154,7 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
     numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({spell_flags(lora.source)})"
     console.print(f"  lora     {what}: {numbers}", soft_wrap=True)
     if lora.trained_whole:
-        names = ", ".join(map(ui.make_printable, lora.trained_whole))
+        names = ", ".join(map(consoles.make_printable, lora.trained_whole))
         console.print(f"           trained whole: {names}", soft_wrap=True)
     if lora.num_tokens:
         rows = count_noun(lora.num_tokens, "row")
@@ -168,7 +167,7 @@ def _show_filled(console: Console, filled: list[str]) -> None:
     """What was taken from another model, counted by layer or first parts of names."""
     counts = Counter(_WITHIN.sub(r"\1.*", name) for name in filled)
     for start, count in counts.items():
-        what = ui.make_printable(start)
+        what = consoles.make_printable(start)
         console.print(f"  fill     {what} ({count_noun(count, 'tensor')})", soft_wrap=True)
 
 
@@ -180,7 +179,7 @@ def _show_float32(console: Console, why: str) -> None:
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
     for name, reason in spell_reasons(dropped).items():
-        console.print(f"  drop     {ui.make_printable(name)} ({reason})", soft_wrap=True)
+        console.print(f"  drop     {consoles.make_printable(name)} ({reason})", soft_wrap=True)
 
 
 def _cast_line(cast: Cast) -> str:

@@ -22,13 +22,14 @@ def plan_json(
     plan: Plan, out: Path, verdict: Verdict | None = None, *, manifest: bool
 ) -> dict[str, Any]:
     """A plan as JSON: the keys of the result, without what only writing tells."""
-    from ckpt_tool.plans.provenance import find_step
+    from ckpt_tool.plans.provenance import find_role, find_step
 
     load_check, warnings = split_verdict(verdict)
     return {
         "format": plan.checkpoint.format,
         "source": str(plan.checkpoint.path),
         "step": find_step(plan.checkpoint),
+        "role": find_role(plan.checkpoint.path),
         "output": str(out),
         "dry_run": True,
         "num_tensors": plan.num_tensors,
@@ -60,6 +61,7 @@ def result_json(result: WriteResult) -> dict[str, Any]:
         "format": result.format,
         "source": str(result.source),
         "step": result.step,
+        "role": result.role,
         "output": str(result.output),
         "num_tensors": result.num_tensors,
         "total_bytes": result.total_bytes,

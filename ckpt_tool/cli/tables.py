@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ckpt_tool.cli.consoles import make_printable
 from ckpt_tool.cli.folding import Fold, fold
-from ckpt_tool.cli.ui import make_printable
 from ckpt_tool.common.wording import format_bytes
 
 if TYPE_CHECKING:

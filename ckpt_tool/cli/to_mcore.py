@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckpt_tool.cli import results, ui
+from ckpt_tool.cli import consoles, results, ui
 from ckpt_tool.cli.completion import offer
 from ckpt_tool.cli.crc import CheckCrc
 from ckpt_tool.cli.folding import fold, mask_numbers
@@ -137,7 +137,7 @@ def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) 
             memory = _memory_text(plan, choose_jobs(options.jobs), direct=options.write.is_direct)
             written = f"{format_bytes(plan.total_bytes)} in {count_noun(len(plan.files), 'file')}"
             notes = [f"write    {written}", f"memory   {memory}"]
-            table = _tensor_table(plan, ui.make_console().width)
+            table = _tensor_table(plan, consoles.make_console().width)
             results.show_plan(plan, out, table, notes)
 
 
@@ -167,10 +167,10 @@ def _tensor_table(plan: McorePlan, width: int) -> Table:
         table.add_column(title, no_wrap=True, justify="right" if title == "bytes" else "left")
     for group, row in zip(groups, cells, strict=True):
         for number, name in enumerate(fold(dict.fromkeys(name for name, _ in group))):
-            shown = break_name(ui.make_printable(name.pattern), width - used)
+            shown = break_name(consoles.make_printable(name.pattern), width - used)
             table.add_row(shown, *(row if not number else ()))
         for name in fold(dict.fromkeys(name for _, tensor in group for name in tensor.sources)):
-            shown = break_name(f"  < {ui.make_printable(name.pattern)}", width - used)
+            shown = break_name(f"  < {consoles.make_printable(name.pattern)}", width - used)
             table.add_row(shown, style="dim")
     return table
 

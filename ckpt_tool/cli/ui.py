@@ -1,4 +1,4 @@
-"""What all commands share: consoles, error messages, exit codes."""
+"""What all commands share: error messages, exit codes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import typer
 
+from ckpt_tool.cli.consoles import make_printable
 from ckpt_tool.cli.flags import spell_flags, spell_hint
 from ckpt_tool.cli.interrupts import EXIT_INTERRUPTED, raise_interrupts
-from ckpt_tool.cli.retyping import retype
+from ckpt_tool.cli.retyping import retype, retype_last
 from ckpt_tool.common.errors import (
     AmbiguousError,
     CheckpointError,
@@ -30,10 +32,6 @@ from ckpt_tool.common.errors import (
 )
 from ckpt_tool.common.launchers import is_first, is_parallel
 from ckpt_tool.common.packages import name_distribution, say_install
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.segment import Segment
 
 EXIT_DIFFERENT = 1
 EXIT_FAILED = 2
@@ -95,24 +93,6 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def make_printable(text: str, kept: str = "") -> str:
-    """Text from a file with its control characters shown, not sent to the terminal.
-
-    So are half characters, which no encoding has, and marks that turn text around; those in
-    ``kept`` are left.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in kept else _spell(ord(c)) for c in text)
-
-
-def _spell(code: int) -> str:
-    """A character as Python spells it."""
-    if code > 0xFFFF:
-        return f"\\U{code:08x}"
-    return f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
-
-
 def _make_line(text: str) -> str:
     """What the library says, as it is shown."""
     return make_printable(spell_flags(text))
@@ -140,17 +120,36 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
     # The first process of several says what went wrong in any of them.
     if not (error.is_said if isinstance(error, LostError) else is_first()):
         return
+    _explain_known(error, parameters)
+
+
+def explain(error: BaseException, parameters: Iterable[str], about: str = "") -> None:
+    """An error that does not end the program, to stderr; ``about``: what it is about."""
+    if verbose:
+        _trace(error)
+    if isinstance(error, (CkptError, OSError)):
+        _explain_known(error, parameters, about)
+
+
+def spell_error(error: BaseException) -> str:
+    """The sentence of an error."""
+    if isinstance(error, CkptError):
+        return spell_flags(error.message)
+    return say_cause(error) if isinstance(error, OSError) else str(error)
+
+
+def _explain_known(error: CkptError | OSError, parameters: Iterable[str], about: str = "") -> None:
     if not isinstance(error, CkptError):
-        say(f"error: {say_cause(error)}")
+        say(f"error: {about}{say_cause(error)}")
         return
-    say(f"error: {error.message}")
+    say(f"error: {about}{error.message}")
     details: list[str] = []
     if isinstance(error, CheckpointError):
         details = [f"[{problem.kind}] {problem}" for problem in error.problems]
     elif isinstance(error, MappingError):
         details = list(error.names)
     elif isinstance(error, AmbiguousError):
-        details = [retype(choice, sys.argv) for choice in error.choices]
+        details = _list_choices(error, parameters)
     elif isinstance(error, UnknownFormatError) and error.expected:
         _print("  Expected one of these:")
         details = list(error.expected)
@@ -161,6 +160,19 @@ def _explain(error: CkptError | OSError, parameters: Iterable[str]) -> None:
         _print(f"  - and {rest} more (--verbose lists them)")
     if hint := spell_hint(error.hint, parameters):
         _print(f"  {make_printable(hint)}")
+
+
+def _list_choices(error: AmbiguousError, parameters: Iterable[str]) -> list[str]:
+    """The command for each choice, and for the last step, where that is one of them."""
+    from ckpt_tool.plans.provenance import find_run, find_run_folder
+
+    listed = [retype(choice, sys.argv) for choice in error.choices]
+    if error.has_steps and "step" in parameters:
+        paths = [*map(Path, error.choices)]
+        steps = [find_run(path)[1] or 0 for path in paths]
+        if steps.count(max(steps)) == 1 and len({*map(find_run_folder, paths)} - {None}) == 1:
+            listed.append(retype_last(sys.argv))
+    return listed
 
 
 def _explain_unexpected(error: Exception) -> None:
@@ -191,51 +203,3 @@ def print_json(value: Any) -> None:
     """One JSON object on stdout."""
     json.dump(value, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
-
-
-def make_console() -> Console:
-    """The console for results (stdout); plain and 100 wide where it is no terminal.
-
-    What it is told is text, no markup, and shown (:func:`make_printable`) but for line breaks.
-    """
-    from rich.console import Console
-
-    class Result(Console):
-        def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
-            yield from _drop_blanks(map(_show_text, super().render(*args, **kwargs)))
-
-        def on_broken_pipe(self) -> None:
-            """Rich would exit with 1, which is a verdict of ours."""
-            raise BrokenPipeError
-
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
-    return Result(width=width, highlight=False, markup=False, emoji=False)
-
-
-def _drop_blanks(segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Lines without the blanks at their ends that nobody sees: tables fill them up."""
-    waiting: list[Segment] = []
-    for segment in segments:
-        if segment.control or (segment.style and segment.style.bgcolor):
-            yield from waiting
-            waiting = []
-            yield segment
-            continue
-        for text in segment.text.splitlines(keepends=True):
-            seen = text.rstrip()
-            if seen:
-                yield from waiting
-                waiting = []
-                yield segment._replace(text=seen)
-            blank = text[len(seen) :]
-            if blank.endswith("\n"):
-                waiting = []
-                yield segment._replace(text="\n")
-            elif blank:
-                waiting.append(segment._replace(text=blank))
-
-
-def _show_text(segment: Segment) -> Segment:
-    if segment.control:
-        return segment
-    return segment._replace(text=make_printable(segment.text, "\n"))

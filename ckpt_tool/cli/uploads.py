@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles
 from ckpt_tool.common.wording import count_noun
 
 if TYPE_CHECKING:
@@ -16,13 +16,15 @@ _MANIFEST_TOO = (
     " (--no-manifest leaves it out)"
 )
 
+_CARD_KEPT = "\n           without README.md: the model card that is there stays"
+
 
 def show_upload(sent: UploadResult) -> None:
     """What was uploaded, for people."""
     private = " (private)" if sent.private else ""
-    ui.make_console().print(
+    consoles.make_console().print(
         f"  upload   {sent.url}{private}  {count_noun(sent.num_files, 'file')}"
-        f"{_MANIFEST_TOO if sent.manifest else ''}",
+        f"{_MANIFEST_TOO if sent.manifest else ''}{_CARD_KEPT if sent.kept_card else ''}",
         soft_wrap=True,
     )
 

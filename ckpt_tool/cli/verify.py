@@ -18,6 +18,7 @@ from ckpt_tool.cli.options import (
     Prefix,
     RenameParts,
     Select,
+    Step,
     Weights,
     settle_config,
     settle_names,
@@ -39,6 +40,7 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    step: Step = None,
     atol: Annotated[
         float,
         typer.Option(
@@ -138,6 +140,7 @@ def verify(
         lora=LoraOptions(alpha=lora_alpha, base=base),
         fill_from=fill_from,
         weights=weights,
+        step=step,
         check_crc=check_crc,
         **settle_config(config),
     )

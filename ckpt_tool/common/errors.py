@@ -68,11 +68,22 @@ class UsageError(CkptError):
 
 
 class AmbiguousError(UsageError):
-    """Several checkpoints are at or below what was named; ``choices``: a path for each."""
+    """Several checkpoints are at or below what was named; ``choices``: a path for each.
 
-    def __init__(self, message: str, choices: Sequence[PathLike[str]], *, hint: str = "") -> None:
+    ``has_steps``: they may be steps of one run, the last of which can be asked for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        choices: Sequence[PathLike[str]],
+        *,
+        hint: str = "",
+        has_steps: bool = False,
+    ) -> None:
         super().__init__(message, hint=hint or "Name the one you mean.")
         self.choices = tuple(map(fspath, choices))
+        self.has_steps = has_steps
 
 
 class FormatError(CkptError):

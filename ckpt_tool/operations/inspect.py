@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.operations.runs import choose_steps
 from ckpt_tool.readers import Checkpoint, open_folders
 from ckpt_tool.readers.archives import list_records
 from ckpt_tool.readers.base import Entry
@@ -71,15 +72,18 @@ def inspect_checkpoint(
     filters: Sequence[str] = (),
     check_crc: Team | None = None,
     progress: Progress | None = None,
+    *,
+    step: int | str | None = None,
 ) -> Inspection:
     """Open the checkpoint at ``paths``; list tensors whose name matches one of ``filters``.
 
     Filters are globs; none lists all. Several paths are the folders of one checkpoint.
     ``check_crc``: whose threads read every record of every archive, and hold it against its CRC-32;
-    what is damaged is among the checkpoint's problems then. ``progress`` is told of files. Raises
-    what opening raises.
+    what is damaged is among the checkpoint's problems then. ``progress`` is told of files.
+    ``step``: which one of a run's, as :func:`~ckpt_tool.operations.runs.choose_step` takes it.
+    Raises what opening raises.
     """
-    checkpoint = open_folders(paths, progress=progress)
+    checkpoint = open_folders(choose_steps([*map(Path, paths)], step), progress=progress)
     crc = None
     if check_crc is not None:
         checkpoint, crc = scrub(checkpoint, check_crc)

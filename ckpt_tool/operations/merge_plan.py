@@ -30,6 +30,7 @@ from ckpt_tool.operations.options import MergeOptions, parse_size
 from ckpt_tool.operations.replicas import prove_replicas
 from ckpt_tool.operations.repositories import settle_repositories
 from ckpt_tool.operations.request import Heads
+from ckpt_tool.operations.runs import choose_steps
 from ckpt_tool.operations.source import (
     Source,
     find_config,
@@ -59,10 +60,12 @@ def make_plan(
     """What a merge would write; writes nothing. Raises what merging does before it writes."""
     asked = options or MergeOptions()
     team = team or form_team_alone(asked.jobs)
-    places = _list_paths(paths)
+    named = _list_paths(paths)
     options = team.world.each(lambda: settle_repositories(asked))
+    places = team.world.first(lambda: choose_steps(named, asked.step))
     with read_together(places, team):
-        source = team.world.each(lambda: _open(places, kind, options, team.progress))
+        source = team.world.each(lambda: _open(places, named, options, team.progress))
+    team.world.each(lambda: require_kind(source.checkpoint, kind, places))
     prove_replicas(source.checkpoint, options.check_replicas, team)
     team.progress.start("planning", None)
     config = team.world.each(lambda: _require_config(source, options))
@@ -82,16 +85,16 @@ def _list_paths(paths: Folders) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _open(paths: Sequence[Path], kind: str, options: MergeOptions, progress: Progress) -> Source:
-    """The checkpoint, if it is sound, of the kind, and the options are choices that exist."""
+def _open(
+    paths: Sequence[Path], named: Sequence[Path], options: MergeOptions, progress: Progress
+) -> Source:
+    """The checkpoint, if it is sound, and the options are choices that exist."""
     require_dtype(options.dtype)
     parse_size(options.max_shard_size)
     if options.keep_names and options.value_model is not None:
         said = f"`value_model={options.value_model}`: cannot go with `keep_names=True`"
         raise UsageError(said)
-    source = open_source(paths, options, progress)
-    require_kind(source.checkpoint, kind, paths)
-    return source
+    return open_source(paths, options, progress, named)
 
 
 def _require_config(source: Source, options: MergeOptions) -> ModelConfig | None:
@@ -139,6 +142,7 @@ def _plan_files(source: Source, model: HubModel, held: Held, options: MergeOptio
         model=tensors,
         files=files,
         beside=beside,
+        has_card=options.card,
         dropped=model.dropped | beside.dropped,
         warnings=[
             *model.warnings,

@@ -51,7 +51,8 @@ class ModelOptions:
     checkpoints in which that is not plain. ``lora``: what becomes of adapters. ``fill_from``: a
     model folder that has what the checkpoint lacks of its model. ``weights``: ``model``, or
     ``optimizer`` for the float32 weights of Megatron's optimizer, where a ``torch_dist`` folder has
-    some.
+    some. ``step``: which one is meant where a run's folder is named, or ``latest``: the one that
+    its tracker file names, else the highest; None: the tracker file's, or the only one.
     """
 
     config: str | Path | None = None
@@ -60,6 +61,7 @@ class ModelOptions:
     lora: LoraOptions = field(default_factory=LoraOptions)
     fill_from: str | Path | None = None
     weights: str = "model"
+    step: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class MergeOptions(ModelOptions):
     the embedding (None: what the config says). ``value_model``: whether one is wanted (None: what
     the checkpoint is). ``tokenizer``: a folder that it is taken from (None: the checkpoint's, or
     that of the config). ``check_replicas``: copies that the device mesh records are read too.
-    ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
+    ``card``: write a model card, ``README.md``, beside a model or an adapter. ``jobs``: threads, 0
+    for one per core, at least 2 and at most 4.
     """
 
     dtype: str = "auto"
@@ -81,7 +84,20 @@ class MergeOptions(ModelOptions):
     check_replicas: bool = False
     jobs: int = 0
     tokenizer: str | Path | None = None
+    card: bool = True
     write: WriteOptions = field(default_factory=WriteOptions)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which ``steps`` of a run are merged: ``all``, ``latest``, or numbers like ``100,200``.
+
+    ``watch``: also those that come, as they are finished; a look every ``watch_every`` seconds.
+    """
+
+    steps: str = "all"
+    watch: bool = False
+    watch_every: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,16 +15,15 @@ from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.heads import find_only_embedding, is_head
 from ckpt_tool.mapping.hub.names import is_fused, split_fused
 from ckpt_tool.mapping.hub.value_head import match_heads
-from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
-from ckpt_tool.mapping.lora.names import has_adapters
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.mapping.lora.resolve import refuse_base, refuse_options
 from ckpt_tool.mapping.quantised import Kind, dequantise_weights, list_kinds
-from ckpt_tool.operations.beside import lacks_model, open_base, open_filler
+from ckpt_tool.operations.beside import open_base, open_filler
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.operations.replicas import prove_replicas
 from ckpt_tool.operations.repositories import settle_repositories
+from ckpt_tool.operations.runs import choose_steps
+from ckpt_tool.operations.side_options import share_out
 from ckpt_tool.operations.source import (
     Source,
     describe_left_out,
@@ -70,19 +69,18 @@ class Side:
 def open_sides(left: Path, right: Path, options: ModelOptions, team: Team) -> tuple[Side, Side]:
     """Both checkpoints, opened, proven complete, and by their names on the Hub.
 
-    What is said of names is for the first side that is no Hugging Face model, what is said of
-    adapters for every side that has some, and a config for every side without one, as that of the
-    other side is. Raises what opening and naming do; UsageError where something is said, and there
-    is no side that it is for.
+    A step is the left side's. What is said of names is for the first side that is no Hugging Face
+    model, of adapters for every side that has some, and a config for every side without one, as
+    the other side's. Raises what opening and naming do; UsageError for what no side takes.
     """
     _require_fused(options)
     asked = options
     options = team.world.each(lambda: settle_repositories(asked))
     named = replace(options, lora=LoraOptions(), fill_from=None)
-    plain = replace(named, names=NameOptions(), weights="model")
+    plain = replace(named, names=NameOptions(), weights="model", step=None)
     first = open_proven(left, named, team)
     sources = [first, open_proven(right, named if is_named(first.checkpoint) else plain, team)]
-    told = _share_out(sources, options)
+    told = share_out(sources, options)
     configs = [find_config(source, each) for source, each in zip(sources, told, strict=True)]
     mine, theirs = (
         name_side(source, config or other, each, team)
@@ -115,73 +113,30 @@ def find_tied_heads(left: Side, right: Side, mine: Tensors, theirs: Tensors, tea
 Tied = dict[str, str]
 
 
-def open_proven(path: Path, options: ModelOptions, team: Team) -> Source:
+def open_proven(named: Path, options: ModelOptions, team: Team) -> Source:
     """A checkpoint, found, opened and proven complete."""
+    (path,) = team.world.first(lambda: choose_steps([named], options.step))
     with read_together([path], team):
-        source = team.world.each(lambda: _open_whole(path, options, team.progress))
+        source = team.world.each(lambda: _open_whole(path, named, options, team.progress))
     prove_replicas(source.checkpoint, False, team)
     return source
 
 
-def _open_whole(path: Path, options: ModelOptions, progress: Progress) -> Source:
-    source = open_source([path], options, progress)
-    checkpoint = source.checkpoint
-    if checkpoint.format == "fsdp-rank" and checkpoint.world_size != 1:
+def _open_whole(path: Path, named: Path, options: ModelOptions, progress: Progress) -> Source:
+    source = open_source([path], options, progress, [named])
+    ranks = source.checkpoint.world_size
+    if source.checkpoint.format == "fsdp-rank" and ranks != 1:
         raise UsageError(
-            f"{path}: the file of one rank of {checkpoint.world_size}, not a whole checkpoint",
+            f"{path}: the file of one rank of {ranks}, not a whole checkpoint",
             hint="Name the folder in which all ranks are.",
         )
     return source
 
 
 def _require_fused(options: ModelOptions) -> None:
-    if options.lora.mode not in (None, "fuse"):
-        asked = f"`lora.mode={options.lora.mode!r}`"
-        raise UsageError(f"{asked}: models are compared with adapters fused")
-
-
-def _share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOptions]:
-    """What is said for each side; UsageError for what no side takes."""
-    plain = replace(
-        options, names=NameOptions(), lora=LoraOptions(), fill_from=None, weights="model"
-    )
-    told = [plain for _ in sources]
-    unnamed = [at for at, source in enumerate(sources) if not is_named(source.checkpoint)]
-    if options.names.asked:
-        if not unnamed:
-            raise UsageError(
-                "both are Hugging Face models, whose names are what they are",
-                hint="Leave out `names.prefix`, `names.select` and `names.rename`.",
-            )
-        told[unnamed[0]] = replace(plain, names=options.names)
-    if options.weights != "model":
-        if not unnamed:
-            raise UsageError("`weights='optimizer'`: both are Hugging Face models, which have none")
-        told[unnamed[0]] = replace(told[unnamed[0]], weights=options.weights)
-    if options.fill_from is not None:
-        if not unnamed:
-            raise UsageError("`fill_from`: both are Hugging Face models, which lack nothing")
-        told[unnamed[0]] = replace(told[unnamed[0]], fill_from=options.fill_from)
-    if options.lora.asked:
-        adapted = [at for at in unnamed if has_any_adapters(sources[at].checkpoint)]
-        if not adapted:
-            refuse_options(sources[0].checkpoint.path, options.lora)
-        if not any(lacks_model(sources[at].checkpoint) for at in adapted):
-            refuse_base(options.lora)
-        for at in adapted:
-            told[at] = replace(told[at], lora=_choose_lora(sources[at].checkpoint, options.lora))
-    return told
-
-
-def _choose_lora(checkpoint: Checkpoint, lora: LoraOptions) -> LoraOptions:
-    """The base is for adapters that were saved alone, not for those of the other side."""
-    return lora if lacks_model(checkpoint) else replace(lora, base=None)
-
-
-def has_any_adapters(names: Iterable[str]) -> bool:
-    """Whether some of these names are of LoRA adapters, peft's or Megatron's."""
-    listed = list(names)
-    return has_adapters(listed) or has_megatron_adapters(listed)
+    mode = options.lora.mode
+    if mode not in (None, "fuse"):
+        raise UsageError(f"`lora.mode={mode!r}`: models are compared with adapters fused")
 
 
 def name_side(

@@ -57,9 +57,15 @@ class Source:
         return replace(self.checkpoint, files=tuple(files.values()), sums=sums, others=others)
 
 
-def open_source(paths: Sequence[Path], options: ModelOptions, progress: Progress) -> Source:
+def open_source(
+    paths: Sequence[Path],
+    options: ModelOptions,
+    progress: Progress,
+    named: Sequence[Path] = (),
+) -> Source:
     """Open the checkpoint at ``paths``, of any format, and the base that the options name.
 
+    ``named``: the folders of runs in which the paths were found, if these were named instead.
     State of training is left alone, and what the options do not select; a Hugging Face model is
     taken whole. ``progress`` is told of files. Raises what opening raises; CheckpointError with all
     that is wrong, also where nothing is left.
@@ -67,6 +73,8 @@ def open_source(paths: Sequence[Path], options: ModelOptions, progress: Progress
     names = options.names
     wanted = _choose_wanted(names, options.weights)
     checkpoint = open_folders(paths, wanted, progress)
+    if named:
+        checkpoint = replace(checkpoint, named=tuple(named))
     if not is_named(checkpoint):
         checkpoint = _leave_out(checkpoint, wanted)
     if not checkpoint.entries and not checkpoint.problems:

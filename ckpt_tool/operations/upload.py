@@ -24,6 +24,7 @@ from ckpt_tool.common.errors import CkptError, UploadError, UsageError
 from ckpt_tool.common.packages import require_packages
 from ckpt_tool.common.version import __version__
 from ckpt_tool.operations.hub_client import answer, find_token, make_api, make_refusal, show_bars
+from ckpt_tool.plans.card import CARD_NAME
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.plans.manifest import MANIFEST_NAME
 from ckpt_tool.writers.safetensors import INDEX_NAME
@@ -73,7 +74,7 @@ class UploadResult:
     """What was uploaded. ``commit``: the revision of the repository that holds all of it.
 
     ``manifest``: whether ``ckpt_manifest.json`` is among it, which names run, step and files of the
-    source.
+    source. ``kept_card``: the card that was there is there still, in place of the folder's.
     """
 
     repo: str
@@ -82,6 +83,7 @@ class UploadResult:
     commit: str
     num_files: int
     manifest: bool = False
+    kept_card: bool = False
 
 
 def check_upload(upload: Upload) -> Target:
@@ -123,6 +125,7 @@ def list_weight_names(plan: HubPlan) -> list[str]:
 def upload_folder(folder: str | Path, upload: Upload, *, show: bool = False) -> UploadResult:
     """Upload every file of ``folder``, its manifest too; the repository is made if it is not there.
 
+    A model card that is in the repository stays: people write those by hand.
     ``show``: huggingface_hub's progress on stderr. Raises what :func:`check_upload` raises, and
     UploadError; the hint, and the message of a KeyboardInterrupt, say how to go on.
     """
@@ -152,16 +155,25 @@ def _upload(folder: Path, upload: Upload) -> UploadResult:
         info = answer(api, repo, lambda: api.model_info(repo))
         target = _target(api, repo, info, private=upload.private)
     message = f"Upload with ckpt-tool {__version__}"
-    send = partial(api.upload_folder, repo_id=repo, folder_path=folder, commit_message=message)
+    names = list_files(folder)
+    kept = names & {CARD_NAME} & set(target.files)
+    send = partial(
+        api.upload_folder,
+        repo_id=repo,
+        folder_path=folder,
+        commit_message=message,
+        ignore_patterns=[*kept],
+    )
     commit = answer(api, repo, send).oid
-    num_files = _require_all(api, target, commit, folder)
-    has_manifest = (folder / MANIFEST_NAME).is_file()
-    return UploadResult(repo, target.url, target.private, commit, num_files, has_manifest)
+    paths = {name: folder / name for name in names.difference(kept)}
+    num_files = _require_all(api, target, commit, paths)
+    return UploadResult(
+        repo, target.url, target.private, commit, num_files, MANIFEST_NAME in names, bool(kept)
+    )
 
 
-def _require_all(api: Any, target: Target, commit: str, folder: Path) -> int:
-    """How many files ``folder`` has; UploadError unless ``commit`` has all, of the same sizes."""
-    paths = {name: folder / name for name in list_files(folder)}
+def _require_all(api: Any, target: Target, commit: str, paths: dict[str, Path]) -> int:
+    """How many files were sent; UploadError unless ``commit`` has all, of the same sizes."""
     sizes = {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
     ask = partial(api.model_info, target.repo, revision=commit, files_metadata=True)
     there = {file.rfilename: file.size for file in answer(api, target.repo, ask).siblings}

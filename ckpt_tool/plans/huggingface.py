@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
+from ckpt_tool.mapping.casting import find_main_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.lora.options import AdapterFiles
 from ckpt_tool.mapping.lora.settings import CONFIG
 from ckpt_tool.mapping.quantised import find_quantisation
 from ckpt_tool.mapping.side_files import SideFiles
+from ckpt_tool.plans.card import CARD_NAME, Weights, make_card
 from ckpt_tool.plans.checks.judge import Helpless, Judge
 from ckpt_tool.plans.checks.opening import Answer
 from ckpt_tool.plans.checks.question import PACKED, list_questions
@@ -20,6 +22,7 @@ from ckpt_tool.plans.checks.safetensors import require_readable, warn_of_no_libr
 from ckpt_tool.plans.checks.transformers import TransformersJudge
 from ckpt_tool.plans.manifest import encode_json
 from ckpt_tool.plans.plan import Plan
+from ckpt_tool.plans.usage import Usage, use_adapter, use_model
 from ckpt_tool.readers.base import ShardFile
 from ckpt_tool.readers.huggingface import open_sound_model
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -31,13 +34,15 @@ from ckpt_tool.writers.safetensors import INDEX_NAME, make_index
 class HubPlan(Plan):
     """A Hugging Face model folder; ``config``: None for weights alone.
 
-    ``beside``: the files that go along. ``adapter``: what is written for peft. ``views``: the
+    ``beside``: the files that go along. ``has_card``: with a model card, unless one is among these
+    or nothing says what opens the folder. ``adapter``: what is written for peft. ``views``: the
     classes that shall open the model, where these are not the config's alone. ``heard``: what
     transformers was asked about it already.
     """
 
     config: ModelConfig | None
     beside: SideFiles = field(default_factory=SideFiles)
+    has_card: bool = True
     adapter: AdapterFiles | None = None
     views: tuple[View, ...] = ()
     heard: Mapping[str, Answer] = field(default_factory=dict)
@@ -60,6 +65,28 @@ class HubPlan(Plan):
             return self.model
         beside = {self.adapter.path(name): t for name, t in self.adapter.tensors.items()}
         return self.model | beside
+
+    @property
+    def usage(self) -> Usage | None:
+        """What opens the folder; None for weights alone."""
+        if self.config is not None and self.model:
+            dtype = find_main_dtype(self.model.values())
+            return use_model(
+                self.config,
+                "" if dtype is None else dtype.name,
+                has_tokenizer=self.beside.tokenizer is not None,
+                adapter=self.adapter,
+            )
+        return None if self.model or self.adapter is None else use_adapter(self.adapter)
+
+    @property
+    def card(self) -> bytes | None:
+        """The model card to write, if one is."""
+        usage = self.usage
+        if not self.has_card or usage is None or CARD_NAME in self.beside.files:
+            return None
+        weights = Weights(self.num_tensors, self.total_bytes)
+        return make_card(self.checkpoint, usage, weights, self.lora)
 
     @property
     def weight_files(self) -> list[PlannedFile]:
@@ -97,9 +124,12 @@ class HubPlan(Plan):
         return warnings
 
     def side_files(self) -> Iterator[tuple[str, bytes]]:
-        """What goes along with the weights, and the settings of an adapter."""
+        """What goes along with the weights, a card, and the settings of an adapter."""
         if self.config is not None:
             yield from self.beside.read()
+        card = self.card
+        if card is not None:
+            yield CARD_NAME, card
         if self.adapter is not None:
             yield self.adapter.path(CONFIG), encode_json(self.adapter.config)
 

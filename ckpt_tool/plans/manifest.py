@@ -24,6 +24,7 @@ MANIFEST_NAME = "ckpt_manifest.json"
 SCHEMA = 1
 
 _MOST_BYTES = 1 << 28
+_SAID = ("run", "step", "role", "format")
 _LONGEST_NAME = 4096
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
@@ -72,7 +73,7 @@ def cast_json(cast: Cast) -> dict[str, object]:
 class Manifest:
     """What a manifest says.
 
-    ``version``: of ckpt-tool. ``source``: run, step and format, None each where it says nothing.
+    ``version``: of ckpt-tool. ``source``: run, step, role and format, None where nothing is said.
     ``files``: all but the manifest, those with tensors first; the errors of casts and the names of
     tensors that are not finite go with the first: together they are what it has.
     ``plan``: the fingerprint of the plan that was written.
@@ -136,7 +137,7 @@ def _make(found: Any) -> Manifest:
     if len(set(names)) < len(names):
         raise ValueError("a file is listed twice")
     files = tuple(WrittenFile(*row, *(of_all if not at else ())) for at, row in enumerate(rows))
-    source = {key: _read_said(found["source"].get(key)) for key in ("run", "step", "format")}
+    source = {key: _read_said(found["source"].get(key)) for key in _SAID}
     return Manifest(str(found["version"]), source, files, str(found["plan"]))
 
 

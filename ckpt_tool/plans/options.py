@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.mapping.lora.options import LoraNote
+from ckpt_tool.plans.usage import Usage
 from ckpt_tool.writers.stream import WrittenFile
 
 
@@ -100,9 +101,9 @@ class WriteResult:
     """What was written.
 
     ``format``: of the source (``fsdp``, ``torch_dist``, ...), which was found at ``source``, at or
-    below what was named; ``step``: of training, None where nothing says it. ``output``: the folder,
-    links followed. ``num_tensors``, ``total_bytes``, ``files``: the tensors written, and the files
-    that hold them, headers included; small files are not counted.
+    below what was named; ``step``: of training, and ``role``, as ``actor``, None where nothing says
+    it. ``output``: the folder, links followed. ``num_tensors``, ``total_bytes``, ``files``: the
+    tensors written, and the files that hold them, headers included; small files are not counted.
     ``casts``: by pair of dtypes. ``dropped``: names left out on purpose, each with the reason.
     ``seconds``: all of the work, checks included. ``bytes_per_second``: of ``total_bytes`` while
     they were written; 0.0 where they were there before.
@@ -115,11 +116,13 @@ class WriteResult:
     there is one in ``output``.
     ``crc``: what the checksums of the sources say; None: they have none, or nobody asked.
     ``float32``: why most weights are, where nobody asked for it; else empty.
+    ``usage``: what opens it; None: weights without a config, or for megatron-core.
     """
 
     format: str
     source: Path
     step: int | None
+    role: str | None
     output: Path
     num_tensors: int
     total_bytes: int
@@ -138,3 +141,4 @@ class WriteResult:
     manifest: bool = True
     crc: CrcCheck | None = None
     float32: str = ""
+    usage: Usage | None = None

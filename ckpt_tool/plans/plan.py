@@ -18,6 +18,7 @@ from ckpt_tool.plans.holding import Comparison, compare_folder
 from ckpt_tool.plans.manifest import MANIFEST_NAME, make_manifest
 from ckpt_tool.plans.options import Cast, WriteOptions
 from ckpt_tool.plans.provenance import describe_source
+from ckpt_tool.plans.usage import Usage
 from ckpt_tool.readers.base import Checkpoint, ShardFile
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -55,6 +56,11 @@ class Plan(ABC):
     def tensors(self) -> dict[str, LazyTensor]:
         """All tensors, by the names under which :meth:`read_back` finds them."""
         return self.model
+
+    @property
+    def usage(self) -> Usage | None:
+        """What opens the output, where it is a model of a library for people."""
+        return None
 
     @property
     def num_tensors(self) -> int:

@@ -17,7 +17,7 @@ from ckpt_tool.plans.finding import find_output
 from ckpt_tool.plans.holding import Comparison
 from ckpt_tool.plans.options import Cast, WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
-from ckpt_tool.plans.provenance import find_step, keep_times, say_source
+from ckpt_tool.plans.provenance import find_role, find_step, keep_times, say_source
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.plans.source_sums import follow, settle
 from ckpt_tool.plans.stage import Outcome, hear, stage
@@ -128,6 +128,7 @@ def _make_result(
         format=plan.checkpoint.format,
         source=plan.checkpoint.path,
         step=find_step(plan.checkpoint),
+        role=find_role(plan.checkpoint.path),
         output=out,
         num_tensors=plan.num_tensors,
         total_bytes=plan.total_bytes,
@@ -146,6 +147,7 @@ def _make_result(
         manifest=has_manifest,
         crc=outcome.crc,
         float32=plan.float32,
+        usage=plan.usage,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import AmbiguousError
@@ -56,7 +56,7 @@ def _find(path: Path, holds: Callable[[Path], bool], levels: int) -> Path | None
         )
     if roles:
         return next(iter(roles.values()))
-    steps = (_find(step, holds, levels - 1) for step in _tracked(path))
+    steps = (_find(step, holds, levels - 1) for step in list_tracked(path))
     return next((step for step in steps if step is not None), None)
 
 
@@ -103,12 +103,19 @@ def read_tracker(tracker: Path) -> str:
         return file.read(64).strip()
 
 
-def find_role(path: Path) -> str | None:
-    """Whose weights these are, as a folder on the way to them is called."""
-    return next((part for part in reversed(path.parts) if part in _ROLES), None)
+def find_role(names: Sequence[str]) -> str | None:
+    """Whose weights these are, as one of the folders on the way to them is called."""
+    return next((name for name in reversed(names) if name in _ROLES), None)
 
 
-def _tracked(path: Path) -> Iterator[Path]:
+def drop_places(names: Sequence[str]) -> Sequence[str]:
+    """Names of folders without the last ones that say only where in a checkpoint weights lie."""
+    while names and any(names[-1] in below.split("/") for below in _BELOW if below):
+        names = names[:-1]
+    return names
+
+
+def list_tracked(path: Path) -> Iterator[Path]:
     """The folders that the tracker file in ``path`` may mean; without one, the only step there."""
     tracker = find_tracker(path)
     if tracker is None:

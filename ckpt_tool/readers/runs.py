@@ -85,7 +85,8 @@ def find_only(root: Path, formats: Sequence[Format]) -> Path:
         raise AmbiguousError(f"{root}: {said}", paths)
     if len(paths) > 1:
         more = "" if found.is_whole else ", and folders that were not looked at"
-        raise AmbiguousError(f"{root}: {len(paths)} checkpoints are below it{more}", paths)
+        said = f"{root}: {len(paths)} checkpoints are below it{more}"
+        raise AmbiguousError(said, paths, has_steps=True)
     return paths[0] if paths else root
 
 

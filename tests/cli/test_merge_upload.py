@@ -46,7 +46,7 @@ def test_people_are_told_where_it_went(hub: Hub, source: Path, tmp_path: Path) -
     result = run(source, tmp_path / "out", "--upload", "model", "--private", *SMALL)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Wrote 4 tensors, 66 kB in 4 files to ")
-    assert f"  upload   {hub.url}/ada/model (private)  7 files\n" in result.stdout
+    assert f"  upload   {hub.url}/ada/model (private)  8 files\n" in result.stdout
     assert result.stderr == ""
     assert hub.repos["ada/model"].files == contents(tmp_path / "out")
     assert str(tmp_path) not in (tmp_path / "out" / "ckpt_manifest.json").read_text()
@@ -176,7 +176,7 @@ def test_an_upload_that_dies_is_gone_on_with(hub, source, tmp_path, more) -> Non
     assert "--resume" in failed.stderr
     assert f"hf upload model {tmp_path / 'out'} --private" in failed.stderr
     before, sent = files(tmp_path / "out"), list(hub.sent)
-    assert len(before) == 7
+    assert len(before) == 8
     assert len(sent) == 1
     hub.fails = lambda _method, _path: None
     done = run(*arguments, "--resume")
@@ -193,7 +193,7 @@ def test_an_upload_that_dies_is_gone_on_with(hub, source, tmp_path, more) -> Non
         )
     else:
         assert done.stdout.startswith("Already complete: 4 tensors, 66 kB in 4 files in ")
-        assert "(private)  7 files" in done.stdout
+        assert "(private)  8 files" in done.stdout
 
 
 def test_what_differs_in_a_complete_folder_is_left_there(source, tmp_path, monkeypatch) -> None:

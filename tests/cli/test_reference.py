@@ -105,6 +105,14 @@ def test_keys_of_merge(ranks: Path, tmp_path: Path) -> None:
     assert run(*words).keys() == written
 
 
+def test_keys_of_merge_of_steps(ranks: Path, tmp_path: Path) -> None:
+    ranks.rename(tmp_path / "step_1")
+    words = ["merge", tmp_path, tmp_path / "out", "--steps", "all", "--config", "none", "--json"]
+    (found,) = json.loads(CliRunner().invoke(program.app, [*map(str, words)]).stdout)
+    assert found.keys() == keys("`ckpt merge --steps --json`")
+    assert found["result"].keys() == keys("`ckpt merge --json`") - {"upload"}
+
+
 @pytest.mark.slow
 def test_keys_of_to_mcore(tmp_path: Path) -> None:
     words = ("to-mcore", write_model("qwen3", tmp_path / "model"), tmp_path / "out")

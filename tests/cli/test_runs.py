@@ -124,4 +124,13 @@ def test_the_last_step_is_taken_and_said(verl_run: Path) -> None:
         (verl_run / f"global_step_{step}" / "critic").rename(verl_run / f"old-{step}")
     done = ckpt("merge", verl_run, "out", "--config", "none")
     assert done.exit_code == 0, done.stderr
-    assert "  from     FSDP checkpoint of step 10: my run/global_step_10/actor\n" in done.stdout
+    said = "  from     FSDP checkpoint of step 10 (actor): my run/global_step_10/actor\n"
+    assert said in done.stdout
+    assert said in ckpt("merge", verl_run, "other", "--config", "none", "--dry-run").stdout
+    for more in (["--dry-run"], []):
+        words = ("merge", verl_run, f"out{len(more)}", "--config", "none", "--json", *more)
+        found = json.loads(ckpt(*words).stdout)
+        assert (found["step"], found["role"]) == (10, "actor")
+    source = json.loads(Path("out/ckpt_manifest.json").read_text())["source"]
+    assert (source["step"], source["role"]) == (10, "actor")
+    assert "step 10 (actor)" in ckpt("verify", "out").stdout

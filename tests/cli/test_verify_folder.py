@@ -35,8 +35,8 @@ def test_what_is_as_it_was_written_is_equal(out: Path) -> None:
     done = run("verify", out)
     assert done.exit_code == 0
     first, second = done.stdout.splitlines()
-    assert first.startswith("Equal: 3 files, ")
-    assert second.split() == "from fsdp of run qwen-grpo, step 100; ckpt-tool 0.1.0".split()
+    assert first.startswith("Equal: 4 files, ")
+    assert second.split() == "from fsdp of run qwen-grpo, step 100 (actor); ckpt-tool 0.1.0".split()
     assert done.stderr == ""
 
 
@@ -47,7 +47,7 @@ def test_what_is_not_is_named(out: Path) -> None:
     done = run("verify", out)
     assert done.exit_code == 1
     first, _, *rows = done.stdout.splitlines()
-    assert first == "Different: 2 of 3 files not as ckpt_manifest.json says, 1 too many"
+    assert first == "Different: 2 of 4 files not as ckpt_manifest.json says, 1 too many"
     assert [row.split()[:2] for row in rows] == [
         ["missing", "tokenizer.json"],
         ["unexpected", r"na\x1b[31mme"],
@@ -74,7 +74,7 @@ def test_all_of_it_is_in_the_json(out: Path, spoiled: bool) -> None:
     assert found.keys() == keys("`ckpt verify OUT --json`")
     assert (found["equal"], done.exit_code) == (not spoiled, int(spoiled))
     assert list(found["different"]) == ["config.json"] * spoiled
-    assert found["source"] == {"run": "qwen-grpo", "step": 100, "format": "fsdp"}
+    assert found["source"] == {"run": "qwen-grpo", "step": 100, "role": "actor", "format": "fsdp"}
 
 
 def spoil_manifest(out: Path) -> None:
@@ -128,7 +128,7 @@ def test_processes_of_torchrun_say_it_once(out: Path) -> None:
     words = [*torchrun_command(2), "-m", "ckpt_tool", "verify", str(out)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.count("Different: 1 of 3 files") == 1
+    assert done.stdout.count("Different: 1 of 4 files") == 1
 
 
 def test_a_merge_without_one_says_so(tmp_path: Path) -> None:

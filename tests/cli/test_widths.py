@@ -10,7 +10,7 @@ from rich.text import Text
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles
 from ckpt_tool.cli.app import app
 from tests.real.megatron_models import write_model
 from tests.support.merging import TINY, write_rank
@@ -59,7 +59,7 @@ def test_names_of_megatron_are_broken_before_dots(width: int, tmp_path: Path) ->
 
 
 def test_blanks_on_a_colour_stay(capsys: pytest.CaptureFixture[str]) -> None:
-    console = ui.make_console()
+    console = consoles.make_console()
     with console.capture() as capture:
         console.print(Text.assemble("a", ("  ", "on red"), "  \n b  \n"))
     assert capture.get() == "a  \n b\n\n"

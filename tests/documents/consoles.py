@@ -36,6 +36,7 @@ _BLOCK = re.compile(r"^(?:<!-- scene: (\w+) -->\n)?```console\n(.*?)^```$", re.M
 _VARIES = (
     (re.compile(r"\d[\d.,]* s, writing at [\d.,]+ [kMGT]?B/s"), "N s, writing at N B/s"),
     (re.compile(r"(transformers|megatron-core|ckpt-tool|torch) \d+(\.\w+)+"), r"\1 N"),
+    (re.compile(r"([kMGT]?B) +\d+\.\d *$", re.M), r"\1 N s"),
     (re.compile(r" +$", re.M), ""),
 )
 

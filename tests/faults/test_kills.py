@@ -52,7 +52,7 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
     assert ckpt(*words(source, out)).returncode == 0
     found = read_all(out)
     assert found
-    assert len(found) == FILES + 4
+    assert len(found) == FILES + 5
     return found
 
 

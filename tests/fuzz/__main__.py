@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
 
-from ckpt_tool.cli.ui import make_printable
+from ckpt_tool.cli.consoles import make_printable
 from tests.fuzz.case import Case, run_case
 from tests.fuzz.children import BATCH, Batch, Finding, Setting, Tally, run_batches
 from tests.fuzz.findings import Findings

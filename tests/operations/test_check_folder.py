@@ -129,7 +129,7 @@ def test_the_result_says_what_was_looked_at(out: Path) -> None:
     held = contents(out)
     del held[MANIFEST_NAME]
     assert (found.num_files, found.total_bytes) == (len(held), sum(map(len, held.values())))
-    assert found.source == {"run": "qwen-grpo", "step": 100, "format": "fsdp"}
+    assert found.source == {"run": "qwen-grpo", "step": 100, "role": "actor", "format": "fsdp"}
     assert found.path == out
 
 

@@ -59,6 +59,18 @@ def test_every_byte_arrives_in_a_new_repository(hub: Hub, out: Path) -> None:
     assert int(result.commit, 16) == len(hub.repos["lab/model"].commits) - 1 == 1
 
 
+def test_a_card_that_is_there_stays(hub: Hub, out: Path) -> None:
+    (out / "README.md").write_text("---\nlibrary_name: transformers\n---\nours\n")
+    hub.repos["lab/model"] = Repo(commits=[{"README.md": b"by hand"}])
+    result = upload_folder(out, Upload("lab/model"))
+    assert (result.kept_card, result.num_files) == (True, 7)
+    assert hub.repos["lab/model"].files == contents(out) | {"README.md": b"by hand"}
+    del hub.repos["lab/model"]
+    result = upload_folder(out, Upload("lab/model"))
+    assert (result.kept_card, result.num_files) == (False, 8)
+    assert hub.repos["lab/model"].files == contents(out)
+
+
 @pytest.mark.slow
 def test_what_tools_of_the_hub_keep_in_a_folder_is_not_missed(hub: Hub, out: Path) -> None:
     before = contents(out)

@@ -60,6 +60,7 @@ def test_it_says_where_the_model_came_from_and_what_was_done(source: Path, tmp_p
     assert found["source"] == {
         "run": "qwen-grpo",
         "step": 100,
+        "role": "actor",
         "format": "fsdp",
         "world_size": 1,
         "files": [{"name": rank.name, "bytes": rank.stat().st_size}],
@@ -110,10 +111,21 @@ def test_folders_of_other_names_change_run_and_step_and_nothing_else(
     merge(tmp_path / "nas" / "actor", tmp_path / "again")
     found, again = contents(tmp_path / "out"), contents(tmp_path / "again")
     del found[MANIFEST_NAME], again[MANIFEST_NAME]
+    said, unsaid = (each.pop("README.md").decode().splitlines() for each in (found, again))
     assert found == again
+    assert {*said} - {*unsaid} == {
+        "# LlamaForCausalLM, step 100",
+        "| Trained | to step 100 (actor) |",
+    }
+    assert {*unsaid} - {*said} == {"# LlamaForCausalLM"}
     one, other = load(tmp_path / "out"), load(tmp_path / "again")
-    assert (other["source"]["run"], other["source"]["step"]) == (None, None)
-    other["source"] |= {key: one["source"][key] for key in ("run", "step")}
+    named = ("run", "step", "role")
+    assert [other["source"][key] for key in named] == [None, None, "actor"]
+    other["source"] |= {key: one["source"][key] for key in named}
+    cards = [{row["name"]: row for row in each["files"]}.pop("README.md") for each in (one, other)]
+    assert cards[0].keys() == cards[1].keys()
+    for each, card in zip((one, other), cards, strict=True):
+        each["files"].remove(card)
     assert one == other
 
 

@@ -77,8 +77,8 @@ def test_it_is_written_inside_with_what_completes_it_last(
     assert (result.verified, result.warnings) == (True, [])
     assert bytes_of(out) == expected
     assert sorted(moved[:4]) == [WEIGHTS.format(number) for number in (1, 2, 3, 4)]
-    assert moved[4:] == ["tokenizer.json", "ckpt_manifest.json", "model.safetensors.index.json",
-                         "config.json"]  # fmt: skip
+    assert moved[4:] == ["tokenizer.json", "README.md", "ckpt_manifest.json",
+                         "model.safetensors.index.json", "config.json"]  # fmt: skip
     assert {path.name for path in out.iterdir()} == {*expected, "lost+found"}
     assert {path.name for path in out.parent.iterdir()} == {"mount", "beside"}
 

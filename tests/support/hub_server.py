@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 
 #: Tokens, and what `whoami` says of them.
 WRITES, READS, FINE, UNKNOWN = "hf_writes", "hf_reads", "hf_fine", "hf_unknown"
@@ -80,6 +81,10 @@ class Hub:
             return 200, who | {"auth": {"accessToken": _ROLES[token]}}
         if path == "/api/repos/create":
             return self._create(json.loads(body))
+        if path == "/api/validate-yaml":  # of a README.md, before it is sent
+            said = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
+            assert said["library_name"] in ("transformers", "peft")
+            return 200, {"errors": [], "warnings": []}
         if found := re.fullmatch(r"/lfs/(\w+)", path):
             assert hashlib.sha256(body).hexdigest() == found[1]
             self.objects[found[1]] = body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles, ui
 from ckpt_tool.common.wording import count_noun, format_bytes
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ _LISTED = 20
 
 def show_folder(result: FolderResult) -> None:
     """The verdict, where the folder came from, and what is wrong with it."""
-    console = ui.make_console()
+    console = consoles.make_console()
     held = f"{count_noun(result.num_files, 'file')}, {format_bytes(result.total_bytes)}"
     if result.equal:
         lines = [f"Equal: {held}, each as ckpt_manifest.json says"]
@@ -33,7 +33,7 @@ def show_folder(result: FolderResult) -> None:
     if len(rows) > len(shown):
         lines.append(f"  and {len(rows) - len(shown):,} more (--verbose lists them)")
     for line in lines:
-        console.print(ui.make_printable(line), soft_wrap=True)
+        console.print(consoles.make_printable(line), soft_wrap=True)
 
 
 def make_folder_json(result: FolderResult) -> dict[str, Any]:
@@ -57,5 +57,6 @@ def _say_source(result: FolderResult) -> str:
     source = result.source
     words = [f"{source['format'] or 'a checkpoint'}"]
     words += [f"of run {source['run']}"] if source["run"] is not None else []
-    step = [f", step {source['step']}"] if source["step"] is not None else []
-    return f"{' '.join(words)}{''.join(step)}; ckpt-tool {result.version}"
+    step = f", step {source['step']}" if source["step"] is not None else ""
+    role = f" ({source['role']})" if source["role"] is not None else ""
+    return f"{' '.join(words)}{step}{role}; ckpt-tool {result.version}"

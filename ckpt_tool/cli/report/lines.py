@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,7 @@ def print_table(
     rows: Sequence[tuple[str, Sequence[str]]],
 ) -> None:
     """A line for each name with its cells; a name too long for that has a line to itself."""
-    names = [ui.make_printable(name) for name, _ in rows]
+    names = [consoles.make_printable(name) for name, _ in rows]
     columns = zip(titles, *(cells for _, cells in rows), strict=True)
     widths = [max(map(len, column)) for column in columns]
     room = console.width - sum(len(GAP) + width for width in widths)

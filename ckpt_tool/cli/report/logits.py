@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles
 from ckpt_tool.cli.report.text import format_number, make_tag
 from ckpt_tool.common.wording import count_noun
 
@@ -35,7 +35,7 @@ def show_logits(console: Console, logits: Logits) -> None:
 
 
 def _print(console: Console, line: str, indent: str) -> None:
-    whole = ui.make_printable(line)
+    whole = consoles.make_printable(line)
     parts = textwrap.wrap(whole, max(console.width - len(indent), 20), break_long_words=False,
                           break_on_hyphens=False)  # fmt: skip
     for part in parts:

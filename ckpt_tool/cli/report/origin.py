@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles
 from ckpt_tool.cli.report.lines import print_table
 from ckpt_tool.cli.report.sides import make_folded
 from ckpt_tool.cli.report.text import format_number, make_breakable, make_tag, sort_key
@@ -33,7 +33,7 @@ def show_origin(console: Console, origin: Origin, top: int) -> None:
     """Who moved, in a sentence, and of the tensors that moved the farthest ``top``."""
     console.print("")
     for line in _list_sentences(origin):
-        console.print(ui.make_printable(line), soft_wrap=True)
+        console.print(consoles.make_printable(line), soft_wrap=True)
     moved = sorted(filter(_has_moved, origin.moves), key=lambda each: -each.farthest)
     rows = [(each.name, _format(each)) for each in (origin.total, *moved[:top])]
     print_table(console, "tensor", _TITLES, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from ckpt_tool.cli.ui import make_printable
+from ckpt_tool.cli.consoles import make_printable
 
 #: By what a report is known for one.
 MARK = '<meta name="generator" content="ckpt verify">'

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles, ui
 
 if TYPE_CHECKING:
     from ckpt_tool.operations.verify import VerifyResult
@@ -57,7 +57,7 @@ def _show_text(result: VerifyResult, shown: Shown) -> None:
     from ckpt_tool.cli.report.summary import show_summary
     from ckpt_tool.cli.report.totals import show_totals
 
-    console = ui.make_console()
+    console = consoles.make_console()
     for warning in (*result.left.warnings, *result.right.warnings):
         ui.warn(warning)
     show_summary(console, result, shown.top)
@@ -72,7 +72,9 @@ def _show_text(result: VerifyResult, shown: Shown) -> None:
         from ckpt_tool.compare.grid import make_grid
         from ckpt_tool.operations.verify import collect_distances
 
-        distances = {ui.make_printable(name): d for name, d in collect_distances(result).items()}
+        distances = {
+            consoles.make_printable(name): d for name, d in collect_distances(result).items()
+        }
         console.print("", draw_heatmap(make_grid(distances), console.width), sep="\n")
     if shown.report is not None:
         console.print(f"Report: {shown.report}", soft_wrap=True)

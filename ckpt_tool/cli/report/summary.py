@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckpt_tool.cli import ui
+from ckpt_tool.cli import consoles, ui
 from ckpt_tool.cli.crc import list_crc_lines
 from ckpt_tool.cli.flags import spell_flags
 from ckpt_tool.cli.folding import fold
@@ -102,14 +102,14 @@ def _show_names(console: Console, kind: str, where: str, names: Sequence[str]) -
 
 def _print_plain(console: Console, line: str) -> None:
     """A line with names in it, which are text of somebody else: shown, never obeyed."""
-    console.print(ui.make_printable(line), soft_wrap=True)
+    console.print(consoles.make_printable(line), soft_wrap=True)
 
 
 def _show_mismatches(console: Console, shown: Sequence[Mismatch]) -> None:
     """A row of numbers per tensor; under it, over the whole width, what is known about it."""
     from rich.text import Text
 
-    names = [ui.make_printable(mismatch.name) for mismatch in shown]
+    names = [consoles.make_printable(mismatch.name) for mismatch in shown]
     cells = [format_cells(mismatch.stats) for mismatch in shown]
     widths = [max(map(len, column)) for column in zip(TITLES, *cells, strict=True)]
     room = console.width - sum(len(GAP) + width for width in widths)
@@ -128,6 +128,6 @@ def _show_mismatches(console: Console, shown: Sequence[Mismatch]) -> None:
 def _print_details(console: Console, line: Text) -> None:
     """In lines that fit, broken between words; Rich's own padding would end in blanks."""
     room = max(console.width - len(_INDENT), _LEAST_ROOM)
-    whole = ui.make_printable(line.plain)
+    whole = consoles.make_printable(line.plain)
     for part in textwrap.wrap(whole, room, break_on_hyphens=False, break_long_words=False):
         console.print(f"{_INDENT}{part}", style=line.style, soft_wrap=True)

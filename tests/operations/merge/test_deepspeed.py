@@ -86,7 +86,8 @@ def test_the_trainers_folder_is_taken_with_its_own_config(tmp_path):
     assert_same(load_folder(tmp_path / "out"), saved)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
-        "ckpt_manifest.json", "config.json", "generation_config.json", "model.safetensors"
+        "README.md", "ckpt_manifest.json", "config.json", "generation_config.json",
+        "model.safetensors",
     }  # fmt: skip
 
 

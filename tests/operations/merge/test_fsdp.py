@@ -223,7 +223,7 @@ def test_side_files_are_copied_byte_for_byte(checkpoints: dict[str, Path], tmp_p
     (beside / "model.safetensors").write_bytes(b"not to be copied")
     merge_fsdp([actor], tmp_path / "out")
     copied = {p.name for p in (tmp_path / "out").iterdir()}
-    assert copied - {"model.safetensors", "ckpt_manifest.json", "config.json"} == {
+    assert copied - {"model.safetensors", "ckpt_manifest.json", "config.json", "README.md"} == {
         "modeling_custom.py",
         "preprocessor_config.json",
         "generation_config.json",

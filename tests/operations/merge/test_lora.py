@@ -145,7 +145,7 @@ def test_adapters_alone_become_a_folder_that_peft_opens(checkpoints, tmp_path, c
     assert result.lora is not None
     assert (result.lora.mode, result.lora.adapter) == ("split", ".")
     names = {"adapter_config.json", "adapter_model.safetensors", "ckpt_manifest.json"}
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == {*names, "README.md"}
     expected = load_file(checkpoints[case] / "adapter" / "adapter_model.safetensors")
     assert_same(load_file(out / "adapter_model.safetensors"), expected)
     found, wanted = logits(checkpoints[case], opened(checkpoints[model] / "base", out))

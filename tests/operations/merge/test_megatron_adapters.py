@@ -187,7 +187,7 @@ def test_rank_files_become_an_adapter_for_peft(tmp_path, base):
     source = write_ranks(tmp_path / "in", 2, 1)
     merge_megatron(source, out, MergeOptions(lora=lora, write=WriteOptions(verify=True)))
     names = {"adapter_config.json", "adapter_model.safetensors", "ckpt_manifest.json"}
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == {*names, "README.md"}
     merge(WRITTEN, tmp_path / "whole", None, mode="split")
     assert_same(load_folder(out), load_folder(tmp_path / "whole" / "lora_adapter"))
 
