@@ -121,5 +121,5 @@ pins: $(STAMP)
 	mv pins.new $(OLDEST_PINS)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .venv-verl $(DEMO) build dist *.egg-info pins.new
+	rm -rf $(VENV) $(OLDEST) .venv-verl $(DEMO) build dist pins.new
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

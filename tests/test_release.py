@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from importlib.metadata import PackageNotFoundError, version
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,14 +19,7 @@ assert _SPEC.loader is not None
 urls = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(urls)
 
-BUILD = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
-
-
-def find_setuptools() -> tuple[int, ...]:
-    try:
-        return tuple(map(int, version("setuptools").split(".")[:1]))
-    except PackageNotFoundError:
-        return (0,)
+BUILD = "import sys; from hatchling.build import build_{0}; build_{0}(sys.argv[1])"
 
 
 def list_tracked() -> list[str]:
@@ -40,8 +33,8 @@ def list_tracked() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_setuptools() < (77,), reason="setuptools 77 builds it")
-def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
+def test_the_sdist_is_the_repository_and_the_wheel_the_package(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="it builds them")
     tracked = list_tracked()
     if not tracked:
         pytest.skip("this is no checkout of Git")
@@ -51,14 +44,17 @@ def test_the_sdist_is_the_repository(tmp_path: Path) -> None:
         shutil.copyfile(ROOT / name, target)
     built = tmp_path / "dist"
     built.mkdir()
-    command = [sys.executable, "-c", BUILD, str(built)]
-    subprocess.run(command, cwd=tmp_path / "tree", check=True, capture_output=True)
-    (archive,) = built.glob("*.tar.gz")
+    for kind in ("sdist", "wheel"):
+        command = [sys.executable, "-c", BUILD.format(kind), str(built)]
+        subprocess.run(command, cwd=tmp_path / "tree", check=True, capture_output=True)
+    (archive,), (wheel,) = built.glob("*.tar.gz"), built.glob("*.whl")
     with tarfile.open(archive) as held:
         names = {m.name.partition("/")[2] for m in held.getmembers() if m.isfile()}
-    assert set(tracked) - names == set()
-    made = {name for name in names - set(tracked) if ".egg-info/" not in name}
-    assert made == {"PKG-INFO", "setup.cfg"}
+    assert names == {*tracked, "PKG-INFO"}
+    with zipfile.ZipFile(wheel) as held:
+        inside = {name for name in held.namelist() if ".dist-info/" not in name}
+    package = {name for name in tracked if name.startswith("ckpt_tool/")}
+    assert inside == {name for name in package if not name.endswith(".md")}
 
 
 def test_the_package_says_where_it_comes_from() -> None:
