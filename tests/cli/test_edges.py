@@ -184,11 +184,12 @@ def test_whoever_interrupts_early_is_told_so_and_nothing_else(
 ) -> None:
     """In the midst of loading, before a command is at work, and in its midst."""
     script = (
-        "import os, sys; import ckpt_tool.cli.app as app; import ckpt_tool.cli.inspect as inspect\n"
+        "import os, sys; import ckpt_tool.cli.app as app\n"
+        "import ckpt_tool.common.parallel as team\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as if unset
         f"def interrupt(*_, **__): os.kill(os.getpid(), {way}); [0 for _ in range(10**7)]\n"
         "if sys.argv.pop(1) == 'loading': app.gc.set_threshold = interrupt\n"
-        "else: inspect.form_team_alone = interrupt\n"
+        "else: team.form_team_alone = interrupt\n"
         "app.main()"
     )
     places = ["loading", "working"] if way is signal.SIGINT else ["working"]

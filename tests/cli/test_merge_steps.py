@@ -200,7 +200,12 @@ def start(*words: str) -> subprocess.Popen[str]:
     program = [sys.executable, "-m", "ckpt_tool", "merge", *words, *BARE]
     told = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "COLUMNS": "100"}
-    return subprocess.Popen(program, env=environment, **told)
+    # Where the tests run in the background of a shell, Ctrl-C would be ignored.
+    return subprocess.Popen(program, env=environment, preexec_fn=expect_interrupts, **told)
+
+
+def expect_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -142,8 +142,12 @@ def test_megatron_core_is_named_as_pip_calls_it(
 
 @pytest.mark.parametrize("package", ["transformers", "torch", "accelerate"])
 def test_a_merge_goes_on_without_the_class(
-    package: str, checkpoints: dict[str, Path], tmp_path: Path
+    package: str,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no merge has left what it heard
     actor = checkpoints["fsdp2_w2"] / "actor"
     done = run_without(package, "merge", actor, tmp_path / "out")
     assert done.returncode == 0, done.stderr

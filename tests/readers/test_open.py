@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ckpt_tool.common.errors import FormatError, UsageError
+from ckpt_tool.common.errors import UnknownFormatError, UsageError
 from ckpt_tool.readers import open_checkpoint
 from tests.support.backed import distinct, same
 
@@ -63,9 +63,9 @@ def test_nothing_there_is_a_usage_error(tmp_path):
 @pytest.mark.parametrize("name", ["readme.md", "optim_world_size_2_rank_0.pt", "model.gguf"])
 def test_an_unknown_folder_says_what_was_expected(tmp_path, name):
     (tmp_path / name).write_text("x")
-    with pytest.raises(FormatError, match="known format") as caught:
+    with pytest.raises(UnknownFormatError, match="known format") as caught:
         open_checkpoint(tmp_path)
-    assert "model_world_size" in caught.value.hint
+    assert any("model_world_size" in files for files in caught.value.expected)
 
 
 def test_paths_may_be_text(checkpoints):

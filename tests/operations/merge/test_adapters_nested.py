@@ -39,6 +39,7 @@ def test_the_names_are_those_that_peft_has(tmp_path):
     found = load_folder(out)
     assert sorted(found) == sorted(name.removeprefix("model.") for name in read_all())
     assert sorted(path.name for path in out.iterdir() if "manifest" not in path.name) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]

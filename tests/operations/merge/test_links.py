@@ -174,7 +174,7 @@ def test_to_mcore_reads_no_config_behind_a_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "sub/../../x.safetensors"])
 def test_an_index_names_files_of_its_folder(tmp_path: Path, name: str) -> None:
     save("fsdp", tmp_path / "in")
-    merge("fsdp", tmp_path / "in", tmp_path / "model", max_shard_size="200")
+    merge("fsdp", tmp_path / "in", tmp_path / "model", max_shard_size="200B")
     index = tmp_path / "model" / "model.safetensors.index.json"
     found = json.loads(index.read_text())
     first = min(found["weight_map"])
