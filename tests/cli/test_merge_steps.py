@@ -196,16 +196,18 @@ def test_a_checkpoint_alone_has_no_steps() -> None:
 # --- as they come
 
 
+#: The program, where the tests run in the background of a shell, which has Ctrl-C ignored, too.
+HEARS = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "runpy.run_module('ckpt_tool', run_name='__main__')"
+)
+
+
 def start(*words: str) -> subprocess.Popen[str]:
-    program = [sys.executable, "-m", "ckpt_tool", "merge", *words, *BARE]
+    program = [sys.executable, "-c", HEARS, "merge", *words, *BARE]
     told = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "COLUMNS": "100"}
-    # Where the tests run in the background of a shell, Ctrl-C would be ignored.
-    return subprocess.Popen(program, env=environment, preexec_fn=expect_interrupts, **told)
-
-
-def expect_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(program, env=environment, **told)
 
 
 def wait_for(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
