@@ -79,7 +79,7 @@ class Request:
         """Which steps of a run are asked for."""
         from ckpt_tool.operations.options import RunOptions
 
-        values = {**self._take(RunOptions)}
+        values = self._take(RunOptions)
         return RunOptions(**{name: value for name, value in values.items() if value is not None})
 
     def options(self, **more: Any) -> MergeOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from ckpt_tool.cli.examples import EXAMPLES
 from ckpt_tool.cli.merging import run_merge
 from ckpt_tool.cli.options import Prefix, RenameParts, Select, settle_names
 from ckpt_tool.cli.words import NO_WORD, PathsCommand, WordGroup, WordlessCommand
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     cls=WordGroup,

@@ -21,6 +21,7 @@ from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32, DType
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.rounding import CastErrors
+from ckpt_tool.tensors.scratch import Scratch
 
 #: Numbers of a tile. One that is turned has so few columns that they stay in the cache, and rows of
 #: an odd number of cache lines, lest elements below one another take each other's place.
@@ -204,21 +205,12 @@ class NibbleFiller(Filler):
         return raw
 
 
-class _Scratch:
-    """Memory that is the same for all weights, and the products of MXFP4."""
+class _Scratch(Scratch):
+    """That of all weights of four bits, and the products of MXFP4."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Codes] = {}
+        super().__init__()
         self._products: NDArray[np.uint32] | None = None
-
-    def array(self, name: str, shape: Shape, kind: type[Any]) -> NDArray[Any]:
-        """An array over the memory of a name, with what it had."""
-        size = prod(shape) * np.dtype(kind).itemsize
-        found = self._kept.get(name)
-        if found is None or len(found) < size:
-            found = self._kept[name] = np.empty(size, np.uint8)
-        array: NDArray[Any] = found[:size].view(kind).reshape(shape)
-        return array
 
     def products(self, caster: Caster) -> NDArray[np.uint32]:
         """Those of MXFP4."""

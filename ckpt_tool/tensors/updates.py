@@ -6,7 +6,7 @@ Whichever range is asked for, products are made of the blocks of one grid (:clas
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import frexp, inf, prod
+from math import frexp, inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +16,11 @@ from ckpt_tool.tensors.casts import Caster
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.finite import has_unreal, is_made
-from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.matmul import Grid
 from ckpt_tool.tensors.rounding import CastErrors
+from ckpt_tool.tensors.scratch import Scratch
 
 #: Elements per tile: few enough to stay in a cache, enough that threads rarely meet at the
 #: interpreter lock.
@@ -59,27 +60,13 @@ class _Rows(NamedTuple):
         return self.top <= row < self.end
 
 
-class _Scratch:
-    """Memory that is the same for all matrices: made anew for each, it would be cleared."""
-
-    def __init__(self) -> None:
-        self._memory: dict[str, NDArray[np.uint8]] = {}
-
-    def array(self, name: str, shape: Shape, dtype: str) -> NDArray[Any]:
-        """An array over the memory of this name."""
-        size = prod(shape) * np.dtype(dtype).itemsize
-        if len(self._memory.get(name, ())) < size:
-            self._memory[name] = np.empty(size, np.uint8)
-        return self._memory[name][:size].view(dtype).reshape(shape)
-
-
 class UpdateFiller(Filler):
     """Computes tiles of a matrix; keeps the last one and the right factor."""
 
     def __init__(self, matrix: Operands, reader: Reader) -> None:
         base = matrix.base.to(matrix.dtype) if matrix.base.is_computed else matrix.base
         self._matrix = matrix._replace(base=base, left=matrix.left.to(matrix.dtype))
-        self._reader, self._scratch = reader, reader.keep(_Scratch)
+        self._reader, self._scratch = reader, reader.keep(Scratch)
         self._grid = Grid.of(base.shape[1], matrix.left.shape[1], TILE)
         self._right = None if matrix.right is None else self._load(matrix.right)
         # A power of two changes exponents alone: a factor may take it, and saves a pass.
