@@ -1,0 +1,89 @@
+"""Object stores, opened: obstore's client for a bucket, told what the user's environment says.
+
+obstore asks the environment itself (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
+``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_NAME``, ...) and the metadata service of
+a cloud machine. What it does not do is done here: files of ``aws configure``, plain HTTP where the
+endpoint that was named is one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.packages import require_packages
+from ckpt_tool.common.remote.address import Address
+from ckpt_tool.common.remote.profiles import read_profile
+from ckpt_tool.common.version import __version__
+
+#: How long a connection, a silent server, and one request may take.
+_CLIENT: dict[str, Any] = {
+    "connect_timeout": timedelta(seconds=10),
+    "read_timeout": timedelta(seconds=30),
+    "timeout": timedelta(minutes=10),
+    "user_agent": f"ckpt-tool/{__version__}",
+}
+
+#: A server that is busy is asked again for about half a minute: 0.1, 0.2, ... seconds.
+_RETRY: Any = {
+    "max_retries": 8,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=8)},
+}
+
+#: Where an S3-compatible server is, as the AWS tools are told.
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+
+
+def open_store(address: Address) -> Any:
+    """A client of obstore for the bucket of ``address``; nobody is asked yet.
+
+    UsageError where obstore is not installed, or the environment makes no sense.
+    """
+    require_packages(f"{address.scheme}://", ["obstore"])
+    try:
+        return _open(address.scheme, address.bucket)
+    except Exception as error:
+        raise UsageError(
+            f"{address}: {error}", hint=f"Look at the environment variables for {address.scheme}://"
+        ) from error
+
+
+@cache
+def _open(scheme: str, bucket: str) -> Any:
+    return _OPENERS[scheme](bucket)
+
+
+def _open_s3(bucket: str) -> Any:
+    from obstore.store import S3Store
+
+    found = read_profile(os.environ)
+    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    endpoint = endpoint or found.pop("endpoint", "")
+    if endpoint:
+        found["endpoint"] = endpoint
+    return S3Store(bucket, client_options=_allow(endpoint), retry_config=_RETRY, **found)
+
+
+def _open_gs(bucket: str) -> Any:
+    from obstore.store import GCSStore
+
+    return GCSStore(bucket, client_options=_allow(""), retry_config=_RETRY)
+
+
+def _open_az(bucket: str) -> Any:
+    from obstore.store import AzureStore
+
+    return AzureStore(bucket, client_options=_allow(""), retry_config=_RETRY)
+
+
+def _allow(endpoint: str) -> Any:
+    """The client's options: HTTP without encryption is for servers that were named so."""
+    return _CLIENT | {"allow_http": True} if endpoint.startswith("http://") else _CLIENT
+
+
+_OPENERS: dict[str, Callable[[str], Any]] = {"s3": _open_s3, "gs": _open_gs, "az": _open_az}
