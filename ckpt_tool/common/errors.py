@@ -12,6 +12,7 @@
     ├── MappingError          names cannot be brought into the wanted form
     ├── OutputError           the output cannot be written (exists, no space, changed plan)
     ├── LostError             another process of the run is gone
+    ├── StoreError            an object store or a server is not reached, or refuses
     └── UploadError           the Hub is not reached or refuses: token, repository, connection
 
 ``message``, which ``str`` gives, says what, where and what was expected; ``hint`` says what to do
@@ -153,6 +154,10 @@ class LostError(CkptError):
         who = lost or "another process of this run"
         super().__init__(f"{who} is gone: it was killed, or its machine or network is down")
         self.is_said = rank == (1 if lost.startswith("rank 0") else 0)
+
+
+class StoreError(CkptError):
+    """An object store or a server is not reached, or refuses what it is asked."""
 
 
 class UploadError(CkptError):

@@ -61,7 +61,7 @@ def _open(scheme: str, bucket: str) -> Any:
 def _open_s3(bucket: str) -> Any:
     from obstore.store import S3Store
 
-    found = read_profile(os.environ)
+    found: Any = read_profile(os.environ)
     endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
     endpoint = endpoint or found.pop("endpoint", "")
     if endpoint:

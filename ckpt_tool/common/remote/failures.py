@@ -1,0 +1,85 @@
+"""What a store says that cannot or will not answer, as an error of ours.
+
+obstore's own text begins with a sentence, then the body of the answer, XML for S3 and its like
+(``<Error><Code>...</Code><Message>...</Message></Error>``), then a dump of its objects.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from ckpt_tool.common.errors import FormatError, StoreError
+from ckpt_tool.common.remote.address import SCHEMES, Address
+
+_STATUS = re.compile(r"status code:? (\d{3})(?: ([A-Z][A-Za-z ]+))?")
+_CODE = re.compile(r"<Code>([^<]+)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
+_METADATA_SERVICES = ("169.254.169.254", "metadata.google.internal")
+_LONGEST = 300
+
+#: How a store is told who asks.
+_WHO = {
+    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_ENDPOINT_URL for a"
+    " store that is not Amazon's; AWS_SKIP_SIGNATURE=true for a public bucket.",
+    "gs": "Set GOOGLE_APPLICATION_CREDENTIALS to a file of keys, or run: gcloud auth"
+    " application-default login; GOOGLE_SKIP_SIGNATURE=true for a public bucket.",
+    "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or"
+    " AZURE_STORAGE_SAS_TOKEN); AZURE_SKIP_SIGNATURE=true for a public container.",
+    "hf": "Log in with: hf auth login, or set HF_TOKEN; ask for access on the page of the"
+    " repository, where it is gated.",
+}
+_WHERE = {
+    "s3": "the network, AWS_ENDPOINT_URL and AWS_REGION",
+    "hf": "the network and HF_ENDPOINT",
+}
+#: The region of the request is not the bucket's.
+_OF_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraint")
+
+
+def explain(error: Exception, address: Address) -> Exception:
+    """What to raise for what obstore raised when it was asked for ``address``.
+
+    FileNotFoundError where there is no such object, FormatError where there is another one now,
+    else StoreError. Errors of ours are given back as they are.
+    """
+    if isinstance(error, (StoreError, FormatError)):
+        return error
+    text = str(error).partition("\n\nDebug source")[0]
+    matched, code = _STATUS.search(text), _CODE.search(text)
+    status, said = matched[1] if matched else "", code[1] if code else ""
+    what = SCHEMES[address.scheme]
+    if said in ("NoSuchBucket", "ContainerNotFound"):
+        return StoreError(f"{address}: there is no {what} {address.bucket}", hint=_who(address))
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, "no such object", str(address))
+    if status == "412" or type(error).__name__ == "PreconditionError":
+        return FormatError(
+            "was written again after it was opened",
+            path=str(address),
+            hint="Run again when nobody writes there.",
+        )
+    if any(service in text for service in _METADATA_SERVICES):
+        return StoreError(f"{address}: no credentials for this {what}", hint=_who(address))
+    if said in _OF_REGION:
+        reason = _spell(text, status, said)
+        return StoreError(f"{address}: {reason}", hint=f"Set AWS_REGION to that of the {what}.")
+    refused = type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
+    if refused or status in ("401", "403"):
+        return StoreError(f"{address}: refused: {_spell(text, status, said)}", hint=_who(address))
+    where = _WHERE.get(address.scheme, "the network")
+    return StoreError(
+        f"{address}: not to be had: {_spell(text, status, said)}", hint=f"Look at {where}."
+    )
+
+
+def _who(address: Address) -> str:
+    return _WHO.get(address.scheme, "")
+
+
+def _spell(text: str, status: str, code: str) -> str:
+    message = _MESSAGE.search(text)
+    if status and (code or message):
+        said = ": ".join(filter(None, (code, message[1] if message else "")))
+        return f"{status} {said}"
+    return " ".join(text.split())[:_LONGEST]
