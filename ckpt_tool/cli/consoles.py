@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ckpt_tool.common.remote.naming import name_places
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.segment import Segment
@@ -18,6 +20,7 @@ def make_printable(text: str, kept: str = "") -> str:
     So are half characters, which no encoding has, and marks that turn text around; those in
     ``kept`` are left.
     """
+    text = name_places(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in kept else _spell(ord(c)) for c in text)

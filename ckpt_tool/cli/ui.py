@@ -32,6 +32,7 @@ from ckpt_tool.common.errors import (
 )
 from ckpt_tool.common.launchers import is_first, is_parallel
 from ckpt_tool.common.packages import name_distribution, say_install
+from ckpt_tool.common.remote.naming import name_places
 
 EXIT_DIFFERENT = 1
 EXIT_FAILED = 2
@@ -201,5 +202,4 @@ def warn(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
-    json.dump(value, sys.stdout, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(name_places(json.dumps(value, indent=2, allow_nan=False)) + "\n")

@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 
+from ckpt_tool.common.remote.naming import name_places
+
 #: What Python and libraries raise where an import, a thread or an array gets no memory.
 _OF_LITTLE_MEMORY = (ImportError, SystemError, RuntimeError)
 
@@ -44,7 +46,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
+        return name_places(f"{self.where}: {self.message}")
 
 
 class CkptError(Exception):
@@ -58,7 +60,7 @@ class CkptError(Exception):
     @property
     def message(self) -> str:
         """The sentence for people."""
-        return self.reason
+        return name_places(self.reason)
 
     def __str__(self) -> str:
         return self.message
@@ -100,7 +102,7 @@ class FormatError(CkptError):
     @property
     def message(self) -> str:
         """``path: reason``."""
-        return f"{self.path}: {self.reason}" if self.path else self.reason
+        return name_places(f"{self.path}: {self.reason}" if self.path else self.reason)
 
 
 class UnsafeContentError(FormatError):

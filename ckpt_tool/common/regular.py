@@ -1,19 +1,36 @@
-"""Files of a checkpoint are regular ones: a pipe in place of one would be waited for for ever."""
+"""Files of a checkpoint are regular ones: a pipe in place of one would be waited for for ever.
+
+Some lie elsewhere, and local ones of no content stand for them (:mod:`ckpt_tool.common.remote`):
+here, and nowhere else, it is asked which. A descriptor of less than 0 is of such a file.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
+
+from ckpt_tool.common.remote.files import RemoteReader, find_number, get_file
 
 #: The system's file of zeros, which padding is read from.
 ZEROS = "/dev/zero"
 
 
+#: What a remote file is read by where it is read in order.
+_BUFFER = 64 << 10
+
+
 def open_descriptor(path: str) -> int:
-    """A descriptor that reads ``path``; OSError where it is not there, or no regular file."""
+    """A descriptor that reads ``path``; OSError where it is not there, or no regular file.
+
+    It is for :func:`pread`, :func:`pread_into`, :func:`measure` and :func:`close_descriptor`.
+    """
+    if number := find_number(path):
+        return number
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode) or path == ZEROS:
@@ -24,15 +41,67 @@ def open_descriptor(path: str) -> int:
     raise OSError(errno.EINVAL, "not a regular file", path)
 
 
+def close_descriptor(descriptor: int) -> None:
+    """It is not read any more."""
+    if descriptor >= 0:
+        os.close(descriptor)
+
+
+def measure(descriptor: int) -> int:
+    """The bytes that the file has."""
+    return os.fstat(descriptor).st_size if descriptor >= 0 else get_file(descriptor).found.size
+
+
+def pread(descriptor: int, size: int, offset: int) -> bytes:
+    """The ``size`` bytes from ``offset`` on; fewer where the file ends, or the system gives fewer.
+
+    OSError where they cannot be read; StoreError where a store does not give them.
+    """
+    if descriptor >= 0:
+        return os.pread(descriptor, size, offset)
+    file = get_file(descriptor)
+    content = bytearray(max(0, min(size, file.found.size - offset)))
+    file.ranges.read(offset, memoryview(content))
+    return bytes(content)
+
+
+def pread_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill ``buffer`` from ``offset`` on; how many bytes, as :func:`pread` gives them."""
+    if descriptor >= 0:
+        return os.preadv(descriptor, [buffer], offset)
+    return get_file(descriptor).ranges.read(offset, buffer)
+
+
 def announce(descriptor: int, start: int, size: int) -> None:
     """Have the system fetch bytes that will be read soon, while others are read."""
-    if hasattr(os, "posix_fadvise"):  # macOS has none
+    if descriptor < 0:
+        get_file(descriptor).ranges.expect(start, start + size)
+    elif hasattr(os, "posix_fadvise"):  # macOS has none
         os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
+
+def announce_ends(paths: Iterable[Path]) -> None:
+    """Have both ends fetched of files that lie elsewhere: one request each takes too long."""
+    for path in paths:
+        if number := find_number(str(path)):
+            file = get_file(number)
+            file.ranges.expect(0, _BUFFER)
+            file.ranges.expect(max(_BUFFER, file.found.size - _BUFFER), file.found.size)
 
 
 def open_regular(path: Path) -> BinaryIO:
     """The file opened for reading; OSError where it is not there, or no regular file."""
+    if number := find_number(str(path)):
+        return cast(BinaryIO, io.BufferedReader(RemoteReader(get_file(number)), _BUFFER))
     return os.fdopen(open_descriptor(str(path)), "rb")
+
+
+def measure_file(file: BinaryIO) -> int:
+    """The bytes of a file that :func:`open_regular` has opened."""
+    at = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(at)
+    return size
 
 
 def read_regular(path: Path, most: int = -1) -> bytes:
@@ -44,7 +113,7 @@ def read_regular(path: Path, most: int = -1) -> bytes:
 def read_end(path: Path, most: int) -> bytes:
     """Its last bytes, ``most`` at most; OSError as when it is opened."""
     with open_regular(path) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        file.seek(max(0, measure_file(file) - most))
         return file.read(most)
 
 

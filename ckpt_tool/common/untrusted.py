@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.regular import read_regular
 
 #: How deep values may lie in others; people's lie less than twenty deep.
 _DEEPEST = 100
@@ -32,7 +33,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> Any:
     """The JSON value in a file; FormatError where it holds none."""
-    return parse_json(path.read_bytes(), path)
+    return parse_json(read_regular(path), path)
 
 
 def parse_json(content: bytes, path: str | PathLike[str], *, halves: bool = False) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.links import has_file
+from ckpt_tool.common.regular import read_regular
 from ckpt_tool.common.untrusted import Fields, read_json_object
 from ckpt_tool.mapping.families.table import Family, find_family
 from ckpt_tool.mapping.legacy_config import add_legacy_keys
@@ -152,7 +153,7 @@ class ModelConfig:
         """The ``config.json`` to write: the original's bytes where nothing is to be changed."""
         config = add_legacy_keys(self.written)
         if config == self.raw:
-            return self.path.read_bytes()
+            return read_regular(self.path)
         return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
     def _text(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.common.links import is_inside
-from ckpt_tool.common.regular import is_regular
+from ckpt_tool.common.regular import is_regular, read_regular
 from ckpt_tool.common.untrusted import read_json_object
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.side_checks import find_faults, refuse_faults
@@ -67,7 +67,7 @@ class SideFiles:
     def read(self) -> Iterator[tuple[str, bytes]]:
         """Names and contents, one at a time."""
         for name, found in self.files.items():
-            yield name, found.read_bytes() if isinstance(found, Path) else found
+            yield name, read_regular(found) if isinstance(found, Path) else found
 
 
 def gather_side_files(
@@ -131,7 +131,7 @@ def _warn_of_choice(
 def _are_equal(mine: dict[str, Path], other: dict[str, Path], named: Sequence[Path]) -> bool:
     pairs = [(mine[name], other[name]) for name in mine]
     may_be_read = (is_regular(path) and is_inside(path, named) for pair in pairs for path in pair)
-    return all(may_be_read) and all(a.read_bytes() == b.read_bytes() for a, b in pairs)
+    return all(may_be_read) and all(read_regular(a) == read_regular(b) for a, b in pairs)
 
 
 def _is_side_file(name: str) -> bool:

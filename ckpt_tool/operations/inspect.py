@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.remote.shadow import reach
 from ckpt_tool.operations.runs import choose_steps
 from ckpt_tool.readers import Checkpoint, open_folders
 from ckpt_tool.readers.archives import list_records
@@ -83,7 +84,7 @@ def inspect_checkpoint(
     ``step``: which one of a run's, as :func:`~ckpt_tool.operations.runs.choose_step` takes it.
     Raises what opening raises.
     """
-    checkpoint = open_folders(choose_steps([*map(Path, paths)], step), progress=progress)
+    checkpoint = open_folders(choose_steps([*map(reach, paths)], step), progress=progress)
     crc = None
     if check_crc is not None:
         checkpoint, crc = scrub(checkpoint, check_crc)

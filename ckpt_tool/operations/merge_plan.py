@@ -10,6 +10,7 @@ from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.garbage import pause_collection
 from ckpt_tool.common.parallel import Team, form_team_alone
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.remote.shadow import reach
 from ckpt_tool.mapping.casting import (
     cast_all,
     choose_dtype,
@@ -81,8 +82,8 @@ def make_plan(
 
 def _list_paths(paths: Folders) -> list[Path]:
     if isinstance(paths, (str, Path)):
-        return [Path(paths)]
-    return [Path(path) for path in paths]
+        return [reach(paths)]
+    return [reach(path) for path in paths]
 
 
 def _open(

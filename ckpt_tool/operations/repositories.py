@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.packages import require_packages
+from ckpt_tool.common.remote.shadow import reach
 from ckpt_tool.common.version import __version__
 from ckpt_tool.mapping.side_files import list_tokenizer
 from ckpt_tool.operations.hub_client import show_bars
@@ -58,7 +59,7 @@ def _settle_small(asked: str | Path, said: str, *, is_tokenizer: bool = False) -
     """A folder with config and tokenizer; ``said``: which option asks, for what is wrong."""
     repository = _find_repository(asked)
     if repository is None:
-        return Path(asked)
+        return reach(asked)
     _require_hub(said)
     known = _find_snapshot(repository)
     if known is not None and (known / "config.json").is_file() and list_tokenizer(known):
@@ -79,7 +80,7 @@ def _has_part(folder: Path, *, is_tokenizer: bool) -> bool:
 def _settle_weights(asked: str | Path, said: str) -> Path:
     repository = _find_repository(asked)
     if repository is None:
-        return Path(asked)
+        return reach(asked)
     _require_hub(said)
     known = _find_snapshot(repository)
     if known is None:

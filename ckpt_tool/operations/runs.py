@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tool.common.errors import AmbiguousError, UsageError
+from ckpt_tool.common.remote.shadow import reach
 from ckpt_tool.common.wording import join_words
 from ckpt_tool.plans.provenance import find_role, find_run, find_run_folder
 from ckpt_tool.readers import Format, list_checkpoints
@@ -44,7 +45,7 @@ def list_run(path: str | Path) -> Run:
 
     Raises what :func:`ckpt_tool.readers.list_checkpoints` does.
     """
-    root = Path(path)
+    root = reach(path)
     found = list_checkpoints(root)
     listed = [
         Listed(

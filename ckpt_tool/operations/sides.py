@@ -9,6 +9,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.remote.shadow import reach
 from ckpt_tool.mapping.casting import find_main_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
@@ -113,8 +114,9 @@ def find_tied_heads(left: Side, right: Side, mine: Tensors, theirs: Tensors, tea
 Tied = dict[str, str]
 
 
-def open_proven(named: Path, options: ModelOptions, team: Team) -> Source:
+def open_proven(asked: Path, options: ModelOptions, team: Team) -> Source:
     """A checkpoint, found, opened and proven complete."""
+    named = team.world.each(lambda: reach(asked))
     (path,) = team.world.first(lambda: choose_steps([named], options.step))
     with read_together([path], team):
         source = team.world.each(lambda: _open_whole(path, named, options, team.progress))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckpt_tool.common.errors import CkptError
+from ckpt_tool.common.remote.shadow import look_again
 from ckpt_tool.operations.runs import Listed, list_run
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.find import find_tracker, list_tracked
@@ -62,7 +63,7 @@ class Watch:
 
     def list_wanted(self) -> Iterator[Listed]:
         """Those that were not handed out yet, finished or not."""
-        for each in list_run(self._root).checkpoints:
+        for each in list_run(look_again(self._root)).checkpoints:
             if each.step is None or not each.format.merge_command:
                 continue
             if self._numbers is not None and each.step not in self._numbers:

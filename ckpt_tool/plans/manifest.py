@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.common.errors import FormatError, UsageError
-from ckpt_tool.common.regular import open_regular
+from ckpt_tool.common.regular import measure_file, open_regular
 from ckpt_tool.common.untrusted import parse_json, show
 from ckpt_tool.common.version import __version__
 from ckpt_tool.plans.options import Cast
@@ -117,7 +116,7 @@ def _say_why(error: Exception) -> str:
 def _read(path: Path) -> bytes:
     """The content of a regular file of a sensible size: what else there is may never end."""
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = measure_file(file)
         if size > _MOST_BYTES:
             raise FormatError(f"{size:,} bytes", path=path)
         return file.read(_MOST_BYTES)

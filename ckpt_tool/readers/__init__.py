@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.remote.shadow import reach
 from ckpt_tool.readers import formats
 from ckpt_tool.readers.base import Checkpoint, Format, Wanted
 from ckpt_tool.readers.counting import watch_reading
@@ -38,7 +39,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Read the metadata of the checkpoint at ``path``, whatever its format.
 
-    ``path``: a folder of a checkpoint, a folder of a run with one below it, or a single file.
+    ``path``: a folder of a checkpoint, a folder of a run with one below it, or a single file; or
+    the address of one, like ``s3://bucket/run``.
     ``wanted``: told a tensor's name, says whether to look at it; asked only in folders of
     torch.distributed.checkpoint, where each block has a place of its own. The other tensors are
     in the result's ``left_out``. By default every tensor is looked at. ``progress``: told of files.
@@ -63,7 +65,7 @@ def open_checkpoint(
     torch () ['norm.weight']
     (6,) float32 tensor([2., 3., 4.])
     """
-    path = Path(path)
+    path = reach(path)
     require_exists(path)
     found = _open(path, wanted, progress)
     if found is None:
@@ -89,8 +91,9 @@ def list_checkpoints(path: str | Path) -> Found:
 
     UsageError where there is nothing; OSError where a folder cannot be read.
     """
-    require_exists(Path(path))
-    return list_places(Path(path), formats.FORMATS)
+    root = reach(path)
+    require_exists(root)
+    return list_places(root, formats.FORMATS)
 
 
 def open_folders(
@@ -109,7 +112,7 @@ def open_folders(
     """
     if len(paths) == 1:
         return open_checkpoint(paths[0], wanted, progress)
-    named = [Path(path) for path in paths]
+    named = [reach(path) for path in paths]
     for path in named:
         require_exists(path)
     for row in formats.FORMATS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
+from ckpt_tool.common.regular import read_regular
 from ckpt_tool.readers.base import Checkpoint, collect
 from ckpt_tool.readers.dcp.metadata import list_places
 from ckpt_tool.readers.torch_save.zip_directory import read_directory
@@ -75,8 +76,7 @@ def _is_archive(path: str) -> bool:
     if path.endswith(".safetensors"):
         return False
     try:
-        with open(path, "rb") as file:
-            return file.read(len(_ARCHIVE)) == _ARCHIVE
+        return read_regular(Path(path), len(_ARCHIVE)) == _ARCHIVE
     except OSError:
         return True
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import AmbiguousError
+from ckpt_tool.common.regular import read_regular
 from ckpt_tool.common.wording import join_words
 
 _TRACKERS = ("latest_checkpointed_iteration.txt", "latest_ckpt_global_step.txt")
@@ -99,8 +100,7 @@ def find_latest(path: Path) -> str:
 
 def read_tracker(tracker: Path) -> str:
     """What it says: a number, or ``release``; anything, where it is damaged."""
-    with tracker.open(encoding="utf-8", errors="replace") as file:
-        return file.read(64).strip()
+    return read_regular(tracker, 256).decode("utf-8", "replace")[:64].strip()
 
 
 def find_role(names: Sequence[str]) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError, Problem
 from ckpt_tool.common.lfs import REASON, starts_pointer
-from ckpt_tool.common.regular import open_regular
+from ckpt_tool.common.regular import announce_ends, measure_file, open_regular
 from ckpt_tool.common.untrusted import parse_json, require_object, show
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, ShardFile, collect
 from ckpt_tool.readers.torch_file import open_flat_file
@@ -32,7 +32,7 @@ _MOST_BYTES = 1 << 48
 def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     """The JSON header of a file and the byte at which its data starts; FormatError if damaged."""
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = measure_file(file)
         if starts_pointer(file.read(64)):
             raise FormatError(REASON, path=path)
         file.seek(0)
@@ -65,6 +65,7 @@ def open_huggingface(path: Path) -> Checkpoint:
     chosen = choose_weight_files(path) if path.is_dir() else WeightFiles([path])
     problems, paths = list(chosen.problems), chosen.files
     files = tuple(ShardFile.stat(file) for file in paths)
+    announce_ends(paths)
     entries: dict[str, Entry] = {}
     sums: dict[str, FileSums] = {}
     for file in paths:

@@ -39,7 +39,10 @@ class ShardFile:
         return cls(str(path), found.st_size, rank, parallel, found.st_mtime_ns, which)
 
     def say_change(self) -> str:
-        """What has become of the file since; empty where it is the same, and unchanged."""
+        """What has become of the file since; empty where it is the same, and unchanged.
+
+        Of a remote file every answer is held against the version that was listed.
+        """
         now = ShardFile.stat(Path(self.path))
         if now.bytes != self.bytes:
             return f"had {self.bytes:,} bytes when it was opened, and has {now.bytes:,} now"

@@ -10,12 +10,12 @@ bytes it is not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from math import inf, prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.regular import pread_into
 from ckpt_tool.tensors.chunks import Chunked, Computed, Filler, Piece, Region
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import (
@@ -68,7 +68,7 @@ class FileTable:
         descriptor = self.descriptor(path)
         done = 0
         while done < len(buffer):
-            got = os.preadv(descriptor, [buffer[done : done + _IO_LIMIT]], offset + done)
+            got = pread_into(descriptor, buffer[done : done + _IO_LIMIT], offset + done)
             if not got:
                 raise FormatError(
                     f"ends at byte {offset + done}, expected {len(buffer) - done} more",

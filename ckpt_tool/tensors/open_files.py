@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import threading
 
-from ckpt_tool.common.regular import ZEROS, open_descriptor
+from ckpt_tool.common.regular import ZEROS, close_descriptor, open_descriptor
 from ckpt_tool.tensors.page_cache import forget_all, forget_read, is_somebodys
 
 #: Files that are opened before anybody asks for more than the soft limit.
@@ -47,7 +46,7 @@ class OpenFiles:
     def _close(self, path: str, descriptor: int) -> None:
         if path in self._passing:
             forget_all(descriptor)
-        os.close(descriptor)
+        close_descriptor(descriptor)
 
     def descriptor(self, path: str) -> int:
         """The descriptor for ``path``; OSError where it cannot be, or is no regular file."""

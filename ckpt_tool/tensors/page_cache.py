@@ -12,6 +12,8 @@ import mmap
 import os
 from contextlib import suppress
 
+from ckpt_tool.common.regular import measure
+
 _PAGE = mmap.PAGESIZE
 _SAMPLES = 64
 _SAMPLE_PAGES = 16
@@ -27,9 +29,9 @@ _LEAST_READ = 128 << 10
 
 
 def is_somebodys(descriptor: int) -> bool:
-    """Whether enough of a file is in memory; also where that cannot be told, as of empty ones."""
-    size = os.fstat(descriptor).st_size
-    if not size:
+    """Whether enough of a file is in memory, or nobody can tell, as of empty and remote ones."""
+    size = measure(descriptor)
+    if not size or descriptor < 0:
         return True
     try:
         with mmap.mmap(descriptor, size, prot=mmap.PROT_READ) as mapped:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from itertools import count
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import xxhash
 
-from ckpt_tool.common.regular import open_descriptor
+from ckpt_tool.common.regular import close_descriptor, measure, open_descriptor, pread_into
 from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.blocks import BLOCK_BYTES
 
@@ -22,9 +21,9 @@ def digest_together(path: Path, jobs: int, advance: Callable[[int], None]) -> st
     """
     descriptor = open_descriptor(str(path))
     try:
-        return _digest(descriptor, os.fstat(descriptor).st_size, jobs, advance)
+        return _digest(descriptor, measure(descriptor), jobs, advance)
     finally:
-        os.close(descriptor)
+        close_descriptor(descriptor)
 
 
 def _digest(descriptor: int, size: int, jobs: int, advance: Callable[[int], None]) -> str:
@@ -56,7 +55,7 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Bytes read into the buffer: all of it, but at the end of the file."""
     done = 0
     while done < len(buffer):
-        length = os.preadv(descriptor, [buffer[done:]], offset + done)
+        length = pread_into(descriptor, buffer[done:], offset + done)
         if not length:
             break
         done += length

@@ -13,16 +13,7 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 
 from ckpt_tool.common.errors import UsageError
-
-#: What an address begins with, and what its first part is called.
-SCHEMES = {
-    "s3": "bucket",
-    "gs": "bucket",
-    "az": "container",
-    "hf": "repository",
-    "http": "host",
-    "https": "host",
-}
+from ckpt_tool.common.remote.naming import SCHEMES, name_places
 
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.*)", re.DOTALL)
 _OF_HUB = 2  # ORG and NAME
@@ -73,6 +64,11 @@ class Address:
         if not self.key:
             return None
         return Address(self.scheme, self.bucket, self.key.rpartition("/")[0])
+
+
+def find_address(path: str | PathLike[str]) -> Address | None:
+    """The address that a path stands for, or is; None where it is neither."""
+    return Address.parse(name_places(fspath(path)))
 
 
 def is_remote(path: str | PathLike[str]) -> bool:

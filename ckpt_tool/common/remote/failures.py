@@ -10,7 +10,8 @@ import errno
 import re
 
 from ckpt_tool.common.errors import FormatError, StoreError
-from ckpt_tool.common.remote.address import SCHEMES, Address
+from ckpt_tool.common.remote.address import Address
+from ckpt_tool.common.remote.naming import SCHEMES
 
 _STATUS = re.compile(r"status code:? (\d{3})(?: ([A-Z][A-Za-z ]+))?")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
@@ -33,6 +34,8 @@ _WHERE = {
     "s3": "the network, AWS_ENDPOINT_URL and AWS_REGION",
     "hf": "the network and HF_ENDPOINT",
 }
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+_REFUSALS = ("PermissionDeniedError", "UnauthenticatedError")
 #: The region of the request is not the bucket's.
 _OF_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraint")
 
@@ -48,28 +51,32 @@ def explain(error: Exception, address: Address) -> Exception:
     text = str(error).partition("\n\nDebug source")[0]
     matched, code = _STATUS.search(text), _CODE.search(text)
     status, said = matched[1] if matched else "", code[1] if code else ""
-    what = SCHEMES[address.scheme]
-    if said in ("NoSuchBucket", "ContainerNotFound"):
-        return StoreError(f"{address}: there is no {what} {address.bucket}", hint=_who(address))
-    if isinstance(error, FileNotFoundError):
+    kind, what = type(error).__name__, SCHEMES[address.scheme]
+    if isinstance(error, FileNotFoundError) and said not in _NO_BUCKET:
         return FileNotFoundError(errno.ENOENT, "no such object", str(address))
-    if status == "412" or type(error).__name__ == "PreconditionError":
-        return FormatError(
-            "was written again after it was opened",
-            path=str(address),
-            hint="Run again when nobody writes there.",
-        )
-    if any(service in text for service in _METADATA_SERVICES):
-        return StoreError(f"{address}: no credentials for this {what}", hint=_who(address))
-    if said in _OF_REGION:
-        reason = _spell(text, status, said)
-        return StoreError(f"{address}: {reason}", hint=f"Set AWS_REGION to that of the {what}.")
-    refused = type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
-    if refused or status in ("401", "403"):
-        return StoreError(f"{address}: refused: {_spell(text, status, said)}", hint=_who(address))
-    where = _WHERE.get(address.scheme, "the network")
-    return StoreError(
-        f"{address}: not to be had: {_spell(text, status, said)}", hint=f"Look at {where}."
+    if status == "412" or kind == "PreconditionError":
+        return make_change_error(str(address))
+    reason = _spell(text, status, said)
+    hint = f"Look at {_WHERE.get(address.scheme, 'the network')}."
+    if said in _NO_BUCKET:
+        reason, hint = f"there is no {what} {address.bucket}", _who(address)
+    elif any(service in text for service in _METADATA_SERVICES):
+        reason, hint = f"no credentials for this {what}", _who(address)
+    elif said in _OF_REGION:
+        hint = f"Set AWS_REGION to that of the {what}."
+    elif kind in _REFUSALS or status in ("401", "403"):
+        reason, hint = f"refused: {reason}", _who(address)
+    else:
+        reason = f"not to be had: {reason}"
+    return StoreError(f"{address}: {reason}", hint=hint)
+
+
+def make_change_error(address: str) -> FormatError:
+    """The error for an object that is not the one that was listed."""
+    return FormatError(
+        "was written again after it was opened",
+        path=address,
+        hint="Run again when nobody writes there.",
     )
 
 

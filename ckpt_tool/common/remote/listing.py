@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from ckpt_tool.common.remote.address import Address
@@ -27,6 +28,12 @@ class RemoteObject:
     size: int
     mtime_ns: int
     etag: str
+
+    def is_of(self, meta: Any) -> bool:
+        """Whether an answer is of this version: by its ETag, or else by its size and time."""
+        if self.etag and (there := meta.get("e_tag")):
+            return bool(self.etag.strip('"') == there.strip('"'))
+        return bool(self.size == meta["size"] and self.mtime_ns == _count_ns(meta["last_modified"]))
 
 
 def list_objects(address: Address) -> Iterator[Sequence[RemoteObject]]:
@@ -68,12 +75,20 @@ def list_folder(address: Address) -> Sequence[RemoteObject]:
 
 
 def _make(row: Any, store: Any, address: Address) -> RemoteObject:
-    """obstore's row; keys below an address begin with it."""
-    key, when = row["path"], row["last_modified"]
+    """A row of obstore; keys below an address begin with it."""
+    key = row["path"]
     name = key[len(address.key) :].lstrip("/") if address.key else key
-    return RemoteObject(
-        name, store, key, row["size"], int(when.timestamp()) * 10**9, row.get("e_tag") or ""
-    )
+    etag = _quote(row.get("e_tag") or "")
+    return RemoteObject(name, store, key, row["size"], _count_ns(row["last_modified"]), etag)
+
+
+def _count_ns(when: datetime) -> int:
+    return round(when.timestamp() * 10**6) * 1000
+
+
+def _quote(etag: str) -> str:
+    """An ETag as requests name it: some stores list it without its quotes."""
+    return f'"{etag}"' if etag and not etag.endswith('"') else etag
 
 
 #: By scheme; each yields what :func:`list_objects` does.

@@ -6,10 +6,17 @@ spelled here.
 
 from __future__ import annotations
 
-import os
 import re
 
-from ckpt_tool.common.remote.address import SCHEMES, Address
+#: What an address begins with, and what its first part is called.
+SCHEMES = {
+    "s3": "bucket",
+    "gs": "bucket",
+    "az": "container",
+    "hf": "repository",
+    "http": "host",
+    "https": "host",
+}
 
 _roots: list[tuple[str, re.Pattern[str]]] = []
 
@@ -17,7 +24,7 @@ _roots: list[tuple[str, re.Pattern[str]]] = []
 def add_root(root: str) -> None:
     """From now on, ``ROOT/SCHEME/...`` stands for ``SCHEME://...``."""
     schemes = "|".join(SCHEMES)
-    _roots.append((root, re.compile(rf"{re.escape(root)}/({schemes})(/|$)")))
+    _roots.append((root, re.compile(rf"{re.escape(root)}/({schemes})/")))
 
 
 def name_places(text: str) -> str:
@@ -26,8 +33,3 @@ def name_places(text: str) -> str:
         if root in text:
             text = pattern.sub(r"\1://", text)
     return text
-
-
-def find_address(path: str | os.PathLike[str]) -> Address | None:
-    """The address that a path stands for, or is; None where it is neither."""
-    return Address.parse(name_places(os.fspath(path)))

@@ -9,14 +9,13 @@ megatron-core adds the plans of all ranks, with a ``WriteItem`` for each block: 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.common.regular import open_regular
+from ckpt_tool.common.regular import measure_file, open_regular
 from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.names import resolve_plan
 from ckpt_tool.readers.torch_save.rebuilding import read_sizes
@@ -97,7 +96,7 @@ def _parse(path: Path) -> tuple[dict[Any, Any], dict[_Key, Place], int]:
 
 def _read(path: Path) -> bytes:
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = measure_file(file)
         if size > _MAX_BYTES:
             raise FormatError(f"has {size} bytes, expected metadata only")
         return file.read()

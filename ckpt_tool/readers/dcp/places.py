@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ckpt_tool.common.errors import FormatError, Problem
+from ckpt_tool.common.regular import read_regular
 from ckpt_tool.readers.base import collect
 from ckpt_tool.readers.find import find
 
@@ -35,7 +36,7 @@ def locate_torch_dist(path: Path) -> Path | None:
 def locate_zarr(path: Path) -> Path | None:
     """The folder with a checkpoint in the zarr format of older megatron-core, or None."""
     folder = find(path, lambda folder: (folder / "metadata.json").is_file())
-    if folder is None or b'"zarr"' not in (folder / "metadata.json").read_bytes()[:1000]:
+    if folder is None or b'"zarr"' not in read_regular(folder / "metadata.json", 1000):
         return None
     return folder
 

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
+from ckpt_tool.common.regular import announce_ends
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, Mesh, ShardFile
 from ckpt_tool.readers.deepspeed.folder import list_files
 from ckpt_tool.readers.deepspeed.model_states import ModelStates
@@ -34,6 +35,7 @@ def open_deepspeed(folder: Path) -> Checkpoint:
     """
     files = list_files(folder)
     stats = tuple(ShardFile.stat(path, rank) for path, rank in files.listed())
+    announce_ends(path for path, _ in files.listed())
     ranks = read_ranks(folder, files)
     first = ranks.first
     entries = {} if first is None else _Joiner(first, ranks).join()

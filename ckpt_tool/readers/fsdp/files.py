@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
+from ckpt_tool.common.regular import announce_ends
 from ckpt_tool.common.wording import list_gaps
 from ckpt_tool.readers.shard_file import ShardFile
 
@@ -82,6 +83,7 @@ def list_rank_files(folders: Sequence[Path]) -> RankFiles:
         else:
             problems.append(Problem(fault[0], str(path), fault[1]))
     files = tuple(ShardFile.stat(path, name.rank) for name, path in sorted(found, key=_order))
+    announce_ends(path for _, path in found)
     return RankFiles(dict(sorted(by_rank.items())), world, files, tuple(problems))
 
 

@@ -7,12 +7,13 @@ experts: by how many parts each expert is cut into, then by expert parallelism. 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import lcm
+from pathlib import Path
 from typing import NamedTuple
 
+from ckpt_tool.common.regular import open_regular
 from ckpt_tool.readers.megatron.file import Part, RankFile, is_grouped
 
 _COMPARED_BYTES = 1 << 16
@@ -109,6 +110,6 @@ def _is_first(part: Part) -> bool:
 
 def _head(part: Part) -> bytes:
     """The first bytes of a part."""
-    with open(part.region.path, "rb", buffering=0) as file:
-        size = min(_COMPARED_BYTES, part.dtype.itemsize * max(part.shape, default=1))
-        return os.pread(file.fileno(), size, part.region.offset)
+    with open_regular(Path(part.region.path)) as file:
+        file.seek(part.region.offset)
+        return file.read(min(_COMPARED_BYTES, part.dtype.itemsize * max(part.shape, default=1)))

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
+from ckpt_tool.common.regular import announce_ends
 from ckpt_tool.readers.base import Checkpoint, Mesh, ShardFile, collect
 from ckpt_tool.readers.find import find, locate_config
 from ckpt_tool.readers.megatron.file import RankFile, read_rank_file
@@ -50,6 +51,7 @@ def open_megatron_ranks(folder: Path) -> Checkpoint:
     problems: list[Problem] = []
     numbers = _rank_files(folder)
     stats = {path: ShardFile.stat(path) for path in numbers.values()}
+    announce_ends(stats)
     contents = {path: _read(path, problems) for path in numbers.values()}
     alone = _are_adapters(numbers)
     with_experts = not alone and _has_expert_number(numbers, contents)

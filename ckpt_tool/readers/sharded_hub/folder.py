@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
+from ckpt_tool.common.regular import announce_ends
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import (
     TANGLED,
@@ -64,6 +65,7 @@ def open_sharded_hub_folders(folders: Sequence[Path], wanted: Wanted | None = No
 def _open(shards: Sequence[Shard], folders: Sequence[Path], wanted: Wanted | None) -> Checkpoint:
     """What the shards hold, and all that is wrong about that; not yet whether any is missing."""
     files = tuple(ShardFile.stat(shard.path, shard.rank) for shard in shards)
+    announce_ends(shard.path for shard in shards)
     problems: list[Problem] = []
     entries, left_out = {}, {}
     for name, found in _read_pieces(shards, problems).items():

@@ -7,10 +7,10 @@ are equal, so is what they say.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Collection, Iterable
 
+from ckpt_tool.common.regular import pread
 from ckpt_tool.readers.torch_save.zip_directory import Directory, Read
 
 #: PKWARE APPNOTE 4.3: positions in a row of the directory and in a local header, the end record.
@@ -63,8 +63,8 @@ class Form:
 
         0 where the file does not say it.
         """
-        head = os.pread(descriptor, self._head.length, position)
-        rows = os.pread(descriptor, self._rows.length, position + self._at)
+        head = pread(descriptor, self._head.length, position)
+        rows = pread(descriptor, self._rows.length, position + self._at)
         if not (self._head.matches(head) and self._rows.matches(rows)):
             return None
         found = rows[self._own : self._own + 4]

@@ -9,7 +9,6 @@ Source: ``torch/serialization.py`` and ``caffe2/serialize/inline_container.h`` o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -19,7 +18,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.lfs import REASON, starts_pointer
-from ckpt_tool.common.regular import announce
+from ckpt_tool.common.regular import announce, measure, pread
 from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.alike import Form, make_form
 from ckpt_tool.readers.torch_save.machine import Resolve
@@ -78,7 +77,7 @@ class TorchArchive:
         self._descriptor = files.descriptor(self.path)
         self._storages: dict[str, Stored] = {}
         try:
-            size = os.fstat(self._descriptor).st_size
+            size = measure(self._descriptor)
             self.bytes = size if length is None else length
             if not 0 <= start <= start + self.bytes <= size:
                 raise FormatError(
@@ -194,12 +193,12 @@ class TorchArchive:
 
     def _pread(self, offset: int, size: int) -> bytes:
         offset += self._start
-        whole = os.pread(self._descriptor, size, offset)
+        whole = pread(self._descriptor, size, offset)
         if len(whole) == size:
             return whole
         pieces = []
         while size:
-            piece = os.pread(self._descriptor, size, offset)
+            piece = pread(self._descriptor, size, offset)
             if not piece:
                 raise FormatError(f"truncated at byte {offset}", path=self.path)
             pieces.append(piece)

@@ -1,0 +1,134 @@
+"""Remote files, each known by the local path that stands for it, and by a number.
+
+A descriptor of the system is 0 or more; the number of a remote file is less.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_tool.common.errors import StoreError
+from ckpt_tool.common.remote.address import find_address
+from ckpt_tool.common.remote.failures import explain, make_change_error
+from ckpt_tool.common.remote.listing import RemoteObject
+from ckpt_tool.common.remote.ranges import Pool, Ranges
+
+#: A connection that breaks within an answer is not asked for again by obstore.
+_ATTEMPTS = 5
+_PAUSE = 0.2  # seconds, twice as long each time
+
+#: A tag of this kind never matches where one is asked for.
+_WEAK = "W/"
+
+_POOL = Pool()
+
+
+@dataclass
+class RemoteFile:
+    """A file that lies elsewhere: ``path`` stands for it here."""
+
+    path: str
+    found: RemoteObject
+
+    def __post_init__(self) -> None:
+        self.ranges = Ranges(self.found.size, self._fetch, _POOL)
+
+    def _fetch(self, start: int, stop: int) -> memoryview:
+        """Bytes ``[start, stop)`` of the very version that was listed."""
+        address = find_address(self.path)
+        assert address is not None
+        for attempt in range(_ATTEMPTS):
+            try:
+                content = self._ask(start, stop)
+            except Exception as error:
+                explained = explain(error, address)
+                is_last = attempt == _ATTEMPTS - 1 or not _is_of_connection(error)
+                if is_last:
+                    raise explained from error
+            else:
+                if len(content) == stop - start:
+                    return content
+            time.sleep(_PAUSE * 2**attempt)
+        raise StoreError(
+            f"{address}: gives {len(content):,} bytes for {stop - start:,} from byte {start:,} on",
+            hint="The store or a proxy on the way cuts answers short; try again.",
+        )
+
+    def _ask(self, start: int, stop: int) -> memoryview:
+        """What the store gives; FormatError where it is of another version."""
+        import obstore
+
+        options: Any = {"range": (start, stop)}
+        if self.found.etag and not self.found.etag.startswith(_WEAK):
+            options["if_match"] = self.found.etag
+        answer = obstore.get(self.found.store, self.found.key, options=options)
+        if not self.found.is_of(answer.meta):
+            raise make_change_error(str(find_address(self.path)))
+        return memoryview(answer.bytes())
+
+
+def _is_of_connection(error: Exception) -> bool:
+    """Whether a connection broke in the middle of an answer, so that another one may do."""
+    text = str(error)
+    return type(error).__name__ == "GenericError" and "status code" not in text
+
+
+_by_path: dict[str, RemoteFile] = {}
+_by_number: list[RemoteFile] = []
+_numbers: dict[str, int] = {}
+
+
+def add_file(path: str, found: RemoteObject) -> None:
+    """From now on ``path`` stands for the object; for its newest version, where it did before."""
+    file = RemoteFile(path, found)
+    _by_path[path] = file
+    _by_number.append(file)
+    _numbers[path] = -len(_by_number)
+
+
+def find_number(path: str) -> int:
+    """The number of the remote file for which ``path`` stands; 0 where it stands for none."""
+    if not _numbers:
+        return 0
+    return _numbers.get(path) or _numbers.get(os.path.normpath(path), 0)
+
+
+def get_file(number: int) -> RemoteFile:
+    """The file of a number."""
+    return _by_number[-number - 1]
+
+
+class RemoteReader(io.RawIOBase):
+    """A remote file as Python's files are; ``io.BufferedReader`` goes around it."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """From any place on."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place; where that is."""
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.found.size}
+        self._at = max(0, begin[whence] + offset)
+        return self._at
+
+    def tell(self) -> int:
+        """The place."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer``; how many bytes."""
+        got = self._file.ranges.read(self._at, memoryview(buffer).cast("B"))
+        self._at += got
+        return got
