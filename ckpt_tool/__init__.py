@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ckpt_tool.common.errors import MappingError as MappingError
     from ckpt_tool.common.errors import OutputError as OutputError
     from ckpt_tool.common.errors import Problem as Problem
+    from ckpt_tool.common.errors import StoreError as StoreError
     from ckpt_tool.common.errors import UnknownFormatError as UnknownFormatError
     from ckpt_tool.common.errors import UnsafeContentError as UnsafeContentError
     from ckpt_tool.common.errors import UploadError as UploadError
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
 #: Public names by the module that they live in.
 _HOMES = {
     "common.errors": "AmbiguousError CheckpointError CkptError FormatError LostError MappingError"
-    " OutputError Problem UnknownFormatError UnsafeContentError UploadError UsageError",
+    " OutputError Problem StoreError UnknownFormatError UnsafeContentError UploadError UsageError",
     "common.parallel": "PeerError",
     "compare.mismatch": "Mismatch",
     "compare.stats": "Stats Tolerance",
