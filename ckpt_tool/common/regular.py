@@ -80,6 +80,12 @@ def announce(descriptor: int, start: int, size: int) -> None:
         os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
 
+def order(path: str, start: int, stop: int) -> None:
+    """Have bytes of a file fetched that lies elsewhere: they are read next, once."""
+    if number := find_number(path):
+        get_file(number).ranges.order(start, stop)
+
+
 def announce_ends(paths: Iterable[Path]) -> None:
     """Have both ends fetched of files that lie elsewhere: one request each takes too long."""
     for path in paths:

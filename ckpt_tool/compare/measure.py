@@ -11,8 +11,16 @@ import xxhash
 from ckpt_tool.common.threads import Threads
 from ckpt_tool.compare.block import BlockMeasure
 from ckpt_tool.compare.stats import Stats, Tolerance
+from ckpt_tool.tensors.ahead import order_ahead
 from ckpt_tool.tensors.blocks import FileTable
-from ckpt_tool.tensors.equality import Label, Pair, count_tasks, cut_tasks
+from ckpt_tool.tensors.equality import (
+    Label,
+    Pair,
+    count_steps,
+    count_tasks,
+    cut_tasks,
+    list_pair_reads,
+)
 from ckpt_tool.tensors.sweep import find_step
 
 _ELEMENTS = 1 << 17  # per step: enough that threads rarely meet at the interpreter lock
@@ -52,7 +60,9 @@ def measure(
             advance((stop - start) * pair.left.dtype.itemsize)
             return pair.label, parts
 
-        for label, parts in pool.flow(work, cut_tasks(pairs, _find_span)):
+        for label, parts in pool.flow(
+            work, order_ahead(cut_tasks(pairs, _find_span), list_pair_reads)
+        ):
             for part in parts:
                 found[label].add(part)
                 for side, digest in zip(hashes[label], part.digests, strict=True):
@@ -77,4 +87,4 @@ def _find_step(pair: Pair[Label]) -> int:
 
 def _find_span(pair: Pair[Label]) -> int:
     """The elements of a task."""
-    return _STEPS * _find_step(pair)
+    return count_steps(_STEPS) * _find_step(pair)

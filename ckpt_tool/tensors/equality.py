@@ -8,7 +8,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ckpt_tool.common.remote.files import are_there
 from ckpt_tool.common.threads import Threads
+from ckpt_tool.tensors.ahead import Read, list_reads, order_ahead
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.sweep import Sweep, find_step
@@ -16,6 +18,7 @@ from ckpt_tool.tensors.sweep import Sweep, find_step
 _LIBC = ctypes.CDLL(None)
 _STEP = 1 << 20  # bytes of each side per comparison: both stay in the second-level cache
 _STEPS = 64  # per task: few enough that one large tensor keeps every thread busy
+_FEWER = 16
 
 Label = TypeVar("Label", bound=Hashable)
 
@@ -49,7 +52,8 @@ def locate_differences(
             pair, start, stop = task
             return pair.label, _compare(pair, (start, stop), local, advance)
 
-        for label, index in pool.flow(compare, cut_tasks(pairs, _find_span)):
+        tasks = order_ahead(cut_tasks(pairs, _find_span), list_pair_reads)
+        for label, index in pool.flow(compare, tasks):
             if index is not None:
                 found[label] = min(index, found.get(label, index))
     return found
@@ -80,9 +84,21 @@ def count_tasks(pairs: Sequence[Pair[Label]], find_span: Callable[[Pair[Label]],
     return sum(-(-pair.left.numel // find_span(pair)) for pair in pairs)
 
 
+def list_pair_reads(task: tuple[Pair[Label], int, int]) -> Iterator[Read]:
+    """What a task reads of both sides."""
+    pair, start, stop = task
+    for side in (pair.left, pair.right):
+        yield from list_reads(side, start, stop)
+
+
+def count_steps(steps: int) -> int:
+    """Of a task: fewer where files are remote, and much would have to be ordered for each."""
+    return max(1, steps // _FEWER) if are_there() else steps
+
+
 def _find_span(pair: Pair[Label]) -> int:
     """The elements of a task."""
-    return _STEPS * find_step(pair.left.shape, _STEP // pair.left.dtype.itemsize)
+    return count_steps(_STEPS) * find_step(pair.left.shape, _STEP // pair.left.dtype.itemsize)
 
 
 def _compare(

@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.remote.files import are_there
 from ckpt_tool.common.threads import Threads
+from ckpt_tool.tensors.ahead import Read, order_ahead
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.read_sums import Gap, ReadSums
 
 _STEP = 1 << 20  # bytes per read: they are in the second-level cache when they are summed up
 _SPAN = 64 << 20  # bytes per task
+_REMOTE_SPAN = 4 << 20
 
 #: Shorter runs are not followed: a block may have a thousand of them.
 _SHORT_RUN = 4 << 10
@@ -48,7 +51,7 @@ def read_gaps(
     ``advance`` is told the bytes. OSError and FormatError where a file cannot be read.
     """
     local = threading.local()
-    spans = list(_cut(gaps))
+    spans = list(_cut(gaps, _SPAN if not are_there() else _REMOTE_SPAN))
     with FollowedFiles(sums) as files, Threads(jobs, tasks=len(spans)) as pool:
 
         def read(span: Gap) -> None:
@@ -60,18 +63,22 @@ def read_gaps(
                 advance(len(part))
 
         try:
-            for _ in pool.map(read, spans):
+            for _ in pool.flow(read, order_ahead(spans, lambda span: [_make_read(span)])):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _cut(gaps: Iterable[Gap]) -> Iterator[Gap]:
+def _cut(gaps: Iterable[Gap], most: int) -> Iterator[Gap]:
     """The same bytes in spans for one thread, so that one large record keeps every thread busy."""
     for path, start, size in gaps:
-        for at in range(0, size, _SPAN):
-            yield Gap(path, start + at, min(_SPAN, size - at))
+        for at in range(0, size, most):
+            yield Gap(path, start + at, min(most, size - at))
+
+
+def _make_read(span: Gap) -> Read:
+    return Read(span.path, span.start, span.start + span.size)
 
 
 def prove(read: ReadSums, gaps: Sequence[Gap], team: Team) -> int:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed, wait
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 
 import xxhash
 
 from ckpt_tool.common.threads import Threads
+from ckpt_tool.tensors.ahead import Read, list_reads, order_ahead
 from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
+from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.rounding import CastError, CastErrors
 from ckpt_tool.writers.crc import PieceSums
 from ckpt_tool.writers.outfile import OutputFile, allocate_aligned
@@ -155,7 +156,7 @@ class StreamWriter:
         """
         reader = self._readers.get()
         try:
-            start = next(work.numbers) * _TASK_BYTES
+            start = work.take()
             task = buffer[: max(0, min(_TASK_BYTES, work.plan.size - start))]
             self._fill(reader, work, start, task)
             for at in range(0, len(task), BLOCK_BYTES):
@@ -197,7 +198,6 @@ class _Work:
     def __init__(self, plan: PlannedFile, file: OutputFile, stop: threading.Event) -> None:
         self.plan = plan
         self.file = file
-        self.numbers = count()
         self.digests = [b""] * -(-plan.size // BLOCK_BYTES)
         self.sums = PieceSums(stop.is_set)
         self.spoilt: set[str] = set()
@@ -206,6 +206,19 @@ class _Work:
         }
         self._seals: dict[int, bytes] = {}
         self._lock = threading.Lock()
+        self._starts = order_ahead(range(0, plan.size, _TASK_BYTES), self._list_reads)
+
+    def take(self) -> int:
+        """Where the next task begins; the file's size where none is left."""
+        with self._lock:  # one thread at a time may ask a generator
+            return next(self._starts, self.plan.size)
+
+    def _list_reads(self, start: int) -> Iterator[Read]:
+        for index, begin, end in self.plan.spans(start, start + _TASK_BYTES):
+            item = self.plan.items[index]
+            if isinstance(item, LazyTensor):
+                at, size = self.plan.starts[index], item.dtype.itemsize
+                yield from list_reads(item, (begin - at) // size, (end - at) // size)
 
     def sealed_bytes(self, index: int, seal: Seal) -> bytes:
         """The bytes of the seal that is item ``index``, with the CRC-32 of the item before it."""

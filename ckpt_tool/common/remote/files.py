@@ -15,7 +15,8 @@ from ckpt_tool.common.errors import StoreError
 from ckpt_tool.common.remote.address import find_address
 from ckpt_tool.common.remote.failures import explain, make_change_error
 from ckpt_tool.common.remote.listing import RemoteObject
-from ckpt_tool.common.remote.ranges import Pool, Ranges
+from ckpt_tool.common.remote.pool import Pool
+from ckpt_tool.common.remote.ranges import Ranges
 
 #: A connection that breaks within an answer is not asked for again by obstore.
 _ATTEMPTS = 5
@@ -95,6 +96,11 @@ def find_number(path: str) -> int:
     if not _numbers:
         return 0
     return _numbers.get(path) or _numbers.get(os.path.normpath(path), 0)
+
+
+def are_there() -> bool:
+    """Whether there is any remote file."""
+    return bool(_numbers)
 
 
 def get_file(number: int) -> RemoteFile:

@@ -1,0 +1,103 @@
+"""What tasks are going to read of remote files, ordered a little before they do.
+
+A request takes long, and most tasks read a little of many files: so the bytes of several tasks that
+follow each other are ordered together, where they touch in one request.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple, TypeVar
+
+from ckpt_tool.common.regular import order
+from ckpt_tool.common.remote.files import are_there
+from ckpt_tool.tensors.chunks import Chunked
+from ckpt_tool.tensors.strided import cut_runs, measure_span
+
+Task = TypeVar("Task")
+
+#: Bytes that are ordered together; twice as many are on their way at most.
+_GROUP = 16 << 20
+#: Bytes between two reads that are not worth a request.
+_GAP = 4 << 10
+
+
+class Read(NamedTuple):
+    """Bytes ``[start, stop)`` of a file."""
+
+    path: str
+    start: int
+    stop: int
+
+
+def order_ahead(
+    tasks: Iterable[Task], list_reads: Callable[[Task], Iterable[Read]]
+) -> Iterator[Task]:
+    """The same tasks; what they read of remote files is on its way when they are taken.
+
+    ``list_reads``: what a task reads, as far as that is known.
+    """
+    if not are_there():
+        yield from tasks
+        return
+    groups = _group(tasks, list_reads)
+    waiting: deque[list[Task]] = deque()
+    for group, reads in groups:
+        _order(reads)
+        waiting.append(group)
+        if len(waiting) > 1:
+            yield from waiting.popleft()
+    yield from chain.from_iterable(waiting)
+
+
+def _group(
+    tasks: Iterable[Task], list_reads: Callable[[Task], Iterable[Read]]
+) -> Iterator[tuple[list[Task], list[Read]]]:
+    group: list[Task] = []
+    reads: list[Read] = []
+    size = 0
+    for task in tasks:
+        found = [*list_reads(task)]
+        group.append(task)
+        reads += found
+        size += sum(read.stop - read.start for read in found)
+        if size >= _GROUP:
+            yield group, reads
+            group, reads, size = [], [], 0
+    yield group, reads
+
+
+def _order(reads: Iterable[Read]) -> None:
+    at: Read | None = None
+    for read in sorted(reads):
+        if at is not None and read.path == at.path and read.start <= at.stop + _GAP:
+            at = Read(at.path, at.start, max(at.stop, read.stop))
+            continue
+        if at is not None:
+            order(*at)
+        at = read
+    if at is not None:
+        order(*at)
+
+
+def list_reads(tensor: Chunked, start: int, stop: int) -> Iterator[Read]:
+    """What reading elements ``[start, stop)`` of the row-major form takes, but of computed ones."""
+    size = tensor.source_dtype.itemsize
+    for piece in tensor.pieces(start, stop):
+        path, offset, strides, computed = piece.region
+        if computed is not None:
+            continue
+        if piece.is_run:
+            yield Read(path, offset, offset + piece.volume * size)
+            continue
+        span = measure_span(piece.sizes, strides)
+        if span <= 2 * piece.volume:
+            yield Read(path, offset, offset + span * size)
+            continue
+        dims = sorted(range(len(piece.sizes)), key=lambda dim: -strides[dim])
+        sizes, steps = ([each[dim] for dim in dims] for each in (piece.sizes, strides))
+        run, starts = cut_runs(tuple(sizes), tuple(steps), size)
+        for at in starts:
+            yield Read(path, offset + at, offset + at + run)
