@@ -19,7 +19,7 @@ from ckpt_tool.tensors.strided import cut_runs, measure_span
 Task = TypeVar("Task")
 
 #: Bytes that are ordered together; twice as many are on their way at most.
-_GROUP = 16 << 20
+_GROUP = 12 << 20
 #: Bytes between two reads that are not worth a request.
 _GAP = 4 << 10
 
