@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from ckpt_tool.operations.verify import VerifyResult
+    from tests.support.objects.buckets import Bucket, Store
     from tests.support.verifying import Plant, Tensors
 
 settings.register_profile(
@@ -120,6 +121,25 @@ def once(
             make(base / name)
             (base / f"{name}.done").touch()
     return base / name
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A real object store of this run of tests."""
+    from tests.support.objects import buckets
+
+    with buckets.serving(tmp_path_factory.mktemp("objects")) as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket, which the environment says how to reach."""
+    from tests.support.objects import buckets
+
+    buckets.set_environment(monkeypatch, object_store.proxy.url)
+    yield object_store.make_bucket()
+    object_store.proxy.faults.planned.clear()
 
 
 @pytest.fixture

@@ -55,6 +55,8 @@ class Hub:
     """`fails` gives a status for a request (method, path) that is to fail, or `CUT`.
 
     `created` is told of a repository that was just made; `xet` is where hf_xet puts its chunks.
+    `codes` says what a status means, as the Hub does beside it. Files of `far` come from another
+    host, to which they are redirected; `told` are the tokens that were sent there.
     """
 
     url: str = ""
@@ -64,6 +66,9 @@ class Hub:
     fails: Callable[[str, str], int | None] = lambda _method, _path: None
     created: Callable[[Repo], object] = lambda _repo: None
     xet: str = ""
+    codes: dict[int, str] = field(default_factory=lambda: {404: "RepoNotFound"})
+    far: dict[str, bytes] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
 
     @property
     def writes(self) -> list[str]:
@@ -158,7 +163,12 @@ def _info(name: str, repo: Repo, revision: str | None) -> dict:
     files = repo.commits[number]
     siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
     about = {"id": name, "modelId": name, "private": repo.private, "tags": []}
+    about |= {"lastModified": "2026-11-30T08:00:00.000Z"}
     return about | {"sha": _oid(number), "siblings": siblings, "downloads": 0, "likes": 0}
+
+
+def _find_commit(repo: Repo, revision: str) -> dict[str, bytes]:
+    return repo.commits[int(revision, 16)] if re.fullmatch("[0-9a-f]{40}", revision) else repo.files
 
 
 def _list_tree(repo: Repo) -> list[dict]:
@@ -192,14 +202,21 @@ class _Handler(BaseHTTPRequestHandler):
             return
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         status = self.hub.fails(self.command, path)
-        if status is None and token not in _ROLES and not path.startswith("/lfs/"):
+        if path.startswith("/far/"):
+            self.hub.told.append(token)
+        elif status is None and token not in _ROLES and not path.startswith("/lfs/"):
             status = 401
         self.hub.requests.append(
             (self.command if status is None else f"refused {self.command}", path)
         )
-        resolved = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
-        if status is None and resolved is not None:
-            self._send_file(self.hub.repos[resolved[1]].files[resolved[2]])
+        resolved = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        if status is None and path.startswith("/far/"):
+            self._send_file(self.hub.far[path.removeprefix("/far/")])
+        elif status is None and resolved is not None and resolved[3] in self.hub.far:
+            self._redirect(f"{self.hub.url.replace('127.0.0.1', 'localhost')}/far/{resolved[3]}")
+        elif status is None and resolved is not None:
+            repo, revision, name = resolved.groups()
+            self._send_file(_find_commit(self.hub.repos[repo], revision)[name])
         elif status is None:
             self._send(*self.hub.answer(path, token, body))
         elif status == CUT:
@@ -226,22 +243,34 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
+    def _redirect(self, url: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", url)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def _send_file(self, content: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (int(asked[1]), int(asked[2])) if asked else (0, len(content) - 1)
+        part = content[first : last + 1]
+        self.send_response(206 if asked else 200)
+        if asked:
+            last = first + len(part) - 1
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
         self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", _oid(0))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(part)
 
     def _send(self, status: int, value: object) -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
-        if status == 404:
-            self.send_header("X-Error-Code", "RepoNotFound")
+        if status in self.hub.codes:
+            self.send_header("X-Error-Code", self.hub.codes[status])
         self.end_headers()
         self.wfile.write(content)
 

@@ -34,6 +34,8 @@ _WHERE = {
     "s3": "the network, AWS_ENDPOINT_URL and AWS_REGION",
     "hf": "the network and HF_ENDPOINT",
 }
+#: What obstore says of a server that answers 200 to a request for a range.
+_WITHOUT_RANGES = re.compile(r"Range request not supported|non-partial response")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _REFUSALS = ("PermissionDeniedError", "UnauthenticatedError")
 #: The region of the request is not the bucket's.
@@ -62,6 +64,9 @@ def explain(error: Exception, address: Address) -> Exception:
         reason, hint = f"there is no {what} {address.bucket}", _who(address)
     elif any(service in text for service in _METADATA_SERVICES):
         reason, hint = f"no credentials for this {what}", _who(address)
+    elif _WITHOUT_RANGES.search(text):
+        reason = "the server sends whole files only, and no ranges of their bytes"
+        hint = "Fetch the folder, and name that; or serve it by nginx, or by: rclone serve http"
     elif said in _OF_REGION:
         hint = f"Set AWS_REGION to that of the {what}."
     elif kind in _REFUSALS or status in ("401", "403"):

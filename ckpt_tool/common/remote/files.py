@@ -14,7 +14,7 @@ from typing import Any
 from ckpt_tool.common.errors import StoreError
 from ckpt_tool.common.remote.address import find_address
 from ckpt_tool.common.remote.failures import explain, make_change_error
-from ckpt_tool.common.remote.listing import RemoteObject
+from ckpt_tool.common.remote.objects import RemoteObject
 from ckpt_tool.common.remote.pool import Pool
 from ckpt_tool.common.remote.ranges import Ranges
 

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.remote.failures import explain
+from ckpt_tool.common.remote.hub import list_repository
+from ckpt_tool.common.remote.objects import RemoteObject, make_object
 from ckpt_tool.common.remote.stores import open_store
+from ckpt_tool.common.remote.web_folders import list_url
 
 _PER_REQUEST = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteObject:
-    """``name``: below the address that was listed; empty: the object at that address itself.
-
-    ``store``, ``key``: whom to ask for its bytes, and how. ``size`` in bytes, ``mtime_ns`` since
-    1970; ``etag``: what a request for this very version names, empty where a store has none.
-    """
-
-    name: str
-    store: Any
-    key: str
-    size: int
-    mtime_ns: int
-    etag: str
-
-    def is_of(self, meta: Any) -> bool:
-        """Whether an answer is of this version: by its ETag, or else by its size and time."""
-        if self.etag and (there := meta.get("e_tag")):
-            return bool(self.etag.strip('"') == there.strip('"'))
-        return bool(self.size == meta["size"] and self.mtime_ns == _count_ns(meta["last_modified"]))
 
 
 def list_objects(address: Address) -> Iterator[Sequence[RemoteObject]]:
@@ -63,8 +43,12 @@ def _list_bucket(address: Address) -> Iterator[Sequence[RemoteObject]]:
 
 
 def list_folder(address: Address) -> Sequence[RemoteObject]:
-    """The objects in a folder of a bucket, not those of the folders in it."""
+    """The objects in a folder, not those of the folders in it."""
     import obstore
+
+    if LISTERS[address.scheme] is not _list_bucket:
+        below = chain.from_iterable(list_objects(address))
+        return [found for found in below if "/" not in found.name]
 
     store = open_store(address)
     try:
@@ -77,18 +61,7 @@ def list_folder(address: Address) -> Sequence[RemoteObject]:
 def _make(row: Any, store: Any, address: Address) -> RemoteObject:
     """A row of obstore; keys below an address begin with it."""
     key = row["path"]
-    name = key[len(address.key) :].lstrip("/") if address.key else key
-    etag = _quote(row.get("e_tag") or "")
-    return RemoteObject(name, store, key, row["size"], _count_ns(row["last_modified"]), etag)
-
-
-def _count_ns(when: datetime) -> int:
-    return round(when.timestamp() * 10**6) * 1000
-
-
-def _quote(etag: str) -> str:
-    """An ETag as requests name it: some stores list it without its quotes."""
-    return f'"{etag}"' if etag and not etag.endswith('"') else etag
+    return make_object(row, store, key[len(address.key) :].lstrip("/") if address.key else key)
 
 
 #: By scheme; each yields what :func:`list_objects` does.
@@ -96,4 +69,7 @@ LISTERS: dict[str, Callable[[Address], Iterator[Sequence[RemoteObject]]]] = {
     "s3": _list_bucket,
     "gs": _list_bucket,
     "az": _list_bucket,
+    "hf": list_repository,
+    "http": list_url,
+    "https": list_url,
 }

@@ -22,8 +22,9 @@ from typing import Any
 from ckpt_tool.common.errors import StoreError, UsageError
 from ckpt_tool.common.remote.address import Address, find_address
 from ckpt_tool.common.remote.files import add_file, find_number
-from ckpt_tool.common.remote.listing import RemoteObject, list_folder, list_objects
+from ckpt_tool.common.remote.listing import list_folder, list_objects
 from ckpt_tool.common.remote.naming import add_root
+from ckpt_tool.common.remote.objects import RemoteObject
 
 #: More than a run of a hundred steps on a thousand ranks has; whoever names more slipped.
 _MOST_OBJECTS = 500_000

@@ -9,7 +9,7 @@ endpoint that was named is one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -51,6 +51,21 @@ def open_store(address: Address) -> Any:
         raise UsageError(
             f"{address}: {error}", hint=f"Look at the environment variables for {address.scheme}://"
         ) from error
+
+
+def open_url(url: str, headers: Mapping[str, str] | None = None) -> Any:
+    """A client of obstore for what lies below ``url``; ``headers`` are sent with each request.
+
+    UsageError where obstore is not installed, or this is no URL.
+    """
+    require_packages("https://", ["obstore"])
+    from obstore.store import HTTPStore
+
+    options = _allow(url) | ({"default_headers": dict(headers)} if headers else {})
+    try:
+        return HTTPStore.from_url(url, client_options=options, retry_config=_RETRY)
+    except Exception as error:
+        raise UsageError(f"{url}: {error}", hint="Look at the address.") from error
 
 
 @cache

@@ -1,0 +1,71 @@
+"""What can go wrong between an object store and who reads it, as requests for a proxy."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+ALWAYS = math.inf
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked: ``first`` is the first byte of a range, ``size`` how many bytes came back."""
+
+    method: str
+    bucket: str
+    key: str
+    query: str = ""
+    range: str = ""
+    status: int = 0
+    size: int = 0
+
+
+@dataclass
+class Fault:
+    """What happens to the next ``times`` requests for keys like ``key``.
+
+    ``status``: refused with it, and ``code`` as S3 names it; 0: answered. Of a body ``after`` bytes
+    come, and then: the connection is cut (``cut``), or nothing for ``stall`` seconds. ``change`` is
+    given the body, in place of which its result comes. ``before`` is run before the request is
+    passed on. ``whole``: all bytes are sent, whichever were asked for.
+    """
+
+    times: float = 1
+    method: str = "GET"
+    key: str = "*"
+    status: int = 0
+    code: str = ""
+    cut: bool = False
+    stall: float = 0
+    after: int = 0
+    change: Callable[[bytes], bytes] | None = None
+    before: Callable[[], object] | None = None
+    whole: bool = False
+
+    def meets(self, request: Request) -> bool:
+        return (
+            self.times > 0
+            and request.method == self.method
+            and fnmatchcase(f"{request.bucket}/{request.key}", f"*/{self.key}")
+        )
+
+
+class Faults:
+    """Those that are still to come."""
+
+    def __init__(self) -> None:
+        self.planned: list[Fault] = []
+        self._lock = threading.Lock()
+
+    def take(self, request: Request) -> Fault | None:
+        """The first that meets the request; once less is left of it."""
+        with self._lock:
+            for fault in self.planned:
+                if fault.meets(request):
+                    fault.times -= 1
+                    return fault
+        return None
