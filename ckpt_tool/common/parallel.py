@@ -9,7 +9,6 @@ fails in all, and where one is gone all stop.
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from ckpt_tool.common.launchers import (
 from ckpt_tool.common.packages import require_packages
 from ckpt_tool.common.peers import Watch, watch_peers
 from ckpt_tool.common.progress import NoProgress, Progress
+from ckpt_tool.common.remote.sending import decode, encode
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ class _Group(World):
         value, error = b"", None
         try:
             with self.watch.work():
-                value = pickle.dumps(work())  # what cannot be sent has failed here
+                value = encode(work())  # what cannot be sent has failed here
         except BaseException as failure:
             error = failure
         if isinstance(error, KeyboardInterrupt) and self.watch.lost:
@@ -109,7 +109,7 @@ class _Group(World):
         failed = [f"rank {rank}: {said}" for rank, (_, said) in enumerate(outcomes) if said]
         if failed:
             raise PeerError("; ".join(failed))
-        return [pickle.loads(result) for result, _ in outcomes]
+        return [decode(result) for result, _ in outcomes]
 
     def _exchange(self, value: Any) -> list[Any]:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team, join_team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.remote.shadow import reach
 from ckpt_tool.common.wording import add_article
 from ckpt_tool.plans.holding import hold_folder
 from ckpt_tool.plans.manifest import MANIFEST_NAME
@@ -69,12 +70,13 @@ def check_folder(
     True ['model.safetensors']
     """
     with join_team(jobs, progress) as team:
-        return check_folder_as_team(Path(folder), team)
+        return check_folder_as_team(folder, team)
 
 
-def check_folder_as_team(folder: Path, team: Team) -> FolderResult:
+def check_folder_as_team(asked: str | Path, team: Team) -> FolderResult:
     """The same by processes that have joined already. Raises what :func:`check_folder` does."""
     started = time.monotonic()
+    folder = team.world.each(lambda: reach(asked))
     team.world.each(lambda: _require_manifest(folder))
     held = hold_folder(folder, team)
     files = held.manifest.files

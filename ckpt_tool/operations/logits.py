@@ -8,6 +8,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.memory import find_available_memory
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.remote.address import find_address
 from ckpt_tool.common.wording import format_bytes
 from ckpt_tool.operations.sides import Side
 from ckpt_tool.plans.checks.child import Child
@@ -79,6 +80,11 @@ def _count_bytes(side: Side) -> int:
 
 def _require_model(side: Side) -> None:
     folder = Path(side.checkpoint.path)
+    if (address := find_address(folder)) is not None:
+        raise UsageError(
+            f"`logits`: {address} is not on this machine, where a model has to be to be run",
+            hint="Copy it to a folder of this machine, or leave out `logits`.",
+        )
     if side.checkpoint.format != "huggingface" or not folder.is_dir():
         raise UsageError(
             f"`logits`: {folder} is no folder of a Hugging Face model",

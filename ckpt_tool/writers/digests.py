@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 import xxhash
 
 from ckpt_tool.common.regular import close_descriptor, measure, open_descriptor, pread_into
 from ckpt_tool.common.threads import Threads
+from ckpt_tool.tensors.ahead import Read, order_ahead
 from ckpt_tool.tensors.blocks import BLOCK_BYTES
 
 
@@ -21,18 +21,28 @@ def digest_together(path: Path, jobs: int, advance: Callable[[int], None]) -> st
     """
     descriptor = open_descriptor(str(path))
     try:
-        return _digest(descriptor, measure(descriptor), jobs, advance)
+        return _digest(path, descriptor, jobs, advance)
     finally:
         close_descriptor(descriptor)
 
 
-def _digest(descriptor: int, size: int, jobs: int, advance: Callable[[int], None]) -> str:
+def _digest(path: Path, descriptor: int, jobs: int, advance: Callable[[int], None]) -> str:
+    size = measure(descriptor)
     digests = [b""] * -(-size // BLOCK_BYTES)
-    numbers, stop = count(), threading.Event()
+    stop, lock = threading.Event(), threading.Lock()
+
+    def list_reads(number: int) -> list[Read]:
+        return [Read(str(path), number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)]
+
+    numbers = order_ahead(range(len(digests)), list_reads)
+
+    def take() -> int:
+        with lock:  # one thread at a time may ask a generator
+            return -1 if stop.is_set() else next(numbers, -1)
 
     def work() -> None:
         buffer = memoryview(bytearray(min(size, BLOCK_BYTES)))
-        while (number := next(numbers)) < len(digests) and not stop.is_set():
+        while (number := take()) >= 0:
             length = _fill(descriptor, buffer, number * BLOCK_BYTES)
             digests[number] = xxhash.xxh3_128_digest(buffer[:length])
             advance(length)

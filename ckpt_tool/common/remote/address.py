@@ -15,7 +15,7 @@ from os import PathLike, fspath
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.remote.naming import SCHEMES, name_places
 
-_ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.*)", re.DOTALL)
+_ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):(?:/{{1,2}}(?!/)(.*))?", re.DOTALL)
 _OF_HUB = 2  # ORG and NAME
 
 
@@ -42,12 +42,14 @@ class Address:
         matched = _ADDRESS.fullmatch(fspath(text))
         if matched is None:
             return None
-        scheme, names = matched[1], [name for name in matched[2].split("/") if name]
+        scheme, names = matched[1], [name for name in (matched[2] or "").split("/") if name]
         count = 1 if scheme != "hf" else _OF_HUB
         if len(names) < count:
             what = SCHEMES[scheme]
             form = f"{scheme}://ORG/NAME" if scheme == "hf" else f"{scheme}://{what.upper()}/..."
-            raise UsageError(f"{scheme}://{matched[2]}: names no {what}", hint=f"Write {form}.")
+            raise UsageError(
+                f"{scheme}://{'/'.join(names)}: names no {what}", hint=f"Write {form}."
+            )
         return cls(scheme, "/".join(names[:count]), "/".join(names[count:]))
 
     def __str__(self) -> str:

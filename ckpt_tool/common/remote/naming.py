@@ -18,13 +18,18 @@ SCHEMES = {
     "https": "host",
 }
 
-_roots: list[tuple[str, re.Pattern[str]]] = []
+_roots: list[tuple[str, re.Pattern[str]]] = []  # one at most
 
 
-def add_root(root: str) -> None:
+def set_root(root: str) -> None:
     """From now on, ``ROOT/SCHEME/...`` stands for ``SCHEME://...``."""
     schemes = "|".join(SCHEMES)
-    _roots.append((root, re.compile(rf"{re.escape(root)}/({schemes})/")))
+    _roots[:] = [(root, re.compile(rf"{re.escape(root)}/({schemes})/"))]
+
+
+def find_root() -> str:
+    """The folder in which all those are that stand for addresses; empty where there is none."""
+    return _roots[0][0] if _roots else ""
 
 
 def name_places(text: str) -> str:

@@ -23,7 +23,7 @@ from ckpt_tool.common.errors import StoreError, UsageError
 from ckpt_tool.common.remote.address import Address, find_address
 from ckpt_tool.common.remote.files import add_file, find_number
 from ckpt_tool.common.remote.listing import list_folder, list_objects
-from ckpt_tool.common.remote.naming import add_root
+from ckpt_tool.common.remote.naming import find_root, name_places, set_root
 from ckpt_tool.common.remote.objects import RemoteObject
 
 #: More than a run of a hundred steps on a thousand ranks has; whoever names more slipped.
@@ -35,7 +35,6 @@ _BESIDE = ("huggingface", "hf_config_and_tokenizer", ".hf_metadata")
 
 _lock = threading.RLock()
 _made: dict[Address, Path] = {}
-_root: list[str] = []
 
 
 def reach(path: str | os.PathLike[str]) -> Path:
@@ -48,9 +47,17 @@ def reach(path: str | os.PathLike[str]) -> Path:
     if address is None:
         return Path(path)
     with _lock:
-        if address not in _made:
+        if not _is_listed(address):
             _made[address] = _make(address)
-        return _made[address]
+        return _place(address)
+
+
+def _is_listed(address: Address) -> bool:
+    """Whether what is at ``address`` was listed, by itself or with what is above it."""
+    above: Address | None = address
+    while above is not None and above not in _made:
+        above = above.parent
+    return above is not None and (above == address or _place(address).exists())
 
 
 def look_again(path: str | os.PathLike[str]) -> Path:
@@ -59,11 +66,21 @@ def look_again(path: str | os.PathLike[str]) -> Path:
     if address is None:
         return Path(path)
     with _lock:
-        _made.pop(address, None)
+        for known in [known for known in _made if _is_below(known, address)]:
+            del _made[known]
         place = _place(address)
         if place.is_dir():
             shutil.rmtree(place)
         return reach(str(address))
+
+
+def _is_below(known: Address, address: Address) -> bool:
+    return f"{known}/".startswith(f"{address}/") or f"{address}/".startswith(f"{known}/")
+
+
+def spell(paths: Iterable[Path]) -> list[str]:
+    """Paths as other processes can :func:`reach` them."""
+    return [name_places(str(path)) for path in paths]
 
 
 def _make(address: Address) -> Path:
@@ -102,17 +119,16 @@ def _put_beside(address: Address) -> None:
 
 
 def _place(address: Address) -> Path:
-    return Path(_find_root(), address.scheme, address.bucket, address.key)
+    return Path(_make_root(), address.scheme, address.bucket, address.key)
 
 
-def _find_root() -> str:
-    if not _root:
+def _make_root() -> str:
+    if not find_root():
         root = os.path.realpath(tempfile.mkdtemp(prefix="ckpt-"))
         atexit.register(shutil.rmtree, root, ignore_errors=True)
-        add_root(root)
-        _root.append(root)
+        set_root(root)
         sys.addaudithook(_refuse_opening)
-    return _root[0]
+    return find_root()
 
 
 def _refuse_opening(event: str, arguments: tuple[Any, ...]) -> None:
