@@ -63,7 +63,8 @@ class Watch:
 
     def list_wanted(self) -> Iterator[Listed]:
         """Those that were not handed out yet, finished or not."""
-        for each in list_run(look_again(self._root)).checkpoints:
+        self._root = look_again(self._root)
+        for each in list_run(self._root).checkpoints:
             if each.step is None or not each.format.merge_command:
                 continue
             if self._numbers is not None and each.step not in self._numbers:

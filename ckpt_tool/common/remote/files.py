@@ -78,7 +78,6 @@ def _is_of_connection(error: Exception) -> bool:
     return type(error).__name__ == "GenericError" and "status code" not in text
 
 
-_by_path: dict[str, RemoteFile] = {}
 _by_number: list[RemoteFile] = []
 _numbers: dict[str, int] = {}
 
@@ -86,9 +85,14 @@ _numbers: dict[str, int] = {}
 def add_file(path: str, found: RemoteObject) -> None:
     """From now on ``path`` stands for the object; for its newest version, where it did before."""
     file = RemoteFile(path, found)
-    _by_path[path] = file
     _by_number.append(file)
     _numbers[path] = -len(_by_number)
+
+
+def drop_files(folder: str) -> None:
+    """What is at and below ``folder`` stands for nothing any more."""
+    for path in [path for path in _numbers if f"{path}/".startswith(f"{folder}/")]:
+        del _numbers[path]
 
 
 def find_number(path: str) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import StoreError, UsageError
 from ckpt_tool.common.remote.address import Address, find_address
-from ckpt_tool.common.remote.files import add_file, find_number
+from ckpt_tool.common.remote.files import add_file, drop_files, find_number
 from ckpt_tool.common.remote.listing import list_folder, list_objects
 from ckpt_tool.common.remote.naming import find_root, name_places, set_root
 from ckpt_tool.common.remote.objects import RemoteObject
@@ -69,8 +69,11 @@ def look_again(path: str | os.PathLike[str]) -> Path:
         for known in [known for known in _made if _is_below(known, address)]:
             del _made[known]
         place = _place(address)
+        drop_files(str(place))
         if place.is_dir():
             shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
         return reach(str(address))
 
 

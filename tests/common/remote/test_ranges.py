@@ -1,0 +1,123 @@
+"""Ranges of a remote file: the right bytes, each asked for once where it was said before."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckpt_tool.common.errors import StoreError
+from ckpt_tool.common.remote.pool import Pool
+from ckpt_tool.common.remote.ranges import Ranges
+
+CONTENT = b"".join(n.to_bytes(4, "little") for n in range(1 << 18))  # every four bytes distinct
+SIZE = len(CONTENT)
+
+
+class Asked:
+    """A file that is asked for ranges, and notes which."""
+
+    def __init__(self, size=SIZE):
+        self.spans = []
+        self.lock = threading.Lock()
+        self.ranges = Ranges(size, self.fetch, Pool())
+
+    def fetch(self, start, stop):
+        with self.lock:
+            self.spans.append((start, stop))
+        return memoryview(CONTENT[start:stop])
+
+    def read(self, offset, size):
+        buffer = bytearray(size)
+        count = self.ranges.read(offset, memoryview(buffer))
+        return bytes(buffer[:count])
+
+    @property
+    def total(self):
+        return sum(stop - start for start, stop in self.spans)
+
+
+spans = st.tuples(st.integers(0, SIZE + 9), st.integers(0, 300_000))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["read", "order", "expect"]), spans), max_size=30))
+def test_any_order_of_asking_gives_the_right_bytes(steps):
+    asked = Asked()
+    for what, (offset, size) in steps:
+        if what == "read":
+            assert asked.read(offset, size) == CONTENT[offset : offset + size]
+        else:
+            getattr(asked.ranges, what)(offset, offset + size)
+    assert all(0 <= start < stop <= SIZE for start, stop in asked.spans)
+
+
+def test_what_is_ordered_is_fetched_once_whoever_reads_it_and_how():
+    asked = Asked()
+    for start in range(0, SIZE, 100_000):
+        asked.ranges.order(start, start + 100_000)
+
+    def read(start):
+        return b"".join(asked.read(start + at, 7_000) for at in range(0, 70_000, 7_000))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = b"".join(pool.map(read, range(0, SIZE, 70_000)))
+    assert found == CONTENT
+    assert asked.total == SIZE
+
+
+def test_ordering_again_what_is_on_its_way_asks_for_nothing():
+    asked = Asked()
+    asked.ranges.order(1000, 200_000)
+    asked.ranges.order(0, 300_000)
+    assert asked.read(0, 300_000) == CONTENT[:300_000]
+    assert sorted(asked.spans) == [(0, 1000), (1000, 200_000), (200_000, 300_000)]
+
+
+def test_a_long_read_takes_no_more_than_it_needs():
+    asked = Asked()
+    assert asked.read(5, 600_000) == CONTENT[5:600_005]
+    assert asked.spans == [(5, 600_005)]
+
+
+def test_short_reads_that_follow_each_other_take_few_requests():
+    asked = Asked()
+    assert b"".join(asked.read(at, 64) for at in range(0, 400_000, 64)) == CONTENT[:400_000]
+    assert len(asked.spans) < 8
+
+
+def test_short_reads_far_from_each_other_take_little():
+    asked = Asked()
+    for at in range(0, SIZE, 100_000):
+        assert asked.read(at, 100) == CONTENT[at : at + 100]
+    assert asked.total <= len(asked.spans) * (16 << 10)
+
+
+def test_a_file_ends_where_it_ends():
+    asked = Asked()
+    assert asked.read(SIZE - 3, 10) == CONTENT[-3:]
+    assert asked.read(SIZE, 10) == b""
+    assert asked.read(SIZE + 5, 10) == b""
+
+
+def test_many_announcements_are_read_without_asking_again():
+    asked = Asked()
+    for at in range(0, SIZE, 1000):
+        asked.ranges.expect(at, at + 40)
+    for at in range(0, SIZE, 1000):
+        assert asked.read(at, 40) == CONTENT[at : at + 40]
+
+
+def test_what_failed_is_asked_for_again():
+    asked = Asked()
+    fetch, failures = asked.ranges._fetch, [StoreError("gone")]
+
+    def fail(start, stop):
+        if failures:
+            raise failures.pop()
+        return fetch(start, stop)
+
+    asked.ranges._fetch = fail
+    with pytest.raises(StoreError, match="gone"):
+        asked.read(0, 10)
+    assert asked.read(0, 10) == CONTENT[:10]

@@ -1,0 +1,87 @@
+"""What tasks read is known before they do, and nothing else."""
+
+import numpy as np
+import pytest
+
+from ckpt_tool.common.remote import files
+from ckpt_tool.tensors import ahead
+from ckpt_tool.tensors.ahead import Read, list_reads, order_ahead
+from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.chunks import Chunk, Region
+from ckpt_tool.tensors.dtypes import FLOAT32
+from ckpt_tool.tensors.geometry import Box, make_strides
+from ckpt_tool.tensors.lazy import LazyTensor, cat
+
+
+@pytest.fixture
+def ordered(monkeypatch):
+    """What is ordered, as if all files were remote."""
+    found = []
+    monkeypatch.setattr(ahead, "are_there", lambda: True)
+    monkeypatch.setattr(ahead, "order", lambda *read: found.append(read))
+    return found
+
+
+def test_tasks_are_handed_out_with_what_they_and_the_next_group_read_on_its_way(ordered):
+    step = 4 << 20
+    tasks = order_ahead(range(16), lambda n: [Read("a", n * step, (n + 1) * step)])
+    assert next(tasks) == 0
+    begun = max(stop for _, _, stop in ordered)
+    assert 4 * step <= begun <= 8 * step  # not all of it
+    assert [*tasks] == [*range(1, 16)]
+    assert sum(stop - start for _, start, stop in ordered) == 16 * step
+
+
+def test_reads_that_touch_are_ordered_together(ordered):
+    reads = {
+        0: [Read("b", 0, 10), Read("a", 5, 9)],
+        1: [Read("a", 9, 12), Read("a", 90_000, 90_001)],
+    }
+    assert [*order_ahead([0, 1], lambda n: reads[n])] == [0, 1]
+    assert ordered == [("a", 5, 12), ("a", 90_000, 90_001), ("b", 0, 10)]
+
+
+def test_local_files_are_not_ordered(monkeypatch):
+    monkeypatch.setattr(ahead, "order", None)  # calling it would fail
+    assert not files.find_number("a")
+    assert [*order_ahead([1, 2], lambda n: [Read("a", 0, n)])] == [1, 2]
+
+
+class Noted(FileTable):
+    """Notes what is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = []
+
+    def read(self, path, offset, buffer):
+        self.reads.append(Read(path, offset, offset + len(buffer)))
+        super().read(path, offset, buffer)
+
+
+@pytest.fixture
+def tensor(tmp_path):
+    """A matrix of distinct elements in a file."""
+    path = tmp_path / "data.bin"
+    np.arange(32 * 48, dtype=np.float32).tofile(path)
+    region = Region(str(path), 0, make_strides((32, 48)))
+    return LazyTensor((32, 48), FLOAT32, FLOAT32, (Chunk(Box((0, 0), (32, 48)), region),))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t,
+        lambda t: t.transpose(0, 1),
+        lambda t: t.narrow(1, 5, 40),
+        lambda t: t.narrow(1, 5, 3),
+        lambda t: cat([t.narrow(0, 16, 16), t.narrow(0, 0, 16)], 0),
+        lambda t: cat([t.narrow(1, 24, 24), t.narrow(1, 0, 24)], 1),
+    ],
+)
+def test_what_is_listed_is_what_is_read(tensor, view):
+    found = view(tensor)
+    for start, stop in ((0, found.numel), (7, 90), (48, 96)):
+        with Noted() as table:
+            BlockReader(table).read(found, start, stop, memoryview(bytearray((stop - start) * 4)))
+        assert sorted(list_reads(found, start, stop)) == sorted(table.reads)
