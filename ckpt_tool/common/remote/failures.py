@@ -36,8 +36,11 @@ _WHERE = {
 }
 #: What obstore says of a server that answers 200 to a request for a range.
 _WITHOUT_RANGES = re.compile(r"Range request not supported|non-partial response")
+#: A server that does not answer at all, and what the system says.
+_UNREACHED = re.compile(r"Error performing [A-Z]+ (https?://[^/ ]+).*HTTP error: (.*)", re.DOTALL)
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _REFUSALS = ("PermissionDeniedError", "UnauthenticatedError")
+_BUSY = ("429", "503")
 #: The region of the request is not the bucket's.
 _OF_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraint")
 
@@ -71,6 +74,8 @@ def explain(error: Exception, address: Address) -> Exception:
         hint = f"Set AWS_REGION to that of the {what}."
     elif kind in _REFUSALS or status in ("401", "403"):
         reason, hint = f"refused: {reason}", _who(address)
+    elif status in _BUSY:
+        reason, hint = f"too busy for half a minute: {reason}", "Try again later."
     else:
         reason = f"not to be had: {reason}"
     return StoreError(f"{address}: {reason}", hint=hint)
@@ -94,4 +99,6 @@ def _spell(text: str, status: str, code: str) -> str:
     if status and (code or message):
         said = ": ".join(filter(None, (code, message[1] if message else "")))
         return f"{status} {said}"
+    if not status and (unreached := _UNREACHED.search(text)):
+        return f"{unreached[1]} does not answer ({unreached[2]})"
     return " ".join(text.split())[:_LONGEST]
