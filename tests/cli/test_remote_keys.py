@@ -33,25 +33,25 @@ def inspect(bucket: Bucket, key: bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    "key",
+    ("key", "why"),
     [
-        b"run/../../../../tmp/escaped.pt",
-        b"run/..",
-        b"run/./x.pt",
-        b"run//x.pt",
-        b"run/a&#0;b.pt",
-        b"run/" + b"x" * 300,
-        b"run/" + b"x/" * 3000 + b"x",
-        b"other/x.pt",
-        b"runner/x.pt",
-        b"/run/x.pt",
+        (b"run/../../../../tmp/escaped.pt", "no file of a folder can be called"),
+        (b"run/..", "no file of a folder can be called"),
+        (b"run/./x.pt", "no file of a folder can be called"),
+        (b"run//x.pt", "no file of a folder can be called"),
+        (b"run/a&#0;b.pt", "invalid list response"),
+        (b"run/" + b"x" * 300, "no file of a folder can be called"),
+        (b"run/" + b"x/" * 3000 + b"x", "no file of a folder can be called"),
+        (b"other/x.pt", "lists 'other/x.pt', which is not below it"),
+        (b"runner/x.pt", "lists 'runner/x.pt', which is not below it"),
     ],
-    ids="up parent here double nul long deep elsewhere prefix root".split(),
+    ids="up parent here double nul long deep elsewhere prefix".split(),
 )
-def test_a_key_that_no_file_can_have(bucket, key, tmp_path, monkeypatch):
+def test_a_key_that_no_file_can_have(bucket, key, why, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     said = inspect(bucket, key)
-    assert "Traceback" not in said
+    assert why in said
+    assert len(said) < 700
     assert not Path("/tmp/escaped.pt").exists()
     assert not any("escaped" in name for _, _, names in os.walk(tmp_path) for name in names)
 

@@ -38,6 +38,8 @@ _WHERE = {
 _WITHOUT_RANGES = re.compile(r"Range request not supported|non-partial response")
 #: A server that does not answer at all, and what the system says.
 _UNREACHED = re.compile(r"Error performing [A-Z]+ (https?://[^/ ]+).*HTTP error: (.*)", re.DOTALL)
+#: An object whose key has empty parts, or those that lead up.
+_ODD_KEY = re.compile(r"object with invalid path: (.*)")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _REFUSALS = ("PermissionDeniedError", "UnauthenticatedError")
 _BUSY = ("429", "503")
@@ -70,6 +72,9 @@ def explain(error: Exception, address: Address) -> Exception:
     elif _WITHOUT_RANGES.search(text):
         reason = "the server sends whole files only, and no ranges of their bytes"
         hint = "Fetch the folder, and name that; or serve it by nginx, or by: rclone serve http"
+    elif odd := _ODD_KEY.search(text):
+        reason = f"holds what no file of a folder can be called: {odd[1]:.{_LONGEST}}"
+        hint = "Name a folder in which there is no such object."
     elif said in _OF_REGION:
         hint = f"Set AWS_REGION to that of the {what}."
     elif kind in _REFUSALS or status in ("401", "403"):
