@@ -36,8 +36,13 @@ _WHERE = {
 }
 #: What obstore says of a server that answers 200 to a request for a range.
 _WITHOUT_RANGES = re.compile(r"Range request not supported|non-partial response")
+#: A server that does not answer at all, and what the system says.
+_UNREACHED = re.compile(r"Error performing [A-Z]+ (https?://[^/ ]+).*HTTP error: (.*)", re.DOTALL)
+#: An object whose key has empty parts, or those that lead up.
+_ODD_KEY = re.compile(r"object with invalid path: (.*)")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _REFUSALS = ("PermissionDeniedError", "UnauthenticatedError")
+_BUSY = ("429", "503")
 #: The region of the request is not the bucket's.
 _OF_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraint")
 
@@ -67,10 +72,15 @@ def explain(error: Exception, address: Address) -> Exception:
     elif _WITHOUT_RANGES.search(text):
         reason = "the server sends whole files only, and no ranges of their bytes"
         hint = "Fetch the folder, and name that; or serve it by nginx, or by: rclone serve http"
+    elif odd := _ODD_KEY.search(text):
+        reason = f"holds what no file of a folder can be called: {odd[1]:.{_LONGEST}}"
+        hint = "Name a folder in which there is no such object."
     elif said in _OF_REGION:
         hint = f"Set AWS_REGION to that of the {what}."
     elif kind in _REFUSALS or status in ("401", "403"):
         reason, hint = f"refused: {reason}", _who(address)
+    elif status in _BUSY:
+        reason, hint = f"too busy for half a minute: {reason}", "Try again later."
     else:
         reason = f"not to be had: {reason}"
     return StoreError(f"{address}: {reason}", hint=hint)
@@ -94,4 +104,6 @@ def _spell(text: str, status: str, code: str) -> str:
     if status and (code or message):
         said = ": ".join(filter(None, (code, message[1] if message else "")))
         return f"{status} {said}"
+    if not status and (unreached := _UNREACHED.search(text)):
+        return f"{unreached[1]} does not answer ({unreached[2]})"
     return " ".join(text.split())[:_LONGEST]

@@ -18,9 +18,11 @@ from ckpt_tool.common.remote.objects import RemoteObject
 from ckpt_tool.common.remote.pool import Pool
 from ckpt_tool.common.remote.ranges import Ranges
 
-#: A connection that breaks within an answer is not asked for again by obstore.
+#: An answer that breaks off is asked for again: by obstore, from where it ended, if there is an
+#: ETag that says that it is the same; else here.
 _ATTEMPTS = 5
 _PAUSE = 0.2  # seconds, twice as long each time
+_PATIENCE = 30.0  # seconds after which it is not asked for again
 
 #: A tag of this kind never matches where one is asked for.
 _WEAK = "W/"
@@ -42,14 +44,14 @@ class RemoteFile:
         """Bytes ``[start, stop)`` of the very version that was listed."""
         address = find_address(self.path)
         assert address is not None
+        begun = time.monotonic()
         for attempt in range(_ATTEMPTS):
             try:
                 content = self._ask(start, stop)
             except Exception as error:
-                explained = explain(error, address)
-                is_last = attempt == _ATTEMPTS - 1 or not _is_of_connection(error)
-                if is_last:
-                    raise explained from error
+                is_last = attempt == _ATTEMPTS - 1 or time.monotonic() > begun + _PATIENCE
+                if is_last or not _is_of_connection(error):
+                    raise explain(error, address) from error
             else:
                 if len(content) == stop - start:
                     return content
@@ -73,9 +75,13 @@ class RemoteFile:
 
 
 def _is_of_connection(error: Exception) -> bool:
-    """Whether a connection broke in the middle of an answer, so that another one may do."""
+    """Whether a connection broke in the middle of an answer, so that another one may do.
+
+    Where none could be made, or the answer is a refusal, obstore has asked again itself.
+    """
     text = str(error)
-    return type(error).__name__ == "GenericError" and "status code" not in text
+    is_asked_again = "max_retries" in text or "status code" in text
+    return type(error).__name__ == "GenericError" and not is_asked_again
 
 
 _by_number: list[RemoteFile] = []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from ckpt_tool.common.errors import StoreError
 from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.remote.failures import explain
 from ckpt_tool.common.remote.hub import list_repository
@@ -60,8 +61,13 @@ def list_folder(address: Address) -> Sequence[RemoteObject]:
 
 def _make(row: Any, store: Any, address: Address) -> RemoteObject:
     """A row of obstore; keys below an address begin with it."""
-    key = row["path"]
-    return make_object(row, store, key[len(address.key) :].lstrip("/") if address.key else key)
+    key, above = row["path"], f"{address.key}/" if address.key else ""
+    if not (key == address.key or key.startswith(above)):
+        raise StoreError(
+            f"{address}: the store lists {key!r:.200}, which is not below it",
+            hint="A proxy on the way may be wrong.",
+        )
+    return make_object(row, store, key[len(above) :])
 
 
 #: By scheme; each yields what :func:`list_objects` does.

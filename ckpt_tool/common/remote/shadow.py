@@ -28,7 +28,7 @@ from ckpt_tool.common.remote.objects import RemoteObject
 
 #: More than a run of a hundred steps on a thousand ranks has; whoever names more slipped.
 _MOST_OBJECTS = 500_000
-_LONGEST_NAME = 255
+_LONGEST_NAME, _LONGEST_PATH = 255, 1000  # the system's is 4096 bytes
 
 #: Folders beside a checkpoint in which its config and tokenizer may lie.
 _BESIDE = ("huggingface", "hf_config_and_tokenizer", ".hf_metadata")
@@ -175,15 +175,18 @@ def _find_paths(
         names = found.name.split("/") if found.name else []
         is_folder = bool(names) and not names[-1]
         names = names[:-1] if is_folder else names
-        if not all(map(_is_name, names)):
+        path = place.joinpath(*names)
+        if not all(map(_is_name, names)) or len(str(path)) > _LONGEST_PATH:
             raise UsageError(
                 f"{address}: holds {found.name!r:.200}, which no file of a folder can be called",
                 hint="Name a folder in which there is no such object.",
             )
-        yield place.joinpath(*names), None if is_folder else found
+        yield path, None if is_folder else found
 
 
 def _is_name(name: str) -> bool:
-    return (
-        name not in ("", ".", "..") and "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
-    )
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:  # half of a pair, which no encoding of text has
+        return False
+    return name not in ("", ".", "..") and "\0" not in name and len(encoded) <= _LONGEST_NAME

@@ -28,11 +28,15 @@ _CLIENT: dict[str, Any] = {
     "user_agent": f"ckpt-tool/{__version__}",
 }
 
-#: A server that is busy is asked again for about half a minute: 0.1, 0.2, ... seconds.
+#: A server that is busy, or away, is asked again for half a minute, after 0.1 seconds and more.
 _RETRY: Any = {
-    "max_retries": 8,
-    "retry_timeout": timedelta(seconds=60),
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=8)},
+    "max_retries": 50,
+    "retry_timeout": timedelta(seconds=30),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=4),
+        "base": 3,
+    },
 }
 
 #: Where an S3-compatible server is, as the AWS tools are told.

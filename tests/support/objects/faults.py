@@ -31,7 +31,7 @@ class Fault:
     ``status``: refused with it, and ``code`` as S3 names it; 0: answered. Of a body ``after`` bytes
     come, and then: the connection is cut (``cut``), or nothing for ``stall`` seconds. ``change`` is
     given the body, in place of which its result comes. ``before`` is run before the request is
-    passed on. ``whole``: all bytes are sent, whichever were asked for.
+    passed on.
     """
 
     times: float = 1
@@ -44,7 +44,6 @@ class Fault:
     after: int = 0
     change: Callable[[bytes], bytes] | None = None
     before: Callable[[], object] | None = None
-    whole: bool = False
 
     def meets(self, request: Request) -> bool:
         return (

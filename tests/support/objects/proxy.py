@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
             yield block
 
     def _pass_on(self, asked: Request, fault: Fault) -> None:
-        with self._ask(without={"range"} if fault.whole else set()) as answer:
+        with self._ask() as answer:
             headers = {k: v for k, v in answer.getheaders() if k.lower() not in _OF_CONNECTION}
             status = answer.status
             wanted = self.headers.get("If-Match", "").strip('"')
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._relay(asked, status, headers, answer, fault)
 
     @contextmanager
-    def _ask(self, without: set[str]) -> Iterator[HTTPResponse]:
+    def _ask(self) -> Iterator[HTTPResponse]:
         if self._upstream is None:
             self._upstream = HTTPConnection(*self.behind)
         try:
@@ -88,8 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.command, self.path, skip_host=True, skip_accept_encoding=True
             )
             for name, value in self.headers.items():
-                if name.lower() not in without:
-                    self._upstream.putheader(name, value)
+                self._upstream.putheader(name, value)
             self._upstream.endheaders()
             for block in self._read_body():
                 self._upstream.send(block)
