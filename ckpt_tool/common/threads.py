@@ -53,8 +53,12 @@ class Threads(ThreadPoolExecutor):
             raise
         begin.set()
 
-    def flow(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def flow(
+        self, work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 4
+    ) -> Iterator[Result]:
         """What ``work`` makes of each item, in their order; few are begun that nobody asked for.
+
+        ``ahead``: so many times as there are threads.
 
         ``map`` begins all, and keeps something for each of them: terabytes have many. Raises what
         ``work`` raises; what has not begun then never does.
@@ -62,7 +66,7 @@ class Threads(ThreadPoolExecutor):
         rest = iter(items)
         begun: deque[Future[Result]] = deque()
         try:
-            begun.extend(self.submit(work, item) for item in islice(rest, 4 * self._count))
+            begun.extend(self.submit(work, item) for item in islice(rest, ahead * self._count))
             while begun:
                 yield begun.popleft().result()
                 begun.extend(self.submit(work, item) for item in islice(rest, 1))

@@ -10,7 +10,7 @@ from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.garbage import pause_collection
 from ckpt_tool.common.parallel import Team, form_team_alone
 from ckpt_tool.common.progress import Progress
-from ckpt_tool.common.remote.shadow import reach, spell
+from ckpt_tool.common.remote.shadow import reach, recall, spell
 from ckpt_tool.mapping.casting import (
     cast_all,
     choose_dtype,
@@ -64,7 +64,7 @@ def make_plan(
     named = team.world.each(lambda: _list_paths(paths))
     options = team.world.each(lambda: settle_repositories(asked))
     chosen = team.world.first(lambda: spell(choose_steps(named, asked.step)))
-    places = team.world.each(lambda: [*map(reach, chosen)])
+    places = team.world.each(lambda: [*map(recall, chosen)])
     with read_together(places, team):
         source = team.world.each(lambda: _open(places, named, options, team.progress))
     team.world.each(lambda: require_kind(source.checkpoint, kind, places))

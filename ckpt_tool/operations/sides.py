@@ -9,7 +9,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
-from ckpt_tool.common.remote.shadow import reach, spell
+from ckpt_tool.common.remote.shadow import reach, recall, spell
 from ckpt_tool.mapping.casting import find_main_dtype
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
@@ -118,7 +118,7 @@ def open_proven(asked: Path, options: ModelOptions, team: Team) -> Source:
     """A checkpoint, found, opened and proven complete."""
     named = team.world.each(lambda: reach(asked))
     (chosen,) = team.world.first(lambda: spell(choose_steps([named], options.step)))
-    path = team.world.each(lambda: reach(chosen))
+    path = team.world.each(lambda: recall(chosen))
     with read_together([path], team):
         source = team.world.each(lambda: _open_whole(path, named, options, team.progress))
     prove_replicas(source.checkpoint, False, team)

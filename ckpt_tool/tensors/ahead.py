@@ -32,6 +32,11 @@ class Read(NamedTuple):
     stop: int
 
 
+def count_ahead() -> int:
+    """How many tasks for each thread are taken ahead: what they read is kept until they do."""
+    return 1 if are_there() else 4
+
+
 def order_ahead(
     tasks: Iterable[Task], list_reads: Callable[[Task], Iterable[Read]]
 ) -> Iterator[Task]:

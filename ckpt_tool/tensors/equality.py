@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from ckpt_tool.common.remote.files import are_there
 from ckpt_tool.common.threads import Threads
-from ckpt_tool.tensors.ahead import Read, list_reads, order_ahead
+from ckpt_tool.tensors.ahead import Read, count_ahead, list_reads, order_ahead
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.sweep import Sweep, find_step
@@ -18,7 +18,6 @@ from ckpt_tool.tensors.sweep import Sweep, find_step
 _LIBC = ctypes.CDLL(None)
 _STEP = 1 << 20  # bytes of each side per comparison: both stay in the second-level cache
 _STEPS = 64  # per task: few enough that one large tensor keeps every thread busy
-_FEWER = 16
 
 Label = TypeVar("Label", bound=Hashable)
 
@@ -53,7 +52,7 @@ def locate_differences(
             return pair.label, _compare(pair, (start, stop), local, advance)
 
         tasks = order_ahead(cut_tasks(pairs, _find_span), list_pair_reads)
-        for label, index in pool.flow(compare, tasks):
+        for label, index in pool.flow(compare, tasks, count_ahead()):
             if index is not None:
                 found[label] = min(index, found.get(label, index))
     return found
@@ -92,8 +91,8 @@ def list_pair_reads(task: tuple[Pair[Label], int, int]) -> Iterator[Read]:
 
 
 def count_steps(steps: int) -> int:
-    """Of a task: fewer where files are remote, and much would have to be ordered for each."""
-    return max(1, steps // _FEWER) if are_there() else steps
+    """Of a task: one where files are remote, as all that it reads is on its way before."""
+    return 1 if are_there() else steps
 
 
 def _find_span(pair: Pair[Label]) -> int:

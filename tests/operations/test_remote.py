@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ckpt_tool import (
+    FormatError,
     MergeOptions,
     ToMcoreOptions,
     UsageError,
@@ -15,11 +16,13 @@ from ckpt_tool import (
     convert_to_mcore,
     inspect_checkpoint,
     merge_checkpoint,
+    open_checkpoint,
     verify_checkpoint,
 )
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.watching import Watch
 from ckpt_tool.plans.options import WriteOptions
+from tests.common.test_parallel import torchrun
 from tests.support.merging import values, write_rank
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -111,8 +114,7 @@ def test_both_sides_of_a_comparison_may_lie_elsewhere(bucket, run, tmp_path):
     name = sorted(tensors)[3]
     tensors[name].view(-1)[5] += 1
     save_file(tensors, changed, {"format": "pt"})
-    shutil.move(bucket.folder / "run", bucket.folder / "other")  # the first was listed already
-    result = verify_checkpoint(run, f"{bucket.url}/other/merged")
+    result = verify_checkpoint(run, model)  # what is there now, not what was there before
     assert [each.name for each in result.mismatched] == [name]
 
 
@@ -183,3 +185,21 @@ def test_what_stands_for_a_remote_file_cannot_be_opened_by_mistake(bucket):
     assert path.stat().st_size == 7
     with pytest.raises(RuntimeError, match="stands for a remote file"):
         path.read_bytes()
+
+
+def test_what_was_opened_stays_what_it_was_or_cannot_be_read(bucket):
+    old, new = values(400, 500), values(400, 500) + 1
+    write_rank(bucket.folder / "run", {"a.weight": old})
+    opened = open_checkpoint(f"{bucket.url}/run")
+    write_rank(bucket.folder / "run", {"a.weight": new})
+    assert open_checkpoint(f"{bucket.url}/run")["a.weight"].read().equal(new)
+    with pytest.raises(FormatError, match="was written again after it was opened"):
+        opened["a.weight"].read()
+
+
+def test_several_processes_share_what_they_find_elsewhere(bucket, run, tmp_path):
+    put(bucket, run, "source")
+    torchrun("merge", f"{bucket.url}/source", str(tmp_path / "ours"), "--step", "latest")
+    merge_checkpoint(run, tmp_path / "theirs")
+    ours, theirs = (tmp_path / name / "model.safetensors" for name in ("ours", "theirs"))
+    assert ours.read_bytes() == theirs.read_bytes()

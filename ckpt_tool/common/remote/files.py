@@ -27,6 +27,8 @@ _PATIENCE = 30.0  # seconds after which it is not asked for again
 #: A tag of this kind never matches where one is asked for.
 _WEAK = "W/"
 
+_AT_ONCE = 32 << 20  # bytes
+
 _POOL = Pool()
 
 
@@ -142,6 +144,15 @@ class RemoteReader(io.RawIOBase):
     def tell(self) -> int:
         """The place."""
         return self._at
+
+    def readall(self) -> bytes:
+        """All that is left, in a few requests at a time."""
+        content = memoryview(bytearray(max(0, self._file.found.size - self._at)))
+        for done in range(0, len(content), _AT_ONCE):
+            part = content[done : done + _AT_ONCE]
+            self._file.ranges.order(self._at, self._at + len(part))
+            self.readinto(part)
+        return bytes(content)
 
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer``; how many bytes."""

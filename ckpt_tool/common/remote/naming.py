@@ -22,9 +22,9 @@ _roots: list[tuple[str, re.Pattern[str]]] = []  # one at most
 
 
 def set_root(root: str) -> None:
-    """From now on, ``ROOT/SCHEME/...`` stands for ``SCHEME://...``."""
+    """From now on, ``ROOT/NUMBER/SCHEME/...`` stands for ``SCHEME://...``."""
     schemes = "|".join(SCHEMES)
-    _roots[:] = [(root, re.compile(rf"{re.escape(root)}/({schemes})/"))]
+    _roots[:] = [(root, re.compile(rf"{re.escape(root)}/[0-9]+/({schemes})/"))]
 
 
 def find_root() -> str:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import io
 import pickle
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
-from ckpt_tool.common.remote.naming import find_root
+from ckpt_tool.common.remote.naming import find_root, name_places
+from ckpt_tool.common.remote.shadow import recall
 
 
 def encode(value: Any) -> bytes:
     """``value``, to be sent; raises what pickle does for what cannot be."""
-    root = find_root()
-    if not root:
+    if not find_root():
         return pickle.dumps(value)
     stream = io.BytesIO()
-    _Encoder(stream, root).dump(value)
+    _Encoder(stream).dump(value)
     return stream.getvalue()
 
 
@@ -26,20 +26,16 @@ def decode(content: bytes) -> Any:
 
 
 class _Encoder(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, root: str) -> None:
-        super().__init__(stream)
-        self._root = root
-
     def persistent_id(self, value: Any) -> tuple[str, str] | None:
-        """A path below the root by what is behind that."""
+        """A path that stands for an address, by that."""
         kind = "path" if isinstance(value, PurePath) else "text" if type(value) is str else ""
         text = str(value) if kind else ""
-        return (kind, text[len(self._root) :]) if text.startswith(self._root) else None
+        return (kind, name_places(text)) if text.startswith(find_root()) else None
 
 
 class _Decoder(pickle.Unpickler):
     def persistent_load(self, value: tuple[str, str]) -> Any:
         """The path here."""
-        kind, rest = value
-        text = f"{find_root()}{rest}"
-        return Path(text) if kind == "path" else text
+        kind, address = value
+        path = recall(address)
+        return path if kind == "path" else str(path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tool.common.remote import naming
+from ckpt_tool.common.remote import naming, sending
 from ckpt_tool.common.remote.sending import decode, encode
 
 
@@ -15,19 +15,24 @@ def roots(monkeypatch):
     return naming.set_root
 
 
-def test_paths_come_out_as_those_of_the_other_process(roots):
+def test_paths_come_out_as_those_of_the_other_process(roots, monkeypatch):
     value = {
-        "path": Path("/tmp/ckpt-one/s3/bucket/run"),
-        "text": "/tmp/ckpt-one/s3/bucket/run/rank_0.pt",
+        "path": Path("/tmp/ckpt-one/0/s3/bucket/run"),
+        "text": "/tmp/ckpt-one/7/s3/bucket/run/rank_0.pt",
         "other": Path("/data/run"),
         "numbers": [1, 2.5, b"/tmp/ckpt-one"],
     }
     roots("/tmp/ckpt-one")
     sent = encode(value)
-    roots("/tmp/ckpt-two-is-longer")
+    roots("/tmp/ckpt-two")
+    places = {
+        "s3://bucket/run": Path("/tmp/ckpt-two/3/s3/bucket/run"),
+        "s3://bucket/run/rank_0.pt": Path("/tmp/ckpt-two/3/s3/bucket/run/rank_0.pt"),
+    }
+    monkeypatch.setattr(sending, "recall", places.__getitem__)
     assert decode(sent) == {
-        "path": Path("/tmp/ckpt-two-is-longer/s3/bucket/run"),
-        "text": "/tmp/ckpt-two-is-longer/s3/bucket/run/rank_0.pt",
+        "path": Path("/tmp/ckpt-two/3/s3/bucket/run"),
+        "text": "/tmp/ckpt-two/3/s3/bucket/run/rank_0.pt",
         "other": Path("/data/run"),
         "numbers": [1, 2.5, b"/tmp/ckpt-one"],
     }
@@ -39,7 +44,5 @@ def test_where_nothing_lies_elsewhere_values_are_sent_as_they_are(roots):
 
 def test_texts_call_places_by_their_addresses(roots):
     roots("/tmp/ckpt-one")
-    text = "/tmp/ckpt-one/s3/bucket/run: like /tmp/ckpt-one/hf/org/name, not /tmp/ckpt-one/other"
-    assert naming.name_places(text) == (
-        "s3://bucket/run: like hf://org/name, not /tmp/ckpt-one/other"
-    )
+    text = "/tmp/ckpt-one/0/s3/bucket/run, /tmp/ckpt-one/12/hf/org/name, /tmp/ckpt-one/0/other"
+    assert naming.name_places(text) == "s3://bucket/run, hf://org/name, /tmp/ckpt-one/0/other"
