@@ -22,6 +22,7 @@ app = typer.Typer(
     name="ckpt",
     help="Turn sharded training checkpoints into Hugging Face models: exact, safe, streamed."
     "\n\nckpt help COMMAND, or ckpt COMMAND --help, has its options and examples.",
+    epilog=EXAMPLES[""],
     no_args_is_help=True,
     add_completion=False,
     # Both would import rich at start-up, which costs more than everything else together.

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-#: By what one types for the command.
+#: By what one types for the command; of the program itself by nothing.
 EXAMPLES = {
+    "": """
+ckpt inspect run                                  what is there, and how to merge each
+ckpt merge global_step_100/actor model            a checkpoint becomes a model
+ckpt merge run 'hf/{step}' --steps all            each checkpoint of a run does
+ckpt verify global_step_100/actor model           is the model the checkpoint, bit for bit
+""",
     "inspect": """
 ckpt inspect global_step_100/actor                what is it, is it whole
 ckpt inspect run                                  its steps and roles, with the command for each

@@ -53,6 +53,18 @@ def write_options(command: Any, context: Any, formatter: Any) -> None:
                 formatter.write_dl(rows)
 
 
+def write_examples(epilog: str | None, formatter: Any) -> None:
+    """What to type, and what for."""
+    if not epilog:
+        return
+    examples = [_WIDE.split(line, 1) for line in epilog.strip().splitlines()]
+    with formatter.section("Examples"):
+        formatter.write_dl(
+            [(line, "".join(why)) for line, *why in examples],
+            col_max=min(_WIDEST, formatter.width - _LEAST),
+        )
+
+
 def _spell(param: Any) -> str:
     """``-h, --help``, ``--crc / --no-crc``, ``--jobs N``, ``OUT``."""
     if param.param_type_name == "argument":
@@ -82,8 +94,26 @@ def _spell_command(context: Any) -> str:
     return " ".join(names)
 
 
-class Command(TyperCommand):
+class Whole:
+    """A command whose first sentence a shell shows whole, which says no limit."""
+
+    def get_short_help_str(self, limit: int = MAX_WIDTH) -> str:
+        """The first sentence, in ``limit`` letters."""
+        text: str = super().get_short_help_str(limit)  # type: ignore[misc]
+        return text
+
+
+class Command(Whole, TyperCommand):
     """A command whose help has groups, and which knows the options of other people's scripts."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """``[OPTIONS] CKPT... OUT``, whichever typer it is."""
+        pieces = [self.options_metavar or ""]
+        for param in self.get_params(ctx):
+            if param.param_type_name == "argument":
+                name = f"{_spell(param)}{'...' if param.nargs != 1 else ''}"
+                pieces.append(name if param.required else f"[{name}]")
+        return pieces
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments and options, in groups."""
@@ -91,13 +121,7 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The examples, as they stand."""
-        if self.epilog:
-            examples = [_WIDE.split(line, 1) for line in self.epilog.strip().splitlines()]
-            with formatter.section("Examples"):
-                formatter.write_dl(
-                    [(line, "".join(why)) for line, *why in examples],
-                    col_max=min(_WIDEST, formatter.width - _LEAST),
-                )
+        write_examples(self.epilog, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As given; an option of a script is named with what it is here."""
@@ -127,7 +151,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The program, whose help lists commands in the order of their use."""
+    """The program, whose help lists commands in the order of their use, with examples."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments; ``help COMMAND`` is ``COMMAND --help``."""
@@ -143,3 +167,7 @@ class Group(TyperGroup):
         """Options, in groups, and the commands."""
         write_options(self, ctx, formatter)
         self.format_commands(ctx, formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples, as they stand."""
+        write_examples(self.epilog, formatter)

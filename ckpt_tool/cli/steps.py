@@ -22,33 +22,31 @@ if TYPE_CHECKING:
     from ckpt_tool.operations.options import MergeOptions
     from ckpt_tool.operations.run_steps import StepOutcome
 
-#: What happened, as people are told.
-_SAID = {"complete": "was complete", "different": "differs, not kept"}
-
 
 def merge_run(
     word: str, ckpt: Sequence[Path], out: str, options: MergeOptions, request: Request
 ) -> None:
     """Merge the steps that are asked for; exits as the worst of them does, with 2, 1 or 0."""
-    from ckpt_tool.operations.run_steps import FAILED, INTERRUPTED, RunJob, Told, merge_steps
+    from ckpt_tool.operations import run_steps
+    from ckpt_tool.operations.run_steps import RunJob, Told
 
     _require_alone(ckpt, request)
     job, chosen = RunJob(ckpt[0], out, word), request.run_options()
     signs = _Signs(silent=request.as_json or progress.quiet)
     line = f"waiting for steps in {job.root}: a look every {chosen.watch_every:g} s, until Ctrl-C"
     told = Told(lambda: progress.show_progress(silent=signs.silent), lambda: signs.say_once(line))
-    done = _collect(merge_steps(job, options, chosen, told), request, signs)
+    done = _collect(run_steps.merge_steps(job, options, chosen, told), request, signs)
     with ui.guard_output():
         if request.as_json:
             ui.print_json([_make_json(each) for each in done.outcomes])
         elif done.outcomes:
             _show_table(consoles.make_console(), done.outcomes)
     happened = {outcome.happened for outcome in done.outcomes}
-    if done.is_broken or FAILED in happened:
+    if done.is_broken or run_steps.FAILED in happened:
         raise typer.Exit(ui.EXIT_FAILED)
-    if not chosen.watch and (done.is_stopped or INTERRUPTED in happened):
+    if not chosen.watch and (done.is_stopped or run_steps.INTERRUPTED in happened):
         raise typer.Exit(EXIT_INTERRUPTED)
-    if "different" in happened:
+    if run_steps.DIFFERENT in happened:
         raise typer.Exit(ui.EXIT_DIFFERENT)
 
 
@@ -109,10 +107,9 @@ def _say(outcome: StepOutcome, parameters: Iterable[str], signs: _Signs) -> None
     if outcome.result is not None:
         for warning in outcome.result.warnings:
             ui.warn(f"{name}: {warning}")
-        said = _SAID.get(outcome.happened, outcome.happened)
-        signs.say_once(f"{name}: {said}: {outcome.out}")
-    elif outcome.happened == "interrupted":
-        ui.say(f"{name}: interrupted. {outcome.error}".rstrip())
+        signs.say_once(f"{name}: {_say_happened(outcome)}: {outcome.out}")
+    elif isinstance(outcome.error, KeyboardInterrupt):
+        ui.say(f"{name}: {outcome.happened}. {outcome.error}".rstrip())
     elif outcome.error is not None:
         ui.explain(outcome.error, parameters, f"{name}: ")
 
@@ -120,6 +117,14 @@ def _say(outcome: StepOutcome, parameters: Iterable[str], signs: _Signs) -> None
 def _name(outcome: StepOutcome) -> str:
     listed = outcome.listed
     return f"step {listed.step}{f' ({listed.role})' if listed.role else ''}"
+
+
+def _say_happened(outcome: StepOutcome) -> str:
+    """What happened, as people are told."""
+    from ckpt_tool.operations.run_steps import COMPLETE, DIFFERENT
+
+    said = {COMPLETE: "was complete", DIFFERENT: "differs, not kept"}
+    return said.get(outcome.happened, outcome.happened)
 
 
 def _show_table(out: Console, outcomes: Sequence[StepOutcome]) -> None:
@@ -135,12 +140,11 @@ def _show_table(out: Console, outcomes: Sequence[StepOutcome]) -> None:
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
     for each in outcomes:
-        bad = each.happened not in ("written", "complete")
         table.add_row(
             str(each.listed.step),
             each.listed.role or "",
             Text(str(each.out)),
-            Text(_SAID.get(each.happened, each.happened), style="red" if bad else ""),
+            Text(_say_happened(each), style="" if each.is_good else "red"),
             "" if each.result is None else format_bytes(each.result.total_bytes),
             f"{each.seconds:.1f}",
         )

@@ -6,13 +6,13 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from ckpt_tool.cli.help import Command
+from ckpt_tool.cli.help import Command, Whole
 
 #: What the command without a word is registered as: no shell hands this on by accident.
 NO_WORD = "*"
 
 
-class WordGroup(TyperGroup):
+class WordGroup(Whole, TyperGroup):
     """A group whose command :data:`NO_WORD` takes whatever begins with no other one's name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

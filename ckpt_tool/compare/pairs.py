@@ -27,8 +27,9 @@ class Comparison:
 
     ``suspects``: tensors that differ, in the order in which they were given, the worst with their
     numbers. ``close``: names of those that differ only within the tolerance. ``distances``: for
-    every pair of one shape, its :attr:`~ckpt_tool.compare.stats.Stats.distance`; 0 where the bits
-    are equal. ``known``: of all pairs that were measured or ranked, what is known.
+    every pair of one shape, its :attr:`~ckpt_tool.compare.stats.Stats.distance`, where numbers
+    were not wanted to six digits; 0 where the bits are equal. ``known``: of all pairs that were
+    measured or ranked, what is known.
     """
 
     suspects: list[Suspect]
@@ -65,7 +66,9 @@ def compare_tensors(
         if kind == "values" and found is not None and not found.num_outside:
             close.append(pair.label)
         elif kind != "values" or pair.label in differing:
-            place = found or ranked.get(pair.label)
+            place = (
+                ranked.get(pair.label) or found
+            )  # of all the same, or the worst lose their order
             first = found.first_index if found is not None else differing.get(pair.label)
             suspects.append(_make_suspect(pair, found, place, first))
     distances = {name: 0.0 for name, kind in kinds.items() if kind != "shape"}

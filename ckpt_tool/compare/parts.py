@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from ckpt_tool.compare.values import Values
 _PRODUCT = 1 << 13
 
 Flags = NDArray[np.bool_]
+Floats = NDArray[np.floating[Any]]
 
 
 def peak(values: Values, size: Values) -> float:
@@ -19,8 +22,8 @@ def peak(values: Values, size: Values) -> float:
     return float(np.abs(values, out=size).max())
 
 
-def multiply(a: Values, b: Values) -> float:
-    """The sum of products."""
+def multiply(a: Floats, b: Floats) -> float:
+    """The sum of products, in the precision that both have."""
     whole = len(a) // _PRODUCT * _PRODUCT
     rows = a[:whole].reshape(-1, 1, _PRODUCT), b[:whole].reshape(-1, _PRODUCT, 1)
     return float(np.matmul(*rows).sum() + a[whole:] @ b[whole:])

@@ -18,7 +18,9 @@ from ckpt_tool.operations.watching import Watch
 from ckpt_tool.plans.options import WriteResult
 
 ALL = "all"
-FAILED, INTERRUPTED = "failed", "interrupted"
+#: What happened to a step: written now, complete before, or what kept it from that.
+WRITTEN, COMPLETE = "written", "complete"
+DIFFERENT, FAILED, INTERRUPTED = "different", "failed", "interrupted"
 #: What stands in OUT for the number of a step, and for whose weights it is.
 STEP, ROLE = "{step}", "{role}"
 
@@ -50,12 +52,17 @@ class StepOutcome:
 
     @property
     def happened(self) -> str:
-        """``written``, ``complete`` (before), ``different``, ``failed`` or ``interrupted``."""
+        """One of the words above."""
         if self.result is None:
             return INTERRUPTED if isinstance(self.error, KeyboardInterrupt) else FAILED
         if self.result.differences:
-            return "different"
-        return "complete" if self.result.already_complete else "written"
+            return DIFFERENT
+        return COMPLETE if self.result.already_complete else WRITTEN
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the step is where it should be."""
+        return self.happened in (WRITTEN, COMPLETE)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ words=("$@")
 CURRENT=$#
 $_comps[$1]
 """
+FISH = """
+ckpt --show-completion fish | source
+complete -C "$argv"
+"""
 
 
 @pytest.fixture
@@ -44,8 +48,9 @@ def program(tmp_path: Path) -> dict[str, str]:
 
 
 def ask(shell: str, script: str, environment: dict[str, str], *words: str) -> list[str]:
+    name = [] if shell == "fish" else [shell]  # which takes the first word for none
     done = subprocess.run(
-        [shell, "-c", script, shell, *words],
+        [shell, "-c", script, *name, *words],
         capture_output=True,
         text=True,
         check=True,
@@ -89,6 +94,18 @@ def test_zsh(program: dict[str, str]) -> None:
     said = " ".join(ask("zsh", ZSH, program, "ckpt-tool", "to"))
     assert '"to-mcore":' in said
     assert ask("zsh", ZSH, program, "ckpt", "inspect", "runs/") == ["files"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_fish(tmp_path: Path, program: dict[str, str]) -> None:
+    """It asks for the line up to the cursor, and takes words with what they are about."""
+    assert ask("fish", FISH, program, "ckpt merge a --dtype b") == ["bfloat16"]
+    assert ask("fish", FISH, program, "ckpt verify a b --hea")[0] == "--heatmap"
+    said = ask("fish", FISH, program, "ckpt-tool me")
+    assert " ".join(said) == "merge Merge a sharded checkpoint into a Hugging Face model folder."
+    tmp_path.joinpath("runs").mkdir()
+    assert ask("fish", FISH, program, f"ckpt inspect {tmp_path}/ru") == [f"{tmp_path}/runs/"]
 
 
 def test_a_shell_that_is_not_known_is_refused() -> None:

@@ -76,6 +76,14 @@ def test_no_option_has_two_defaults(name: str) -> None:
     assert "<path>" not in text.lower()
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("inspect", "PATH..."), ("merge", "CKPT... OUT"), ("verify", "CKPT [REFERENCE]")],
+)
+def test_the_first_line_says_what_to_type(name: str, arguments: str) -> None:
+    assert show(name, "--help").splitlines()[0] == f"Usage: ckpt {name} [OPTIONS] {arguments}"
+
+
 def test_defaults_are_said() -> None:
     sections = find_sections(show("merge", "--help"))
     assert "--max-shard-size SIZE Largest weight file:" in sections["Files and dtypes"]
@@ -91,7 +99,7 @@ def list_examples(name: str) -> list[list[str]]:
     return [shlex.split(re.split(" {2,}", line)[0]) for line in epilog.strip().splitlines()]
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name])
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_has_examples_that_parse(name: str) -> None:
     examples = list_examples(name)
     assert len(examples) >= 2
