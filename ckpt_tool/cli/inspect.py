@@ -30,7 +30,8 @@ def inspect(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH", help="Checkpoint folder or file; several folders: one per node."
+            metavar="PATH",
+            help="Checkpoint folder or file, or its address (s3://...); several: one per node.",
         ),
     ],
     step: Step = None,

@@ -26,7 +26,8 @@ Out = Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to wr
 Ckpt = Annotated[
     list[Path],
     typer.Argument(
-        metavar="CKPT", help="A checkpoint, or the run's folder above it; several: one per node."
+        metavar="CKPT",
+        help="A checkpoint, or the run above it: folder or address (s3://...); several: per node.",
     ),
 ]
 CheckReplicas = Annotated[

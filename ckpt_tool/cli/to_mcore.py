@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 def to_mcore(
     model: Annotated[
         Path,
-        typer.Argument(metavar="HF_MODEL", help="Folder or file of a Hugging Face model."),
+        typer.Argument(
+            metavar="HF_MODEL", help="Folder, file or address (hf://ORG/NAME) of a model."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
     config: Annotated[

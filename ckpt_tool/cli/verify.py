@@ -31,7 +31,10 @@ from ckpt_tool.common.launchers import is_first
 @ui.guard
 def verify(
     context: typer.Context,
-    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="The checkpoint to judge.")],
+    ckpt: Annotated[
+        Path,
+        typer.Argument(metavar="CKPT", help="The checkpoint to judge, or its address (s3://...)."),
+    ],
     reference: Annotated[
         Path | None,
         typer.Argument(
