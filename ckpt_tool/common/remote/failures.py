@@ -66,9 +66,9 @@ def explain(error: Exception, address: Address) -> Exception:
     reason = _spell(text, status, said)
     hint = f"Look at {_WHERE.get(address.scheme, 'the network')}."
     if said in _NO_BUCKET:
-        reason, hint = f"there is no {what} {address.bucket}", _who(address)
+        reason, hint = f"there is no {what} {address.bucket}", say_who(address)
     elif any(service in text for service in _METADATA_SERVICES):
-        reason, hint = f"no credentials for this {what}", _who(address)
+        reason, hint = f"no credentials for this {what}", say_who(address)
     elif _WITHOUT_RANGES.search(text):
         reason = "the server sends whole files only, and no ranges of their bytes"
         hint = "Fetch the folder, and name that; or serve it by nginx, or by: rclone serve http"
@@ -78,7 +78,7 @@ def explain(error: Exception, address: Address) -> Exception:
     elif said in _OF_REGION:
         hint = f"Set AWS_REGION to that of the {what}."
     elif kind in _REFUSALS or status in ("401", "403"):
-        reason, hint = f"refused: {reason}", _who(address)
+        reason, hint = f"refused: {reason}", say_who(address)
     elif status in _BUSY:
         reason, hint = f"too busy for half a minute: {reason}", "Try again later."
     else:
@@ -95,14 +95,15 @@ def make_change_error(address: str) -> FormatError:
     )
 
 
-def _who(address: Address) -> str:
+def say_who(address: Address) -> str:
+    """How the store of ``address`` is told who asks."""
     return _WHO.get(address.scheme, "")
 
 
 def _spell(text: str, status: str, code: str) -> str:
     message = _MESSAGE.search(text)
     if status and (code or message):
-        said = ": ".join(filter(None, (code, message[1] if message else "")))
+        said = ": ".join(filter(None, (code, message[1].partition("\n")[0] if message else "")))
         return f"{status} {said}"
     if not status and (unreached := _UNREACHED.search(text)):
         return f"{unreached[1]} does not answer ({unreached[2]})"

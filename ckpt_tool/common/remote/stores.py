@@ -17,6 +17,8 @@ from typing import Any
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.packages import require_packages
 from ckpt_tool.common.remote.address import Address
+from ckpt_tool.common.remote.credentials import require_credentials
+from ckpt_tool.common.remote.failures import say_who
 from ckpt_tool.common.remote.profiles import read_profile
 from ckpt_tool.common.version import __version__
 
@@ -39,22 +41,31 @@ _RETRY: Any = {
     },
 }
 
-#: Where an S3-compatible server is, as the AWS tools are told.
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+#: Where a server is that is not the cloud's own, as the cloud's tools are told.
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+#: One for tests, of Google's, which asks for no keys.
+_EMULATOR = "STORAGE_EMULATOR_HOST"
 
 
 def open_store(address: Address) -> Any:
     """A client of obstore for the bucket of ``address``; nobody is asked yet.
 
-    UsageError where obstore is not installed, or the environment makes no sense.
+    UsageError where obstore is not installed, or the environment makes no sense; StoreError where
+    nothing says who asks.
     """
     require_packages(f"{address.scheme}://", ["obstore"])
+    known = read_profile(os.environ) if address.scheme == "s3" else {}
+    if "access_key_id" not in known:
+        require_credentials(address, os.environ)
     try:
         return _open(address.scheme, address.bucket)
     except Exception as error:
-        raise UsageError(
-            f"{address}: {error}", hint=f"Look at the environment variables for {address.scheme}://"
-        ) from error
+        reason = str(error).partition("\n\nDebug source")[0]
+        raise UsageError(f"{address}: {reason}", hint=say_who(address)) from error
 
 
 def open_url(url: str, headers: Mapping[str, str] | None = None) -> Any:
@@ -81,8 +92,7 @@ def _open_s3(bucket: str) -> Any:
     from obstore.store import S3Store
 
     found: Any = read_profile(os.environ)
-    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
-    endpoint = endpoint or found.pop("endpoint", "")
+    endpoint = _find_endpoint("s3") or found.pop("endpoint", "")
     if endpoint:
         found["endpoint"] = endpoint
     return S3Store(bucket, client_options=_allow(endpoint), retry_config=_RETRY, **found)
@@ -91,13 +101,24 @@ def _open_s3(bucket: str) -> Any:
 def _open_gs(bucket: str) -> Any:
     from obstore.store import GCSStore
 
-    return GCSStore(bucket, client_options=_allow(""), retry_config=_RETRY)
+    endpoint = _find_endpoint("gs")
+    options: Any = {}
+    if emulator := os.environ.get(_EMULATOR):
+        endpoint = emulator if "://" in emulator else f"http://{emulator}"
+        options = {"base_url": endpoint, "skip_signature": True}
+    return GCSStore(bucket, client_options=_allow(endpoint), retry_config=_RETRY, **options)
 
 
 def _open_az(bucket: str) -> Any:
     from obstore.store import AzureStore
 
-    return AzureStore(bucket, client_options=_allow(""), retry_config=_RETRY)
+    options = _allow(_find_endpoint("az"))
+    return AzureStore(bucket, client_options=options, retry_config=_RETRY)
+
+
+def _find_endpoint(scheme: str) -> str:
+    """Empty where none is named: the cloud's."""
+    return next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), "")
 
 
 def _allow(endpoint: str) -> Any:

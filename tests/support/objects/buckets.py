@@ -15,7 +15,7 @@ from tests.support.objects.faults import Fault, Request
 
 #: rclone refuses shorter ones.
 ACCESS_KEY, SECRET_KEY = "ckptaccesskey", "ckptsecretkey"
-_OF_CLOUDS = ("AWS_", "GOOGLE_", "AZURE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_OF_CLOUDS = ("AWS_", "GOOGLE_", "STORAGE_", "AZURE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 @dataclass
