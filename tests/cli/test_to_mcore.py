@@ -300,7 +300,7 @@ def test_torch_is_not_imported(hf, tmp_path):
         assert "torch" not in sys.modules
         assert "transformers" not in sys.modules
     """
-    words = ["to-mcore", hf, tmp_path / "out", "--verify", "--layout", "megatron-lm"]
+    words = ["--quiet", "to-mcore", hf, tmp_path / "out", "--verify", "--layout", "megatron-lm"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words), "--dtype", "bfloat16"],
         capture_output=True, text=True, check=False, timeout=60,
