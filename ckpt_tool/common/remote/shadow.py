@@ -23,7 +23,6 @@ from ckpt_tool.common.errors import StoreError, UsageError
 from ckpt_tool.common.remote.address import Address, find_address
 from ckpt_tool.common.remote.files import drop_files
 from ckpt_tool.common.remote.folders import put, refuse_opening
-from ckpt_tool.common.remote.listing import list_folder, list_objects
 from ckpt_tool.common.remote.naming import find_root, name_places, set_root
 
 #: More than a run of a hundred steps on a thousand ranks has; whoever names more slipped.
@@ -84,6 +83,8 @@ def spell(paths: Iterable[Path]) -> list[str]:
 
 
 def _list(address: Address, folder: Path | None = None) -> Path:
+    from ckpt_tool.common.remote.listing import list_objects  # most have no address
+
     with _lock:
         folder = folder or Path(_make_root(), str(next(_numbers)))
         place, num_objects = _place(folder, address), 0
@@ -112,6 +113,8 @@ def _say_listing(address: Address) -> str:
 
 def _put_beside(folder: Path, address: Address) -> None:
     """What lies beside a checkpoint, too: its config may. Nothing where that may not be listed."""
+    from ckpt_tool.common.remote.listing import list_folder
+
     above = address.parent
     if above is None or above.scheme.startswith("http"):
         return
