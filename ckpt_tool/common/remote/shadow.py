@@ -12,7 +12,6 @@ import atexit
 import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -129,6 +128,8 @@ def _place(folder: Path, address: Address) -> Path:
 
 
 def _make_root() -> str:
+    import tempfile  # takes long to import
+
     if not find_root():
         root = os.path.realpath(tempfile.mkdtemp(prefix="ckpt-"))
         atexit.register(shutil.rmtree, root, ignore_errors=True)
