@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,26 @@ def make_console() -> Console:
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
     return Result(width=width, highlight=False, markup=False, emoji=False)
+
+
+def print_fact(console: Console, line: str, indent: str = " " * 11) -> None:
+    """A line such as ``  load     Qwen3ForCausalLM ...``; a terminal has it in lines that fit.
+
+    They are broken between words, and go on behind ``indent``. What is longer alone, as a path,
+    stays whole.
+    """
+    for part in line.splitlines():
+        pieces = [part]
+        if console.is_terminal:
+            pieces = textwrap.wrap(
+                part,
+                console.width,
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+                break_long_words=False,
+            )
+        for piece in pieces:
+            console.print(piece, soft_wrap=True)
 
 
 def _drop_blanks(segments: Iterable[Segment]) -> Iterator[Segment]:

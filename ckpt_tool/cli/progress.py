@@ -163,15 +163,28 @@ def _show_bars() -> Iterator[Progress]:
         TransferSpeedColumn,
     )
     from rich.progress import Progress as Bars
+    from rich.table import Column
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
 
     columns = (
         TextColumn("{task.description:10}"),
         BarColumn(),
-        TextColumn("{task.fields[counted]}"),
-        *map(_measured, (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())),
+        _counting(DownloadColumn(table_column=whole())),
+        _measured(TransferSpeedColumn(table_column=whole())),
+        _measured(TimeRemainingColumn(elapsed_when_finished=True, table_column=whole())),
     )
     with Bars(*columns, console=Console(stderr=True)) as bars:
         yield _Bar(bars)
+
+
+def _counting(column: Any) -> Any:
+    """The column; what was counted in words is in its place."""
+    measured = _measured(column)
+    show = measured.render
+    measured.render = lambda task: task.fields["counted"] or show(task)
+    return measured
 
 
 def _measured(column: Any) -> Any:
@@ -208,4 +221,6 @@ class _Bar:
             self._bars.advance(self._task, amount)
             return
         self._phase.done += amount
-        self._bars.update(self._task, advance=amount, counted=self._phase.amount())
+        self._bars.update(
+            self._task, advance=amount, counted=self._phase.amount().removeprefix(": ")
+        )

@@ -49,18 +49,18 @@ def show_result(result: WriteResult) -> None:
         for name in map(consoles.make_printable, result.differences):
             console.print(f"  {name}", soft_wrap=True)
         return
-    console.print(_first_line(result), soft_wrap=True)
-    console.print(_source_line(result.format, result.step, result.source), soft_wrap=True)
+    consoles.print_fact(console, _first_line(result), "  ")
+    consoles.print_fact(console, _source_line(result.format, result.step, result.source))
     _show_lora(console, result.lora)
     _show_filled(console, result.filled)
     for cast in result.casts:
-        console.print(_cast_line(cast))
+        consoles.print_fact(console, _cast_line(cast))
     _show_float32(console, result.float32)
     _show_dropped(console, result.dropped)
     if result.verified:
         console.print("  verify   read back from disk: every bit as planned")
     for line in list_crc_lines(result.crc):
-        console.print(f"  crc      {line}", soft_wrap=True)
+        consoles.print_fact(console, f"  crc      {line}")
     _show_load(console, result.load_check)
 
 
@@ -75,7 +75,7 @@ def say_state(result: WriteResult) -> str:
 
 def _show_load(console: Console, check: LoadCheck | None) -> None:
     if check is not None:
-        console.print(f"  load     {load_text(check)}", soft_wrap=True)
+        consoles.print_fact(console, f"  load     {load_text(check)}")
 
 
 def load_text(check: LoadCheck) -> str:
@@ -129,9 +129,9 @@ def show_plan(
     console.print(f"Would write to {out}", soft_wrap=True)
     console.print(table)
     found = plan.checkpoint
-    console.print(_source_line(found.format, find_step(found), found.path), soft_wrap=True)
+    consoles.print_fact(console, _source_line(found.format, find_step(found), found.path))
     for note in notes:
-        console.print(f"  {note}", soft_wrap=True)
+        consoles.print_fact(console, f"  {note}")
     _show_lora(console, plan.lora)
     _show_filled(console, plan.filled)
     for (source, target), count in plan.casts.items():
@@ -152,15 +152,15 @@ def _show_lora(console: Console, lora: LoraNote | None) -> None:
     if lora.adapter == ".":
         what = f"an adapter of {count_noun(lora.num_modules, 'module')} for peft"
     numbers = f"rank {lora.rank}, alpha {lora.alpha:g} ({spell_flags(lora.source)})"
-    console.print(f"  lora     {what}: {numbers}", soft_wrap=True)
+    consoles.print_fact(console, f"  lora     {what}: {numbers}")
     if lora.trained_whole:
         names = ", ".join(map(consoles.make_printable, lora.trained_whole))
-        console.print(f"           trained whole: {names}", soft_wrap=True)
+        consoles.print_fact(console, f"           trained whole: {names}")
     if lora.num_tokens:
         rows = count_noun(lora.num_tokens, "row")
-        console.print(f"           trained alone: {rows} of embeddings", soft_wrap=True)
+        consoles.print_fact(console, f"           trained alone: {rows} of embeddings")
     if lora.adapter not in (None, "."):
-        console.print(f"           adapter for peft in {lora.adapter}", soft_wrap=True)
+        consoles.print_fact(console, f"           adapter for peft in {lora.adapter}")
 
 
 def _show_filled(console: Console, filled: list[str]) -> None:
@@ -168,18 +168,18 @@ def _show_filled(console: Console, filled: list[str]) -> None:
     counts = Counter(_WITHIN.sub(r"\1.*", name) for name in filled)
     for start, count in counts.items():
         what = consoles.make_printable(start)
-        console.print(f"  fill     {what} ({count_noun(count, 'tensor')})", soft_wrap=True)
+        consoles.print_fact(console, f"  fill     {what} ({count_noun(count, 'tensor')})")
 
 
 def _show_float32(console: Console, why: str) -> None:
     if why:
         said = spell_flags("`dtype='bfloat16'` takes half the room")
-        console.print(f"  dtype    float32, {why}; {said}", soft_wrap=True)
+        consoles.print_fact(console, f"  dtype    float32, {why}; {said}")
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
     for name, reason in spell_reasons(dropped).items():
-        console.print(f"  drop     {consoles.make_printable(name)} ({reason})", soft_wrap=True)
+        consoles.print_fact(console, f"  drop     {consoles.make_printable(name)} ({reason})")
 
 
 def _cast_line(cast: Cast) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def make_run_json(run: Run) -> dict[str, Any]:
 
 
 def show_run(out: Console, run: Run) -> None:
-    """A row for each checkpoint."""
+    """A row for each checkpoint; where commands do not fit beside it, they are below."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -41,12 +42,19 @@ def show_run(out: Console, run: Run) -> None:
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column("role", no_wrap=True)
     table.add_column("is", no_wrap=True)
-    table.add_column("to merge it", overflow="fold")
-    for each in run.checkpoints:
+    table.add_column("to merge it", no_wrap=True)
+    commands = [_spell_command(each) or str(each.path) for each in run.checkpoints]
+    for each, command in zip(run.checkpoints, commands, strict=True):
         step = "" if each.step is None else str(each.step)
-        command = _spell_command(each) or str(each.path)
         table.add_row(step, each.role or "", each.format.title, Text(command))
-    out.print(table)
+    wide = out.measure(table, options=out.options.update(max_width=sys.maxsize)).maximum
+    if wide > out.width:
+        table.columns.pop()
+        out.print(table)
+        for command in commands:
+            out.print(f" {command}", soft_wrap=True)
+    else:
+        out.print(table)
     if not run.is_whole:
         out.print("Not all folders were looked at: name one of those in it.")
 

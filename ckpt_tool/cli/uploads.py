@@ -22,10 +22,10 @@ _CARD_KEPT = "\n           without README.md: the model card that is there stays
 def show_upload(sent: UploadResult) -> None:
     """What was uploaded, for people."""
     private = " (private)" if sent.private else ""
-    consoles.make_console().print(
+    consoles.print_fact(
+        consoles.make_console(),
         f"  upload   {sent.url}{private}  {count_noun(sent.num_files, 'file')}"
         f"{_MANIFEST_TOO if sent.manifest else ''}{_CARD_KEPT if sent.kept_card else ''}",
-        soft_wrap=True,
     )
 
 

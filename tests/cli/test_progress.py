@@ -227,10 +227,11 @@ def test_of_several_processes_one_speaks(source: Path, talks: str, tmp_path: Pat
     assert sum("ckpt: writing: " in line and "of 33 kB" in line for line in found) == 2
 
 
-def test_a_terminal_has_bars(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_has_bars(source: Path, tmp_path: Path, width: int) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "ckpt_tool", *words(source, tmp_path / "out")]
-    environment = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "120"}
+    environment = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": str(width)}
     with subprocess.Popen(
         command, env=environment, stderr=theirs, stdout=subprocess.DEVNULL
     ) as running:
@@ -251,3 +252,4 @@ def test_a_terminal_has_bars(source: Path, tmp_path: Path) -> None:
     assert any("reading metadata" in line and "2 of 2 files (100%)" in line for line in last)
     assert any("writing" in line and "66.0/66.0 kB" in line for line in last)
     assert not any("planning" in line for line in last)
+    assert max(map(len, last)) <= width

@@ -63,3 +63,36 @@ def test_blanks_on_a_colour_stay(capsys: pytest.CaptureFixture[str]) -> None:
     with console.capture() as capture:
         console.print(Text.assemble("a", ("  ", "on red"), "  \n b  \n"))
     assert capture.get() == "a  \n b\n\n"
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_commands_of_a_run_are_never_broken(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("a-run-with-a-long-name-that-no-narrow-table-holds")
+    ranks = [write_rank(run / f"global_step_{step}/actor", STATE) for step in (1, 2)]
+    shown = show(width, "inspect", run)
+    commands = [f"ckpt merge {path.parent} OUT" for path in ranks]
+    assert [line for line in shown if line.endswith(tuple(commands))] == [
+        f"    {step}   actor   FSDP checkpoint   {command}" if width == 200 else f" {command}"
+        for step, command in enumerate(commands, 1)
+    ]
+    assert [line.split()[:2] for line in shown if "FSDP checkpoint" in line] == [
+        ["1", "actor"],
+        ["2", "actor"],
+    ]
+
+
+def test_a_terminal_breaks_facts_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"  load     {'x' * 40} of {'/y' * 30}\n           and z"
+    for wanted, is_terminal in (
+        (line.splitlines(), False),
+        ([f"  load     {'x' * 40} of", " " * 11 + "/y" * 30, " " * 11 + "and z"], True),
+    ):
+        console = consoles.make_console()
+        console.width = 60
+        monkeypatch.setattr(type(console), "is_terminal", is_terminal)
+        with console.capture() as capture:
+            consoles.print_fact(console, line)
+        assert capture.get().splitlines() == wanted
