@@ -35,6 +35,7 @@ install: $(STAMP)
 
 # Made anew where it is of another Python.
 $(STAMP): pyproject.toml $(PINS)
+	@echo "Installing into $(VENV): about 5 GB, most of it torch, which takes minutes ..."
 	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python $(INSTALL) --constraint $(PINS) --editable ".[dev]"
 	touch $@

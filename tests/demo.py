@@ -47,6 +47,8 @@ def main(folder: Path) -> int:
         show(step)
     status = compare_logits(run_name / "logits.safetensors", again)
     show_deepspeed(folder)
+    program = Path(sys.executable).with_name("ckpt")
+    print(f"\nAll of this is in {folder}. Try your own: {program} inspect FOLDER")
     return status
 
 
