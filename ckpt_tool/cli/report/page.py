@@ -143,6 +143,10 @@ svg .raised { font-size: 10px; }
 .meter { display: block; height: 4px; margin: 2px 0 0 auto; border-radius: 2px; }
 .meter { width: var(--part); background: var(--bar); }
 footer { margin-top: 1.4rem; color: var(--soft); font-size: 0.85rem; }
+@media (max-width: 90rem) {
+  .wide th, .wide td { padding-left: 0.35rem; padding-right: 0.35rem; }
+  .wide td:first-child { min-width: 15rem; }
+}
 @media (max-width: 60rem) {
   .sortable, .sortable tbody, .sortable tr, .sortable td { display: block; }
   .sortable thead { display: none; }

@@ -70,16 +70,18 @@ def list_details(mismatch: Mismatch) -> Iterator[Text]:
     stats = mismatch.stats
     if stats is None:
         return
-    if any(stats.num_nan + stats.num_inf):
-        yield from (Text(line, style="yellow") for line in _list_odd(stats))
+    if odd := say_odd(stats):
+        yield Text(odd, style="yellow")
+        if say_worst(stats) and stats.max_abs:
+            yield Text(_finite_text(stats), style="yellow")
     if mismatch.spectrum is not None:
         yield Text(f"rank: {say_spectrum(mismatch.spectrum, mismatch.left)}")
     if stats.first_values is not None and mismatch.first_index is not None:
         yield Text(_first_text(mismatch, stats), style="dim")
 
 
-def _list_odd(stats: Stats) -> Iterator[str]:
-    """What is said of elements that are no finite number, and of the others beside them."""
+def say_odd(stats: Stats) -> str:
+    """How many elements are no finite number; empty where all are."""
     (nan, nan_there), (inf, inf_there) = stats.num_nan, stats.num_inf
     nans, infinities = f"NaN: {nan:,} (reference {nan_there:,})", ""
     if stats.num_nan_alone:
@@ -90,12 +92,15 @@ def _list_odd(stats: Stats) -> Iterator[str]:
         infinities += f" (infinite: {inf:,}, reference {inf_there:,})"
     elif inf or inf_there:
         infinities = f"infinite: {inf:,} (reference {inf_there:,})"
-    yield ", ".join(filter(None, (nans if nan or nan_there else "", infinities)))
-    if say_worst(stats) and stats.max_abs:
-        yield (
-            f"finite elements: max abs {stats.max_abs:.3g}, max rel {stats.max_rel:.3g},"
-            f" cosine {_cosine_text(stats)}"
-        )
+    return ", ".join(filter(None, (nans if nan or nan_there else "", infinities)))
+
+
+def _finite_text(stats: Stats) -> str:
+    """The numbers of the elements beside these."""
+    return (
+        f"finite elements: max abs {stats.max_abs:.3g}, max rel {stats.max_rel:.3g},"
+        f" cosine {_cosine_text(stats)}"
+    )
 
 
 def _first_text(mismatch: Mismatch, stats: Stats) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from ckpt_tool.cli.report.row import say_hint
+from ckpt_tool.cli.report.row import say_hint, say_odd
 from ckpt_tool.cli.report.svg import draw_sparkline
 from ckpt_tool.cli.report.text import (
     format_cosine,
@@ -73,7 +73,7 @@ def _span(mismatches: Sequence[Mismatch]) -> tuple[int, int]:
 
 
 def _columns(folder: PurePath, span: tuple[int, int]) -> tuple[_Column, ...]:
-    rel, sides = "Largest |a - b| / |b| where b is not zero", "Checkpoint / reference"
+    rel = "Largest |a - b| / |b| where b is not zero"
     return (
         _Column("Tensor", lambda mismatch: _tensor(mismatch, folder), numeric=False),
         _Column("Different", _measured(_different), about="Elements that differ, and their share"),
@@ -86,8 +86,6 @@ def _columns(folder: PurePath, span: tuple[int, int]) -> tuple[_Column, ...]:
                 about="Elements by size of difference, on one scale for all rows; log counts"),
         _Column("Mean abs", _measured(_mean), about="Mean of |a - b|, of finite elements"),
         _Column("Max ULP", _measured(_ulp), about="Representable numbers between both, at most"),
-        _Column("NaN", _measured(lambda stats: _pair(stats.num_nan)), about=sides),
-        _Column("Inf", _measured(lambda stats: _pair(stats.num_inf)), about=sides),
         _Column("Rank", _rank, about="Whose file holds the first difference"),
     )  # fmt: skip
 
@@ -116,6 +114,8 @@ def _tensor(mismatch: Mismatch, folder: PurePath) -> tuple[str, str]:
         lines = [f"checkpoint {mismatch.left}", f"reference {mismatch.right}"]
     if mismatch.kind != "values":
         lines.insert(0, f"another {mismatch.kind}")
+    if mismatch.stats is not None and (odd := say_odd(mismatch.stats)):
+        lines.append(odd)
     lines += _list_places(mismatch, folder)
     if mismatch.spectrum is not None:
         lines.append(say_spectrum(mismatch.spectrum, mismatch.left))
@@ -181,10 +181,6 @@ def _ulp(stats: Stats) -> tuple[str, str]:
 def _spark(stats: Stats, span: tuple[int, int]) -> tuple[str, str]:
     picture = draw_sparkline(stats.exponents, span)
     return (picture, str(max(stats.exponents))) if picture else _EMPTY
-
-
-def _pair(counts: tuple[int, int]) -> tuple[str, str]:
-    return (f"{counts[0]:,} / {counts[1]:,}", str(sum(counts))) if any(counts) else _EMPTY
 
 
 def _rank(mismatch: Mismatch) -> tuple[str, str]:

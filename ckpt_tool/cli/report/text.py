@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -66,9 +67,12 @@ def make_tag(name: str, content: str, **attributes: str) -> str:
     return f"<{name}{written}>{content}</{name}>"
 
 
+_BREAK = re.compile(r"/|(?<!\d)\.|\.(?!\d)")
+
+
 def make_breakable(name: str) -> str:
-    """A name, escaped, that may be broken at its dots and slashes."""
-    return html.escape(name).replace(".", ".<wbr>").replace("/", "/<wbr>")
+    """A name, escaped, that may be broken at its dots and slashes, but amid no number."""
+    return _BREAK.sub(r"\g<0><wbr>", html.escape(name))
 
 
 def make_items(names: Iterable[str]) -> str:
