@@ -43,7 +43,9 @@ def show_run(out: Console, run: Run) -> None:
     table.add_column("role", no_wrap=True)
     table.add_column("is", no_wrap=True)
     table.add_column("to merge it", no_wrap=True)
-    commands = [_spell_command(each) or str(each.path) for each in run.checkpoints]
+    commands = [
+        _spell_command(each) or f"{each.path} (nothing to merge)" for each in run.checkpoints
+    ]
     for each, command in zip(run.checkpoints, commands, strict=True):
         step = "" if each.step is None else str(each.step)
         table.add_row(step, each.role or "", each.format.title, Text(command))

@@ -167,9 +167,12 @@ def _list_choices(error: AmbiguousError, parameters: Iterable[str]) -> list[str]
     """The command for each choice, and for the last step, where that is one of them."""
     from ckpt_tool.plans.provenance import find_run, find_run_folder
 
-    listed = [retype(choice, sys.argv) for choice in error.choices]
+    choices = error.choices
+    if "steps" in parameters:  # of a merge, for which a model is no choice
+        choices = tuple(each for each in choices if each not in error.models) or choices
+    listed = [retype(choice, sys.argv) for choice in choices]
     if error.has_steps and "step" in parameters:
-        paths = [*map(Path, error.choices)]
+        paths = [*map(Path, choices)]
         steps = [find_run(path)[1] or 0 for path in paths]
         if steps.count(max(steps)) == 1 and len({*map(find_run_folder, paths)} - {None}) == 1:
             listed.append(retype_last(sys.argv))

@@ -73,7 +73,8 @@ class UsageError(CkptError):
 class AmbiguousError(UsageError):
     """Several checkpoints are at or below what was named; ``choices``: a path for each.
 
-    ``has_steps``: they may be steps of one run, the last of which can be asked for.
+    ``has_steps``: they may be steps of one run, the last of which can be asked for. ``models``:
+    those that are whole models, which nobody merges.
     """
 
     def __init__(
@@ -83,9 +84,11 @@ class AmbiguousError(UsageError):
         *,
         hint: str = "",
         has_steps: bool = False,
+        models: Sequence[PathLike[str]] = (),
     ) -> None:
         super().__init__(message, hint=hint or "Name the one you mean.")
         self.choices = tuple(map(fspath, choices))
+        self.models = tuple(map(fspath, models))
         self.has_steps = has_steps
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_tool.common.errors import AmbiguousError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import Format
 from ckpt_tool.readers.find import find_tracker, read_tracker
 
@@ -85,8 +86,11 @@ def find_only(root: Path, formats: Sequence[Format]) -> Path:
         raise AmbiguousError(f"{root}: {said}", paths)
     if len(paths) > 1:
         more = "" if found.is_whole else ", and folders that were not looked at"
+        models = [place.path for place in found.places if not place.format.merge_command]
+        if 0 < len(models) < len(paths):
+            more = f", with {count_noun(len(models), 'model')} among them{more}"
         said = f"{root}: {len(paths)} checkpoints are below it{more}"
-        raise AmbiguousError(said, paths, has_steps=True)
+        raise AmbiguousError(said, paths, has_steps=True, models=models)
     return paths[0] if paths else root
 
 

@@ -101,6 +101,18 @@ def test_without_a_step_all_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ckpt(*last, "--config", "none").exit_code == 0
 
 
+def test_a_model_is_no_choice_for_a_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    merge("run/global_step_9", "run/hf")
+    done = ckpt("merge", "run", "out", monkeypatch=monkeypatch)
+    assert done.stderr.splitlines() == [
+        "ckpt: error: run: 4 checkpoints are below it, with 1 model among them",
+        *(f"  - ckpt merge run/global_step_{n} out" for n in (9, 10, 100)),
+        "  - ckpt merge run out --step latest",
+        "  Name the one you mean.",
+    ]
+    assert "  - ckpt verify run/hf b" in ckpt("verify", "run", "b", monkeypatch=monkeypatch).stderr
+
+
 def test_two_roles_have_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     write_step(100, "critic")
     done = ckpt("merge", "run", "out", "--step", "latest", monkeypatch=monkeypatch)
