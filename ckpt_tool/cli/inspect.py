@@ -84,7 +84,7 @@ def inspect(
             if shards and not problems:
                 for line in tables.list_shards(found.entries, found.checkpoint.files):
                     out.print(line, soft_wrap=True)
-            elif not problems:
+            elif found.entries and not problems:
                 out.print(tables.make_tensor_table(found.entries, out.width, folded=not everything))
             _show_problems(out, found, everything=problems or everything)
     if not found.ok:
@@ -171,7 +171,9 @@ def _show_summary(out: Console, found: Inspection) -> None:
     size = sum(file.bytes for file in checkpoint.files)
     rows.append(("files", f"{len(checkpoint.files):,}, {format_bytes(size)}"))
     rows.append(("tensors", _tensors_text(found)))
-    rows.append(("dtypes", ", ".join(f"{name} x {n:,}" for name, n in found.dtypes.items())))
+    if found.dtypes:
+        dtypes = ", ".join(f"{name} x {n:,}" for name, n in found.dtypes.items())
+        rows.append(("dtypes", dtypes))
     if checkpoint.side_files is not None:
         rows.append(("config", str(checkpoint.side_files)))
     rows += [("crc", line) for line in list_scrub_lines(found.crc)]

@@ -84,6 +84,15 @@ def test_commands_of_a_run_are_never_broken(
     ]
 
 
+def test_nothing_is_no_table(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("no checkpoint")
+    shown = show(80, "inspect", file, code=2)
+    assert "dtype" not in "\n".join(shown)
+    assert any(line.startswith("unreadable") for line in shown)
+    assert "" not in shown
+
+
 def test_a_terminal_breaks_facts_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     line = f"  load     {'x' * 40} of {'/y' * 30}\n           and z"
     for wanted, is_terminal in (
