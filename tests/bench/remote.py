@@ -1,0 +1,101 @@
+"""``python -m tests.bench.remote``: a merge from a server, beside a plain download of the same.
+
+The server is ``rclone serve http`` on this machine, over the same disk. It stands for an object
+store: requests, ranges and connections are the same code of obstore's, and rclone's own S3 server
+does not answer ranges as S3 does. The download asks for 8 MiB at a time, 16 at once, as the
+clouds' own tools do. Each round runs all commands.
+
+The server works on the cores of this machine, too. So without ``--limit`` it is the processor that
+is measured; with it, a network of that many bytes a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench.generate import generate, spec_of_size
+from tests.bench.measure import Command, Runs, measure
+from tests.support.objects import rclone
+
+_BUDGET = 0.7  # of the rate of the download
+_MOST = 256 << 20  # bytes of memory
+
+_DOWNLOAD = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+import obstore
+from obstore.store import HTTPStore
+url, out, *names = sys.argv[1:]
+store, block = HTTPStore.from_url(url, client_options={"allow_http": True}), 8 << 20
+pieces, at = [], 0
+for name in names:
+    size = obstore.head(store, name)["size"]
+    starts = range(0, size, block)
+    pieces += [(name, start, min(block, size - start), at + start) for start in starts]
+    at += size
+file = os.open(out, os.O_WRONLY | os.O_CREAT) if out else -1
+def fetch(piece):
+    name, start, length, to = piece
+    content = obstore.get_range(store, name, start=start, length=length)
+    if file >= 0:
+        os.pwrite(file, content, to)
+with ThreadPoolExecutor(16) as threads:
+    list(threads.map(fetch, pieces))
+"""
+
+_ROW = "{:<24} {:>8} {:>8} {:>8} {:>10} {:>10}"
+
+
+def _list_commands(folder: Path, url: str, names: list[str], size: int) -> list[Command]:
+    merge = (sys.executable, "-m", "ckpt_tool", "merge", "--no-check-load", "--no-fsync")
+    download = (sys.executable, "-c", _DOWNLOAD, url)
+    out, file = folder / "out", folder / "file"
+    local = str(folder / "ranks")
+    return [
+        Command("merge, from the server", (*merge, url, str(out)), out, size),
+        Command("merge, from the disk", (*merge, local, str(out)), out, size),
+        Command("download to a file", (*download, str(file), *names), file, size),
+        Command("download to nowhere", (*download, "", *names)),
+        Command("ckpt inspect", (sys.executable, "-m", "ckpt_tool", "inspect", "--json", url)),
+    ]
+
+
+def _show(found: dict[str, Runs], size: int) -> None:
+    print(_ROW.format("", "seconds", "GB/s", "user+sys", "MiB", "resident"))
+    for label, runs in found.items():
+        rate = "" if label == "ckpt inspect" else f"{size / runs.seconds / 1e9:.2f}"
+        cpu = f"{runs.user + runs.system:.2f}"
+        memory = f"{runs.anonymous >> 20}", f"{runs.resident >> 20}"
+        print(_ROW.format(label, f"{runs.seconds:.2f}", rate, cpu, *memory))
+    merge, download = found["merge, from the server"], found["download to a file"]
+    ratio = download.seconds / merge.seconds
+    print(f"\n{ratio:.2f} x a plain download to a file; budget: {_BUDGET} or more")
+    print(f"{merge.anonymous >> 20} MiB of memory; budget: {_MOST >> 20} or less")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.remote", description=__doc__)
+    parser.add_argument("--gb", type=float, default=2.0, help="size (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=0, help="megabytes per second (default: none)")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds (default: %(default)s)")
+    parser.add_argument("--dir", type=Path, default=Path(), help="where a temporary folder is made")
+    options = parser.parse_args()
+    spec = spec_of_size(int(options.gb * 1e9), "bfloat16", 0)
+    with tempfile.TemporaryDirectory(dir=options.dir) as scratch:
+        folder = Path(scratch).resolve()
+        generate(folder / "ranks", spec)
+        files = sorted(path for path in (folder / "ranks").glob("*.pt"))
+        limit = ("--bwlimit", f"{options.limit * 1_000_000}B") if options.limit else ()
+        with rclone.serving("http", folder, *limit) as (host, port):
+            url = f"http://{host}:{port}/ranks"
+            names = [path.name for path in files]
+            commands = _list_commands(folder, url, names, spec.nbytes)
+            found = measure(commands, files, options.repeat, lambda text: print(text, end="\r"))
+        _show(found, sum(path.stat().st_size for path in files))
+
+
+if __name__ == "__main__":
+    main()
