@@ -7,7 +7,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.remote.address import Address
-from ckpt_tool.common.remote.shadow import look_again
+from ckpt_tool.common.remote.shadow import reach
 from ckpt_tool.plans.holding import Comparison
 from ckpt_tool.plans.manifest import MANIFEST_NAME
 from ckpt_tool.plans.options import WriteOptions
@@ -44,7 +44,7 @@ def find_folder(out: Place) -> Path:
     if not isinstance(out, Address):
         return out
     try:
-        return look_again(str(out))
+        return reach(str(out))
     except UsageError:
         return Path(str(out))  # nothing, or nothing that an output can be, is there
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.remote.failures import explain
-from ckpt_tool.common.remote.listing import RemoteObject, list_objects
+from ckpt_tool.common.remote.listing import list_objects
+from ckpt_tool.common.remote.objects import RemoteObject
 from ckpt_tool.common.remote.stores import open_store
 from ckpt_tool.writers.objects.parts import choose_part
 from ckpt_tool.writers.objects.sending import GivenUpError, Sender, Upload

@@ -16,15 +16,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ckpt_tool.common.errors import CkptError, OutputError
 from ckpt_tool.common.remote.address import Address
+from ckpt_tool.common.remote.shadow import reach
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.writers.objects.bucket import Bucket
 from ckpt_tool.writers.objects.mark import Mark
 from ckpt_tool.writers.objects.object_file import ObjectFile
 from ckpt_tool.writers.objects.sending import Sender, Upload
-from ckpt_tool.writers.objects.sketch import Sketch
 from ckpt_tool.writers.objects.target import list_names, require_empty
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.preparation import Preparation
@@ -65,7 +66,7 @@ class ObjectStaging(Preparation):
         self._shown: list[str] = []
         self._is_replacing = False
         self._is_left = False
-        self._sketch: Sketch | None = None
+        self._sketch: TemporaryDirectory[str] | None = None
 
     def open(self, plan: str, *, resume: bool, replace: bool) -> tuple[Path, list[WrittenFile]]:
         """Put the mark; what is there must be nothing, unless it is to be replaced.
@@ -106,17 +107,24 @@ class ObjectStaging(Preparation):
 
     def sketch(self, files: Sequence[PlannedFile]) -> Path:
         """A folder with the headers of files, as long as these will be, and nothing in them."""
-        self._sketch = self._sketch or Sketch(self.out)
-        self._sketch.draw(files)
-        self.path = self._sketch.path
+        self._sketch = TemporaryDirectory(prefix="ckpt-")
+        self.path = Path(self._sketch.name)
+        for file in files:
+            path = self.path / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as opened:
+                opened.write(next((item for item in file.items if isinstance(item, bytes)), b""))
+                opened.truncate(file.size)
         return self.path
 
     def read_again(self, files: Sequence[PlannedFile], small: Iterable[tuple[str, bytes]]) -> Path:
         """A folder whose files are read from the store; what is ``small`` is in it."""
-        self._sketch = self._sketch or Sketch(self.out)
-        self._sketch.stand_for(files, self._bucket.list())
-        self._sketch.put(small)
-        return self._sketch.path
+        folder = reach(str(self.out))
+        for name, content in small:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return folder
 
     def announce(self, names: Iterable[str]) -> None:
         """Now objects appear, those with tensors among ``names``; what is replaced goes."""
@@ -200,7 +208,7 @@ class ObjectStaging(Preparation):
     def _close(self) -> None:
         self._is_left = True
         if self._sketch is not None:
-            self._sketch.remove()
+            self._sketch.cleanup()
         self._sender.close()
 
 
