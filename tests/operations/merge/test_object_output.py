@@ -90,9 +90,7 @@ def test_nothing_is_seen_before_all_of_it_has_left(source: Path, sink: Bucket) -
     assert PARTIAL not in read(sink.folder / "out")
 
 
-def test_objects_appear_in_the_order_in_which_they_make_a_model(
-    source: Path, sink: Bucket
-) -> None:
+def test_objects_appear_in_the_order_in_which_they_make_a_model(source: Path, sink: Bucket) -> None:
     (source / "huggingface").mkdir()
     (source / "huggingface" / "config.json").write_text('{"model_type": "unheard-of"}')
     merge_checkpoint(source, sink.url, MergeOptions(max_shard_size="20KB"))
@@ -178,7 +176,7 @@ def test_a_store_that_is_gone_in_the_middle_leaves_nothing_that_is_seen(
     source: Path, sink: Bucket
 ) -> None:
     sink.fail(method="PUT", key="model-00002-*", status=500, code="Lost", times=ALWAYS)
-    with pytest.raises(StoreError, match="model-00002-of-00003.safetensors.*500 Lost"):
+    with pytest.raises(StoreError, match=r"model-00002-of-00003\.safetensors.*500 Lost"):
         merge_checkpoint(source, f"{sink.url}/out", bare())
     assert look(sink) == set()
 
@@ -194,7 +192,7 @@ def refuse_late(sink: Bucket, key: str) -> None:
 
 def test_what_has_appeared_is_removed_where_the_rest_cannot(source: Path, sink: Bucket) -> None:
     refuse_late(sink, "out/ckpt_manifest.json")
-    with pytest.raises(StoreError, match="out/ckpt_manifest.json: refused: 403") as raised:
+    with pytest.raises(StoreError, match=r"out/ckpt_manifest\.json: refused: 403") as raised:
         merge_checkpoint(source, f"{sink.url}/out", bare())
     assert "is gone" not in raised.value.hint
     shown = [r.key for r in sink.requests if r.method == "POST" and "uploadId" in r.query]
@@ -267,9 +265,7 @@ def test_a_checkpoint_is_not_replaced_by_its_model(sink: Bucket) -> None:
     assert "run/global_step_7/hf/ckpt_manifest.json" in look(sink)
 
 
-def test_what_is_complete_is_not_written_again(
-    source: Path, sink: Bucket, tmp_path: Path
-) -> None:
+def test_what_is_complete_is_not_written_again(source: Path, sink: Bucket, tmp_path: Path) -> None:
     out = f"{sink.url}/out"
     first = merge_checkpoint(source, out, bare())
     asked = len(sink.requests)
@@ -314,9 +310,7 @@ def test_a_source_that_changes_meanwhile_leaves_nothing(source: Path, sink: Buck
     assert look(sink) == set()
 
 
-def test_a_dry_run_asks_whether_one_may_write_and_puts_nothing(
-    source: Path, sink: Bucket
-) -> None:
+def test_a_dry_run_asks_whether_one_may_write_and_puts_nothing(source: Path, sink: Bucket) -> None:
     job = Job(source, f"{sink.url}/out")
     assert str(preview_merge(job, bare()).out) == f"{sink.url}/out"
     assert look(sink) == set()
