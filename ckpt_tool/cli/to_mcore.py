@@ -47,7 +47,10 @@ def to_mcore(
             metavar="HF_MODEL", help="Folder, file or address (hf://ORG/NAME) of a model."
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The folder to write, or its address (s3://, gs://)."),
+    ],
     config: Annotated[
         str | None,
         typer.Option(

@@ -39,20 +39,30 @@ def write_files(
         Threads(1, "ckpt-sync") as syncer,
         StreamWriter(sources, jobs, progress.advance, direct=staging.direct) as writer,
     ):
-        pending: list[Future[None]] = []
-        for file in files:
-            if file.name in staging.finished:
-                writer.errors.learn_all(staging.finished[file.name].cast_errors)
-                progress.advance(file.size)
-                continue
-            output = staging.create(file)
-            written = writer.write(output, file)
-            pending.append(syncer.submit(_finish, output, written, staging))
-            if len(pending) > _UNSYNCED:
-                pending.pop(0).result()
-        for task in pending:
-            task.result()
+        try:
+            _write_each(files, staging, writer, syncer)
+        except BaseException:
+            staging.stop()
+            raise
     return [staging.finished[file.name] for file in files]
+
+
+def _write_each(
+    files: Sequence[PlannedFile], staging: Preparation, writer: StreamWriter, syncer: Threads
+) -> None:
+    pending: list[Future[None]] = []
+    for file in files:
+        if file.name in staging.finished:
+            writer.errors.learn_all(staging.finished[file.name].cast_errors)
+            writer.advance(file.size)
+            continue
+        output = staging.create(file)
+        written = writer.write(output, file)
+        pending.append(syncer.submit(_finish, output, written, staging))
+        if len(pending) > _UNSYNCED:
+            pending.pop(0).result()
+    for task in pending:
+        task.result()
 
 
 def _finish(output: Output, written: WrittenFile, staging: Preparation) -> None:

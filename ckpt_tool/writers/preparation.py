@@ -44,6 +44,9 @@ class Preparation(ABC):
     def create(self, file: PlannedFile) -> Output:
         """Begin a file with tensors."""
 
+    def stop(self) -> None:  # noqa: B027 - nothing to do for a folder
+        """Nobody wants it any more: whoever waits for what was begun need not."""
+
     @abstractmethod
     def record(self, written: WrittenFile) -> None:
         """Note a file that is complete."""
@@ -56,7 +59,7 @@ class Preparation(ABC):
         """``path``, in which files are as long as these, and begin as they do."""
         return self.path
 
-    def announce(self, names: Iterable[str]) -> None:  # noqa: B027 - nothing to do for a folder
+    def announce(self, names: Iterable[str]) -> None:  # noqa: B027
         """Files of these names are about to appear; one process says so."""
 
     def reveal(self) -> None:  # noqa: B027

@@ -89,7 +89,7 @@ class StreamWriter:
     def __init__(
         self, files: FileTable, jobs: int, advance: Callable[[int], None], *, direct: bool = False
     ) -> None:
-        self._advance = advance
+        self.advance = advance
         self._threads = jobs + (_WAITING if direct else 0)
         self._pool = Threads(self._threads, "ckpt-write")
         self._readers: SimpleQueue[BlockReader] = SimpleQueue()
@@ -141,7 +141,7 @@ class StreamWriter:
                 if not length:
                     break
                 work.file.write(buffer, length, start)
-                self._advance(length)
+                self.advance(length)
         except BaseException:
             self._stop.set()
             raise

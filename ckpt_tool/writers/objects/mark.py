@@ -39,6 +39,7 @@ class Mark:
         self._sender = sender
         self._token = uuid.uuid4().hex
         self._names: tuple[str, ...] = ()
+        self._found: Stored | None = None
         self._beat: Future[None] | None = None
 
     @property
@@ -46,22 +47,27 @@ class Mark:
         """Whether this process has it."""
         return self._beat is not None
 
-    def take(self) -> list[str]:
-        """Put it; names of objects that a run let appear that was killed then.
+    def look(self) -> list[str]:
+        """Names of objects that a run let appear that was killed then.
 
-        OutputError where another run has it. Raises what :class:`.Bucket` raises.
+        OutputError where another run has the mark. Raises what :class:`.Bucket` raises.
         """
-        found = self._bucket.get(MARK)
-        said = {} if found is None else _read(found)
-        if found is not None and not _is_stale(found, said):
+        self._found = self._bucket.get(MARK)
+        said = {} if self._found is None else _read(self._found)
+        if self._found is not None and not _is_stale(self._found, said):
             raise self._say_taken(said)
-        mode: Any = "create" if found is None else {"e_tag": found.etag}
+        return [name for name in said.get("names", ()) if _is_inside(name)]
+
+    def take(self) -> list[str]:
+        """Put it; returns and raises what :meth:`look` does."""
+        left = self.look()
+        mode: Any = "create" if self._found is None else {"e_tag": self._found.etag}
         try:
             self._bucket.put(MARK, self._make(), mode)
         except FileExistsError as error:
-            raise self._say_taken(said) from error
+            raise self._say_taken({}) from error
         self._beat = self._sender.begin(self._keep())
-        return [name for name in said.get("names", ()) if _is_inside(name)]
+        return left
 
     def announce(self, names: Sequence[str]) -> None:
         """Say which objects are going to appear; OutputError where another run has taken over."""

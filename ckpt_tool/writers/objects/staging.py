@@ -61,6 +61,7 @@ class ObjectStaging(Preparation):
         self._bucket = Bucket(out, self._sender)
         self._mark = Mark(self._bucket, self._sender)
         self._sent: dict[str, Upload] = {}
+        self._open: list[ObjectFile] = []
         self._small: dict[str, Upload] = {}
         self._old: list[str] = []
         self._shown: list[str] = []
@@ -92,7 +93,13 @@ class ObjectStaging(Preparation):
     def create(self, file: PlannedFile) -> ObjectFile:
         """Begin a file with tensors."""
         upload = self._sent[file.name] = self._bucket.begin(file.name, file.size)
-        return ObjectFile(self._sender, upload, file.size)
+        self._open.append(ObjectFile(self._sender, upload, file.size))
+        return self._open[-1]
+
+    def stop(self) -> None:
+        """Have nobody wait for what is on its way."""
+        for file in self._open:
+            file.stop()
 
     def record(self, written: WrittenFile) -> None:
         """Note a file whose bytes have all left."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import OutputError
 from ckpt_tool.common.remote.address import Address, find_address
 from ckpt_tool.writers.objects.bucket import Bucket
+from ckpt_tool.writers.objects.mark import Mark
 from ckpt_tool.writers.objects.sending import Sender
 from ckpt_tool.writers.target import PARTIAL, say_faults
 
@@ -48,7 +49,8 @@ def check_object_target(
     sender = Sender()
     try:
         bucket = Bucket(out, sender)
-        names = list_names(bucket)
+        left = Mark(bucket, sender).look()
+        names = [name for name in list_names(bucket) if name not in left]
         require_empty(out, [] if replace else names, faults)
         if names and not out.key:
             raise OutputError(
