@@ -130,11 +130,13 @@ def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) 
     from ckpt_tool.operations.elsewhere import settle_out
     from ckpt_tool.operations.to_mcore import plan_to_mcore
     from ckpt_tool.plans.write import judge_plan
+    from ckpt_tool.writers.places import probe_place
 
     place = settle_out(out, options.write, is_megatron=True)
     with show_progress(silent=as_json or not is_first()) as progress:
         plan = plan_to_mcore(model, options, form_team_alone(options.jobs, progress))
         plan.check(place, options.write)
+        probe_place(place)
         judge_plan(plan, options.write, progress)
     if not is_first():
         return

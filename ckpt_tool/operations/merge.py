@@ -29,7 +29,7 @@ from ckpt_tool.plans.checks.judge import Verdict
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.plans.options import WriteResult
 from ckpt_tool.plans.write import judge_plan, write
-from ckpt_tool.writers.places import Place
+from ckpt_tool.writers.places import Place, probe_place
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,7 @@ def preview_merge(
     plan = make_plan(job.paths, job.kind, options, team)
     _require_replaced(target, plan)
     plan.check(out, options.write)
+    probe_place(out)
     return Preview(plan, out, target, judge_plan(plan, options.write, team.progress))
 
 

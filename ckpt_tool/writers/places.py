@@ -46,3 +46,11 @@ def open_staging(out: Place, *, fsync: bool, direct: bool) -> Preparation:
     from ckpt_tool.writers.objects.staging import ObjectStaging
 
     return ObjectStaging(out)
+
+
+def probe_place(out: Place) -> None:
+    """StoreError where a store does not take objects there; nothing is put."""
+    if isinstance(out, Address):
+        from ckpt_tool.writers.objects.target import probe_target
+
+        probe_target(out)

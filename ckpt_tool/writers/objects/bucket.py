@@ -18,6 +18,9 @@ from ckpt_tool.writers.objects.sending import GivenUpError, Sender, Upload
 
 T = TypeVar("T")
 
+#: How a server says that it does not know conditional requests.
+_NOT_KNOWN = "status code: 501"
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -76,6 +79,9 @@ class Bucket:
         except NotSupportedError:
             self.put(name, content)
         except Exception as error:
+            if mode != "overwrite" and _NOT_KNOWN in str(error):
+                self.put(name, content)
+                return
             raise self._explain(error, name) from error
 
     def delete(self, names: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from typing import Any
 
@@ -29,6 +29,7 @@ from ckpt_tool.writers.target import PARTIAL as MARK
 _EVERY = 60.0
 #: Older ones are nobody's; clocks of stores and of those who ask them differ by less.
 _STALE = 600.0
+_PATIENCE = 20.0
 
 
 class Mark:
@@ -41,6 +42,7 @@ class Mark:
         self._names: tuple[str, ...] = ()
         self._found: Stored | None = None
         self._beat: Future[None] | None = None
+        self._ended = asyncio.Event()
 
     @property
     def is_held(self) -> bool:
@@ -66,6 +68,7 @@ class Mark:
             self._bucket.put(MARK, self._make(), mode)
         except FileExistsError as error:
             raise self._say_taken({}) from error
+        self._ended.clear()
         self._beat = self._sender.begin(self._keep())
         return left
 
@@ -82,17 +85,22 @@ class Mark:
 
     def remove(self) -> None:
         """Let others write there."""
-        if self._beat is not None:
-            self._beat.cancel()
-            self._beat = None
-            self._bucket.delete([MARK])
+        if self._beat is None:
+            return
+        beat, self._beat = self._beat, None
+        self._sender.call(self._ended.set)
+        with suppress(TimeoutError):
+            beat.result(_PATIENCE)  # or it would be put once more
+        self._bucket.delete([MARK])
 
     async def _keep(self) -> None:
         """Write it again and again; a store that is not reached just then is asked again later."""
         import obstore
 
-        while True:
-            await asyncio.sleep(_EVERY)
+        while not self._ended.is_set():
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _EVERY)
+                return
             with suppress(Exception):
                 key = self._bucket.key(MARK)
                 await obstore.put_async(self._bucket.store, key, self._make())

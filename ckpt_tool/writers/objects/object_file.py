@@ -96,4 +96,4 @@ class ObjectFile:
         if error is not None:
             raise error
         if self._is_stopped:
-            raise GivenUpError
+            raise GivenUpError(f"{self._upload.address}: was given up")

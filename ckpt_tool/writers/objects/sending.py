@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from ckpt_tool.common.errors import CkptError
 from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.remote.failures import explain
 from ckpt_tool.common.threads import start
@@ -27,7 +28,7 @@ _AT_ONCE = 12
 _PATIENCE = 20.0
 
 
-class GivenUpError(Exception):
+class GivenUpError(CkptError):
     """Somebody does not want the object any more."""
 
 
@@ -114,7 +115,7 @@ class Upload:
         if error is None or isinstance(error, GivenUpError):
             return error
         if not isinstance(error, Exception):
-            return GivenUpError(str(error))
+            return GivenUpError(f"{self.address}: was given up")
         return explain(error, self.address)
 
     def give_up(self) -> None:
@@ -129,7 +130,7 @@ class Upload:
     def _drop(self) -> None:
         while not self._queue.empty():
             self._queue.get_nowait()
-        self._queue.put_nowait(GivenUpError())
+        self._queue.put_nowait(GivenUpError(f"{self.address}: was given up"))
 
     def _leave(self) -> None:
         with self._sender.pool.changed:

@@ -151,7 +151,11 @@ class ObjectStaging(Preparation):
         for name in self._small:
             self._complete([name], self._small)
         self._is_published = True
-        self.leave()
+        try:
+            self._mark.remove()
+        except (CkptError, OSError) as error:
+            self.warnings.append(f"{self.out.join(PARTIAL)} could not be removed: {error}")
+        self._close()
         return self.warnings
 
     @property

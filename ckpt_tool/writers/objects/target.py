@@ -34,10 +34,10 @@ def require_empty(out: Address, names: Sequence[str], faults: Sequence[str] = ()
 def check_object_target(
     out: Address, *, replace: bool, protected: Sequence[Path], faults: Sequence[str] = ()
 ) -> list[str]:
-    """What is there; OutputError unless ``out`` may be written, as far as that is known before.
+    """What is there; OutputError unless ``out`` may be written.
 
-    Asked is what :func:`~ckpt_tool.writers.target.check_target` asks of a folder, and whether the
-    store takes objects there. StoreError where it is not reached, or refuses.
+    Asked is what :func:`~ckpt_tool.writers.target.check_target` asks of a folder. StoreError where
+    the store is not reached, or refuses.
     """
     for path in protected:
         source = find_address(path)
@@ -56,7 +56,15 @@ def check_object_target(
             raise OutputError(
                 f"{out}: is a whole bucket, and none is replaced", hint="Name a place in it."
             )
-        bucket.probe(PARTIAL)
         return names
+    finally:
+        sender.close()
+
+
+def probe_target(out: Address) -> None:
+    """StoreError unless the store takes objects there; none is put."""
+    sender = Sender()
+    try:
+        Bucket(out, sender).probe(PARTIAL)
     finally:
         sender.close()

@@ -240,6 +240,15 @@ def test_a_model_that_was_half_replaced_is_said_to_be_gone(
     assert look(sink) == set()
 
 
+def test_who_may_not_remove_anything_is_told_of_the_mark(source: Path, sink: Bucket) -> None:
+    sink.fail(method="POST", key="", status=403, code="AccessDenied")
+    result = merge_checkpoint(source, f"{sink.url}/out", bare())
+    (said,) = result.warnings
+    assert said.startswith(f"{sink.url}/out/{PARTIAL} could not be removed: ")
+    assert merge_checkpoint(source, f"{sink.url}/out", bare(resume=True)).already_complete
+    assert PARTIAL not in look(sink)
+
+
 def test_a_whole_bucket_is_not_replaced(source: Path, sink: Bucket) -> None:
     (sink.folder / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="is a whole bucket"):

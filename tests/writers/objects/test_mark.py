@@ -11,6 +11,7 @@ import obstore
 import pytest
 
 from ckpt_tool.common.errors import OutputError
+from ckpt_tool.common.remote import stores
 from ckpt_tool.common.remote.address import Address
 from ckpt_tool.writers.objects import mark as marks
 from ckpt_tool.writers.objects.bucket import Bucket
@@ -126,3 +127,16 @@ def test_of_two_that_come_at_once_one_has_it_where_the_store_can_tell(
     place.put(MARK, b"taken over", {"e_tag": found.etag})
     with pytest.raises(FileExistsError):
         place.put(MARK, b"too late", {"e_tag": found.etag})
+
+
+def test_a_store_that_knows_no_conditions_is_asked_without(
+    place: Bucket, sink: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stores._RETRY, "max_retries", 0)
+    place.store = stores._OPENERS["s3"](sink.name)
+    fault = sink.fail(method="PUT", status=501, code="NotImplemented")
+    place.put(MARK, b"mine", "create")
+    assert fault.times == 0
+    found = place.get(MARK)
+    assert found is not None
+    assert found.content == b"mine"
