@@ -142,6 +142,25 @@ def bucket(object_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buc
     object_store.proxy.faults.planned.clear()
 
 
+@pytest.fixture(scope="session")
+def object_sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A real object store of this run of tests, to write to."""
+    from tests.support.objects import buckets
+
+    with buckets.taking(tmp_path_factory.mktemp("objects")) as store:
+        yield store
+
+
+@pytest.fixture
+def sink(object_sink: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket to write to, which the environment says how to reach."""
+    from tests.support.objects import buckets
+
+    buckets.set_environment(monkeypatch, object_sink.proxy.url)
+    yield object_sink.make_bucket()
+    object_sink.proxy.faults.planned.clear()
+
+
 @pytest.fixture
 def plant(checkpoints: dict[str, Path], tmp_path: Path) -> Plant:
     """`judge` of a case, that of `fsdp2_w2` where none is named."""

@@ -36,6 +36,7 @@ ckpt merge node0 node1 model                      ranks on the disks of several 
 ckpt merge actor model --config Qwen/Qwen3-8B     where the checkpoint has no config.json
 ckpt merge actor model --dry-run                  what would be written
 ckpt merge actor model --upload me/model          and onto the Hub
+ckpt merge actor s3://models/mine                 straight into a bucket
 """,
     "merge fsdp": """
 ckpt merge fsdp global_step_100/actor model --verify

@@ -20,7 +20,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to write.")]
+Out = Annotated[
+    Path,
+    typer.Argument(metavar="OUT", help="The model folder to write, or its address (s3://, gs://)."),
+]
 
 
 Ckpt = Annotated[

@@ -53,13 +53,13 @@ def _dry_run(job: Job, options: MergeOptions, upload: Upload | None, *, as_json:
         if as_json:
             sent = {"upload": uploads.make_target_json(found.target)}
             planned = plan_json(
-                found.plan, Path(job.out), found.verdict, manifest=options.write.manifest
+                found.plan, found.out, found.verdict, manifest=options.write.manifest
             )
             ui.print_json(planned | sent)
         else:
             notes = _notes(found.plan, found.target, options.write)
             table = _file_table(found.plan)
-            results.show_plan(found.plan, Path(job.out), table, notes, found.verdict)
+            results.show_plan(found.plan, found.out, table, notes, found.verdict)
 
 
 def _write(job: Job, options: MergeOptions, upload: Upload | None, *, as_json: bool) -> None:

@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_tool.cli import consoles, progress
+from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.wording import format_bytes
 
 if TYPE_CHECKING:
     from ckpt_tool.plans.options import WriteResult
     from ckpt_tool.plans.usage import Usage
+
+
+#: What brings a folder of objects here, by scheme.
+_FETCH = {"s3": "aws s3 sync", "gs": "gcloud storage rsync --recursive"}
 
 
 def show_next(result: WriteResult, *, is_uploaded: bool) -> None:
@@ -32,6 +37,9 @@ def _list_next(
     result: WriteResult, usage: Usage | None, *, is_uploaded: bool
 ) -> Iterator[tuple[str, str]]:
     folder = shlex.quote(str(result.output))
+    if isinstance(result.output, Address):
+        yield from _list_elsewhere(result.output, result, usage)
+        return
     if usage is not None:
         yield "python", _spell_python(str(result.output), usage)
         if usage.adapter:
@@ -42,6 +50,18 @@ def _list_next(
         yield "check", f"ckpt verify {folder}"
     if not is_uploaded:
         yield "share", f"hf upload ORG/NAME {folder}"
+
+
+def _list_elsewhere(
+    out: Address, result: WriteResult, usage: Usage | None
+) -> Iterator[tuple[str, str]]:
+    """What can be done with objects; vLLM reads them with one of its loaders, others do not."""
+    place = shlex.quote(str(out))
+    yield "fetch", f"{_FETCH[out.scheme]} {place} DIR"
+    if usage is not None and usage.is_generative:
+        yield "serve", f"vllm serve {place} --load-format runai_streamer{_spell_serving(usage)}"
+    if result.manifest:
+        yield "check", f"ckpt verify {place}"
 
 
 def _spell_python(folder: str, usage: Usage) -> str:

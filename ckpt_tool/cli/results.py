@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckpt_tool.plans.checks.judge import Verdict
     from ckpt_tool.plans.options import Cast, LoadCheck, WriteResult
     from ckpt_tool.plans.plan import Plan
+    from ckpt_tool.writers.places import Place
 
 
 #: A layer of the model, or the first two parts of a name.
@@ -114,7 +115,7 @@ def _source_line(name: str, step: int | None, path: Path) -> str:
 
 def show_plan(
     plan: Plan,
-    out: Path,
+    out: Place,
     table: Table,
     notes: Sequence[str] = (),
     verdict: Verdict | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.cli.crc import make_crc_json
@@ -14,12 +13,13 @@ if TYPE_CHECKING:
     from ckpt_tool.plans.checks.judge import Verdict
     from ckpt_tool.plans.options import LoadCheck, WriteResult
     from ckpt_tool.plans.plan import Plan
+    from ckpt_tool.writers.places import Place
 
 _MANIFEST = "ckpt_manifest.json"
 
 
 def plan_json(
-    plan: Plan, out: Path, verdict: Verdict | None = None, *, manifest: bool
+    plan: Plan, out: Place, verdict: Verdict | None = None, *, manifest: bool
 ) -> dict[str, Any]:
     """A plan as JSON: the keys of the result, without what only writing tells."""
     from ckpt_tool.plans.provenance import find_role, find_step

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ckpt_tool.operations.options import ToMcoreOptions
     from ckpt_tool.plans.mcore import McorePlan
     from ckpt_tool.tensors.tiled import TiledTensor
+    from ckpt_tool.writers.places import Place
 
 
 @ui.guard
@@ -46,7 +47,10 @@ def to_mcore(
             metavar="HF_MODEL", help="Folder, file or address (hf://ORG/NAME) of a model."
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to write.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The folder to write, or its address (s3://, gs://)."),
+    ],
     config: Annotated[
         str | None,
         typer.Option(
@@ -123,24 +127,28 @@ def to_mcore(
 
 def _dry_run(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
     from ckpt_tool.common.parallel import choose_jobs, form_team_alone
+    from ckpt_tool.operations.elsewhere import settle_out
     from ckpt_tool.operations.to_mcore import plan_to_mcore
     from ckpt_tool.plans.write import judge_plan
+    from ckpt_tool.writers.places import probe_place
 
+    place = settle_out(out, options.write, is_megatron=True)
     with show_progress(silent=as_json or not is_first()) as progress:
         plan = plan_to_mcore(model, options, form_team_alone(options.jobs, progress))
-        plan.check(out, options.write)
+        plan.check(place, options.write)
+        probe_place(place)
         judge_plan(plan, options.write, progress)
     if not is_first():
         return
     with ui.guard_output():
         if as_json:
-            ui.print_json(_plan_json(plan, out, manifest=options.write.manifest))
+            ui.print_json(_plan_json(plan, place, manifest=options.write.manifest))
         else:
             memory = _memory_text(plan, choose_jobs(options.jobs), direct=options.write.is_direct)
             written = f"{format_bytes(plan.total_bytes)} in {count_noun(len(plan.files), 'file')}"
             notes = [f"write    {written}", f"memory   {memory}"]
             table = _tensor_table(plan, consoles.make_console().width)
-            results.show_plan(plan, out, table, notes)
+            results.show_plan(plan, place, table, notes)
 
 
 def _write(model: Path, out: Path, options: ToMcoreOptions, *, as_json: bool) -> None:
@@ -200,7 +208,7 @@ def _groups(tensors: Mapping[str, TiledTensor]) -> list[list[tuple[str, TiledTen
     return list(found.values())
 
 
-def _plan_json(plan: McorePlan, out: Path, *, manifest: bool) -> dict[str, Any]:
+def _plan_json(plan: McorePlan, out: Place, *, manifest: bool) -> dict[str, Any]:
     tensors = [
         {
             "name": name,

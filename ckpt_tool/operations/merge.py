@@ -13,6 +13,8 @@ from pathlib import Path
 from ckpt_tool.common.launchers import is_first
 from ckpt_tool.common.parallel import Team, form_team_alone, join_team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.remote.address import Address
+from ckpt_tool.operations.elsewhere import settle_out
 from ckpt_tool.operations.merge_plan import Folders, make_plan
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.operations.upload import (
@@ -27,6 +29,7 @@ from ckpt_tool.plans.checks.judge import Verdict
 from ckpt_tool.plans.huggingface import HubPlan
 from ckpt_tool.plans.options import WriteResult
 from ckpt_tool.plans.write import judge_plan, write
+from ckpt_tool.writers.places import Place, probe_place
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Job:
     """
 
     paths: Folders
-    out: str | Path
+    out: str | Path | Address
     kind: str = ""
 
 
@@ -179,10 +182,11 @@ def merge_as_team(
     job: Job, options: MergeOptions, team: Team, upload: Upload | None = None
 ) -> WriteResult:
     """The same by processes that have joined already; ``options.jobs`` is not looked at."""
+    out = settle_out(job.out, options.write, is_sent=upload is not None)
     target = team.world.first(lambda: check_upload(upload) if upload is not None else None)
     plan = make_plan(job.paths, job.kind, options, team)
     team.world.first(lambda: _require_replaced(target, plan))
-    return write(plan, Path(job.out), options.write, team)
+    return write(plan, out, options.write, team)
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ class Preview:
     """What a merge would do: the plan, where an upload would go, and whether the result loads."""
 
     plan: HubPlan
+    out: Place
     target: Target | None
     verdict: Verdict
 
@@ -202,17 +207,19 @@ def preview_merge(
 ) -> Preview:
     """What :func:`merge` would write, with all that it would refuse refused; writes nothing."""
     options = options or MergeOptions()
+    out = settle_out(job.out, options.write, is_sent=upload is not None)
     team = form_team_alone(options.jobs, progress)
     target = check_upload(upload) if upload is not None and is_first() else None
     plan = make_plan(job.paths, job.kind, options, team)
     _require_replaced(target, plan)
-    plan.check(Path(job.out), options.write)
-    return Preview(plan, target, judge_plan(plan, options.write, team.progress))
+    plan.check(out, options.write)
+    probe_place(out)
+    return Preview(plan, out, target, judge_plan(plan, options.write, team.progress))
 
 
 def send(result: WriteResult, upload: Upload, *, show: bool = False) -> UploadResult:
     """Upload what was merged, when all of it is there; raises what uploading does."""
-    return upload_folder(result.output, upload, show=show)
+    return upload_folder(str(result.output), upload, show=show)
 
 
 def _require_replaced(target: Target | None, plan: HubPlan) -> None:

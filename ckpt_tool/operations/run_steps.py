@@ -16,6 +16,7 @@ from ckpt_tool.operations.options import MergeOptions, RunOptions
 from ckpt_tool.operations.runs import LATEST, Listed, Run, list_last, list_run, say_steps
 from ckpt_tool.operations.watching import Watch
 from ckpt_tool.plans.options import WriteResult
+from ckpt_tool.writers.places import Place, find_place
 
 ALL = "all"
 #: What happened to a step: written now, complete before, or what kept it from that.
@@ -45,7 +46,7 @@ class StepOutcome:
     """
 
     listed: Listed
-    out: Path
+    out: Place
     seconds: float
     result: WriteResult | None = None
     error: BaseException | None = None
@@ -149,14 +150,14 @@ def choose(run: Run, asked: str) -> list[Listed]:
     return [each for each in found if numbers is None or each.step in numbers]
 
 
-def place(found: Iterable[Listed], out: str) -> list[tuple[Listed, Path]]:
+def place(found: Iterable[Listed], out: str) -> list[tuple[Listed, Place]]:
     """Each checkpoint with its folder. UsageError where two have one, or a role is not known."""
-    placed: dict[Path, Listed] = {}
+    placed: dict[Place, Listed] = {}
     for each in found:
         if ROLE in out and each.role is None:
             said = f"{each.path}: no folder says whose weights these are"
             raise UsageError(said, hint=f"Leave {ROLE} out of OUT.")
-        folder = Path(out.replace(STEP, str(each.step)).replace(ROLE, each.role or ""))
+        folder = find_place(out.replace(STEP, str(each.step)).replace(ROLE, each.role or ""))
         other = placed.setdefault(folder, each)
         if other is not each:
             lacks = f"/{STEP}" if each.step != other.step else f"-{ROLE}"
@@ -190,4 +191,4 @@ def _merge(job: Job, listed: Listed, options: MergeOptions, told: Told) -> StepO
             result = merge(job, options, progress)
     except (CkptError, OSError, KeyboardInterrupt) as raised:
         error = raised
-    return StepOutcome(listed, Path(job.out), time.monotonic() - started, result, error)
+    return StepOutcome(listed, find_place(job.out), time.monotonic() - started, result, error)

@@ -26,6 +26,7 @@ from ckpt_tool.mapping.megatron.extra_state import list_extra_states
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised, list_kinds
+from ckpt_tool.operations.elsewhere import settle_out
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
 from ckpt_tool.operations.repositories import settle_repositories
@@ -76,8 +77,9 @@ def convert_to_mcore(
     8 ['__0_0.distcp']
     """
     options = options or ToMcoreOptions()
+    place = settle_out(out, options.write, is_megatron=True)
     with join_team(options.jobs, progress) as team:
-        return write(plan_to_mcore(model, options, team), Path(out), options.write, team)
+        return write(plan_to_mcore(model, options, team), place, options.write, team)
 
 
 @pause_collection()

@@ -11,11 +11,12 @@ from pathlib import Path
 from ckpt_tool.common.errors import FormatError, UsageError
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.regular import read_regular
 from ckpt_tool.plans.manifest import MANIFEST_NAME, Manifest, read_manifest
 from ckpt_tool.writers.digests import digest_together
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.stream import WrittenFile, digest_file
-from ckpt_tool.writers.target import list_files
+from ckpt_tool.writers.target import PARTIAL, list_files
 
 SmallFiles = Callable[[list[WrittenFile]], Iterable[tuple[str, bytes]]]
 
@@ -40,14 +41,14 @@ def compare_folder(
     files: Sequence[PlannedFile],
     small_files: SmallFiles,
     plan: str,
-    progress: Progress,
+    progress: Progress | None,
 ) -> Comparison:
     """Whether ``out`` is exactly what would be written; ``plan``: the fingerprint.
 
     Its manifest must be the one that this plan gives, with the digests and cast errors that it
     has; so must every other small file, byte for byte; there must be no further file; and the
     tensors' files must have the digests of the manifest. They are read where nothing else is
-    wrong.
+    wrong; without ``progress`` their sizes are enough.
     """
     if not (out / MANIFEST_NAME).exists():
         return Comparison([], [f"{MANIFEST_NAME} is missing"])
@@ -56,17 +57,20 @@ def compare_folder(
         other = "is of another checkpoint, other options or another version of ckpt-tool"
         return Comparison([], [f"{MANIFEST_NAME} {other}"])
     small = dict(small_files(written))
-    expected, there = {*small, *(w.name for w in written)}, list_files(out)
+    expected, there = {*small, *(w.name for w in written)}, list_files(out) - {PARTIAL}
     faults = [f"{name} is missing" for name in sorted(expected - there)]
     faults += [f"{name} is no part of it" for name in sorted(there - expected)]
     for name, content in small.items():
         if name in there and not _holds(out / name, content):
             faults.append(f"{name} differs")
+    if progress is None:
+        faults += [f"{w.name} differs" for w in written if _measure(out / w.name) != w.size]
+        return Comparison(written, faults)
     return Comparison(written, faults or _compare_digests(out, written, progress))
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    return _measure(path) == len(content) and path.read_bytes() == content
+    return _measure(path) == len(content) and read_regular(path) == content
 
 
 def _compare_digests(out: Path, written: list[WrittenFile], progress: Progress) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckpt_tool.mapping.lora.options import LoraNote
 from ckpt_tool.plans.usage import Usage
+from ckpt_tool.writers.places import Place
 from ckpt_tool.writers.stream import WrittenFile
 
 
@@ -102,8 +103,9 @@ class WriteResult:
 
     ``format``: of the source (``fsdp``, ``torch_dist``, ...), which was found at ``source``, at or
     below what was named; ``step``: of training, and ``role``, as ``actor``, None where nothing says
-    it. ``output``: the folder, links followed. ``num_tensors``, ``total_bytes``, ``files``: the
-    tensors written, and the files that hold them, headers included; small files are not counted.
+    it. ``output``: the folder, links followed, or the address. ``num_tensors``, ``total_bytes``,
+    ``files``: the tensors written, and the files that hold them, headers included; small files are
+    not counted.
     ``casts``: by pair of dtypes. ``dropped``: names left out on purpose, each with the reason.
     ``seconds``: all of the work, checks included. ``bytes_per_second``: of ``total_bytes`` while
     they were written; 0.0 where they were there before.
@@ -123,7 +125,7 @@ class WriteResult:
     source: Path
     step: int | None
     role: str | None
-    output: Path
+    output: Place
     num_tensors: int
     total_bytes: int
     files: list[WrittenFile]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import CheckpointError, OutputError, Problem
 from ckpt_tool.common.progress import Progress
+from ckpt_tool.common.remote.address import Address, find_address
 from ckpt_tool.mapping.lora.options import LoraNote
 from ckpt_tool.plans.checks.judge import Judge
 from ckpt_tool.plans.fingerprint import add_times, take_fingerprint
@@ -23,6 +24,7 @@ from ckpt_tool.readers.base import Checkpoint, ShardFile
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.journal import read_finished
+from ckpt_tool.writers.places import Place
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.stream import WrittenFile, digest_bytes
 from ckpt_tool.writers.target import check_space, check_target, list_entries, make_journal_path
@@ -131,21 +133,29 @@ class Plan(ABC):
         source, casts = describe_source(self.checkpoint), self.measured_casts(written)
         return make_manifest(source, casts, [*written, *small], more)
 
-    def check(self, out: Path, options: WriteOptions, faults: Sequence[str] = ()) -> None:
+    def check(self, out: Place, options: WriteOptions, faults: Sequence[str] = ()) -> None:
         """OutputError unless ``out`` may be written and there is room.
 
-        With ``faults``, those of :meth:`compare`, where it is not empty.
+        With ``faults``, those of :meth:`compare`, where it is not empty. StoreError where a store
+        is not reached, or refuses.
         """
+        if isinstance(out, Address):
+            from ckpt_tool.writers.objects.target import check_object_target
+
+            protected, replace = self.protected(), options.overwrite
+            names = check_object_target(out, replace=replace, protected=protected, faults=faults)
+            _require_no_part_elsewhere(out, names, self.checkpoint.path)
+            return
         check_target(out, replace=options.overwrite, protected=self.protected(), faults=faults)
         _require_no_part(out, self.checkpoint.path)
         finished = read_finished(make_journal_path(out.absolute())) if options.resume else {}
         check_space(out, self.total_bytes, finished)
 
-    def compare(self, out: Path, progress: Progress) -> Comparison:
+    def compare(self, out: Path, progress: Progress | None) -> Comparison:
         """Whether ``out`` is what would be written, by its manifest.
 
-        It is read where nothing else differs. Whether the sources still hold what they did when it
-        was written, their sizes alone say.
+        It is read where nothing else differs; without ``progress``, its tensors are not. Whether
+        the sources still hold what they did when it was written, their sizes alone say.
         """
         try:
             return compare_folder(out, self.files, self.small_files, self.fingerprint, progress)
@@ -213,4 +223,15 @@ def _require_no_part(out: Path, source: Path) -> None:
         raise OutputError(
             f"{out}: is a part of the checkpoint {source}, and no output of ckpt: it is kept",
             hint="Choose another output folder.",
+        )
+
+
+def _require_no_part_elsewhere(out: Address, names: Sequence[str], source: Path) -> None:
+    """The same of objects; ``names``: those that are there."""
+    folder = find_address(source)
+    is_inside = folder is not None and folder.holds(out)
+    if is_inside and names and MANIFEST_NAME not in names:
+        raise OutputError(
+            f"{out}: is a part of the checkpoint {folder}, and no output of ckpt: it is kept",
+            hint="Choose another output.",
         )

@@ -22,6 +22,7 @@ from ckpt_tool.readers import find_format
 from ckpt_tool.readers.base import Checkpoint, ShardFile
 from ckpt_tool.readers.find import drop_places
 from ckpt_tool.readers.find import find_role as _find_role
+from ckpt_tool.writers.places import Place
 
 #: The folder of a step: verl and SkyRL, DeepSpeed, Megatron-LM, the Trainer, torchtitan; NeMo
 #: Automodel and Lightning with the epoch before it.
@@ -145,7 +146,7 @@ def _name_within(folder: Path, file: ShardFile) -> str:
     return path.name
 
 
-def keep_times(out: Path, timed: str, checkpoint: Checkpoint, seconds: float) -> None:
+def keep_times(out: Place, timed: str, checkpoint: Checkpoint, seconds: float) -> None:
     """Note when ``out`` was written, and of what; ``timed``: the plan's fingerprint with times."""
     entry = {
         "output": str(out),
@@ -157,14 +158,14 @@ def keep_times(out: Path, timed: str, checkpoint: Checkpoint, seconds: float) ->
     keep_entry(_KIND, _make_key(out), json.dumps(entry).encode(), _MOST_ENTRIES)
 
 
-def are_as_noted(out: Path, timed: str) -> bool:
+def are_as_noted(out: Place, timed: str) -> bool:
     """Whether ``out`` was written here of sources of these sizes and times."""
     body = read_entry(_KIND, _make_key(out))
     try:
-        return body is not None and bool(parse_json(body, out)["plan"] == timed)
+        return body is not None and bool(parse_json(body, str(out))["plan"] == timed)
     except (FormatError, KeyError, TypeError):
         return False
 
 
-def _make_key(out: Path) -> str:
-    return hashlib.sha256(os.fsencode(out)).hexdigest()
+def _make_key(out: Place) -> str:
+    return hashlib.sha256(os.fsencode(str(out))).hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.remote.files import find_number
 from ckpt_tool.plans.plan import Plan
 from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -21,7 +22,12 @@ def read_back(plan: Plan, folder: Path, team: Team) -> list[str]:
 
 
 def forget_cached(path: Path) -> None:
-    """Drop a synced file from the page cache: what is read back comes from the disk."""
+    """Drop a synced file from the page cache: what is read back comes from the disk.
+
+    What lies elsewhere is in none.
+    """
+    if find_number(str(path)):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -17,7 +17,7 @@ from ckpt_tool.plans.source_sums import follow, settle
 from ckpt_tool.tensors.read_sums import ReadSums
 from ckpt_tool.writers.files import write_files
 from ckpt_tool.writers.leaving import explain
-from ckpt_tool.writers.staging import Staging
+from ckpt_tool.writers.preparation import Preparation
 from ckpt_tool.writers.stream import WrittenFile
 
 
@@ -40,7 +40,9 @@ def hear(judge: Judge, folder: Path | None, progress: Progress) -> Verdict:
     return judge.finish(folder)
 
 
-def stage(plan: Plan, judge: Judge, staging: Staging, options: WriteOptions, team: Team) -> Outcome:
+def stage(
+    plan: Plan, judge: Judge, staging: Preparation, options: WriteOptions, team: Team
+) -> Outcome:
     """Write beside the output, read back, have it judged, and put it in its place.
 
     What is raised is what :func:`ckpt_tool.plans.write.write` raises; of what was written by then,
@@ -57,12 +59,12 @@ def stage(plan: Plan, judge: Judge, staging: Staging, options: WriteOptions, tea
         seconds = time.monotonic() - begun
         crc = _settle(plan, sums, staging, team, every=every)
         first(lambda: _put_small_files(plan, written, staging, manifest=options.manifest))
-        warnings = first(lambda: plan.require_readable(staging.path))
-        different = read_back(plan, staging.path, team) if options.verify else None
+        warnings = first(lambda: plan.require_readable(staging.sketch(plan.files)))
+        different = _read_back(plan, staging, team) if options.verify else None
         verdict = Verdict()
         if not different:
             verdict = first(lambda: hear(judge, staging.path, team.progress))
-        warnings += first(lambda: _close(plan, staging, options, different=bool(different)))
+        warnings += _close(plan, staging, options, team, different=bool(different))
     except BaseException as error:
         if judge.is_early and isinstance(error, (MappingError, UsageError)):
             staging.discard()  # not the model that its config says
@@ -89,7 +91,7 @@ class _Heard(Progress):
 
 
 def _write_tensors(
-    plan: Plan, staging: Staging, team: Team, sums: ReadSums | None
+    plan: Plan, staging: Preparation, team: Team, sums: ReadSums | None
 ) -> list[WrittenFile]:
     """All files, written by all processes; the first one keeps the journal of those of others."""
     files = plan.files
@@ -105,7 +107,7 @@ def _write_tensors(
 
 
 def _settle(
-    plan: Plan, sums: ReadSums | None, staging: Staging, team: Team, *, every: bool
+    plan: Plan, sums: ReadSums | None, staging: Preparation, team: Team, *, every: bool
 ) -> CrcCheck | None:
     """:func:`.settle`; what was made of damaged sources is not kept."""
     try:
@@ -118,20 +120,40 @@ def _settle(
 
 
 def _put_small_files(
-    plan: Plan, written: list[WrittenFile], staging: Staging, *, manifest: bool
+    plan: Plan, written: list[WrittenFile], staging: Preparation, *, manifest: bool
 ) -> None:
     for name, content in plan.small_files(written, manifest=manifest):
         staging.put(name, content)
 
 
-def _close(plan: Plan, staging: Staging, options: WriteOptions, *, different: bool) -> list[str]:
+def _read_back(plan: Plan, staging: Preparation, team: Team) -> list[str]:
+    """:func:`.read_back` of what was written, which elsewhere has to appear for that."""
+    _reveal(plan, staging, team)
+    folder = team.world.each(lambda: staging.read_again(plan.files, plan.completing_files()))
+    return read_back(plan, folder, team)
+
+
+def _reveal(plan: Plan, staging: Preparation, team: Team) -> None:
+    team.world.first(lambda: staging.announce(file.name for file in plan.files))
+    team.world.each(staging.reveal)
+
+
+def _close(
+    plan: Plan, staging: Preparation, options: WriteOptions, team: Team, *, different: bool
+) -> list[str]:
     """Publish, or leave nothing behind. Warnings of publishing."""
+    first = team.world.first
+    first(lambda: _require_unchanged(plan, staging))
+    if different:
+        return [said for said in team.world.everyone(staging.discard) if said]
+    if not options.verify:
+        _reveal(plan, staging, team)
+    return first(lambda: staging.publish(replace=options.overwrite))
+
+
+def _require_unchanged(plan: Plan, staging: Preparation) -> None:
     try:
         plan.require_unchanged()
     except CheckpointError:
         staging.discard()  # of no use to anybody: nobody knows what was read
         raise
-    if different:
-        staging.discard()
-        return []
-    return staging.publish(replace=options.overwrite)

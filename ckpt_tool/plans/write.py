@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from ckpt_tool.common.errors import OutputError, UsageError, say_cause
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.common.wording import count_noun, format_bytes
 from ckpt_tool.plans.checks.judge import Judge, Verdict
-from ckpt_tool.plans.finding import find_output
+from ckpt_tool.plans.finding import find_folder, find_output
 from ckpt_tool.plans.holding import Comparison
 from ckpt_tool.plans.options import Cast, WriteOptions, WriteResult
 from ckpt_tool.plans.plan import Plan
@@ -21,11 +19,12 @@ from ckpt_tool.plans.provenance import find_role, find_step, keep_times, say_sou
 from ckpt_tool.plans.reading_back import read_back
 from ckpt_tool.plans.source_sums import follow, settle
 from ckpt_tool.plans.stage import Outcome, hear, stage
-from ckpt_tool.writers.staging import Staging
+from ckpt_tool.writers.places import Place, open_staging, settle_place
+from ckpt_tool.writers.preparation import Preparation
 from ckpt_tool.writers.stream import WrittenFile
 
 
-def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResult:
+def write(plan: Plan, out: Place, options: WriteOptions, team: Team) -> WriteResult:
     """Write ``plan`` to ``out``, which appears complete or not at all.
 
     Every process of the team writes its share of the files. With ``resume`` nothing is written
@@ -37,11 +36,11 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     ``check_load`` finds that the result does not load, UsageError where it cannot be asked.
     """
     started = time.monotonic()
-    out = Path(os.path.realpath(out))  # links followed: a rename in another folder would not do
+    out = settle_place(out)
     _require_one_plan(plan, team)
     size = f"{format_bytes(plan.total_bytes)} in {count_noun(len(plan.files), 'file')}"
     team.progress.announce(f"{say_source(plan.checkpoint)}: {size}, to {out}")
-    staging = Staging(out, fsync=options.fsync, direct=options.is_direct)
+    staging = open_staging(out, fsync=options.fsync, direct=options.is_direct)
     try:
         warnings = team.world.first(staging.tidy)
         outcome = _write(plan, staging, options, team)
@@ -55,7 +54,7 @@ def write(plan: Plan, out: Path, options: WriteOptions, team: Team) -> WriteResu
     return result
 
 
-def _write(plan: Plan, staging: Staging, options: WriteOptions, team: Team) -> Outcome:
+def _write(plan: Plan, staging: Preparation, options: WriteOptions, team: Team) -> Outcome:
     there = find_output(plan, staging.out, options, team) if options.resume else Comparison([], [])
     if there.written and not there.faults:
         outcome = _check_complete(plan, there.written, staging.out, options, team)
@@ -92,13 +91,14 @@ def _ask(plan: Plan, options: WriteOptions) -> Iterator[Judge]:
 
 
 def _check_complete(
-    plan: Plan, written: list[WrittenFile], out: Path, options: WriteOptions, team: Team
+    plan: Plan, written: list[WrittenFile], out: Place, options: WriteOptions, team: Team
 ) -> Outcome:
     """Nothing is written; what is asked for is checked on what is there."""
+    folder = team.world.each(lambda: find_folder(out))
     with _ask(plan, options) as judge:
         team.world.first(judge.start)
-        verdict = team.world.first(lambda: hear(judge, out, team.progress))
-    different = read_back(plan, out, team) if options.verify else None
+        verdict = team.world.first(lambda: hear(judge, folder, team.progress))
+    different = read_back(plan, folder, team) if options.verify else None
     crc = None
     if options.check_crc:
         crc = settle(plan, follow(plan, options), team, every=True)
@@ -106,7 +106,7 @@ def _check_complete(
 
 
 def _write_new(
-    plan: Plan, faults: list[str], staging: Staging, options: WriteOptions, team: Team
+    plan: Plan, faults: list[str], staging: Preparation, options: WriteOptions, team: Team
 ) -> Outcome:
     """Check, write, read back, have it judged, publish; ``faults`` are those of what is there."""
     first = team.world.first
@@ -117,7 +117,7 @@ def _write_new(
 
 
 def _make_result(
-    plan: Plan, out: Path, outcome: Outcome, started: float, *, has_manifest: bool
+    plan: Plan, out: Place, outcome: Outcome, started: float, *, has_manifest: bool
 ) -> WriteResult:
     casts = plan.measured_casts(outcome.written)
     spoilt = _warn_of_spoilt(outcome.written, casts)

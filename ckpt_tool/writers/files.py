@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -11,17 +10,18 @@ from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.followed_files import FollowedFiles
 from ckpt_tool.tensors.read_sums import ReadSums
+from ckpt_tool.writers.outfile import Output
 from ckpt_tool.writers.planned import PlannedFile
-from ckpt_tool.writers.staging import Staging
+from ckpt_tool.writers.preparation import Preparation
 from ckpt_tool.writers.stream import StreamWriter, WrittenFile, count_tasks
 
-#: Files that may wait for the disk while the next is written.
+#: Files that may wait for the disk, or the network, while the next is written.
 _UNSYNCED = 4
 
 
 def write_files(
     files: Sequence[PlannedFile],
-    staging: Staging,
+    staging: Preparation,
     jobs: int,
     progress: Progress,
     sums: ReadSums | None = None,
@@ -29,7 +29,8 @@ def write_files(
     """Write ``files`` with ``jobs`` threads, those that are finished already excepted.
 
     Each is synced by a thread of its own while the next is written. ``sums`` is told of all that is
-    read. OSError where the disk is full or a source cannot be read.
+    read. OSError where the disk is full or a source cannot be read, StoreError where a store
+    refuses.
     """
     jobs = min(jobs, max((count_tasks(file.size) for file in files), default=1))
     progress.start("writing", sum(file.size for file in files))
@@ -38,27 +39,36 @@ def write_files(
         Threads(1, "ckpt-sync") as syncer,
         StreamWriter(sources, jobs, progress.advance, direct=staging.direct) as writer,
     ):
-        pending: list[Future[None]] = []
-        for file in files:
-            if file.name in staging.finished:
-                writer.errors.learn_all(staging.finished[file.name].cast_errors)
-                progress.advance(file.size)
-                continue
-            path = staging.path / file.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, written = writer.write(path, file)
-            pending.append(syncer.submit(_finish, descriptor, written, staging))
-            if len(pending) > _UNSYNCED:
-                pending.pop(0).result()
-        for task in pending:
-            task.result()
+        try:
+            _write_each(files, staging, writer, syncer)
+        except BaseException:
+            staging.stop()
+            raise
     return [staging.finished[file.name] for file in files]
 
 
-def _finish(descriptor: int, written: WrittenFile, staging: Staging) -> None:
-    """Sync and close a file, and only then note that it is complete."""
+def _write_each(
+    files: Sequence[PlannedFile], staging: Preparation, writer: StreamWriter, syncer: Threads
+) -> None:
+    pending: list[Future[None]] = []
+    for file in files:
+        if file.name in staging.finished:
+            writer.errors.learn_all(staging.finished[file.name].cast_errors)
+            writer.advance(file.size)
+            continue
+        output = staging.create(file)
+        written = writer.write(output, file)
+        pending.append(syncer.submit(_finish, output, written, staging))
+        if len(pending) > _UNSYNCED:
+            pending.pop(0).result()
+    for task in pending:
+        task.result()
+
+
+def _finish(output: Output, written: WrittenFile, staging: Preparation) -> None:
+    """Wait until a file is where it goes, and only then note that it is complete."""
     try:
-        staging.sync(descriptor)
+        output.settle()
     finally:
-        os.close(descriptor)
+        output.close()
     staging.record(written)

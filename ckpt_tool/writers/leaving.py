@@ -9,32 +9,26 @@ from ckpt_tool.common.errors import (
     say_cause,
     say_lack_of_memory,
 )
-from ckpt_tool.common.wording import count_noun
-from ckpt_tool.writers.staging import Staging
+from ckpt_tool.writers.preparation import Preparation
 
 
-def explain(error: BaseException, staging: Staging) -> BaseException:
+def explain(error: BaseException, staging: Preparation) -> BaseException:
     """Leave ``staging``; the error to raise for ``error``, with what is kept and how to go on."""
     if staging.is_published:
         return _explain_late(error, staging)
-    kept = staging.abandon()
-    are, them = ("is", "it") if kept == 1 else ("are", "them")
-    note = (
-        f"{count_noun(kept, 'finished file')} {are} kept in {staging.path}:"
-        f" `write.resume=True` continues with {them}."
-    )
+    note = staging.abandon()
     if isinstance(error, OSError):
         error = OutputError(f"{staging.out}: {say_cause(error)}")
     elif lacks_memory(error):
         error = OutputError(f"{staging.out}: {say_lack_of_memory()}")
-    if kept and isinstance(error, CkptError):
+    if note and isinstance(error, CkptError):
         error.hint = f"{error.hint} {note}".strip()
-    elif kept and isinstance(error, KeyboardInterrupt):
+    elif note and isinstance(error, KeyboardInterrupt):
         error = KeyboardInterrupt(note)
     return error
 
 
-def _explain_late(error: BaseException, staging: Staging) -> BaseException:
+def _explain_late(error: BaseException, staging: Preparation) -> BaseException:
     """The same where the output is in its place already: nothing is lost, and nothing is kept."""
     staging.leave()
     note = f"{staging.out} is complete and in its place"

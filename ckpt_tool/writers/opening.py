@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +16,8 @@ from typing import BinaryIO
 from ckpt_tool.common.errors import OutputError
 
 _HINT = "Remove it, or choose another output folder."
+#: How file systems say that folders are not synced there.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def open_file(path: Path, flags: int) -> int:
@@ -57,6 +59,18 @@ def require_folder(path: Path) -> bool:
     if not stat.S_ISDIR(mode):
         raise OutputError(f"{path}: is not a folder, and is to be written into", hint=_HINT)
     return True
+
+
+def sync_folder(path: str | Path, sync: Callable[[int], None]) -> None:
+    """Sync the entries of a folder, where the file system can: not all have that."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

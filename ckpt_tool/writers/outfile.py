@@ -13,7 +13,9 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from ckpt_tool.writers.opening import name_file, open_file
 
@@ -35,15 +37,37 @@ def allocate_aligned(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
+class Output(Protocol):
+    """A file that is being written, on a disk or elsewhere."""
+
+    def write(self, buffer: memoryview, length: int, offset: int) -> None:
+        """Write the first ``length`` bytes of ``buffer`` at ``offset``; several threads do."""
+
+    def finish(self) -> None:
+        """All threads are done."""
+
+    def settle(self) -> None:
+        """Wait until its bytes are where they go."""
+
+    def stop(self) -> None:
+        """Nobody wants it any more: whoever waits in :meth:`write` need not."""
+
+    def close(self) -> None:
+        """Let go of it, when no thread writes any more."""
+
+
 class OutputFile:
     """A file of ``size`` bytes, its space reserved; threads write disjoint parts of it.
 
-    ``direct``: past the page cache, where the file system can do that. OSError where it cannot be
-    made or the disk is full. The caller closes ``descriptor``.
+    ``direct``: past the page cache, where the file system can do that; ``sync`` waits until a
+    descriptor's bytes are on disk. OSError where it cannot be made or the disk is full.
     """
 
-    def __init__(self, path: Path, size: int, *, direct: bool) -> None:
+    def __init__(
+        self, path: Path, size: int, *, direct: bool, sync: Callable[[int], None] = os.fsync
+    ) -> None:
         self._path = path
+        self._sync = sync
         self._size = size
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         self._direct = direct
@@ -78,6 +102,17 @@ class OutputFile:
     def finish(self) -> None:
         """Cut off what was written behind the end, when all threads are done."""
         os.ftruncate(self.descriptor, self._size)
+
+    def settle(self) -> None:
+        """Wait until it is on disk."""
+        self._sync(self.descriptor)
+
+    def stop(self) -> None:
+        """Nobody wants it any more; nothing waits here."""
+
+    def close(self) -> None:
+        """Close it, when no thread writes any more."""
+        os.close(self.descriptor)
 
     def _write_blocks(self, buffer: memoryview, length: int, offset: int) -> int:
         """Write directly, as far as that goes; returns how many bytes are written.

@@ -12,14 +12,17 @@ between two of them is taken back by the next.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from pathlib import Path
 
 from ckpt_tool.common.errors import OutputError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.writers.clearing import clear_but, drop_folder, is_intact, remove_folder
 from ckpt_tool.writers.journal import Journal, Left
-from ckpt_tool.writers.opening import open_small, require_folder
+from ckpt_tool.writers.opening import open_small, require_folder, sync_folder
+from ckpt_tool.writers.outfile import OutputFile
+from ckpt_tool.writers.planned import PlannedFile
+from ckpt_tool.writers.preparation import Preparation
 from ckpt_tool.writers.replacing import (
     Place,
     become_output,
@@ -32,19 +35,14 @@ from ckpt_tool.writers.replacing import (
 from ckpt_tool.writers.stream import WrittenFile
 from ckpt_tool.writers.target import check_target, make_journal_path, make_partial_path
 
-#: How file systems say that folders are not synced there.
-_NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
-
-class Staging:
+class Staging(Preparation):
     """A folder in which an output is prepared; ``path`` is where to write.
 
-    One process of a run calls :meth:`open`, and publishes; the others :meth:`join`.
-    ``fsync=False`` leaves it to the kernel when data reaches the disk. ``direct``: files with
-    tensors are to be written past the page cache. ``finished``: those that are complete, by name.
-    ``warnings``: what is to be said of what earlier runs left. ``is_published``: the output is in
-    its place.
+    ``fsync=False`` leaves it to the kernel when data reaches the disk.
     """
+
+    out: Path
 
     def __init__(self, out: Path, *, fsync: bool, direct: bool) -> None:
         self.out = out.absolute()
@@ -119,6 +117,12 @@ class Staging:
         self.path = path
         self.finished = {written.name: written for written in finished}
 
+    def create(self, file: PlannedFile) -> OutputFile:
+        """Begin a file with tensors; OSError where it cannot be, or the disk is full."""
+        path = self.path / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return OutputFile(path, file.size, direct=self.direct, sync=self.sync)
+
     def record(self, written: WrittenFile) -> None:
         """Note a file that is complete and synced."""
         self._journal.note(written)
@@ -156,7 +160,7 @@ class Staging:
         written is kept; or where :attr:`is_published` and the disk may not have it yet.
         """
         for folder, _, _ in os.walk(self.path):
-            self._sync_folder(folder)
+            sync_folder(folder, self.sync)
         try:
             old = self._put_in_place(replace=replace)
         except OSError as error:
@@ -164,7 +168,7 @@ class Staging:
                 raise
             raise OutputError(f"{self.out}: cannot be put in place ({error})") from error
         try:
-            self._sync_folder(self.path.parent)
+            sync_folder(self.path.parent, self.sync)
         except OSError as error:
             raise OutputError(
                 f"{self.out}: is complete and in its place, but the file system does not say that"
@@ -179,20 +183,24 @@ class Staging:
         self.warnings += left
         return self.warnings
 
-    def abandon(self) -> int:
-        """Leave without publishing; returns how many finished files are kept for a resume."""
+    def abandon(self) -> str:
+        """Leave without publishing; what is kept for a resume, in a sentence."""
         if not self._journal.is_open:
-            return 0
+            return ""
         if not self.finished:
             self.discard()
         self._journal.close()
-        return len(self.finished)
+        kept = len(self.finished)
+        are, them = ("is", "it") if kept == 1 else ("are", "them")
+        how = f"`write.resume=True` continues with {them}."
+        held = f"{count_noun(kept, 'finished file')} {are} kept in {self.path}: {how}"
+        return held if kept else ""
 
     def leave(self) -> None:
         """Leave what is published; the next run clears up what this one could not."""
         self._journal.close()
 
-    def discard(self) -> None:
+    def discard(self) -> str:
         """Leave nothing behind; only the process that has opened the folder does."""
         if self._journal.is_open:
             self.finished = {}
@@ -200,6 +208,7 @@ class Staging:
                 drop_folder(self.path)
             finally:
                 self._journal.close(remove=True)
+        return ""
 
     def _begin(self) -> Left:
         """Take the lock, and settle what an earlier run left half done; what is left then."""
@@ -210,7 +219,7 @@ class Staging:
             require_folder(self.path)
             if left.replacing is not None:
                 is_done, said = settle(Place(self.out, self.path), left.replacing)
-                self._sync_folder(self.path.parent)
+                sync_folder(self.path.parent, self.sync)
                 self.warnings += said
                 left = Left() if is_done else left
         except BaseException:
@@ -237,14 +246,3 @@ class Staging:
         old = move_into_output(place, self._journal, list(entries))
         self._inode = 0
         return old
-
-    def _sync_folder(self, path: str | Path) -> None:
-        """Sync the entries of a folder, where the file system can: not all have that."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            self.sync(descriptor)
-        except OSError as error:
-            if error.errno not in _NO_FOLDER_SYNC:
-                raise
-        finally:
-            os.close(descriptor)

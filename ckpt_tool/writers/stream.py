@@ -7,7 +7,6 @@ digest is made of the blocks' digests, so it depends on neither.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed, wait
@@ -23,7 +22,7 @@ from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.rounding import CastError, CastErrors
 from ckpt_tool.writers.crc import PieceSums
-from ckpt_tool.writers.outfile import OutputFile, allocate_aligned
+from ckpt_tool.writers.outfile import Output, allocate_aligned
 from ckpt_tool.writers.planned import PlannedFile, Seal
 
 #: Blocks are filled in pairs: a strided tensor has as many pieces in two blocks as in one.
@@ -83,15 +82,14 @@ def count_tasks(size: int) -> int:
 class StreamWriter:
     """Writes planned files with ``jobs`` threads; use as a context manager.
 
-    ``direct``: past the page cache (see :mod:`ckpt_tool.writers.outfile`). ``errors``: how much
-    casts changed elements, measured here or by the run that is resumed.
+    ``direct``: files are written past the page cache, so that threads wait for the disk.
+    ``errors``: how much casts changed elements, measured here or by the run that is resumed.
     """
 
     def __init__(
         self, files: FileTable, jobs: int, advance: Callable[[int], None], *, direct: bool = False
     ) -> None:
-        self._direct = direct
-        self._advance = advance
+        self.advance = advance
         self._threads = jobs + (_WAITING if direct else 0)
         self._pool = Threads(self._threads, "ckpt-write")
         self._readers: SimpleQueue[BlockReader] = SimpleQueue()
@@ -108,12 +106,12 @@ class StreamWriter:
         self._stop.set()
         self._pool.shutdown(wait=True)
 
-    def write(self, path: Path, plan: PlannedFile) -> tuple[int, WrittenFile]:
-        """Write ``plan`` to ``path``; returns the open descriptor (not yet synced) and the result.
+    def write(self, file: Output, plan: PlannedFile) -> WrittenFile:
+        """Write ``plan`` to ``file``, which is then still open, and has yet to settle.
 
-        OSError where the disk is full or a source cannot be read; the file is then incomplete.
+        OSError where the disk is full or a source cannot be read; the file is then incomplete, and
+        closed. Raises also what ``file`` does.
         """
-        file = OutputFile(path, plan.size, direct=self._direct)
         tasks: list[Future[None]] = []
         try:
             work = _Work(plan, file, self._stop)
@@ -124,14 +122,14 @@ class StreamWriter:
             file.finish()
         except BaseException:
             self._stop.set()
+            file.stop()
             wait(tasks)  # the descriptor's number must not be reused under a running thread
-            os.close(file.descriptor)
+            file.close()
             raise
         whole = xxhash.xxh3_128(b"".join(work.digests))
         spoilt = tuple(sorted(work.spoilt))
         errors = self.errors.listed()
-        written = WrittenFile(plan.name, plan.size, whole.hexdigest(), errors, spoilt)
-        return file.descriptor, written
+        return WrittenFile(plan.name, plan.size, whole.hexdigest(), errors, spoilt)
 
     def _write_blocks(self, work: _Work) -> None:
         if not hasattr(self._local, "buffer"):
@@ -143,7 +141,7 @@ class StreamWriter:
                 if not length:
                     break
                 work.file.write(buffer, length, start)
-                self._advance(length)
+                self.advance(length)
         except BaseException:
             self._stop.set()
             raise
@@ -195,7 +193,7 @@ class StreamWriter:
 class _Work:
     """One file that threads are writing."""
 
-    def __init__(self, plan: PlannedFile, file: OutputFile, stop: threading.Event) -> None:
+    def __init__(self, plan: PlannedFile, file: Output, stop: threading.Event) -> None:
         self.plan = plan
         self.file = file
         self.digests = [b""] * -(-plan.size // BLOCK_BYTES)

@@ -13,7 +13,7 @@ from ckpt_tool.common.errors import OutputError
 
 #: In an output that is a mount point: where it is prepared, the journal of that, and how the names
 #: of folders begin with what was there before. Beside an output they begin with ``.<name>``.
-_PARTIAL, _JOURNAL, _OLD = ".ckpt-partial", ".ckpt-journal", ".ckpt-old-"
+PARTIAL, _JOURNAL, _OLD = ".ckpt-partial", ".ckpt-journal", ".ckpt-old-"
 
 #: What a file system has in its root by itself.
 _OF_FILE_SYSTEMS = "lost+found"
@@ -47,7 +47,7 @@ def _mount_id(folder: Path) -> str:
 
 def make_partial_path(out: Path) -> Path:
     """The folder in which ``out`` is prepared: beside it, or in it where it is a mount point."""
-    return out / _PARTIAL if is_mount(out) else out.parent / f".{out.name}.ckpt-partial"
+    return out / PARTIAL if is_mount(out) else out.parent / f".{out.name}.ckpt-partial"
 
 
 def make_journal_path(out: Path) -> Path:
@@ -64,7 +64,7 @@ def list_entries(out: Path) -> list[str]:
     """What is in ``out``, sorted; in a mount point without what is there while it is written."""
     names = {path.name for path in out.iterdir()}
     if is_mount(out):
-        names -= {_PARTIAL, _JOURNAL, _OF_FILE_SYSTEMS}
+        names -= {PARTIAL, _JOURNAL, _OF_FILE_SYSTEMS}
         names = {name for name in names if not name.startswith(_OLD)}
     return sorted(names)
 
@@ -112,7 +112,7 @@ def check_target(
         raise OutputError(f"{out}: exists and is not a folder")
     if list_entries(out) and not replace:
         raise OutputError(
-            f"{out}: exists and is not empty{_say_faults(faults)}",
+            f"{out}: exists and is not empty{say_faults(faults)}",
             hint="Choose another folder, or replace it with `write.overwrite=True`.",
         )
 
@@ -130,7 +130,8 @@ def _find_real(out: Path) -> Path:
         ) from error
 
 
-def _say_faults(faults: Sequence[str]) -> str:
+def say_faults(faults: Sequence[str]) -> str:
+    """Why what is there is not what would be written, as the end of a sentence."""
     if not faults:
         return ""
     more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""

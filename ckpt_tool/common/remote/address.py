@@ -60,6 +60,11 @@ class Address:
         """What is called ``name`` below."""
         return Address(self.scheme, self.bucket, f"{self.key}/{name}" if self.key else name)
 
+    def holds(self, other: Address) -> bool:
+        """Whether ``other`` is this, or below it."""
+        is_same = (self.scheme, self.bucket) == (other.scheme, other.bucket)
+        return is_same and (not self.key or f"{other.key}/".startswith(f"{self.key}/"))
+
     @property
     def parent(self) -> Address | None:
         """What is above; None for a bucket."""

@@ -16,6 +16,7 @@ from tests.support.objects.faults import Fault, Request
 #: rclone refuses shorter ones.
 ACCESS_KEY, SECRET_KEY = "ckptaccesskey", "ckptsecretkey"
 _OF_CLOUDS = ("AWS_", "GOOGLE_", "STORAGE_", "AZURE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_BUCKETS = 200
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Store:
         """An empty one, which no other test has."""
         self.made += 1
         folder = self.root / f"bucket-{self.made}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         return Bucket(folder, self.proxy)
 
 
@@ -68,6 +69,21 @@ class Bucket:
             if each.method == "GET" and each.key and each.status in (200, 206):
                 sizes[each.key] = sizes.get(each.key, 0) + each.size
         return sizes
+
+
+@contextmanager
+def taking(root: Path) -> Iterator[Store]:
+    """An object store over ``root`` that much is sent to at a time.
+
+    rclone that looks at the disk anew for each request loses files that are being sent. So it keeps
+    what it has seen: buckets are there before it, and a test writes nothing behind its back where
+    somebody has looked.
+    """
+    for number in range(1, _BUCKETS):
+        (root / f"bucket-{number}").mkdir()
+    keys = ("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--dir-cache-time", "1h")
+    with rclone.serving("s3", root, *keys) as address, proxy.before(address) as found:
+        yield Store(root, found)
 
 
 @contextmanager

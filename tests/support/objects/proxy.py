@@ -1,7 +1,7 @@
 """A proxy before an object store: it mends what rclone does otherwise than S3, and plays faults.
 
 Of rclone 1.75 it mends: the status of a part of an object, which is 200 there and not 206, and
-`If-Match`, which rclone does not look at.
+`If-Match` of what is read, which rclone does not look at, nor at conditions of what is written.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self._ask() as answer:
             headers = {k: v for k, v in answer.getheaders() if k.lower() not in _OF_CONNECTION}
             status = answer.status
-            wanted = self.headers.get("If-Match", "").strip('"')
+            is_read = self.command in ("GET", "HEAD")
+            wanted = self.headers.get("If-Match", "").strip('"') if is_read else ""
             if status == 200 and wanted and wanted != headers.get("Etag", "").strip('"'):
                 self._send(asked, 412, {}, _say("PreconditionFailed"))
             elif self.command == "HEAD" or status in (204, 304):

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pickle
 import zipfile
 from itertools import count, pairwise, product
@@ -19,6 +18,7 @@ from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.geometry import Box, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.tiled import Block, TiledTensor
+from ckpt_tool.writers.outfile import OutputFile
 from ckpt_tool.writers.planned import Seal
 from ckpt_tool.writers.stream import StreamWriter, WrittenFile, digest_file
 from ckpt_tool.writers.torch_dist import layout as torch_dist
@@ -56,9 +56,9 @@ def write(plan: TorchDistPlan, folder: Path, jobs: int = 2) -> list[WrittenFile]
     folder.mkdir()
     with FileTable() as sources, StreamWriter(sources, jobs, lambda _: None) as writer:
         for file in plan.files:
-            descriptor, result = writer.write(folder / file.name, file)
-            os.close(descriptor)
-            written.append(result)
+            output = OutputFile(folder / file.name, file.size, direct=False)
+            written.append(writer.write(output, file))
+            output.close()
     for name, content in plan.small_files({}):
         (folder / name).write_bytes(content)
     return written
