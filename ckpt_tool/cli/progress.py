@@ -176,7 +176,7 @@ def _show_bars() -> Iterator[Progress]:
         _measured(TimeRemainingColumn(elapsed_when_finished=True, table_column=whole())),
     )
     with Bars(*columns, console=Console(stderr=True)) as bars:
-        yield _Bar(bars)
+        yield Bar(bars)
 
 
 def _counting(column: Any) -> Any:
@@ -194,7 +194,7 @@ def _measured(column: Any) -> Any:
     return column
 
 
-class _Bar:
+class Bar:
     """Adapts Rich's progress to :class:`ckpt_tool.common.progress.Progress`.
 
     What nobody can measure is gone when it is over: its bar would go on moving.
@@ -209,11 +209,11 @@ class _Bar:
         """The result will say it."""
 
     def start(self, what: str, total: int | None, unit: str = BYTES) -> None:
-        """A new bar."""
+        """A new bar, which is not shown where there is nothing to do."""
         if self._task is not None and self._phase.total is None:
             self._bars.remove_task(self._task)
         self._phase = _Phase(what, total, unit, 0.0, 0.0)
-        self._task = self._bars.add_task(what, total=total, counted="")
+        self._task = self._bars.add_task(what, total=total, counted="", visible=total != 0)
 
     def advance(self, amount: int) -> None:
         """So much more of it is done; what is no bytes is counted in words."""

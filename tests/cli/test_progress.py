@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.progress import Progress as Bars
 
-from ckpt_tool.cli.progress import Lines
+from ckpt_tool.cli.progress import Bar, Lines
 from tests.common.test_parallel import PROJECT
 from tests.support.merging import TINY, values, write_rank
 from tests.support.torchrun import torchrun_command
@@ -253,3 +254,11 @@ def test_a_terminal_has_bars(source: Path, tmp_path: Path, width: int) -> None:
     assert any("writing" in line and "66.0/66.0 kB" in line for line in last)
     assert not any("planning" in line for line in last)
     assert max(map(len, last)) <= width
+
+
+def test_nothing_to_do_has_no_bar() -> None:
+    bars = Bars()
+    bar = Bar(bars)
+    for total in (0, 5):
+        bar.start("directions", total)
+    assert [task.visible for task in bars.tasks] == [False, True]

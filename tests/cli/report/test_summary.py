@@ -161,7 +161,7 @@ def test_a_rank_is_told_as_a_lora_has_it(found: Spectrum, text: str) -> None:
 
 
 def test_a_rank_that_was_asked_for_and_not_found_is_said() -> None:
-    said = "rank: no matrix of numbers"
+    said = "rank: none of these rows"
     asked = VerifyOptions(ranks=3)
     assert printed(result({}, [mismatch("a")], options=asked))[-1].startswith(said)
     found = mismatch("a", spectrum=Spectrum(2, 1, 1, {1: 1.0}, 0.0))
