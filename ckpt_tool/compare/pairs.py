@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.compare.stats import Stats, Tolerance
-from ckpt_tool.compare.suspects import Suspect, sort_worst_first
+from ckpt_tool.compare.suspects import Suspect, count_near, keep_worst, sort_worst_first
 from ckpt_tool.compare.totals import Totals, find_company, make_totals
 from ckpt_tool.tensors.dtypes import CASTABLE
 from ckpt_tool.tensors.equality import Pair, locate_differences
@@ -66,11 +66,11 @@ def compare_tensors(
         if kind == "values" and found is not None and not found.num_outside:
             close.append(pair.label)
         elif kind != "values" or pair.label in differing:
-            place = (
-                ranked.get(pair.label) or found
-            )  # of all the same, or the worst lose their order
+            place = found or ranked.get(pair.label)
             first = found.first_index if found is not None else differing.get(pair.label)
             suspects.append(_make_suspect(pair, found, place, first))
+    if ranked and most is not None:
+        suspects = keep_worst(suspects, ranked, most)
     distances = {name: 0.0 for name, kind in kinds.items() if kind != "shape"}
     distances |= {name: each.distance for name, each in (ranked | stats).items()}
     return Comparison(suspects, close, distances, ranked | stats)
@@ -112,7 +112,8 @@ def _choose(
         for pair in pairs
         if pair.label in named or _kind_of(pair) == "shape"
     ]
-    worst = {suspect.name for suspect in sort_worst_first(differ)[:most]}
+    order = sort_worst_first(differ)
+    worst = {suspect.name for suspect in order[: most + count_near(order, most)]}
     return ranked, [pair for pair in doubtful if pair.label in worst or pair.label not in named]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import inf, nextafter
 from typing import Protocol, TypeVar
 
 from ckpt_tool.compare.stats import Stats
 from ckpt_tool.tensors.lazy import LazyTensor
+
+#: Of a distance: what one that was summed in float32 may be off by.
+_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,36 @@ def sort_worst_first(found: Iterable[AnyDiffering]) -> list[AnyDiffering]:
         return ("shape", "dtype", "values").index(each.kind), -each.distance
 
     return sorted(found, key=rank_badness)
+
+
+def count_near(order: Sequence[Suspect], most: int) -> int:
+    """How many behind the worst ``most`` may be as far as the last of these; as many at most.
+
+    Their distances are those of a ranking, in float32.
+    """
+    last = order[most - 1].distance if most else inf
+    behind = (each.distance for each in order[most : 2 * most])
+    return sum(last < inf and distance >= last * (1 - _ERROR) for distance in behind)
+
+
+def keep_worst(found: Iterable[Suspect], ranked: Container[str], most: int) -> list[Suspect]:
+    """The suspects; of those that were ``ranked`` the worst ``most`` keep their numbers.
+
+    None of the others is worse than these, as a distance in float32 may say.
+    """
+    suspects = [*found]
+    known = (each for each in suspects if each.name in ranked and each.stats is not None)
+    shapes = (each for each in suspects if each.kind == "shape")
+    worst = sort_worst_first([*shapes, *known])[:most]
+    kept = {each.name for each in worst}
+    last = worst[-1] if worst else None
+
+    def settle(each: Suspect) -> Suspect:
+        if each.name not in ranked or each.name in kept:
+            return each
+        distance = each.distance
+        if last is not None and last.kind == each.kind and last.distance < distance < inf:
+            distance = nextafter(last.distance, 0)
+        return replace(each, stats=None, distance=distance)
+
+    return [*map(settle, suspects)]

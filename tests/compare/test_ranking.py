@@ -127,3 +127,33 @@ def test_an_exchange_with_a_tensor_that_is_not_shown(tmp_path):
     _, mismatched = compare_alone(rows, 1)
     (hint,) = [each.hint for each in mismatched if each.hint]
     assert hint.startswith("layer order changed")
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+def test_what_float32_does_not_tell_apart_is_in_its_order(tmp_path, most):
+    """Of each two the second is farther, by less than a millionth; only the worst have numbers."""
+    right = normal(300, 230, dtype=torch.float64)
+    rows = []
+    for at in range(12):
+        by = 1e-3 * 2 ** (at // 2)
+        left = right * (1 + by)
+        left[0, 7] += 0.0005 * by * (at % 2) * left[0, 7].sign()
+        sides = left.float(), right.float()
+        rows.append(
+            (
+                str(at),
+                *(stored(tmp_path / f"{at}{n}", each) for n, each in zip("lr", sides, strict=True)),
+            )
+        )
+    _, everything = compare_alone(rows, None)
+    _, mismatched = compare_alone(rows, most)
+    told = [each.name for each in mismatched if each.stats is not None]
+    worst = [each.name for each in sort_worst_first(mismatched)[:most]]
+    assert sorted(told) == sorted(worst)
+    whole = {each.name: each.distance for each in everything}
+    assert {each.name: each.distance for each in mismatched if each.stats is not None} == {
+        name: whole[name] for name in worst
+    }
+    assert [each.distance for each in mismatched] == pytest.approx([*whole.values()], rel=1e-6)
+    assert worst == [each.name for each in sort_worst_first(everything)[:most]]
+    assert worst[0] == "11"
