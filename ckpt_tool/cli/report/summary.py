@@ -42,9 +42,7 @@ def show_summary(console: Console, result: VerifyResult, top: int) -> None:
         rest = len(result.mismatched) - top
         console.print(f"and {rest:,} more that differ (--top N shows more)")
     if result.options.ranks and result.mismatched and not any(map(_has_rank, result.mismatched)):
-        console.print(
-            "rank: none of these rows is a matrix of finite numbers that is small enough for it"
-        )
+        console.print("rank: none of these rows is a matrix of finite numbers, or it is too large")
 
 
 def _has_rank(mismatch: Mismatch) -> bool:
