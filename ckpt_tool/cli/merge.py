@@ -22,7 +22,7 @@ app = typer.Typer(
 
 Out = Annotated[
     Path,
-    typer.Argument(metavar="OUT", help="The model folder to write, or its address (s3://, gs://)."),
+    typer.Argument(metavar="OUT", help="The model folder to write, or its address (s3://...)."),
 ]
 
 

@@ -57,7 +57,11 @@ def _list_elsewhere(
 ) -> Iterator[tuple[str, str]]:
     """What can be done with objects; vLLM reads them with one of its loaders, others do not."""
     place = shlex.quote(str(out))
-    yield "fetch", f"{_FETCH[out.scheme]} {place} DIR"
+    if out.scheme == "az":
+        pattern = shlex.quote(f"{out.key}/*")
+        yield "fetch", f"az storage blob download-batch -s {out.bucket} --pattern {pattern} -d DIR"
+    else:
+        yield "fetch", f"{_FETCH[out.scheme]} {place} DIR"
     if usage is not None and usage.is_generative:
         yield "serve", f"vllm serve {place} --load-format runai_streamer{_spell_serving(usage)}"
     if result.manifest:

@@ -49,7 +49,7 @@ def to_mcore(
     ],
     out: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="The folder to write, or its address (s3://, gs://)."),
+        typer.Argument(metavar="OUT", help="The folder to write, or its address (s3://...)."),
     ],
     config: Annotated[
         str | None,

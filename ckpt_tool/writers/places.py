@@ -14,7 +14,7 @@ from ckpt_tool.writers.staging import Staging
 Place = Path | Address
 
 #: Where whole folders can be written.
-_SCHEMES = ("s3", "gs")
+_SCHEMES = ("s3", "gs", "az")
 
 
 def find_place(out: str | Path | Address) -> Place:
@@ -27,7 +27,7 @@ def find_place(out: str | Path | Address) -> Place:
     if found is None:
         return Path(str(out))
     if found.scheme not in _SCHEMES:
-        hint = "Write to a folder, to s3:// or to gs://."
+        hint = "Write to a folder, or to s3://, gs:// or az://."
         if found.scheme == "hf":
             hint = "Write to a folder, and send that to the Hub with `upload=ORG/NAME`."
         raise UsageError(f"{found}: nothing is written to {found.scheme}:// addresses", hint=hint)

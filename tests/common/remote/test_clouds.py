@@ -15,7 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ckpt_tool.cli.app import app
-from ckpt_tool.common.remote import credentials
+from ckpt_tool.common.remote import credentials, stores
+from ckpt_tool.common.remote.address import Address
 from tests.support.merging import TINY, values, write_rank
 from tests.support.objects import buckets
 
@@ -151,3 +152,43 @@ def test_nothing_says_who_asks(monkeypatch, scheme, variable):
     said = ckpt("inspect", f"{scheme}://unnamed/run", code=2)
     assert f"{scheme}://unnamed/run: there are no credentials in the environment" in said
     assert f"Set {variable}" in said
+
+
+def test_a_model_at_gs_is_that_of_a_folder(tmp_path_factory, tmp_path, monkeypatch):
+    buckets.forget_clouds(monkeypatch)
+    with buckets.taking(tmp_path_factory.mktemp("google"), anonymous=True) as google:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.proxy.url)
+        stores._open.cache_clear()  # of another one's buckets
+        bucket = google.make_bucket()
+        folder = write_rank(tmp_path / "run", {"w": values(3000, 900)}, TINY)
+        words = ("merge", folder, "--config", "none", "--verify")
+        ckpt(*words, tmp_path / "out")
+        assert f"gcloud storage rsync --recursive gs://{bucket.name}/out DIR" in ckpt(
+            *words, f"gs://{bucket.name}/out"
+        )
+        require_same(tmp_path / "out", bucket.folder / "out")
+        assert "Already complete" in ckpt(*words, f"gs://{bucket.name}/out", "--resume")
+
+
+def require_same(folder: Path, other: Path) -> None:
+    names = [path.name for path in sorted(folder.iterdir())]
+    assert names == [path.name for path in sorted(other.iterdir()) if path.is_file()]
+    for name in names:
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_model_at_az_is_that_of_a_folder(container, tmp_path):
+    stores._open.cache_clear()  # of an emulator that is gone
+    folder = write_rank(tmp_path / "run", {"w": values(3000, 900)}, TINY)
+    words = ("merge", folder, "--config", "none", "--verify")
+    ckpt(*words, tmp_path / "out")
+    ckpt(*words, f"az://{container}/out")
+    assert "exists and is not empty" in ckpt(*words, f"az://{container}/out", code=2)
+    assert "Already complete" in ckpt(*words, f"az://{container}/out", "--resume")
+    ckpt(*words, f"az://{container}/out", "--overwrite")
+    store = stores.open_store(Address("az", container, "out"))
+    (tmp_path / "there").mkdir()
+    for row in obstore.list(store, "out").collect():
+        name = row["path"].removeprefix("out/")
+        (tmp_path / "there" / name).write_bytes(obstore.get(store, row["path"]).bytes())
+    require_same(tmp_path / "out", tmp_path / "there")

