@@ -18,8 +18,9 @@ from ckpt_tool.tensors.strided import cut_runs, measure_span
 
 Task = TypeVar("Task")
 
-#: Bytes that are ordered together; twice as many are on their way at most.
-_GROUP = 12 << 20
+#: Bytes that are ordered together, and those that are on their way: a store sends those of one
+#: request no faster than 50 MB/s, after a wait, so that it takes dozens of requests to fill a line.
+_GROUP, _AHEAD = 4 << 20, 56 << 20
 #: Bytes between two reads that are not worth a request.
 _GAP = 4 << 10
 
@@ -47,14 +48,17 @@ def order_ahead(
     if not are_there():
         yield from tasks
         return
-    groups = _group(tasks, list_reads)
-    waiting: deque[list[Task]] = deque()
-    for group, reads in groups:
+    waiting: deque[tuple[list[Task], int]] = deque()
+    ahead = 0
+    for group, reads in _group(tasks, list_reads):
         _order(reads)
-        waiting.append(group)
-        if len(waiting) > 1:
-            yield from waiting.popleft()
-    yield from chain.from_iterable(waiting)
+        waiting.append((group, _measure(reads)))
+        ahead += waiting[-1][1]
+        while ahead > _AHEAD and len(waiting) > 1:
+            first, size = waiting.popleft()
+            yield from first
+            ahead -= size
+    yield from chain.from_iterable(group for group, _ in waiting)
 
 
 def _group(
@@ -67,11 +71,15 @@ def _group(
         found = [*list_reads(task)]
         group.append(task)
         reads += found
-        size += sum(read.stop - read.start for read in found)
+        size += _measure(found)
         if size >= _GROUP:
             yield group, reads
             group, reads, size = [], [], 0
     yield group, reads
+
+
+def _measure(reads: Iterable[Read]) -> int:
+    return sum(read.stop - read.start for read in reads)
 
 
 def _order(reads: Iterable[Read]) -> None:

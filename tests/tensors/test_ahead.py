@@ -21,14 +21,14 @@ def ordered(monkeypatch):
     return found
 
 
-def test_tasks_are_handed_out_with_what_they_and_the_next_group_read_on_its_way(ordered):
+def test_tasks_are_handed_out_with_what_they_and_the_next_ones_read_on_its_way(ordered):
     step = 4 << 20
-    tasks = order_ahead(range(16), lambda n: [Read("a", n * step, (n + 1) * step)])
+    tasks = order_ahead(range(40), lambda n: [Read("a", n * step, (n + 1) * step)])
     assert next(tasks) == 0
     begun = max(stop for _, _, stop in ordered)
-    assert 4 * step <= begun <= 8 * step  # not all of it
-    assert [*tasks] == [*range(1, 16)]
-    assert sum(stop - start for _, start, stop in ordered) == 16 * step
+    assert 12 * step <= begun <= 20 * step  # not all of it
+    assert [*tasks] == [*range(1, 40)]
+    assert sum(stop - start for _, start, stop in ordered) == 40 * step
 
 
 def test_reads_that_touch_are_ordered_together(ordered):

@@ -21,7 +21,7 @@ _LONG = 256 << 10
 #: What a short read gets at first, and at last.
 _LEAST, _MOST = 16 << 10, 1 << 20
 #: Bytes of a request for what was announced.
-_REQUEST = 4 << 20
+_REQUEST = 2 << 20
 #: A read that begins so little behind another follows it.
 _GAP = 4 << 10
 _STREAMS = 64  # ends of reads that are remembered, by file

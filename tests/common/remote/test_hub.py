@@ -8,8 +8,9 @@ from huggingface_hub import constants
 from safetensors.torch import save
 from typer.testing import CliRunner
 
-from ckpt_tool import CkptError
+from ckpt_tool import CkptError, StoreError
 from ckpt_tool.cli.app import app
+from ckpt_tool.common.regular import read_regular
 from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.remote.listing import list_objects
 from ckpt_tool.common.remote.shadow import reach
@@ -78,10 +79,8 @@ def test_a_model_of_the_hub_is_a_reference(name, tmp_path):
 
 def test_what_is_pushed_later_is_not_read(name, hub):
     folder = reach(f"hf://{name}")
-    hub.repos[name].commits.append({**FILES, "config.json": b"{}"})
-    said = json.loads(ckpt("inspect", "--json", f"hf://{name}"))
-    assert said["path"] == f"hf://{name}"
-    assert folder == reach(f"hf://{name}")
+    hub.repos[name].commits.append({**FILES, "config.json": bytes(len(FILES["config.json"]))})
+    assert read_regular(folder / "config.json") == FILES["config.json"]
     assert all("/resolve/main/" not in path for _, path in hub.requests)
 
 
@@ -97,6 +96,22 @@ def test_a_busy_hub_is_asked_again(name, hub):
     hub.fails = lambda _method, path: next(statuses, None) if path.startswith("/api/mod") else None
     assert found(f"hf://{name}")
     assert next(statuses, None) is None
+
+
+def test_a_busy_hub_is_asked_again_for_bytes(name, hub):
+    folder = reach(f"hf://{name}")
+    statuses = iter([429, 503, 500])
+    hub.fails = lambda _method, path: next(statuses, None) if "/resolve/" in path else None
+    assert read_regular(folder / "config.json") == FILES["config.json"]
+    assert next(statuses, None) is None
+
+
+def test_a_token_that_ends_meanwhile(name, hub):
+    folder = reach(f"hf://{name}")
+    hub.fails = lambda *_: 401
+    with pytest.raises(StoreError, match=f"hf://{name}/config.json: refused") as caught:
+        read_regular(folder / "config.json")
+    assert "HF_TOKEN" in caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["datasets", "spaces"])

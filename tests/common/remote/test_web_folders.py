@@ -1,22 +1,29 @@
 """`http://`: what a server's pages list, or what is there of the names that are known."""
 
 import itertools
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from typer.testing import CliRunner
 
-from ckpt_tool import CkptError
+from ckpt_tool import CkptError, FormatError
 from ckpt_tool.cli.app import app
+from ckpt_tool.common.regular import read_regular
+from ckpt_tool.common.remote import files
 from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.remote.index_page import list_names
 from ckpt_tool.common.remote.listing import list_objects
-from tests.support.objects import buckets, rclone
+from ckpt_tool.common.remote.shadow import reach
+from tests.support.objects import buckets, proxy, rclone
+from tests.support.objects.faults import Fault
+from tests.support.objects.proxy import Proxy
 
 pytest.importorskip("obstore")
 
@@ -228,3 +235,59 @@ HERE = "http://h/runs/a%20b/"
 )
 def test_a_page_lists_what_is_directly_below_it(link, name):
     assert list(list_names(f"<a href='{link}'>1</a>", HERE)) == ([name] if name else [])
+
+
+@pytest.fixture
+def shaky(served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Web, Proxy]]:
+    """The same server, behind a proxy."""
+    monkeypatch.setattr(files, "_PAUSE", 0.01)
+    root, url = served
+    with proxy.before((urlsplit(url).hostname or "", urlsplit(url).port or 0)) as found:
+        yield Web(root, found.url), found
+
+
+def read_all(web: Web) -> bytes:
+    return read_regular(reach(web.url) / "model.bin")
+
+
+CONTENT = bytes(range(256)) * 4096
+
+
+def test_a_connection_that_breaks_is_made_again(shaky):
+    """A server of no ETags: what comes after the break may be of another version, says obstore."""
+    web, found = shaky
+    web.write(**{"model.bin": CONTENT})
+    folder = reach(web.url)
+    fault = Fault(times=3, key="model.bin", cut=True, after=1000)
+    found.faults.planned.append(fault)
+    assert read_regular(folder / "model.bin") == CONTENT
+    assert fault.times == 0
+
+
+def test_a_busy_server_is_asked_again_for_its_pages(shaky):
+    web, found = shaky
+    web.write(**{"model.bin": CONTENT})
+    fault = Fault(times=2, key="*", status=503)
+    found.faults.planned.append(fault)
+    assert read_all(web) == CONTENT
+    assert fault.times == 0
+
+
+@pytest.mark.parametrize("content", [CONTENT + b"x", CONTENT[:-1]], ids=["longer", "shorter"])
+def test_a_file_that_changes_after_it_was_listed_is_not_read(shaky, content):
+    web, _ = shaky
+    web.write(**{"model.bin": CONTENT})
+    folder = reach(web.url)
+    web.write(**{"model.bin": content})
+    with pytest.raises(FormatError, match=f"{web.url}/model.bin: was written again"):
+        read_regular(folder / "model.bin")
+
+
+def test_a_file_of_the_same_length_that_is_newer_is_not_read(shaky):
+    web, _ = shaky
+    web.write(**{"model.bin": CONTENT})
+    folder = reach(web.url)
+    web.write(**{"model.bin": CONTENT[::-1]})
+    os.utime(web.folder / "model.bin", (1_900_000_000, 1_900_000_000))
+    with pytest.raises(FormatError, match="was written again"):
+        read_regular(folder / "model.bin")

@@ -11,9 +11,9 @@ from fnmatch import fnmatchcase
 ALWAYS = math.inf
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
-    """What was asked: ``first`` is the first byte of a range, ``size`` how many bytes came back."""
+    """What was asked, and answered: ``size``: how many bytes of a body were sent so far."""
 
     method: str
     bucket: str

@@ -120,30 +120,27 @@ class _Handler(BaseHTTPRequestHandler):
             body = fault.change(body) if fault.change else body
             self._send(asked, status, headers, body)
             return
+        noted = self._note(asked, status)
         self._start(status, {**headers, "Content-Length": str(length)})
         breaks = fault.cut or fault.stall
-        sent = 0
-        try:
-            while sent < length:
-                most = fault.after - sent if breaks and sent <= fault.after else _BLOCK
-                if most == 0 and fault.cut:
-                    self.close_connection = True
-                    return
-                if most == 0:
-                    time.sleep(fault.stall)
-                    breaks = False
-                    continue
-                block = answer.read(min(most, _BLOCK))
-                self.wfile.write(block)
-                sent += len(block)
-        finally:
-            self._note(asked, status, sent)
+        while noted.size < length:
+            most = fault.after - noted.size if breaks and noted.size <= fault.after else _BLOCK
+            if most == 0 and fault.cut:
+                self.close_connection = True
+                return
+            if most == 0:
+                time.sleep(fault.stall)
+                breaks = False
+                continue
+            block = answer.read(min(most, _BLOCK))
+            noted.size += len(block)
+            self.wfile.write(block)
 
     def _send(self, asked: Request, status: int, headers: dict[str, str], body: bytes) -> None:
+        self._note(asked, status).size = len(body)
         self._start(status, {"Content-Length": str(len(body)), **headers})
         if self.command != "HEAD":
             self.wfile.write(body)
-        self._note(asked, status, len(body))
 
     def _start(self, status: int, headers: dict[str, str]) -> None:
         self.send_response_only(status)
@@ -151,8 +148,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _note(self, asked: Request, status: int, size: int) -> None:
-        self.proxy.requests.append(replace(asked, status=status, size=size))
+    def _note(self, asked: Request, status: int) -> Request:
+        """Before it is answered: who has the answer may look here at once."""
+        noted = replace(asked, status=status)
+        self.proxy.requests.append(noted)
+        return noted
 
     def handle(self) -> None:
         with suppress(ConnectionError):  # who asked has gone
