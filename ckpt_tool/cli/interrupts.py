@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -19,11 +20,28 @@ def raise_interrupts() -> None:
     """From now on both are KeyboardInterrupt, so that what is at work can clear up."""
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def _interrupt(signum: int, frame: object) -> None:
+    remote = sys.modules.get("ckpt_tool.common.remote.files")
+    if remote is not None:  # who waits for a server that is silent would not hear of it
+        remote.give_up()
     raise KeyboardInterrupt
+
+
+def leave_requests() -> None:
+    """End the program where requests are under way that nobody waits for any more."""
+    remote = sys.modules.get("ckpt_tool.common.remote.files")
+    if remote is None or not remote.is_busy():
+        return
+    from ckpt_tool.common.remote.shadow import clear
+
+    clear()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _leave(signum: int, frame: object) -> None:

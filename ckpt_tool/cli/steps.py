@@ -13,6 +13,7 @@ from ckpt_tool.cli import consoles, progress, ui
 from ckpt_tool.cli.interrupts import EXIT_INTERRUPTED
 from ckpt_tool.cli.results_json import result_json
 from ckpt_tool.common.errors import CkptError, UsageError
+from ckpt_tool.common.remote.address import find_address
 from ckpt_tool.common.wording import format_bytes
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def merge_run(
     _require_alone(ckpt, request)
     job, chosen = RunJob(ckpt[0], out, word), request.run_options()
     signs = _Signs(silent=request.as_json or progress.quiet)
-    line = f"waiting for steps in {job.root}: a look every {chosen.watch_every:g} s, until Ctrl-C"
+    root = find_address(job.root) or job.root
+    line = f"waiting for steps in {root}: a look every {chosen.watch_every:g} s, until Ctrl-C"
     told = Told(lambda: progress.show_progress(silent=signs.silent), lambda: signs.say_once(line))
     done = _collect(run_steps.merge_steps(job, options, chosen, told), request, signs)
     with ui.guard_output():

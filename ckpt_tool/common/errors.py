@@ -55,7 +55,7 @@ class CkptError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.reason = message
-        self.hint = hint
+        self.hint = name_places(hint)
 
     @property
     def message(self) -> str:

@@ -34,6 +34,7 @@ from ckpt_tool.operations.source import (
     open_source,
 )
 from ckpt_tool.operations.tied_head import are_equal_together
+from ckpt_tool.plans.fingerprint import add_times
 from ckpt_tool.readers import read_together
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.dtypes import BFLOAT16
@@ -121,8 +122,19 @@ def open_proven(asked: Path, options: ModelOptions, team: Team) -> Source:
     path = team.world.each(lambda: recall(chosen))
     with read_together([path], team):
         source = team.world.each(lambda: _open_whole(path, named, options, team.progress))
+    _require_one_version(source.checkpoint, team)
     prove_replicas(source.checkpoint, False, team)
     return source
+
+
+def _require_one_version(checkpoint: Checkpoint, team: Team) -> None:
+    """UsageError where processes see files of other sizes or times: metadata may be another's."""
+    seen = team.world.everyone(lambda: add_times("", checkpoint.files))
+    if len(set(seen)) > 1:
+        raise UsageError(
+            f"{checkpoint.path}: not the same for all processes of this run",
+            hint="All of them must see the same files; run again when nobody writes there.",
+        )
 
 
 def _open_whole(path: Path, named: Path, options: ModelOptions, progress: Progress) -> Source:

@@ -12,11 +12,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckpt_tool.common.errors import CkptError
+from ckpt_tool.common.errors import CkptError, StoreError
 from ckpt_tool.common.remote.shadow import look_again
 from ckpt_tool.operations.runs import Listed, list_run
 from ckpt_tool.readers import open_checkpoint
 from ckpt_tool.readers.find import find_tracker, list_tracked
+
+#: Looks, one after the other, at a store that is away: each takes half a minute.
+_MOST_OUTAGES = 20
 
 #: Size and time of every file of a checkpoint, by its path.
 Signature = dict[str, tuple[int, int]]
@@ -36,6 +39,7 @@ class Watch:
         self._seen: dict[Path, Signature] = {}
         self._done: dict[Path, Signature | None] = {}
         self._steps: set[int] = set()
+        self._has_looked, self._outages = False, 0
 
     @property
     def is_over(self) -> bool:
@@ -43,13 +47,19 @@ class Watch:
         return self._numbers is not None and self._numbers <= self._steps
 
     def look(self) -> list[Listed]:
-        """Those that are finished now; none where a folder went while one looked."""
+        """Those that are finished now; none where a folder went meanwhile, or a store is away."""
         try:
             ready = [each for each in self.list_wanted() if self._is_finished(each)]
         except FileNotFoundError:
             if not self._root.is_dir():
                 raise
             return []
+        except StoreError:
+            self._outages += 1
+            if not self._has_looked or self._outages > _MOST_OUTAGES:
+                raise
+            return []
+        self._has_looked, self._outages = True, 0
         if self._only_last and ready:
             most = max(each.step or 0 for each in ready)
             ready = [each for each in ready if each.step == most]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ckpt_tool.common.errors import AmbiguousError, UnknownFormatError, UsageError
+from ckpt_tool.common.remote.naming import SCHEMES
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import Format
 
 #: Files that describe a model and are no weights; one of them is enough to know it by.
 _OF_A_CONFIG = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _SHOWN = 3
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
 def require_exists(path: Path) -> None:
@@ -24,6 +27,8 @@ def require_exists(path: Path) -> None:
 
 def _guess(path: Path) -> str:
     """The path that was mistyped, or how to get a repository of the Hub; empty where unknown."""
+    if _ADDRESS.match(str(path)):
+        return f"Addresses that are read: {', '.join(f'{scheme}://' for scheme in SCHEMES)}."
     folder = path.parent
     if folder.is_dir():
         near = difflib.get_close_matches(path.name, _list_names(folder), _SHOWN)

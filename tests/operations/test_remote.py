@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from ckpt_tool import (
     FormatError,
     MergeOptions,
+    StoreError,
     ToMcoreOptions,
     UsageError,
     check_folder,
@@ -19,6 +21,8 @@ from ckpt_tool import (
     open_checkpoint,
     verify_checkpoint,
 )
+from ckpt_tool.common.remote.shadow import reach, recall
+from ckpt_tool.operations import watching
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.watching import Watch
 from ckpt_tool.plans.options import WriteOptions
@@ -176,9 +180,62 @@ def test_nothing_at_an_address_is_said(bucket, tmp_path):
         inspect_checkpoint([f"{bucket.url}/rum"])
 
 
-def test_what_stands_for_a_remote_file_cannot_be_opened_by_mistake(bucket):
-    from ckpt_tool.common.remote.shadow import reach
+def test_empty_objects_that_mark_folders_are_folders(bucket, monkeypatch):
+    """What consoles make by "Create folder"; rclone's folders of a disk cannot have both."""
+    write_rank(bucket.folder / "run" / "global_step_1", {"a.weight": torch.ones(3)})
+    from ckpt_tool.common.remote import listing
 
+    list_rows = listing._list_bucket
+
+    def add_marks(address):
+        for rows in list_rows(address):
+            marks = [
+                replace(rows[0], name=name, size=0) for name in ("", "run", "run/global_step_1")
+            ]
+            yield [marks[0], *rows[:1], *marks[1:], *rows[1:]]
+            yield marks
+
+    monkeypatch.setitem(listing.LISTERS, "s3", add_marks)
+    assert [*open_checkpoint(bucket.url)] == ["a.weight"]
+    monkeypatch.setitem(listing.LISTERS, "s3", lambda address: iter([[mark(address, list_rows)]]))
+    with pytest.raises(UsageError, match="nothing is there"):
+        open_checkpoint(bucket.url)
+
+
+def mark(address, list_rows):
+    """An empty object of the name that was asked for."""
+    return replace(next(list_rows(address))[0], name="", size=0)
+
+
+def test_a_step_is_the_one_of_the_newest_listing(bucket):
+    write_rank(bucket.folder / "run" / "global_step_1", {"a.weight": torch.ones(3)})
+    open_checkpoint(f"{bucket.url}/run/global_step_1")
+    write_rank(bucket.folder / "run" / "global_step_1", {"a.weight": torch.zeros(5)})
+    above = reach(f"{bucket.url}/run")
+    assert recall(f"{bucket.url}/run/global_step_1") == above / "global_step_1"
+
+
+def test_a_watch_outlives_an_outage(bucket, monkeypatch):
+    write_rank(bucket.folder / "global_step_1", {"a.weight": torch.ones(3)})
+    watch = Watch(Path(bucket.url), None, only_last=False)
+    assert watch.look() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(watching, "look_again", refuse)
+        assert watch.look() == []
+    assert [each.step for each in watch.look()] == [1]
+
+
+def test_a_watch_that_never_sees_anything_ends(bucket, monkeypatch):
+    monkeypatch.setattr(watching, "look_again", refuse)
+    with pytest.raises(StoreError, match="away"):
+        Watch(Path(bucket.url), None, only_last=False).look()
+
+
+def refuse(path):
+    raise StoreError(f"{path}: away")
+
+
+def test_what_stands_for_a_remote_file_cannot_be_opened_by_mistake(bucket):
     (bucket.folder / "run").mkdir()
     (bucket.folder / "run" / "model.bin").write_bytes(b"weights")
     path = reach(f"{bucket.url}/run") / "model.bin"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckpt_tool.cli.report.page import MARK
 from ckpt_tool.common.errors import OutputError, say_cause
+from ckpt_tool.common.remote.address import Address
 
 _HINT = "Name another file for the report."
 
@@ -18,6 +19,8 @@ def require_place(path: Path) -> None:
 
     It may be one of the files that are compared, or lead to one.
     """
+    if (address := Address.parse(path)) is not None:
+        raise OutputError(f"{address}: reports are written to folders of this machine", hint=_HINT)
     if not path.parent.is_dir():
         raise OutputError(f"{path}: {path.parent} is no folder", hint=_HINT)
     if not os.path.lexists(path):

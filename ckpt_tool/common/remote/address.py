@@ -43,6 +43,11 @@ class Address:
         if matched is None:
             return None
         scheme, names = matched[1], [name for name in (matched[2] or "").split("/") if name]
+        if any(name in (".", "..") or "\0" in name for name in names):
+            raise UsageError(
+                f"{scheme}://{'/'.join(names)!r}: has a part that no folder is called",
+                hint="Write the address without . and .. in it.",
+            )
         count = 1 if scheme != "hf" else _OF_HUB
         if len(names) < count:
             what = SCHEMES[scheme]

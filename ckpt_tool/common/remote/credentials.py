@@ -20,13 +20,13 @@ _SERVICES = {
 #: Variables that say who asks, or how to find out, or that nobody does.
 _NAMED = {
     scheme: re.compile(
-        rf"{prefix}_\w*(KEY|TOKEN|CREDENTIALS|SERVICE_ACCOUNT|SIGNATURE|CLIENT|IDENTITY|METADATA)"
+        rf"{prefix}_\w*(KEY|TOKEN|CREDENTIALS|SERVICE_ACCOUNT|SIGNATURE|CLIENT|IDENTITY|METADATA|CLI)"
         r"|.*EMULATOR"
     )
     for scheme, prefix in (("s3", "AWS"), ("gs", "GOOGLE"), ("az", "AZURE"))
 }
 #: What `gcloud auth application-default login` writes.
-_OF_GCLOUD = "~/.config/gcloud/application_default_credentials.json"
+_OF_GCLOUD = "application_default_credentials.json"
 _SECONDS = 2
 
 
@@ -35,7 +35,8 @@ def require_credentials(address: Address, environment: Mapping[str, str]) -> Non
     named = _NAMED[address.scheme]
     if any(value and named.match(name) for name, value in environment.items()):
         return
-    if address.scheme == "gs" and Path(_OF_GCLOUD).expanduser().exists():
+    gcloud = Path(environment.get("CLOUDSDK_CONFIG") or "~/.config/gcloud").expanduser()
+    if address.scheme == "gs" and (gcloud / _OF_GCLOUD).exists():
         return
     try:
         socket.create_connection((_SERVICES[address.scheme], 80), _SECONDS).close()

@@ -22,7 +22,8 @@ _LONGEST = 300
 #: How a store is told who asks.
 _WHO = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_ENDPOINT_URL for a"
-    " store that is not Amazon's; AWS_SKIP_SIGNATURE=true for a public bucket.",
+    " store that is not Amazon's; AWS_SKIP_SIGNATURE=true for a public bucket. For profiles of SSO:"
+    ' eval "$(aws configure export-credentials --format env)".',
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS to a file of keys, or run: gcloud auth"
     " application-default login; GOOGLE_SKIP_SIGNATURE=true for a public bucket.",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or"

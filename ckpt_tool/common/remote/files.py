@@ -5,10 +5,12 @@ A descriptor of the system is 0 or more; the number of a remote file is less.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from ckpt_tool.common.errors import StoreError
@@ -27,7 +29,7 @@ _PATIENCE = 30.0  # seconds after which it is not asked for again
 #: A tag of this kind never matches where one is asked for.
 _WEAK = "W/"
 
-_AT_ONCE = 32 << 20  # bytes
+_AT_ONCE = 8 << 20  # bytes
 
 _POOL = Pool()
 
@@ -86,21 +88,22 @@ def _is_of_connection(error: Exception) -> bool:
     return type(error).__name__ == "GenericError" and not is_asked_again
 
 
-_by_number: list[RemoteFile] = []
+_by_number: dict[int, RemoteFile] = {}
 _numbers: dict[str, int] = {}
+_next = count(-1, -1)
 
 
 def add_file(path: str, found: RemoteObject) -> None:
     """From now on ``path`` stands for the object; for its newest version, where it did before."""
-    file = RemoteFile(path, found)
-    _by_number.append(file)
-    _numbers[path] = -len(_by_number)
+    number = next(_next)
+    _by_number[number] = RemoteFile(path, found)
+    _numbers[path] = number
 
 
 def drop_files(folder: str) -> None:
     """What is at and below ``folder`` stands for nothing any more."""
     for path in [path for path in _numbers if f"{path}/".startswith(f"{folder}/")]:
-        del _numbers[path]
+        del _by_number[_numbers.pop(path)]
 
 
 def find_number(path: str) -> int:
@@ -116,8 +119,21 @@ def are_there() -> bool:
 
 
 def get_file(number: int) -> RemoteFile:
-    """The file of a number."""
-    return _by_number[-number - 1]
+    """The file of a number; FileNotFoundError where its path stands for nothing any more."""
+    found = _by_number.get(number)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "was listed anew since it was opened")
+    return found
+
+
+def give_up() -> None:
+    """Nothing is wanted any more: who waits for bytes is told so."""
+    _POOL.stop()
+
+
+def is_busy() -> bool:
+    """Whether a request is under way."""
+    return _POOL.is_busy
 
 
 class RemoteReader(io.RawIOBase):

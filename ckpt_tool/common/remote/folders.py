@@ -9,7 +9,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.remote.address import Address
-from ckpt_tool.common.remote.files import add_file, find_number
+from ckpt_tool.common.remote.files import add_file, drop_files, find_number
 from ckpt_tool.common.remote.objects import RemoteObject
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 1000  # the system's is 4096 bytes
@@ -17,9 +17,11 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 1000  # the system's is 4096 bytes
 
 def refuse_opening(event: str, arguments: tuple[Any, ...]) -> None:
     """An audit hook: RuntimeError where a file is opened that stands for another."""
-    if event != "open" or not isinstance(arguments[0], str) or not find_number(arguments[0]):
+    if event != "open" or not isinstance(arguments[0], (str, bytes)):
         return
-    raise RuntimeError(f"{arguments[0]}: stands for a remote file, and has no bytes of its own")
+    path = os.fsdecode(arguments[0])
+    if find_number(path):
+        raise RuntimeError(f"{path}: stands for a remote file, and has no bytes of its own")
 
 
 def put(place: Path, objects: Iterable[RemoteObject], address: Address) -> None:
@@ -30,13 +32,13 @@ def put(place: Path, objects: Iterable[RemoteObject], address: Address) -> None:
     for path, found in _find_paths(place, objects, address):
         text = str(path)
         if found is None:
-            path.mkdir(parents=True, exist_ok=True)
+            _make_folder(path)
             continue
-        if find_number(text) and path.exists():
+        if (find_number(text) and path.exists()) or (not found.size and path.is_dir()):
             continue
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(text, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+            _make_folder(path.parent)
+            descriptor = os.open(text, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
         except (FileExistsError, NotADirectoryError) as error:
             raise UsageError(
                 f"{address}/{found.name}: is an object, and the beginning of others' names",
@@ -48,6 +50,23 @@ def put(place: Path, objects: Iterable[RemoteObject], address: Address) -> None:
         finally:
             os.close(descriptor)
         add_file(text, found)
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it; an empty object of its name was only a mark of it.
+
+    Consoles and programs put such objects; FileExistsError or NotADirectoryError for one with
+    bytes.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        blocking = next(each for each in (path, *path.parents) if each.is_file())
+        if not find_number(str(blocking)) or blocking.stat().st_size:
+            raise
+        drop_files(str(blocking))
+        blocking.unlink()
+        _make_folder(path)
 
 
 def _find_paths(

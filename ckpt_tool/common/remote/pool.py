@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Protocol
 
+from ckpt_tool.common.errors import StoreError
 from ckpt_tool.common.threads import start
 
 #: Of all windows together; and of those that were announced and wait to be read.
@@ -33,6 +35,18 @@ class Window:
         """In bytes."""
         return self.stop - self.start
 
+    def settle(self, content: memoryview | BaseException) -> None:
+        """The bytes are there, or why they are not."""
+        with suppress(InvalidStateError):  # given up meanwhile
+            if isinstance(content, BaseException):
+                self.content.set_exception(content)
+            else:
+                self.content.set_result(content)
+
+    def give_up(self) -> None:
+        """Whoever waits for the bytes waits no longer."""
+        self.settle(StoreError("interrupted"))
+
 
 class Holder(Protocol):
     """A file: whose windows the pool holds."""
@@ -58,7 +72,9 @@ class Pool:
         self._num_ahead = 0
         self._begun: deque[tuple[Holder, Window]] = deque()
         self._queue: deque[tuple[Holder, int, int]] = deque()
-        self._threads = 0
+        self._threads = self._busy = 0
+        self._waited_for: set[Window] = set()  # those that are being filled
+        self._is_over = False
 
     def hold(self, holder: Holder, window: Window) -> None:
         """Count a new window, and let the oldest go where there are too many bytes."""
@@ -92,8 +108,25 @@ class Pool:
     def start(self, holder: Holder, window: Window) -> None:
         """Have a window filled by a thread, at once."""
         with self.lock:
+            if self._is_over:
+                window.give_up()
+                return
             self._begun.append((holder, window))
             self._add_thread()
+
+    def stop(self) -> None:
+        """Nobody wants anything any more: who waits for bytes is told so, and none are fetched."""
+        with self.lock:
+            self._is_over = True
+            self._queue.clear()
+            for window in (*self._waited_for, *(window for _, window in self._begun)):
+                window.give_up()
+            self._begun.clear()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._busy > 0
 
     def queue(self, holder: Holder, first: int, stop: int) -> None:
         """Have bytes fetched by a thread some time, if nobody has read them by then."""
@@ -110,26 +143,43 @@ class Pool:
                 self._add_thread()
 
     def _add_thread(self) -> None:
-        if self._threads < min(_THREADS, len(self._begun) + len(self._queue)):
-            self._threads += 1
+        waiting = len(self._begun) + len(self._queue)
+        if self._threads < _THREADS and self._threads - self._busy < waiting:
             start(threading.Thread(target=self._work, name="ckpt-fetch"))
+            self._threads += 1
 
     def _work(self) -> None:
         while (task := self._take()) is not None:
             holder, window = task
-            holder.fill(window)
+            try:
+                holder.fill(window)
+            finally:
+                with self.lock:
+                    self._busy -= 1
+                    self._waited_for.discard(window)
 
     def _take(self) -> tuple[Holder, Window] | None:
         """What to fill next; None where a thread has nothing to do, and is not counted any more."""
         with self.lock:
-            while threading.main_thread().is_alive():
+            while True:
                 if self._begun:
-                    return self._begun.popleft()
-                if not self._queue or self._ahead > _AHEAD or self._num_ahead > _MOST_AHEAD:
+                    return self._count(*self._begun.popleft())
+                is_alive = threading.main_thread().is_alive()
+                if (
+                    not is_alive
+                    or not self._queue
+                    or self._ahead > _AHEAD
+                    or self._num_ahead > _MOST_AHEAD
+                ):
                     break
                 holder, first, stop = self._queue.popleft()
                 window = holder.fetch_expected(first, stop)
                 if window is not None:
-                    return holder, window
+                    return self._count(holder, window)
             self._threads -= 1
             return None
+
+    def _count(self, holder: Holder, window: Window) -> tuple[Holder, Window]:
+        self._busy += 1
+        self._waited_for.add(window)
+        return holder, window

@@ -48,19 +48,14 @@ class Ranges:
             with self._pool.lock:
                 window, until = self._find(at)
                 until = min(until, stop)
-                if window is None and until - at < _LONG:
-                    window = self._take(at, self._choose_stop(at, until), is_expected=False)
+                if window is None:
+                    window = self._make(at, until)
                     self._pool.start(self, window)
-            content, start = (
-                (self._fetch(at, until), at)
-                if window is None
-                else (self._wait(window), window.start)
-            )
-            piece = content[at - start : stop - start]
+            self._pool.touch(self, window)
+            piece = window.content.result()[at - window.start : stop - window.start]
             buffer[at - offset : at - offset + len(piece)] = piece
             at += len(piece)
-            if window is not None:
-                self._leave(window, len(piece))
+            self._leave(window, len(piece))
         return max(0, at - offset)
 
     def expect(self, start: int, stop: int) -> None:
@@ -98,9 +93,9 @@ class Ranges:
         It is not kept then: whoever asks again may have more luck.
         """
         try:
-            window.content.set_result(self._fetch(window.start, window.stop))
+            window.settle(self._fetch(window.start, window.stop))
         except BaseException as error:
-            window.content.set_exception(error)
+            window.settle(error)
             self._pool.forget(self, window)
 
     def drop(self, window: Window) -> None:
@@ -123,6 +118,12 @@ class Ranges:
         self._pool.hold(self, window)
         return window
 
+    def _make(self, at: int, until: int) -> Window:
+        """The window for a read that nobody announced; a long one is kept for nobody."""
+        if until - at >= _LONG:
+            return Window(at, until, is_expected=False)
+        return self._take(at, self._choose_stop(at, until), is_expected=False)
+
     def _choose_stop(self, at: int, until: int) -> int:
         """Where the window of a short read ends that nobody announced."""
         before = next((end for end in reversed(self._ends) if 0 <= at - end <= _GAP), None)
@@ -132,10 +133,6 @@ class Ranges:
         if len(self._ends) > _STREAMS:
             self._ends.popitem(last=False)
         return stop
-
-    def _wait(self, window: Window) -> memoryview:
-        self._pool.touch(self, window)
-        return window.content.result()
 
     def _leave(self, window: Window, count: int) -> None:
         """So many bytes of a window were read; of one that was, all of it, nothing is kept."""

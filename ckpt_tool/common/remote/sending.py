@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from ckpt_tool.common.remote.naming import find_root, name_places
@@ -30,12 +30,20 @@ class _Encoder(pickle.Pickler):
         """A path that stands for an address, by that."""
         kind = "path" if isinstance(value, PurePath) else "text" if type(value) is str else ""
         text = str(value) if kind else ""
-        return (kind, name_places(text)) if text.startswith(find_root()) else None
+        if not text.startswith(find_root()) or not Path(text).exists():
+            return None
+        return kind, name_places(text)
 
 
 class _Decoder(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self._found: dict[str, Path] = {}
+
     def persistent_load(self, value: tuple[str, str]) -> Any:
         """The path here."""
         kind, address = value
-        path = recall(address)
+        if address not in self._found:
+            self._found[address] = recall(address)
+        path = self._found[address]
         return path if kind == "path" else str(path)

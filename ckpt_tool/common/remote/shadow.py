@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -23,6 +23,7 @@ from ckpt_tool.common.remote.address import Address, find_address
 from ckpt_tool.common.remote.files import drop_files
 from ckpt_tool.common.remote.folders import put, refuse_opening
 from ckpt_tool.common.remote.naming import find_root, name_places, set_root
+from ckpt_tool.common.remote.objects import RemoteObject
 
 #: More than a run of a hundred steps on a thousand ranks has; whoever names more slipped.
 _MOST_OBJECTS = 500_000
@@ -51,29 +52,37 @@ def recall(path: str | os.PathLike[str]) -> Path:
     if address is None:
         return Path(path)
     with _lock:
-        above: Address | None = address
-        while above is not None:
-            place = _place(_listed[above], address) if above in _listed else None
-            if place is not None and place.exists():
-                return place
-            above = above.parent
-        return _list(address)
+        places = [(folder, _place(folder, address)) for folder in _list_folders(address)]
+        known = [(int(folder.name), place) for folder, place in places if place.exists()]
+        return max(known)[1] if known else _list(address)
+
+
+def _list_folders(address: Address) -> Iterator[Path]:
+    """Those of the newest listings of ``address`` and of each that is above it."""
+    above: Address | None = address
+    while above is not None:
+        if above in _listed:
+            yield _listed[above]
+        above = above.parent
 
 
 def look_again(path: str | os.PathLike[str]) -> Path:
     """What there is now at the address that ``path`` is or stands for, in the same place.
 
-    What was opened there before cannot be read any more.
+    What was opened there before cannot be read any more. Where nobody can say what there is, what
+    was there stays. Raises what :func:`reach` does.
     """
     address = find_address(path)
     if address is None:
         return Path(path)
     with _lock:
         folder = _listed.get(address)
-        if folder is not None:
-            drop_files(str(folder))
-            shutil.rmtree(folder, ignore_errors=True)
-        return _list(address, folder)
+        if folder is None:
+            return _list(address)
+        found = _ask(address)
+        drop_files(str(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+        return _fill(folder, address, found)
 
 
 def spell(paths: Iterable[Path]) -> list[str]:
@@ -81,27 +90,37 @@ def spell(paths: Iterable[Path]) -> list[str]:
     return [name_places(str(path)) for path in paths]
 
 
-def _list(address: Address, folder: Path | None = None) -> Path:
+def _list(address: Address) -> Path:
+    with _lock:
+        found = _ask(address)
+        return _fill(Path(_make_root(), str(next(_numbers))), address, found)
+
+
+def _ask(address: Address) -> list[RemoteObject]:
+    """What is at and below ``address``, something at least."""
     from ckpt_tool.common.remote.listing import list_objects  # most have no address
 
-    with _lock:
-        folder = folder or Path(_make_root(), str(next(_numbers)))
-        place, num_objects = _place(folder, address), 0
-        for objects in list_objects(address):
-            num_objects += len(objects)
-            if num_objects > _MOST_OBJECTS:
-                raise UsageError(
-                    f"{address}: there are more than {_MOST_OBJECTS:,} objects below it",
-                    hint="Name the folder of a checkpoint or of a run.",
-                )
-            put(place, objects, address)
-        if not num_objects:
+    found: list[RemoteObject] = []
+    for objects in list_objects(address):
+        found += objects
+        if len(found) > _MOST_OBJECTS:
             raise UsageError(
-                f"{address}: nothing is there", hint=f"Look at what is: {_say_listing(address)}"
+                f"{address}: there are more than {_MOST_OBJECTS:,} objects below it",
+                hint="Name the folder of a checkpoint or of a run.",
             )
-        _put_beside(folder, address)
-        _listed[address] = folder
-        return place
+    if not any(each.name or each.size for each in found):  # an empty one may stand for a folder
+        raise UsageError(
+            f"{address}: nothing is there", hint=f"Look at what is: {_say_listing(address)}"
+        )
+    return found
+
+
+def _fill(folder: Path, address: Address, found: Iterable[RemoteObject]) -> Path:
+    place = _place(folder, address)
+    put(place, found, address)
+    _put_beside(folder, address)
+    _listed[address] = folder
+    return place
 
 
 def _say_listing(address: Address) -> str:
@@ -132,7 +151,13 @@ def _make_root() -> str:
 
     if not find_root():
         root = os.path.realpath(tempfile.mkdtemp(prefix="ckpt-"))
-        atexit.register(shutil.rmtree, root, ignore_errors=True)
+        atexit.register(clear)
         set_root(root)
         sys.addaudithook(refuse_opening)
     return find_root()
+
+
+def clear() -> None:
+    """Remove all that stands for something: the process ends."""
+    if root := find_root():
+        shutil.rmtree(root, ignore_errors=True)

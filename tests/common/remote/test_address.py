@@ -51,3 +51,11 @@ def test_what_is_above_and_below():
     assert str(address.parent.parent) == "s3://bucket"
     assert address.parent.parent.parent is None
     assert str(Address("s3", "bucket", "").join("run")) == "s3://bucket/run"
+
+
+@pytest.mark.parametrize(
+    "text", ["http://host/../../tmp", "s3://bucket/./a", "hf://org/..", "s3://a/b\0c"]
+)
+def test_an_address_does_not_lead_out_of_its_bucket(text):
+    with pytest.raises(UsageError, match="a part that no folder is called"):
+        Address.parse(text)

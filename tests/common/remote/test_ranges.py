@@ -1,6 +1,9 @@
 """Ranges of a remote file: the right bytes, each asked for once where it was said before."""
 
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -121,3 +124,80 @@ def test_what_failed_is_asked_for_again():
     with pytest.raises(StoreError, match="gone"):
         asked.read(0, 10)
     assert asked.read(0, 10) == CONTENT[:10]
+
+
+class Slow(Asked):
+    """Asks that take a while; ``most``: how many there were at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+
+    def fetch(self, start, stop):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.05)
+        with self.lock:
+            self.now -= 1
+        return super().fetch(start, stop)
+
+
+def test_as_many_requests_are_under_way_as_there_is_something_to_ask():
+    asked = Slow()
+    for start in range(0, SIZE, SIZE // 16):
+        asked.ranges.order(start, start + SIZE // 16)
+    assert asked.read(0, SIZE) == CONTENT
+    assert asked.most == 16
+
+
+def test_who_waits_is_told_that_nobody_wants_it_any_more():
+    begun, never = threading.Event(), threading.Event()
+
+    def wait(start, stop):
+        begun.set()
+        never.wait(30)
+        return memoryview(CONTENT[start:stop])
+
+    pool = Pool()
+    ranges = Ranges(SIZE, wait, pool)
+    with ThreadPoolExecutor(2) as readers:
+        waiting = [
+            readers.submit(ranges.read, at, memoryview(bytearray(9))) for at in (0, SIZE // 2)
+        ]
+        begun.wait(30)
+        pool.stop()
+        for each in waiting:
+            with pytest.raises(StoreError, match="interrupted"):
+                each.result(10)
+        never.set()
+
+
+SCRIPT = """
+import subprocess
+import sys
+import threading
+import time
+from ckpt_tool.common.remote.pool import Pool
+from ckpt_tool.common.remote.ranges import Ranges
+
+ranges = Ranges(9, lambda start, stop: memoryview(b"123456789"[start:stop]), Pool())
+go = threading.Event()
+
+def read():
+    go.wait()
+    threading.main_thread().join()
+    buffer = bytearray(9)
+    ranges.read(0, memoryview(buffer))
+    print(buffer.decode())
+
+threading.Thread(target=read).start()
+go.set()
+"""
+
+
+def test_a_thread_that_outlives_the_first_one_can_read():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "123456789\n"

@@ -15,26 +15,23 @@ def roots(monkeypatch):
     return naming.set_root
 
 
-def test_paths_come_out_as_those_of_the_other_process(roots, monkeypatch):
-    value = {
-        "path": Path("/tmp/ckpt-one/0/s3/bucket/run"),
-        "text": "/tmp/ckpt-one/7/s3/bucket/run/rank_0.pt",
-        "other": Path("/data/run"),
-        "numbers": [1, 2.5, b"/tmp/ckpt-one"],
-    }
-    roots("/tmp/ckpt-one")
-    sent = encode(value)
-    roots("/tmp/ckpt-two")
-    places = {
-        "s3://bucket/run": Path("/tmp/ckpt-two/3/s3/bucket/run"),
-        "s3://bucket/run/rank_0.pt": Path("/tmp/ckpt-two/3/s3/bucket/run/rank_0.pt"),
-    }
+def test_paths_come_out_as_those_of_the_other_process(roots, monkeypatch, tmp_path):
+    run = tmp_path / "one" / "0" / "s3" / "bucket" / "run"
+    run.mkdir(parents=True)
+    rank = run / "rank_0.pt"
+    rank.touch()
+    other = {"said": f"{rank}: is damaged", "path": tmp_path, "numbers": [1, 2.5, bytes(run)]}
+    roots(str(tmp_path / "one"))
+    sent = encode({"path": run, "text": str(rank), "again": str(rank), "other": other})
+    there = tmp_path / "two" / "3" / "s3" / "bucket" / "run"
+    roots(str(tmp_path / "two"))
+    places = {"s3://bucket/run": there, "s3://bucket/run/rank_0.pt": there / "rank_0.pt"}
     monkeypatch.setattr(sending, "recall", places.__getitem__)
     assert decode(sent) == {
-        "path": Path("/tmp/ckpt-two/3/s3/bucket/run"),
-        "text": "/tmp/ckpt-two/3/s3/bucket/run/rank_0.pt",
-        "other": Path("/data/run"),
-        "numbers": [1, 2.5, b"/tmp/ckpt-one"],
+        "path": there,
+        "text": str(there / "rank_0.pt"),
+        "again": str(there / "rank_0.pt"),
+        "other": other,
     }
 
 
