@@ -12,7 +12,7 @@ from ckpt_tool.common.errors import StoreError
 from ckpt_tool.common.threads import start
 
 #: Of all windows together; and of those that were announced and wait to be read.
-_BUDGET, _AHEAD = 128 << 20, 64 << 20
+_BUDGET, _AHEAD = 112 << 20, 64 << 20
 _MOST_AHEAD = 4096
 #: Requests that are under way at a time.
 _THREADS = 32
