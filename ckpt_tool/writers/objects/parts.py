@@ -48,7 +48,8 @@ class PartPool:
         self._taken += size
         buffer = next((each for each in reversed(self._free) if len(each) >= size), None)
         if buffer is None:
-            buffer = mmap.mmap(-1, max(size, 2 * _PART_BYTES))
+            length = max(size, 2 * _PART_BYTES)
+            buffer = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
             self._free.remove(buffer)
         view = memoryview(buffer)[:size]

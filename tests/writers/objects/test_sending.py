@@ -78,7 +78,7 @@ def test_memory_that_was_sent_is_used_again(
     monkeypatch.setattr(parts, "_BUDGET", 32 * MIB)
     made = []
     real = parts.mmap.mmap
-    monkeypatch.setattr(parts.mmap, "mmap", lambda *a: made.append(a) or real(*a))
+    monkeypatch.setattr(parts.mmap, "mmap", lambda *a, **k: made.append(a) or real(*a, **k))
     size = 80 * MIB
     upload = begin(sender, sink, size)
     file, block = ObjectFile(sender, upload, size), memoryview(bytes(4 * MIB))
