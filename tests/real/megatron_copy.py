@@ -159,6 +159,8 @@ def _experts(hf: State, config: HuggingFaceConfig) -> State:
         _put(state, f"experts.local_experts.{index}.", expert)
     if "mlp.gate.e_score_correction_bias" in hf:
         state["router.expert_bias"] = hf.pop("mlp.gate.e_score_correction_bias")
+    if "mlp.moe_statics.e_score_correction_bias" in hf:
+        (state["router.expert_bias"],) = hf.pop("mlp.moe_statics.e_score_correction_bias")
     for shared in ("mlp.shared_expert.", "mlp.shared_experts."):
         if f"{shared}gate_proj.weight" in hf:
             _put(state, "shared_experts.", _mlp(hf, shared))

@@ -97,11 +97,23 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
 #: What the installed transformers cannot build, and why.
 UNKNOWN: dict[str, str] = {}
 if TRANSFORMERS < (5, 0):
-    UNKNOWN = dict.fromkeys(("moonlight", "glm4_moe", "glm4_moe_mtp"), "transformers 4 has no such")
+    _SINCE_5 = (
+        "moonlight",
+        "glm4_moe",
+        "glm4_moe_mtp",
+        "glm4_moe_lite_mtp",
+        "deepseek_v2",
+        "deepseek_v2_lite",
+        "dots1",
+        "ernie4_5_moe",
+        "ministral3",
+    )
+    UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")
 #: What the installed megatron-core has no layers for, and why.
 REFUSED: dict[str, str] = {}
 if MEGATRON_CORE >= (0, 19):
-    REFUSED["moonlight"] = "since 0.19 queries of latent attention have a norm, here they have none"
+    _PLAIN = "since 0.19 queries of latent attention have a norm, here they have none"
+    REFUSED = dict.fromkeys(("moonlight", "deepseek_v2_lite"), _PLAIN)
 #: What HybridModels of megatron-core, which it has since 0.18, load of ours and save.
 HYBRID = [
     ("llama", "tp1"),

@@ -50,10 +50,31 @@ CONFIGS = {
     "deepseek_v3": _DECODER | _LATENT | _BIASED,
     "kimi_k2": _DECODER | _LATENT | _BIASED | {"q_lora_rank": None, "n_shared_experts": 0},
     "glm4_moe": _DECODER | _BIASED | {"attention_bias": True, "use_qk_norm": True},
+    "glm4_moe_lite": _DECODER
+    | _LATENT
+    | _BIASED
+    | {"mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": 0},
+    "deepseek_v2": _DECODER | _LATENT | _BIASED,
+    "dots1": _DECODER | _BIASED,
+    "ernie4_5_moe": _DECODER
+    | {
+        "moe_num_experts": 3,
+        "moe_num_shared_experts": 2,
+        "moe_intermediate_size": 4,
+        "moe_k": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": 1,
+    },
+    "olmoe": _DECODER | {"num_experts": 3, "num_experts_per_tok": 2},
+    "ministral3": _DECODER,
     "mimo": _DECODER | {"num_nextn_predict_layers": 2},
     "qwen2_5_vl": _DECODER | _VISION,
 }
 FAMILIES = tuple(CONFIGS)
+LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")
+#: The layers that they have for multi-token prediction.
+PREDICTING = {"deepseek_v3": 1, "kimi_k2": 1, "glm4_moe": 1, "glm4_moe_lite": 1, "mimo": 2}
 #: Which of the three layers have experts.
 MOE = {
     "qwen2_moe": {0, 2},
@@ -62,6 +83,11 @@ MOE = {
     "deepseek_v3": {1, 2},
     "kimi_k2": {1, 2},
     "glm4_moe": {1, 2},
+    "glm4_moe_lite": {1, 2},
+    "deepseek_v2": {1, 2},
+    "dots1": {1, 2},
+    "ernie4_5_moe": {1, 2},
+    "olmoe": {0, 1, 2},
 }
 
 
@@ -73,7 +99,13 @@ def config_of(family: str, **changes) -> ModelConfig:
 def alike(family: str) -> dict:
     """Changes after which all layers of a family are of one kind, so that they can be stacked."""
     uneven = 0 < len(MOE.get(family, ())) < 3
-    return {"mlp_only_layers": [], "first_k_dense_replace": 0} if uneven else {}
+    every = {
+        "mlp_only_layers": [],
+        "first_k_dense_replace": 0,
+        "mlp_layer_types": None,
+        "moe_layer_start_index": 0,
+    }
+    return every if uneven else {}
 
 
 #: Family, layout, changes of its config: as it is, and with all layers alike.
@@ -94,13 +126,14 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
     config = CONFIGS[family] | changes
     hidden, vocab, layers = (config[k] for k in ("hidden_size", "vocab_size", "num_hidden_layers"))
     moe = set(range(layers)) if changes.get("first_k_dense_replace") == 0 else MOE.get(family, ())
+    ahead = config.get("num_nextn_predict_layers", 0) if family in PREDICTING else 0
     shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)
     for layer in range(layers):
         found = _layer(family, config, layer in moe)
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
-    for number in range(config.get("num_nextn_predict_layers", 0)):
+    for number in range(ahead):
         shapes |= _mtp(family, config, number, layers - 1 in moe)
     return shapes | (_vision(hidden) if family == "qwen2_5_vl" else {})
 
@@ -129,7 +162,7 @@ def whole(sharded: TiledTensor) -> torch.Tensor:
 def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
     hidden, width = config["hidden_size"], config["intermediate_size"]
     shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-    latent = family in ("deepseek_v3", "kimi_k2")
+    latent = family in LATENT
     shapes |= _latent(config) if latent else _grouped(family, config)
     if not moe:
         shapes |= _gated("mlp", hidden, width)
@@ -146,13 +179,17 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
         return shapes
     shapes["mlp.gate.weight"] = (3, hidden)
     for expert in range(3):
-        shapes |= _gated(f"mlp.experts.{expert}", hidden, config["moe_intermediate_size"])
+        shapes |= _gated(
+            f"mlp.experts.{expert}", hidden, config.get("moe_intermediate_size", width)
+        )
     if family == "qwen2_moe":
         shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
         shapes |= _gated("mlp.shared_expert", hidden, config["shared_expert_intermediate_size"])
-    if "n_routed_experts" in config:
+    if family == "ernie4_5_moe":
+        shapes["mlp.moe_statics.e_score_correction_bias"] = (1, 3)
+    if "n_routed_experts" in config and family != "deepseek_v2":
         shapes["mlp.gate.e_score_correction_bias"] = (3,)
-    if config.get("n_shared_experts"):
+    if config.get("n_shared_experts") or family == "ernie4_5_moe":
         shapes |= _gated("mlp.shared_experts", hidden, 8)
     return shapes
 
@@ -170,7 +207,9 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
         shapes |= {f"self_attn.{n}_proj.bias": (size,) for n, size in rows.items()}
     if family == "llama":
         shapes["self_attn.o_proj.bias"] = (hidden,)
-    if family in ("qwen3", "qwen3_moe", "glm4_moe"):
+    if family == "olmoe":
+        shapes |= {"self_attn.q_norm.weight": (8,), "self_attn.k_norm.weight": (4,)}
+    if family in ("qwen3", "qwen3_moe", "glm4_moe", "dots1"):
         shapes |= {f"self_attn.{n}_norm.weight": (2,) for n in "qk"}
     return shapes
 

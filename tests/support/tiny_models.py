@@ -114,6 +114,7 @@ MODELS = {
     "deepseek_v2": _text("DeepseekV2ForCausalLM", _ROUTED, _LATENT_ATTENTION, topk_method="greedy"),
     "deepseek_v3": _text("DeepseekV3ForCausalLM", _ROUTED, _LATENT_ATTENTION),
     "glm4_moe": _text("Glm4MoeForCausalLM", _HEADS, _ROUTED, use_qk_norm=True),
+    "glm4_moe_lite": _text("Glm4MoeLiteForCausalLM", _ROUTED, _LATENT_ATTENTION),
     "dots1": _text("Dots1ForCausalLM", _HEADS, _ROUTED),
     "olmoe": _text("OlmoeForCausalLM", num_experts=3, num_experts_per_tok=2),
     "hunyuan_v1_moe": _text("HunYuanMoEV1ForCausalLM", _HEADS, num_experts=3, moe_topk=2),

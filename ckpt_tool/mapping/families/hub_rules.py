@@ -50,6 +50,10 @@ HubRules = tuple[Rule, ...]
 SAME: HubRules = ()
 EXPERTS: HubRules = (SplitExperts("mlp.experts", "mlp.experts"),)
 FUSED_EXPERTS: HubRules = (SplitExperts("mlp.experts", "mlp.experts", stays=True),)
+ERNIE_EXPERTS: HubRules = (
+    *EXPERTS,
+    Rename(".mlp.gate.moe_statics.", ".mlp.moe_statics."),
+)
 MIXTRAL_EXPERTS: HubRules = (
     SplitExperts("mlp.experts", "block_sparse_moe.experts", "w1", "w3", "w2"),
     Rename(".mlp.gate.weight", ".block_sparse_moe.gate.weight"),

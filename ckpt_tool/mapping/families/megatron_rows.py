@@ -17,7 +17,8 @@ from typing import Literal
 class Row:
     """Hugging Face's tensors, megatron-core's tensor, and how the one becomes the other.
 
-    ``op``: ``same``, ``vocabulary``, ``gate_up``, ``qkv``, ``stacked_qkv`` or ``swap_halves``.
+    ``op``: ``same``, ``vocabulary``, ``gate_up``, ``qkv``, ``stacked_qkv``, ``swap_halves`` or
+    ``one_row``.
     ``dtype``: the dtype that Megatron keeps the tensor in whatever the weights are, if it does.
     ``shape``: of Hugging Face's tensors, in the words of :mod:`ckpt_tool.mapping.megatron.numbers`;
     one for each, or one for all.
@@ -106,6 +107,12 @@ GROUPED = (
         when="output_bias",
         shape="hidden",
     ),
+)
+#: Of all heads together, in place of the norms of each head. megatron-core has no such modules:
+#: trainers bring their own.
+WIDE_NORMS = (
+    Row("self_attn.q_norm.weight", "self_attention.q_layernorm.weight", shape="query"),
+    Row("self_attn.k_norm.weight", "self_attention.k_layernorm.weight", shape="key"),
 )
 LATENT = (
     Row("input_layernorm.weight", "input_layernorm.weight", shape="hidden"),
@@ -202,11 +209,24 @@ SHARED = (
         when="shared_experts",
         shape="hidden,shared_ffn",
     ),
+)
+#: Of routers that choose by scores with a bias, and weigh by those without.
+ROUTER_BIAS = (
     Row(
         "mlp.gate.e_score_correction_bias",
         "mlp.router.expert_bias",
         dtype="float32",
         shape="experts",
+    ),
+)
+#: Of ERNIE, whose routers have a table of one row.
+ERNIE_BIAS = (
+    Row(
+        "mlp.moe_statics.e_score_correction_bias",
+        "mlp.router.expert_bias",
+        "one_row",
+        dtype="float32",
+        shape="one,experts",
     ),
 )
 MTP = (

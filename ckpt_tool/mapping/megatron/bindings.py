@@ -10,6 +10,7 @@ from ckpt_tool.mapping.families.megatron_rows import TOP, MegatronRows, Row, Row
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
+    OneRow,
     Op,
     QueryGroups,
     Same,
@@ -190,7 +191,12 @@ def _make_op(row: Row, numbers: Numbers) -> Op:
         return StackedHeads(numbers.vision_heads)
     if row.op == "vocabulary":
         return Vocabulary(numbers.vocab_size, numbers.padded_vocab_size)
-    plain: dict[str, Op] = {"same": Same(), "gate_up": GateUp(), "swap_halves": SwapHalves()}
+    plain: dict[str, Op] = {
+        "same": Same(),
+        "gate_up": GateUp(),
+        "swap_halves": SwapHalves(),
+        "one_row": OneRow(),
+    }
     return plain[row.op]
 
 

@@ -41,7 +41,12 @@ _MODULE = re.compile(
 )
 _HALF = re.compile(r"(.*\.linear_fc1\.(?:weight|bias))_(w|v)")
 
-_GROUPED = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight"}
+_GROUPED = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    # Where they are of all heads together, slime and ms-swift bring modules of their own.
+    "self_attention.q_norm.weight": "self_attention.q_layernorm.weight",
+    "self_attention.k_norm.weight": "self_attention.k_layernorm.weight",
+}
 _LATENT = {
     # Where the down projections are fused, whose norm 0.19 calls otherwise on disk.
     "self_attention.linear_qkv_down_proj.layer_norm_weight": "input_layernorm.weight",

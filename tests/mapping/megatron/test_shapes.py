@@ -16,12 +16,13 @@ from ckpt_tool.operations.options import MergeOptions
 from tests.real.megatron_models import write_model
 from tests.support.megatron import UNKNOWN
 
+_SHAPED = ["llama", "qwen2_moe", "mixtral", "deepseek_v3_mtp", "moonlight", "ernie4_5_moe", "olmoe"]
 #: The one that depends on nothing else in the config.
 UNSAID = {"visual.patch_embed.proj.weight"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "qwen2_moe", "mixtral", "deepseek_v3_mtp", "moonlight"])
+@pytest.mark.parametrize("name", _SHAPED)
 def test_rows_say_the_shapes_of_real_models(name, tmp_path):
     if name in UNKNOWN:
         pytest.skip(UNKNOWN[name])

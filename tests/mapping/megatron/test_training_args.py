@@ -62,6 +62,28 @@ EXPECTED = {
         "moe_router_pre_softmax": True,
         "mtp_num_layers": None,
     },
+    "ernie4_5_moe": {
+        "qk_layernorm": False,
+        "rotary_interleaved": True,
+        "num_experts": 3,
+        "moe_layer_freq": [0, 1, 1],
+        "moe_ffn_hidden_size": 4,
+        "moe_router_topk": 2,
+        "moe_shared_expert_intermediate_size": 8,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+    },
+    "olmoe": {
+        "qk_layernorm": True,
+        "rotary_interleaved": False,
+        "num_experts": 3,
+        "moe_layer_freq": [1, 1, 1],
+        "moe_router_topk": 2,
+        "moe_shared_expert_intermediate_size": None,
+        "moe_router_score_function": "softmax",
+        "moe_router_enable_expert_bias": False,
+        "moe_router_pre_softmax": True,
+    },
     "deepseek_v3": {
         "add_qkv_bias": False,
         "add_bias_linear": False,
@@ -86,6 +108,8 @@ EXPECTED = {
 CHANGES = {
     "llama": {},
     "qwen2_moe": {"norm_topk_prob": False},
+    "ernie4_5_moe": {},
+    "olmoe": {"norm_topk_prob": False},
     "deepseek_v3": {"routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4},
 }
 
