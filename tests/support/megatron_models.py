@@ -70,6 +70,8 @@ CONFIGS = {
     "ministral3": _DECODER,
     "mimo": _DECODER | {"num_nextn_predict_layers": 2},
     "qwen2_5_vl": _DECODER | _VISION,
+    "qwen2_vl": _DECODER,
+    "mistral3": _DECODER,
 }
 FAMILIES = tuple(CONFIGS)
 LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")
@@ -112,8 +114,22 @@ def alike(family: str) -> dict:
 CASES = [(family, "per-layer", {}) for family in FAMILIES]
 CASES += [(family, "per-layer", alike(family)) for family in FAMILIES if alike(family)]
 CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
+SEEING = ("qwen2_5_vl", "qwen2_vl", "mistral3")
 #: A HybridModel has no vision tower.
-CASES += [(family, "hybrid", {}) for family in FAMILIES if family != "qwen2_5_vl"]
+CASES += [(family, "hybrid", {}) for family in FAMILIES if family not in SEEING]
+
+
+#: Towers that are the same on both sides, of no shape that a config says.
+TOWERS = {
+    "qwen2_vl": {
+        "visual.blocks.0.attn.qkv.weight": (12, 4),
+        "visual.blocks.0.attn.qkv.bias": (12,),
+    },
+    "mistral3": {
+        "vision_tower.patch_conv.weight": (4, 3, 2, 2),
+        "multi_modal_projector.linear_1.weight": (5, 4),
+    },
+}
 
 
 def rules_of(family: str, layout: str = "", vocab_multiple: int = 1, **changes) -> Rules:
@@ -135,7 +151,9 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
     for number in range(ahead):
         shapes |= _mtp(family, config, number, layers - 1 in moe)
-    return shapes | (_vision(hidden) if family == "qwen2_5_vl" else {})
+    if family == "mistral3":
+        shapes = {f"language_model.{name}": shape for name, shape in shapes.items()}
+    return shapes | (_vision(hidden) if family == "qwen2_5_vl" else TOWERS.get(family, {}))
 
 
 def hub_tensors(family: str, **changes) -> dict[str, torch.Tensor]:
@@ -203,7 +221,7 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
     hidden, rows = config["hidden_size"], {"q": 8, "k": 4, "v": 4}
     shapes = {f"self_attn.{n}_proj.weight": (size, hidden) for n, size in rows.items()}
     shapes["self_attn.o_proj.weight"] = (hidden, 8)
-    if family in ("llama", "qwen2", "qwen2_moe", "glm4_moe", "mimo", "qwen2_5_vl"):
+    if family in ("llama", "qwen2", "qwen2_moe", "glm4_moe", "mimo", "qwen2_5_vl", "qwen2_vl"):
         shapes |= {f"self_attn.{n}_proj.bias": (size,) for n, size in rows.items()}
     if family == "llama":
         shapes["self_attn.o_proj.bias"] = (hidden,)

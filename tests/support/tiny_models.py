@@ -143,6 +143,11 @@ MODELS = {
         mamba_dt_rank=4,
         mamba_d_state=4,
     ),
+    "mistral3": _vision(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "ministral3", **_HEADS},
+        {"model_type": "pixtral", **_TOWER, "head_dim": 8},
+    ),
     "qwen2_vl": _vision(
         "Qwen2VLForConditionalGeneration",
         {"rope_parameters": _MROPE},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ckpt_tool.mapping.families.megatron_form import Flag, MegatronRows
 from ckpt_tool.mapping.families.megatron_rows import (
     DENSE,
     ERNIE_BIAS,
@@ -15,8 +16,6 @@ from ckpt_tool.mapping.families.megatron_rows import (
     SHARED,
     SHARED_GATE,
     WIDE_NORMS,
-    Flag,
-    MegatronRows,
 )
 from ckpt_tool.mapping.families.vision_rows import QWEN_VISION
 
@@ -63,4 +62,14 @@ MIMO = MegatronRows(
     mtp_prefix="model.mtp_layers.{number}.",
     mtp_repeats=False,
 )
-QWEN2_5_VL = MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}, vision=QWEN_VISION)
+QWEN2_5_VL = MegatronRows(
+    GROUPED, DENSE, flags={"qkv_bias": True}, vision=QWEN_VISION, towers=("visual.",)
+)
+QWEN2_VL = MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}, towers=("visual.",))
+MISTRAL3 = MegatronRows(
+    GROUPED,
+    DENSE,
+    trunk="language_model.model.",
+    head="language_model.",
+    towers=("vision_tower.", "multi_modal_projector."),
+)

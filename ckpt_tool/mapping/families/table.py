@@ -23,7 +23,7 @@ from ckpt_tool.mapping.families.hub_rules import (
     TRANSPOSED_EXPERTS,
     HubRules,
 )
-from ckpt_tool.mapping.families.megatron_rows import MegatronRows
+from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.torchtitan_rows import (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
@@ -166,9 +166,10 @@ FAMILIES: dict[str, Family] = {
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True),
     "llama4": Family(torchtitan=LLAMA4),
+    "mistral3": Family("Mistral3ForConditionalGeneration", megatron=mcore.MISTRAL3),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_5_VL),
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL),
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_VL),
     "qwen3_5": Family(hub=SAME),
     "qwen3_5_moe": Family(hub=FUSED_EXPERTS),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME),

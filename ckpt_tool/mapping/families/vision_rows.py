@@ -5,7 +5,7 @@ Source: verl's Qwen2.5-VL for megatron-core (``verl/models/mcore/qwen2_5_vl``).
 
 from __future__ import annotations
 
-from ckpt_tool.mapping.families.megatron_rows import Row, Vision
+from ckpt_tool.mapping.families.megatron_form import Row, Vision
 
 QWEN_VISION = Vision(
     rows=(

@@ -18,8 +18,13 @@ from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 
 Tensors = Mapping[str, LazyTensor]
 
-_TOP = r"decoder|embedding|output_layer|mtp|language_model|vision_model"
+_TOP = (
+    r"decoder|embedding|output_layer|mtp|language_model|vision_model"
+    r"|visual|vision_tower|multi_modal_projector"  # transformers' own modules
+)
 _PREFIX = re.compile(rf"^(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
+#: ms-swift has transformers' tower in a module of that name.
+_SWIFT = re.compile(r"^visual\.(?=visual\.)")
 _OWN = re.compile(
     r"(^|\.)(embedding\.word_embeddings\.weight$|self_attention\.linear_"
     r"|layers\.(\d+\.)?(transformer_layer\.)?mlp\.linear_fc)"  # not visual.blocks.0 of Qwen3-VL
@@ -98,7 +103,7 @@ def _name_engine_key(key: str, keys: frozenset[str]) -> str:
 
 
 def _strip(name: str, multimodal: bool) -> str:
-    name = _PREFIX.sub("", name)
+    name = _SWIFT.sub("", _PREFIX.sub("", name))
     if not multimodal:
         name = name.removeprefix("language_model.")
     return _AHEAD.sub(".transformer_layer.", _name_expert(name))

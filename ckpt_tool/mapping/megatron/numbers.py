@@ -9,7 +9,7 @@ from typing import Any
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
-from ckpt_tool.mapping.families.megatron_rows import MegatronRows
+from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES
 
 #: How configs call the number of experts that see every token; ``sizes`` has their width.

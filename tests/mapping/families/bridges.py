@@ -49,7 +49,7 @@ BRIDGES = {
     ),
     "Mistral3ForConditionalGeneration": (
         "mistral3",
-        "a vision tower; its language model alone (`ministral3`) is known",
+        "",
     ),
     "MistralForCausalLM": ("mistral", ""),
     "NemotronForCausalLM": ("nemotron", "norms with a bias, an MLP without a gate"),

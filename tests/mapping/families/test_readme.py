@@ -51,6 +51,12 @@ def describe_megatron(family: Family) -> str:
     return ", ".join(said)
 
 
+def describe_vision(family: Family) -> str:
+    rows = family.megatron
+    said = ["yes"] if rows and rows.vision else []
+    return ", ".join(said + [f"`{prefix}*`" for prefix in (rows.towers if rows else ())])
+
+
 #: What real modules had to be given, so that they compute what transformers does.
 GIVEN = {
     "ernie4_5_moe": "its router's softmax is the tests'",
@@ -90,7 +96,7 @@ def make_row(model_type: str, family: Family) -> tuple[str, ...]:
         describe_megatron(family),
         judge(model_type, family),
         "yes" if rows and rows.mtp else "",
-        "yes" if rows and rows.vision else "",
+        describe_vision(family),
         describe_else(family),
     )
 

@@ -17,12 +17,23 @@ from ckpt_tool.mapping.megatron.bindings import (
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import QueryGroups, StackedHeads, SwapHalves, Vocabulary
-from tests.support.megatron_models import CASES, FAMILIES, MOE, alike, config_of, hub_shapes
+from tests.support.megatron_models import (
+    CASES,
+    FAMILIES,
+    MOE,
+    TOWERS,
+    alike,
+    config_of,
+    hub_shapes,
+)
+
+_LAYERED = r"(?:language_model\.)?model\.layers\.([012])\.|visual\.blocks\.(\d)\."
 
 
 def bindings(family: str, layout: str = "per-layer", **changes) -> list[Binding]:
     config = config_of(family, **changes)
-    return make_bindings(require_rows(config), read_numbers(config), layout)
+    towers = TOWERS.get(family, {})
+    return make_bindings(require_rows(config), read_numbers(config), layout, towers)
 
 
 def by_hub(found: list[Binding]) -> dict[str, Binding]:
@@ -54,8 +65,8 @@ def test_every_entry_of_a_megatron_tensor_is_bound_once(family, layout, changes)
 def test_stacked_layers_share_names_and_layers_of_their_own_do_not(family):
     stacked = by_hub(bindings(family, "stacked", **alike(family)))
     for hub, per_layer in by_hub(bindings(family, **alike(family))).items():
-        layered = re.match(r"model\.layers\.([012])\.|visual\.blocks\.(\d)\.", hub)
-        if layered is None:
+        layered = re.match(_LAYERED, hub)
+        if layered is None or hub in TOWERS.get(family, {}):
             assert stacked[hub] == per_layer
             continue
         layer, count = int(layered[1] or layered[2]), 3 if layered[1] else 2

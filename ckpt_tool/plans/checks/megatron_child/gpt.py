@@ -14,6 +14,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.plans.checks.megatron_child.config import (
     compute_joined_width,
     make_projection_config,
@@ -62,11 +63,12 @@ def _modules(request: Request) -> dict[str, Any]:
         options["wide_norms"] = "wide_norms" in request.numbers.flags
         pattern = request.numbers.hybrid_pattern
         return {"": make_hybrid_model(config, pattern, NoAttention, **options)}
+    prefix = require_rows(request.config).prefix
     if not request.numbers.vision_layers:
-        return {"": _language_model(request, config)}
+        return {prefix: _language_model(request, config)}
     vision = request.config.raw["vision_config"]
     return {
-        "language_model.": _language_model(request, config),
+        prefix: _language_model(request, config),
         "vision_model.decoder.": _vision_blocks(make_vision_config(vision, request.numbers)),
         "vision_model.projection.": MultimodalProjector(
             config=make_projection_config(vision, config),

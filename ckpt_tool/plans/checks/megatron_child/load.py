@@ -55,9 +55,10 @@ class Wanted:
         return cls(tensors, objects + list_engine_states(tensors))
 
 
-def check(state: dict[str, Any], folder: str) -> int:
+def check(state: dict[str, Any], folder: str, towers: tuple[str, ...] = ()) -> int:
     """Compare and load; the number of tensors that were asked for.
 
+    ``towers``: prefixes of what is no part of megatron-core's model.
     LoadFaultError names everything that is missing, unexpected or of another shape, or quotes what
     megatron-core says of a checkpoint that it cannot read.
     """
@@ -66,7 +67,7 @@ def check(state: dict[str, Any], folder: str) -> int:
         metadata = FileSystemReader(folder).read_metadata()
     except Exception as error:  # whatever a pickle raises
         raise LoadFaultError(f"cannot read .metadata: {_quoted(error)}") from error
-    faults = _compare(wanted, metadata)
+    faults = _compare(wanted, metadata, towers)
     if faults:
         raise LoadFaultError("does not load this", faults)
     # Each load would read the list of all blocks anew: of a large model that takes seconds.
@@ -76,7 +77,7 @@ def check(state: dict[str, Any], folder: str) -> int:
     return len({tensor.key for tensor in wanted.tensors})
 
 
-def _compare(wanted: Wanted, metadata: Metadata) -> list[str]:
+def _compare(wanted: Wanted, metadata: Metadata, towers: tuple[str, ...]) -> list[str]:
     """Every difference between what is asked for and what is there.
 
     States that nothing asks for are as they should be: which modules ask depends on the release.
@@ -89,6 +90,8 @@ def _compare(wanted: Wanted, metadata: Metadata) -> list[str]:
     unexpected, mismatched = [], []
     for key, entry in there.items():
         if not isinstance(entry, TensorStorageMetadata) or key in _FOREIGN:
+            continue
+        if key.startswith(towers):
             continue
         if key not in shapes:
             unexpected.append(f"unexpected: {key}")
