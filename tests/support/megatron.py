@@ -93,6 +93,9 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("deepseek_v3_mtp", "tp2_pp2"): {"style": "megatron-lm"},
     ("glm4_moe", "ep2"): {},
     ("moonlight", "tp2_ep2"): {},
+    ("olmoe", "tp2"): {},
+    ("ernie4_5_moe", "ep2"): {"style": "megatron-lm"},
+    ("glm4_moe_lite_mtp", "pp2"): {},
 }
 #: What the installed transformers cannot build, and why.
 UNKNOWN: dict[str, str] = {}

@@ -71,6 +71,8 @@ CONFIGS = {
     "mimo": _DECODER | {"num_nextn_predict_layers": 2},
     "qwen2_5_vl": _DECODER | _VISION,
     "qwen2_vl": _DECODER,
+    "qwen3_vl": _DECODER
+    | {"vision_config": {"depth": 2, "num_heads": 2, "deepstack_visual_indexes": [0, 1]}},
     "mistral3": _DECODER,
 }
 FAMILIES = tuple(CONFIGS)
@@ -114,7 +116,7 @@ def alike(family: str) -> dict:
 CASES = [(family, "per-layer", {}) for family in FAMILIES]
 CASES += [(family, "per-layer", alike(family)) for family in FAMILIES if alike(family)]
 CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
-SEEING = ("qwen2_5_vl", "qwen2_vl", "mistral3")
+SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "mistral3")
 #: A HybridModel has no vision tower.
 CASES += [(family, "hybrid", {}) for family in FAMILIES if family not in SEEING]
 
@@ -153,6 +155,10 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
         shapes |= _mtp(family, config, number, layers - 1 in moe)
     if family == "mistral3":
         shapes = {f"language_model.{name}": shape for name, shape in shapes.items()}
+    if family == "qwen3_vl":
+        trunk = "model.language_model."
+        shapes = {name.replace("model.", trunk, 1): shape for name, shape in shapes.items()}
+        return shapes | _qwen3_vision(hidden)
     return shapes | (_vision(hidden) if family == "qwen2_5_vl" else TOWERS.get(family, {}))
 
 
@@ -227,7 +233,7 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
         shapes["self_attn.o_proj.bias"] = (hidden,)
     if family == "olmoe":
         shapes |= {"self_attn.q_norm.weight": (8,), "self_attn.k_norm.weight": (4,)}
-    if family in ("qwen3", "qwen3_moe", "glm4_moe", "dots1"):
+    if family in ("qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "dots1"):
         shapes |= {f"self_attn.{n}_norm.weight": (2,) for n in "qk"}
     return shapes
 
@@ -277,3 +283,34 @@ def _vision(hidden: int) -> dict[str, tuple[int, ...]]:
     for layer in range(2):
         shapes |= {f"visual.blocks.{layer}.{name}": shape for name, shape in block.items()}
     return shapes
+
+
+def _qwen3_vision(hidden: int) -> dict[str, tuple[int, ...]]:
+    merger = {"linear_fc1.weight": (16, 16), "linear_fc1.bias": (16,)}
+    merger |= {"linear_fc2.weight": (hidden, 16), "linear_fc2.bias": (hidden,)}
+    norms = [f"{name}.{kind}" for name in ("norm1", "norm2") for kind in ("weight", "bias")]
+    block = dict.fromkeys(norms, (4,)) | {
+        "attn.qkv.weight": (12, 4),
+        "attn.qkv.bias": (12,),
+        "attn.proj.weight": (4, 4),
+        "attn.proj.bias": (4,),
+        "mlp.linear_fc1.weight": (7, 4),
+        "mlp.linear_fc1.bias": (7,),
+        "mlp.linear_fc2.weight": (4, 7),
+        "mlp.linear_fc2.bias": (4,),
+    }
+    shapes = {
+        "patch_embed.proj.weight": (4, 3, 2, 2, 2),
+        "patch_embed.proj.bias": (4,),
+        "pos_embed.weight": (9, 4),
+    }
+    for part, norm in (
+        ("merger", 4),
+        ("deepstack_merger_list.0", 16),
+        ("deepstack_merger_list.1", 16),
+    ):
+        found = merger | {"norm.weight": (norm,), "norm.bias": (norm,)}
+        shapes |= {f"{part}.{name}": shape for name, shape in found.items()}
+    for layer in range(2):
+        shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
+    return {f"model.visual.{name}": shape for name, shape in shapes.items()}

@@ -17,7 +17,7 @@ from ckpt_tool.mapping.families.megatron_rows import (
     SHARED_GATE,
     WIDE_NORMS,
 )
-from ckpt_tool.mapping.families.vision_rows import QWEN_VISION
+from ckpt_tool.mapping.families.vision_rows import QWEN3_VISION, QWEN_VISION
 
 LLAMA = MegatronRows(
     GROUPED,
@@ -66,6 +66,9 @@ QWEN2_5_VL = MegatronRows(
     GROUPED, DENSE, flags={"qkv_bias": True}, vision=QWEN_VISION, towers=("visual.",)
 )
 QWEN2_VL = MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}, towers=("visual.",))
+QWEN3_VL = MegatronRows(
+    GROUPED, DENSE, flags=_QWEN3_FLAGS, vision=QWEN3_VISION, trunk="model.language_model."
+)
 MISTRAL3 = MegatronRows(
     GROUPED,
     DENSE,

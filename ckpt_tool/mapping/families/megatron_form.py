@@ -31,10 +31,20 @@ Flag = Literal[True] | tuple[str, bool]
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """A vision tower: rows outside of its blocks, and rows of each block."""
+    """A vision tower: rows outside of its blocks, rows of each block, and of each merger.
+
+    ``prefix``: of all of it on the Hub.
+    """
 
     rows: Rows
     block: Rows
+    merger: Rows = ()
+    prefix: str = "visual."
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP of a block has a gate; then there are norms without bias too."""
+        return any(row.op == "gate_up" for row in self.block)
 
 
 @dataclass(frozen=True, slots=True)

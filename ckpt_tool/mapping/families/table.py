@@ -172,7 +172,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_VL),
     "qwen3_5": Family(hub=SAME),
     "qwen3_5_moe": Family(hub=FUSED_EXPERTS),
-    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME, megatron=mcore.QWEN3_VL),
     "qwen3_vl_moe": Family("Qwen3VLMoeForConditionalGeneration", TRANSPOSED_EXPERTS),
     "qwen3_vl_moe_text": Family(legacy=Legacy(expert_count="num_experts")),
 }

@@ -75,11 +75,16 @@ def choose_layout(family: MegatronRows, numbers: Numbers) -> str:
 
 
 def make_bindings(
-    family: MegatronRows, numbers: Numbers, layout: str, towers: Iterable[str] = ()
+    family: MegatronRows,
+    numbers: Numbers,
+    layout: str,
+    towers: Iterable[str] = (),
+    vision_layout: str = "",
 ) -> list[Binding]:
     """Every tensor of the model, in the order of the layers; last the ``towers``, by their names.
 
-    They take the place of a tower that the family has rows of.
+    They take the place of a tower that the family has rows of, whose layout may be another than
+    the language model's.
     """
     prefix = family.prefix
     found = list(_spell(tuple(_name_top(family)), _Place("", prefix), numbers))
@@ -93,7 +98,7 @@ def make_bindings(
         found += _spell_mtp(family, numbers, number, prefix, layout)
     alike = [Binding((name,), name, (), (), Same(), "") for name in towers]
     if family.vision is not None and not alike:
-        found += _spell_vision(family.vision, numbers, layout)
+        found += _spell_vision(family.vision, numbers, vision_layout or layout)
     return found + alike
 
 
@@ -165,12 +170,14 @@ def _spell_mtp(
 
 
 def _spell_vision(vision: Vision, numbers: Numbers, layout: str) -> Iterator[Binding]:
-    yield from _spell(vision.rows, _Place("", ""), numbers)
-    count = numbers.vision_layers
+    yield from _spell(vision.rows, _Place(vision.prefix, ""), numbers)
+    decoder, count = "vision_model.decoder.", numbers.vision_layers
     for layer in range(count):
-        hf = f"visual.blocks.{layer}."
-        place = _place_layer(hf, "vision_model.decoder.", layer, count, layout)
-        yield from _spell(vision.block, place, numbers)
+        hf = f"{vision.prefix}blocks.{layer}."
+        yield from _spell(vision.block, _place_layer(hf, decoder, layer, count, layout), numbers)
+    for number in range(numbers.vision_mergers if vision.merger else 0):
+        name = f"deepstack_merger_list.{number}."
+        yield from _spell(vision.merger, _Place(vision.prefix + name, decoder + name), numbers)
 
 
 def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:

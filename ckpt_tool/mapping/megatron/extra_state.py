@@ -16,7 +16,7 @@ from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.tensors.geometry import Shape
 
 #: Modules with a weight and without extra state: plain parameters, and the vocabulary's layers.
-_WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj")
+_WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj", "pos_embed")
 #: Modules that are transformers' own.
 _TOWERS = tuple(
     prefix for family in FAMILIES.values() if family.megatron for prefix in family.megatron.towers

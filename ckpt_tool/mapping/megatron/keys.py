@@ -48,6 +48,7 @@ _HALF = re.compile(r"(.*\.linear_fc1\.(?:weight|bias))_(w|v)")
 
 _GROUPED = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "input_layernorm.bias": "self_attention.linear_qkv.layer_norm_bias",
     # Where they are of all heads together, slime and ms-swift bring modules of their own.
     "self_attention.q_norm.weight": "self_attention.q_layernorm.weight",
     "self_attention.k_norm.weight": "self_attention.k_layernorm.weight",
@@ -58,7 +59,10 @@ _LATENT = {
     "self_attention.q_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
     "self_attention.kv_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight",
 }
-_DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
+_DENSE = {
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+    "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
+}
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
 
 

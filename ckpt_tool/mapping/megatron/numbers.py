@@ -39,6 +39,7 @@ class Numbers:
     padded_vocab_size: int
     vision_layers: int = 0
     vision_heads: int = 0
+    vision_mergers: int = 0
 
     @property
     def hybrid_pattern(self) -> str:
@@ -90,6 +91,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
         vision_layers=vision.size("depth") if family.vision else 0,
         vision_heads=vision.size("num_heads") if family.vision else 0,
+        vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.vision else 0,
     )
 
 
@@ -163,6 +165,7 @@ def _read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "kv_up": heads * (nope + value),
         "vision": width,
         "vision_qkv": 3 * width,
+        "positions": vision.size("num_position_embeddings", 0),
         "vision_ffn": vision.size("intermediate_size", 0),
         "merged": width * vision.size("spatial_merge_size", 2) ** 2,
     }

@@ -69,7 +69,9 @@ def make_rules(
             hint="Leave `layers` out: the model is then written for a GPTModel.",
         )
     towers = [] if family.vision else _find_towers(config, given)
-    return _bind(config, numbers, layout or choose_layout(family, numbers), warnings, towers)
+    layout = layout or choose_layout(family, numbers)
+    bindings = make_bindings(family, numbers, layout, towers)
+    return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)
 
 
 def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None:
@@ -131,7 +133,9 @@ def infer_rules(
         numbers = replace(numbers, flags=numbers.flags | {"untied"})
     else:
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
-    return _bind(config, numbers, find_layout(tensors, prefix), [], _find_towers(config, tensors))
+    layout, vision = (find_layout(tensors, name) for name in (prefix, "vision_model."))
+    bindings = make_bindings(family, numbers, layout, _find_towers(config, tensors), vision)
+    return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), [])
 
 
 def find_layout(names: Collection[str], prefix: str = "") -> str:
@@ -162,11 +166,3 @@ def _find_towers(config: ModelConfig, names: Iterable[str]) -> list[str]:
             f" has some, by {config.path}"
         )
     return sorted(found)
-
-
-def _bind(
-    config: ModelConfig, numbers: Numbers, layout: str, warnings: list[str], towers: Iterable[str]
-) -> Rules:
-    family = require_rows(config)
-    bindings = make_bindings(family, numbers, layout, towers)
-    return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)

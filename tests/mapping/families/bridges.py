@@ -75,7 +75,7 @@ BRIDGES = {
         "qwen3_5",
         "gated attention, gated DeltaNet, a vision tower",
     ),
-    "Qwen3VLForConditionalGeneration": ("qwen3_vl", "a vision tower"),
+    "Qwen3VLForConditionalGeneration": ("qwen3_vl", ""),
     "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe", "a vision tower, experts transposed"),
     "SarvamMLAForCausalLM": ("sarvam_mla", "names of its own on the Hub"),
     "SarvamMoEForCausalLM": ("sarvam_moe", "query, key and value are one tensor on the Hub"),

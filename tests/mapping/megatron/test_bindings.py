@@ -27,7 +27,7 @@ from tests.support.megatron_models import (
     hub_shapes,
 )
 
-_LAYERED = r"(?:language_model\.)?model\.layers\.([012])\.|visual\.blocks\.(\d)\."
+_LAYERED = r"(?:\w+\.){0,2}layers\.([012])\.|(?:model\.)?visual\.blocks\.(\d)\."
 
 
 def bindings(family: str, layout: str = "per-layer", **changes) -> list[Binding]:
@@ -280,7 +280,11 @@ def test_extra_states_are_not_repeated_and_include_attention(family, layout, cha
     found = list_extra_states(bindings(family, layout, **changes))
     assert len(found) == len(set(found))
     attention = {name for name in found if ".self_attention.core_attention." in name}
-    towers = 3 + read_numbers(config_of(family, **changes)).mtp + 2 * (family == "qwen2_5_vl")
+    towers = (
+        3
+        + read_numbers(config_of(family, **changes)).mtp
+        + 2 * (family in ("qwen2_5_vl", "qwen3_vl"))
+    )
     assert len(attention) == towers
     plain = ("router", "word_embeddings", "output_layer", "gate_weight", "patch_embed")
     assert not [name for name in found if any(word in name for word in plain)]

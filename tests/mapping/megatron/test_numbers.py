@@ -39,7 +39,7 @@ def test_numbers_of_a_family(family):
     assert (found.layers, found.heads, found.groups, found.head_dim) == (3, 4, 2, 2)
     assert (found.moe, found.experts) == (moe, 3 if moe else 0)
     assert found.mtp == PREDICTING.get(family, 0)
-    vision = (2, 2) if family == "qwen2_5_vl" else (0, 0)
+    vision = (2, 2) if family in ("qwen2_5_vl", "qwen3_vl") else (0, 0)
     assert (found.vision_layers, found.vision_heads) == vision
     assert (found.vocab_size, found.padded_vocab_size) == (11, 11)
 

@@ -61,12 +61,14 @@ def make_text_config(
     return call(TransformerConfig, **values)
 
 
-def make_vision_config(vision: dict[str, Any], numbers: Numbers) -> TransformerConfig:
+def make_vision_config(
+    vision: dict[str, Any], numbers: Numbers, *, gated: bool
+) -> TransformerConfig:
     """The blocks of a vision tower. Raises what megatron-core raises of it."""
     values = {
         **_CPU,
         **_PLAIN,
-        **_GATED,
+        **(_GATED if gated else {"activation_func": gelu, "normalization": "LayerNorm"}),
         "num_layers": numbers.vision_layers,
         "hidden_size": vision["hidden_size"],
         "ffn_hidden_size": vision["intermediate_size"],

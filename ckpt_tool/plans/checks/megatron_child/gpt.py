@@ -66,17 +66,24 @@ def _modules(request: Request) -> dict[str, Any]:
     prefix = require_rows(request.config).prefix
     if not request.numbers.vision_layers:
         return {prefix: _language_model(request, config)}
-    vision = request.config.raw["vision_config"]
-    return {
-        prefix: _language_model(request, config),
-        "vision_model.decoder.": _vision_blocks(make_vision_config(vision, request.numbers)),
-        "vision_model.projection.": MultimodalProjector(
-            config=make_projection_config(vision, config),
-            submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-            projector_type="mlp",
-            input_size=compute_joined_width(vision),
-        ),
-    }
+    return {prefix: _language_model(request, config), **_tower(request, config)}
+
+
+def _tower(request: Request, text: TransformerConfig) -> dict[str, Any]:
+    """The blocks of a vision tower and, of one that ends as they do, what is after them."""
+    vision, rows = request.config.raw["vision_config"], require_rows(request.config).vision
+    ends = rows is not None and rows.gated
+    config = make_vision_config(vision, request.numbers, gated=ends)
+    blocks = TransformerBlock(config=config, spec=_block_spec(config), post_layer_norm=ends)
+    if not ends:
+        return {"vision_model.decoder.": blocks}
+    projection = MultimodalProjector(
+        config=make_projection_config(vision, text),
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+        projector_type="mlp",
+        input_size=compute_joined_width(vision),
+    )
+    return {"vision_model.decoder.": blocks, "vision_model.projection.": projection}
 
 
 def _require_plain_queries(request: Request) -> None:
@@ -122,16 +129,12 @@ def _describe_ends(request: Request) -> dict[str, Any]:
     }
 
 
-def _vision_blocks(config: TransformerConfig) -> TransformerBlock:
-    return TransformerBlock(config=config, spec=_block_spec(config))
-
-
 def _block_spec(config: TransformerConfig) -> Any:
     spec = call(
         gpt_layer_specs.get_gpt_decoder_block_spec,
         config=config,
         use_transformer_engine=False,
-        normalization="RMSNorm",
+        normalization=config.normalization,
     )
     spec.layer_norm = WrappedTorchNorm
     if getattr(config, "multi_latent_attention", False):

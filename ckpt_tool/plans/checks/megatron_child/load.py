@@ -22,8 +22,13 @@ from ckpt_tool.plans.checks.megatron_child.names import list_engine_states, rena
 #: At most this much is loaded at a time, unless one tensor is larger.
 GROUP_BYTES = 256 << 20
 
-#: What no module of megatron-core has: frameworks bring a convolution of their own.
-_FOREIGN = frozenset({"vision_model.patch_embed.proj.weight"})
+#: What no module of megatron-core has: trainers bring their own around a tower's blocks.
+_FOREIGN = (
+    "vision_model.patch_embed.",
+    "vision_model.pos_embed.",
+    "vision_model.merger.",
+    "vision_model.decoder.deepstack_merger_list.",
+)
 
 #: A loader that misses a key quotes all keys there are.
 _QUOTED = 600
@@ -89,9 +94,7 @@ def _compare(wanted: Wanted, metadata: Metadata, towers: tuple[str, ...]) -> lis
     missing += [f"missing: {key}" for key in keys if key not in there]
     unexpected, mismatched = [], []
     for key, entry in there.items():
-        if not isinstance(entry, TensorStorageMetadata) or key in _FOREIGN:
-            continue
-        if key.startswith(towers):
+        if not isinstance(entry, TensorStorageMetadata) or key.startswith(_FOREIGN + towers):
             continue
         if key not in shapes:
             unexpected.append(f"unexpected: {key}")
