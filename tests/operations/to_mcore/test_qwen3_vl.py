@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3VLForConditionalGeneration
+import transformers
 
 from ckpt_tool import (
     MergeOptions,
@@ -123,7 +123,7 @@ def test_there_and_back_is_the_identity(model, tmp_path, layers):
     result = merge_megatron(tmp_path / "there", tmp_path / "back", back)
     assert result.load_check.num_tensors == len(load_folder(model))
     assert_same(load_folder(tmp_path / "back"), load_folder(model))
-    _, report = Qwen3VLForConditionalGeneration.from_pretrained(
+    _, report = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
         tmp_path / "back", output_loading_info=True
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
