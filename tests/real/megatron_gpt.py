@@ -162,7 +162,7 @@ def _build_chunk(
         vp_stage=stage,
     )
     _fit_to_cpu(spec, config)
-    if hf["model_type"] == "olmoe":
+    if hf["model_type"] in ("olmoe", "minimax_m2"):
         for layer in spec.layer_specs:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = WideQueryNorm, WideKeyNorm
@@ -286,7 +286,7 @@ def _attention(hf: HuggingFaceConfig) -> dict[str, Any]:
     return {
         "num_query_groups": hf["num_key_value_heads"],
         "kv_channels": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-        "qk_layernorm": family.startswith(("qwen3", "dots1", "olmoe"))
+        "qk_layernorm": family.startswith(("qwen3", "dots1", "olmoe", "minimax_m2"))
         or hf.get("use_qk_norm", False),
         "rotary_interleaved": family.startswith("ernie"),
         "add_qkv_bias": family.startswith("qwen2") or hf.get("attention_bias", False),
@@ -370,12 +370,14 @@ def _biased_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
 
 
 def _shifted_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
-    width = hf["moe_intermediate_size"] * hf["moe_num_shared_experts"]
-    return {
+    values: dict[str, Any] = {
         "moe_router_score_function": "sigmoid",
         "moe_router_enable_expert_bias": True,
-        "moe_shared_expert_intermediate_size": width,
     }
+    if "moe_num_shared_experts" in hf:
+        width = hf["moe_intermediate_size"] * hf["moe_num_shared_experts"]
+        values["moe_shared_expert_intermediate_size"] = width
+    return values
 
 
 _ROUTING = {
@@ -387,6 +389,7 @@ _ROUTING = {
     "glm4_moe_lite": _biased_routing,
     "dots1": _biased_routing,
     "ernie4_5_moe": _shifted_routing,
+    "minimax_m2": _shifted_routing,
     "olmoe": _softmax_routing,
     "deepseek_v2": _scaled_routing,
 }

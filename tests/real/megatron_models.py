@@ -146,6 +146,16 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "OlmoeForCausalLM",
         {"intermediate_size": 40, "num_experts": 4, "num_experts_per_tok": 2},
     ),
+    "minimax_m2": (
+        "MiniMaxM2ForCausalLM",
+        {
+            "intermediate_size": 40,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 24,
+            "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
+        },
+    ),
     "ministral3": ("Ministral3ForCausalLM", {"head_dim": 24, "rope_parameters": _SCALED}),
     "deepseek_v2": ("DeepseekV2ForCausalLM", {**_LATENT_ATTENTION, **_SOFTMAX_ROUTING}),
     "deepseek_v2_lite": (

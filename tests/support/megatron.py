@@ -109,6 +109,7 @@ if TRANSFORMERS < (5, 0):
         "deepseek_v2_lite",
         "dots1",
         "ernie4_5_moe",
+        "minimax_m2",
         "ministral3",
     )
     UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")

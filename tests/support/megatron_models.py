@@ -67,6 +67,7 @@ CONFIGS = {
         "moe_layer_interval": 1,
     },
     "olmoe": _DECODER | {"num_experts": 3, "num_experts_per_tok": 2},
+    "minimax_m2": _DECODER | {"num_local_experts": 3, "num_experts_per_tok": 2},
     "ministral3": _DECODER,
     "mimo": _DECODER | {"num_nextn_predict_layers": 2},
     "qwen2_5_vl": _DECODER | _VISION,
@@ -92,6 +93,7 @@ MOE = {
     "dots1": {1, 2},
     "ernie4_5_moe": {1, 2},
     "olmoe": {0, 1, 2},
+    "minimax_m2": {0, 1, 2},
 }
 
 
@@ -194,7 +196,9 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
             shapes |= {f"mlp.{name}_proj.bias": (width,) for name in ("gate", "up")}
             shapes["mlp.down_proj.bias"] = (hidden,)
         return shapes
-    if family == "mixtral":
+    if family == "minimax_m2":
+        shapes["block_sparse_moe.e_score_correction_bias"] = (3,)
+    if family in ("mixtral", "minimax_m2"):
         shapes["block_sparse_moe.gate.weight"] = (3, hidden)
         for expert in range(3):
             stem = f"block_sparse_moe.experts.{expert}"
@@ -231,7 +235,7 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
         shapes |= {f"self_attn.{n}_proj.bias": (size,) for n, size in rows.items()}
     if family == "llama":
         shapes["self_attn.o_proj.bias"] = (hidden,)
-    if family == "olmoe":
+    if family in ("olmoe", "minimax_m2"):
         shapes |= {"self_attn.q_norm.weight": (8,), "self_attn.k_norm.weight": (4,)}
     if family in ("qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "dots1"):
         shapes |= {f"self_attn.{n}_norm.weight": (2,) for n in "qk"}

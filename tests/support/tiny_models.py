@@ -131,6 +131,7 @@ MODELS = {
         num_experts_per_tok=2,
         layer_types=["full_attention", "linear_attention"],
     ),
+    "minimax_m2": _text("MiniMaxM2ForCausalLM", _HEADS, num_local_experts=3, num_experts_per_tok=2),
     "jamba": _text(
         "JambaForCausalLM",
         num_experts=3,

@@ -58,6 +58,10 @@ MIXTRAL_EXPERTS: HubRules = (
     SplitExperts("mlp.experts", "block_sparse_moe.experts", "w1", "w3", "w2"),
     Rename(".mlp.gate.weight", ".block_sparse_moe.gate.weight"),
 )
+MINIMAX_M2_EXPERTS: HubRules = (
+    *MIXTRAL_EXPERTS,
+    Rename(".mlp.e_score_correction_bias", ".block_sparse_moe.e_score_correction_bias"),
+)
 JAMBA_EXPERTS: HubRules = (SplitExperts("feed_forward.experts", "feed_forward.experts"),)
 TRANSPOSED_EXPERTS: HubRules = (TransposeExperts("mlp.experts"),)
 QWEN_VL: HubRules = (

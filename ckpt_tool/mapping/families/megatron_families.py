@@ -10,6 +10,7 @@ from ckpt_tool.mapping.families.megatron_rows import (
     LATENT,
     MIMO_MTP,
     MIXTRAL,
+    MIXTRAL_BIAS,
     MOE,
     MTP,
     ROUTER_BIAS,
@@ -54,6 +55,9 @@ ERNIE = MegatronRows(
     GROUPED, DENSE, MOE + SHARED + ERNIE_BIAS, flags={"interleaved": True}, differing=True
 )
 OLMOE = MegatronRows(GROUPED + WIDE_NORMS, (), MOE, flags={"wide_norms": True})
+MINIMAX_M2 = MegatronRows(
+    GROUPED + WIDE_NORMS, (), MIXTRAL + MIXTRAL_BIAS, flags={"wide_norms": True}
+)
 MIMO = MegatronRows(
     GROUPED,
     DENSE,

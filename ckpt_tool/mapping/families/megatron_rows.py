@@ -9,6 +9,8 @@ megatron-core, both compared by experiment.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ckpt_tool.mapping.families.megatron_form import Row
 
 TOP = (
@@ -164,6 +166,7 @@ ROUTER_BIAS = (
         shape="experts",
     ),
 )
+MIXTRAL_BIAS = (replace(ROUTER_BIAS[0], hf="block_sparse_moe.e_score_correction_bias"),)
 #: Of ERNIE, whose routers have a table of one row.
 ERNIE_BIAS = (
     Row(

@@ -108,9 +108,14 @@ def _make_hybrid(rules: Rules) -> dict[str, Any]:
 
 def _make_rotary(text: Fields) -> dict[str, Any]:
     rope = text.inside("rope_parameters")
+    # MiniMax says how much of a head it turns, not which share.
+    turned, head = text.find_number("rotary_dim"), text.find_number("head_dim")
     theta, share = (
         rope.find_number(key) or text.find_number(key) or default
-        for key, default in (("rope_theta", 10000.0), ("partial_rotary_factor", 1.0))
+        for key, default in (
+            ("rope_theta", 10000.0),
+            ("partial_rotary_factor", (turned / head) if turned and head else 1.0),
+        )
     )
     return {
         "rotary_base": int(theta) if theta.is_integer() else theta,

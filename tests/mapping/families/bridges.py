@@ -42,7 +42,7 @@ BRIDGES = {
     "Qwen2ForCausalLM": ("qwen2", ""),
     "MiMoForCausalLM": ("mimo", ""),
     "MiMoV2FlashForCausalLM": ("mimo_v2_flash", "values of another width than keys, sinks"),
-    "MiniMaxM2ForCausalLM": ("minimax_m2", "norms of all heads that ranks cut"),
+    "MiniMaxM2ForCausalLM": ("minimax_m2", ""),
     "MiniMaxM3SparseForConditionalGeneration": (
         "minimax_m3_vl",
         "an indexer in its attention, a vision tower",

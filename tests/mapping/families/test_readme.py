@@ -61,6 +61,7 @@ def describe_vision(family: Family) -> str:
 GIVEN = {
     "ernie4_5_moe": "its router's softmax is the tests'",
     "olmoe": "its norms are the tests'",
+    "minimax_m2": "its norms are the tests'",
 }
 
 

@@ -132,6 +132,7 @@ FLAGS = {
     "ernie4_5_moe": ("ernie4_5_moe", {}, {"untied"}),
     "ernie4_5_moe that does not say": ("ernie4_5_moe", {"tie_word_embeddings": None}, set()),
     "olmoe": ("olmoe", {}, {"untied", "wide_norms"}),
+    "minimax_m2": ("minimax_m2", {}, {"untied", "wide_norms"}),
     "qwen2_5_vl": ("qwen2_5_vl", {}, {"untied", "qkv_bias"}),
 }
 

@@ -121,6 +121,11 @@ def test_arguments_of_a_model(family):
     assert {name: found.get(name, "absent") for name in expected} == expected
 
 
+def test_the_share_of_a_head_that_is_turned_by_its_width():
+    found = make_args(rules_of("minimax_m2", **SAID, rotary_dim=1))
+    assert found["rotary_percent"] == 0.5
+
+
 def test_a_dense_model_has_no_arguments_of_experts():
     found = make_args(rules_of("llama"))
     assert not [name for name in found if name.startswith("moe_") or name == "num_experts"]
