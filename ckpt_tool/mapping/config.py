@@ -25,7 +25,7 @@ _WRAPPERS = re.compile(
 )
 
 #: How configs call the number of experts.
-EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts")
+EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 
 _MOST = (1 << 31) - 1
 #: The most that a config may say; a hundred times what the largest models do.

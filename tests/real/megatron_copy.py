@@ -150,15 +150,18 @@ def _mlp(hf: State, prefix: str, names: tuple[str, str, str] = ("gate", "up", "d
 
 
 def _experts(hf: State, config: HuggingFaceConfig) -> State:
-    is_mixtral = config["model_type"] == "mixtral"
+    is_mixtral = config["model_type"] in ("mixtral", "minimax_m2")
     block = "block_sparse_moe." if is_mixtral else "mlp."
     names = ("w1", "w3", "w2") if is_mixtral else ("gate", "up", "down")
     state = {"router.weight": hf.pop(f"{block}gate.weight")}
     for index in range(expert_count(config) or 0):
         expert = _mlp(hf, f"{block}experts.{index}.", names)
         _put(state, f"experts.local_experts.{index}.", expert)
-    if "mlp.gate.e_score_correction_bias" in hf:
-        state["router.expert_bias"] = hf.pop("mlp.gate.e_score_correction_bias")
+    for bias in ("mlp.gate.", "block_sparse_moe."):
+        if f"{bias}e_score_correction_bias" in hf:
+            state["router.expert_bias"] = hf.pop(f"{bias}e_score_correction_bias")
+    if "mlp.moe_statics.e_score_correction_bias" in hf:
+        (state["router.expert_bias"],) = hf.pop("mlp.moe_statics.e_score_correction_bias")
     for shared in ("mlp.shared_expert.", "mlp.shared_experts."):
         if f"{shared}gate_proj.weight" in hf:
             _put(state, "shared_experts.", _mlp(hf, shared))

@@ -15,6 +15,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import (
@@ -58,6 +59,37 @@ class LatentDotProductAttention(DotProductAttention):  # type: ignore[misc]
         self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
 
 
+class WideNorm(torch.nn.Module):
+    """A norm over the heads of all ranks together, each of which has all of the weight.
+
+    As slime and ms-swift have it; megatron-core norms each head by itself.
+    """
+
+    def __init__(self, config: TransformerConfig, heads: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(heads * hidden_size))
+        self._epsilon = config.layernorm_epsilon
+
+    def forward(self, states: Tensor) -> Tensor:
+        size = states.shape[-2] * states.shape[-1]
+        squares = states.float().square().sum((-2, -1), keepdim=True)
+        group = parallel_state.get_tensor_model_parallel_group()
+        torch.distributed.all_reduce(squares, group=group)
+        own = self.weight.narrow(0, parallel_state.get_tensor_model_parallel_rank() * size, size)
+        scale = torch.rsqrt(squares / len(self.weight) + self._epsilon)
+        return states * scale * own.reshape(states.shape[-2:])
+
+
+class WideQueryNorm(WideNorm):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(config, config.num_attention_heads, hidden_size)
+
+
+class WideKeyNorm(WideNorm):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(config, config.num_query_groups, hidden_size)
+
+
 def build_chunks(
     hf: HuggingFaceConfig,
     sizes: Sizes,
@@ -80,7 +112,20 @@ def build_chunks(
     for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
         # Torch's norms do not follow the config. Buffers, that is the expert bias, stay fp32.
         parameter.data = parameter.data.to(dtype)
+    if hf["model_type"] == "ernie4_5_moe":
+        _choose_by_softmax(chunks)
     return chunks
+
+
+def _choose_by_softmax(chunks: list[GPTModel]) -> None:
+    """ERNIE's routers, whose scores are a softmax: megatron-core has biases with a sigmoid only.
+
+    They are given what the sigmoid makes these scores of.
+    """
+    for router in (module for chunk in chunks for module in chunk.modules()):
+        if isinstance(router, TopKRouter):
+            gating = router.gating
+            router.gating = lambda states, gating=gating: gating(states).softmax(-1).logit()
 
 
 def padded_vocab(size: int, multiple: int) -> int:
@@ -117,6 +162,10 @@ def _build_chunk(
         vp_stage=stage,
     )
     _fit_to_cpu(spec, config)
+    if hf["model_type"] in ("olmoe", "minimax_m2"):
+        for layer in spec.layer_specs:
+            attention = layer.submodules.self_attention.submodules
+            attention.q_layernorm, attention.k_layernorm = WideQueryNorm, WideKeyNorm
     if fused:
         _fuse_down_projections(spec)
     return call(
@@ -237,7 +286,9 @@ def _attention(hf: HuggingFaceConfig) -> dict[str, Any]:
     return {
         "num_query_groups": hf["num_key_value_heads"],
         "kv_channels": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-        "qk_layernorm": family.startswith("qwen3") or hf.get("use_qk_norm", False),
+        "qk_layernorm": family.startswith(("qwen3", "dots1", "olmoe", "minimax_m2"))
+        or hf.get("use_qk_norm", False),
+        "rotary_interleaved": family.startswith("ernie"),
         "add_qkv_bias": family.startswith("qwen2") or hf.get("attention_bias", False),
     }
 
@@ -259,19 +310,22 @@ def _latent_attention(hf: HuggingFaceConfig) -> dict[str, Any]:
 
 def expert_count(hf: HuggingFaceConfig) -> int | None:
     """The number of routed experts: transformers 4 and 5 and DeepSeek each call it otherwise."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     return next((hf[name] for name in names if name in hf), None)
 
 
 def dense_layers(hf: HuggingFaceConfig) -> set[int]:
     """The layers of a mixture-of-experts model that have a plain MLP."""
-    return {*hf.get("mlp_only_layers", ()), *range(hf.get("first_k_dense_replace", 0))}
+    layers = hf["num_hidden_layers"]
+    last = hf.get("moe_layer_end_index", layers - 1)
+    first = hf.get("first_k_dense_replace", hf.get("moe_layer_start_index", 0))
+    return {*hf.get("mlp_only_layers", ()), *range(first), *range(last + 1, layers)}
 
 
 def _experts(hf: HuggingFaceConfig) -> dict[str, Any]:
     values = {
         "num_moe_experts": expert_count(hf),
-        "moe_router_topk": hf["num_experts_per_tok"],
+        "moe_router_topk": hf.get("moe_k") or hf["num_experts_per_tok"],
         "moe_ffn_hidden_size": hf.get("moe_intermediate_size", hf["intermediate_size"]),
     }
     dense = dense_layers(hf)
@@ -289,6 +343,21 @@ def _softmax_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
     return values
 
 
+def _scaled_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
+    """The probabilities of all, of which the chosen ones are scaled and nothing else."""
+    values = {
+        "moe_router_pre_softmax": True,
+        "moe_router_topk_scaling_factor": hf["routed_scaling_factor"],
+        "moe_shared_expert_intermediate_size": hf["moe_intermediate_size"] * hf["n_shared_experts"],
+    }
+    if hf["topk_method"] == "greedy":
+        return values
+    return values | {
+        "moe_router_num_groups": hf["n_group"],
+        "moe_router_group_topk": hf["topk_group"],
+    }
+
+
 def _biased_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
     return {
         "moe_router_score_function": "sigmoid",
@@ -300,10 +369,27 @@ def _biased_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
     }
 
 
+def _shifted_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+    }
+    if "moe_num_shared_experts" in hf:
+        width = hf["moe_intermediate_size"] * hf["moe_num_shared_experts"]
+        values["moe_shared_expert_intermediate_size"] = width
+    return values
+
+
 _ROUTING = {
     "mixtral": _softmax_routing,
     "qwen2_moe": _softmax_routing,
     "qwen3_moe": _softmax_routing,
     "deepseek_v3": _biased_routing,
     "glm4_moe": _biased_routing,
+    "glm4_moe_lite": _biased_routing,
+    "dots1": _biased_routing,
+    "ernie4_5_moe": _shifted_routing,
+    "minimax_m2": _shifted_routing,
+    "olmoe": _softmax_routing,
+    "deepseek_v2": _scaled_routing,
 }

@@ -73,6 +73,28 @@ _MOONLIGHT = {
     "n_group": 1,
     "first_k_dense_replace": 2,
 }
+#: As many experts are chosen as groups: of each the best, by which groups are judged.
+_SOFTMAX_ROUTING = {
+    **_BIASED_ROUTING,
+    "n_group": 4,
+    "topk_group": 2,
+    "topk_method": "group_limited_greedy",
+    "norm_topk_prob": False,
+}
+_ERNIE = {
+    "moe_num_experts": 8,
+    "moe_k": 2,
+    "moe_num_shared_experts": 2,
+    "moe_intermediate_size": 40,
+    "moe_layer_start_index": 1,
+    "moe_layer_end_index": 2,
+}
+#: Queries are scaled, by nothing at positions below the second number.
+_SCALED = {
+    **_DECODER["rope_parameters"],
+    "llama_4_scaling_beta": 0.1,
+    "original_max_position_embeddings": 64,
+}
 _GLM4 = {
     **_BIASED_ROUTING,
     "n_group": 1,
@@ -109,9 +131,42 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_LATENT_ATTENTION, **_BIASED_ROUTING, "num_nextn_predict_layers": 1},
     ),
     "glm4_moe_mtp": ("Glm4MoeForCausalLM", {**_GLM4, "num_nextn_predict_layers": 1}),
+    "glm4_moe_lite_mtp": (
+        "Glm4MoeLiteForCausalLM",
+        {
+            **_LATENT_ATTENTION,
+            **_BIASED_ROUTING,
+            "num_nextn_predict_layers": 1,
+            "rms_norm_eps": 1e-6,  # that of the norms of latent attention, whatever is said here
+        },
+    ),
+    "dots1": ("Dots1ForCausalLM", {**_BIASED_ROUTING, "head_dim": 24}),
+    "ernie4_5_moe": ("Ernie4_5_MoeForCausalLM", _ERNIE),
+    "olmoe": (
+        "OlmoeForCausalLM",
+        {"intermediate_size": 40, "num_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "minimax_m2": (
+        "MiniMaxM2ForCausalLM",
+        {
+            "intermediate_size": 40,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 24,
+            "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
+        },
+    ),
+    "ministral3": ("Ministral3ForCausalLM", {"head_dim": 24, "rope_parameters": _SCALED}),
+    "deepseek_v2": ("DeepseekV2ForCausalLM", {**_LATENT_ATTENTION, **_SOFTMAX_ROUTING}),
+    "deepseek_v2_lite": (
+        "DeepseekV2ForCausalLM",
+        {**_LATENT_ATTENTION, **_SOFTMAX_ROUTING, "q_lora_rank": None, "topk_method": "greedy"},
+    ),
 }
 NAMES = tuple(_MODELS)
-WITH_EXPERTS = tuple(name for name in NAMES if name not in ("llama", "mistral", "qwen2", "qwen3"))
+CLASSES = frozenset(name for name, _ in _MODELS.values())
+_DENSE = ("llama", "mistral", "qwen2", "qwen3", "ministral3")
+WITH_EXPERTS = tuple(name for name in NAMES if name not in _DENSE)
 
 
 class _PredictionHead(nn.Module):

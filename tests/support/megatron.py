@@ -93,15 +93,31 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("deepseek_v3_mtp", "tp2_pp2"): {"style": "megatron-lm"},
     ("glm4_moe", "ep2"): {},
     ("moonlight", "tp2_ep2"): {},
+    ("olmoe", "tp2"): {},
+    ("ernie4_5_moe", "ep2"): {"style": "megatron-lm"},
+    ("glm4_moe_lite_mtp", "pp2"): {},
 }
 #: What the installed transformers cannot build, and why.
 UNKNOWN: dict[str, str] = {}
 if TRANSFORMERS < (5, 0):
-    UNKNOWN = dict.fromkeys(("moonlight", "glm4_moe", "glm4_moe_mtp"), "transformers 4 has no such")
+    _SINCE_5 = (
+        "moonlight",
+        "glm4_moe",
+        "glm4_moe_mtp",
+        "glm4_moe_lite_mtp",
+        "deepseek_v2",
+        "deepseek_v2_lite",
+        "dots1",
+        "ernie4_5_moe",
+        "minimax_m2",
+        "ministral3",
+    )
+    UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")
 #: What the installed megatron-core has no layers for, and why.
 REFUSED: dict[str, str] = {}
 if MEGATRON_CORE >= (0, 19):
-    REFUSED["moonlight"] = "since 0.19 queries of latent attention have a norm, here they have none"
+    _PLAIN = "since 0.19 queries of latent attention have a norm, here they have none"
+    REFUSED = dict.fromkeys(("moonlight", "deepseek_v2_lite"), _PLAIN)
 #: What HybridModels of megatron-core, which it has since 0.18, load of ours and save.
 HYBRID = [
     ("llama", "tp1"),

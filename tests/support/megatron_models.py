@@ -50,10 +50,36 @@ CONFIGS = {
     "deepseek_v3": _DECODER | _LATENT | _BIASED,
     "kimi_k2": _DECODER | _LATENT | _BIASED | {"q_lora_rank": None, "n_shared_experts": 0},
     "glm4_moe": _DECODER | _BIASED | {"attention_bias": True, "use_qk_norm": True},
+    "glm4_moe_lite": _DECODER
+    | _LATENT
+    | _BIASED
+    | {"mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": 0},
+    "deepseek_v2": _DECODER | _LATENT | _BIASED,
+    "dots1": _DECODER | _BIASED,
+    "ernie4_5_moe": _DECODER
+    | {
+        "moe_num_experts": 3,
+        "moe_num_shared_experts": 2,
+        "moe_intermediate_size": 4,
+        "moe_k": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": 1,
+    },
+    "olmoe": _DECODER | {"num_experts": 3, "num_experts_per_tok": 2},
+    "minimax_m2": _DECODER | {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "ministral3": _DECODER,
     "mimo": _DECODER | {"num_nextn_predict_layers": 2},
     "qwen2_5_vl": _DECODER | _VISION,
+    "qwen2_vl": _DECODER,
+    "qwen3_vl": _DECODER
+    | {"vision_config": {"depth": 2, "num_heads": 2, "deepstack_visual_indexes": [0, 1]}},
+    "mistral3": _DECODER,
 }
 FAMILIES = tuple(CONFIGS)
+LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")
+#: The layers that they have for multi-token prediction.
+PREDICTING = {"deepseek_v3": 1, "kimi_k2": 1, "glm4_moe": 1, "glm4_moe_lite": 1, "mimo": 2}
 #: Which of the three layers have experts.
 MOE = {
     "qwen2_moe": {0, 2},
@@ -62,6 +88,12 @@ MOE = {
     "deepseek_v3": {1, 2},
     "kimi_k2": {1, 2},
     "glm4_moe": {1, 2},
+    "glm4_moe_lite": {1, 2},
+    "deepseek_v2": {1, 2},
+    "dots1": {1, 2},
+    "ernie4_5_moe": {1, 2},
+    "olmoe": {0, 1, 2},
+    "minimax_m2": {0, 1, 2},
 }
 
 
@@ -73,15 +105,35 @@ def config_of(family: str, **changes) -> ModelConfig:
 def alike(family: str) -> dict:
     """Changes after which all layers of a family are of one kind, so that they can be stacked."""
     uneven = 0 < len(MOE.get(family, ())) < 3
-    return {"mlp_only_layers": [], "first_k_dense_replace": 0} if uneven else {}
+    every = {
+        "mlp_only_layers": [],
+        "first_k_dense_replace": 0,
+        "mlp_layer_types": None,
+        "moe_layer_start_index": 0,
+    }
+    return every if uneven else {}
 
 
 #: Family, layout, changes of its config: as it is, and with all layers alike.
 CASES = [(family, "per-layer", {}) for family in FAMILIES]
 CASES += [(family, "per-layer", alike(family)) for family in FAMILIES if alike(family)]
 CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
+SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "mistral3")
 #: A HybridModel has no vision tower.
-CASES += [(family, "hybrid", {}) for family in FAMILIES if family != "qwen2_5_vl"]
+CASES += [(family, "hybrid", {}) for family in FAMILIES if family not in SEEING]
+
+
+#: Towers that are the same on both sides, of no shape that a config says.
+TOWERS = {
+    "qwen2_vl": {
+        "visual.blocks.0.attn.qkv.weight": (12, 4),
+        "visual.blocks.0.attn.qkv.bias": (12,),
+    },
+    "mistral3": {
+        "vision_tower.patch_conv.weight": (4, 3, 2, 2),
+        "multi_modal_projector.linear_1.weight": (5, 4),
+    },
+}
 
 
 def rules_of(family: str, layout: str = "", vocab_multiple: int = 1, **changes) -> Rules:
@@ -94,15 +146,22 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
     config = CONFIGS[family] | changes
     hidden, vocab, layers = (config[k] for k in ("hidden_size", "vocab_size", "num_hidden_layers"))
     moe = set(range(layers)) if changes.get("first_k_dense_replace") == 0 else MOE.get(family, ())
+    ahead = config.get("num_nextn_predict_layers", 0) if family in PREDICTING else 0
     shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)
     for layer in range(layers):
         found = _layer(family, config, layer in moe)
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
-    for number in range(config.get("num_nextn_predict_layers", 0)):
+    for number in range(ahead):
         shapes |= _mtp(family, config, number, layers - 1 in moe)
-    return shapes | (_vision(hidden) if family == "qwen2_5_vl" else {})
+    if family == "mistral3":
+        shapes = {f"language_model.{name}": shape for name, shape in shapes.items()}
+    if family == "qwen3_vl":
+        trunk = "model.language_model."
+        shapes = {name.replace("model.", trunk, 1): shape for name, shape in shapes.items()}
+        return shapes | _qwen3_vision(hidden)
+    return shapes | (_vision(hidden) if family == "qwen2_5_vl" else TOWERS.get(family, {}))
 
 
 def hub_tensors(family: str, **changes) -> dict[str, torch.Tensor]:
@@ -129,7 +188,7 @@ def whole(sharded: TiledTensor) -> torch.Tensor:
 def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
     hidden, width = config["hidden_size"], config["intermediate_size"]
     shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-    latent = family in ("deepseek_v3", "kimi_k2")
+    latent = family in LATENT
     shapes |= _latent(config) if latent else _grouped(family, config)
     if not moe:
         shapes |= _gated("mlp", hidden, width)
@@ -137,7 +196,9 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
             shapes |= {f"mlp.{name}_proj.bias": (width,) for name in ("gate", "up")}
             shapes["mlp.down_proj.bias"] = (hidden,)
         return shapes
-    if family == "mixtral":
+    if family == "minimax_m2":
+        shapes["block_sparse_moe.e_score_correction_bias"] = (3,)
+    if family in ("mixtral", "minimax_m2"):
         shapes["block_sparse_moe.gate.weight"] = (3, hidden)
         for expert in range(3):
             stem = f"block_sparse_moe.experts.{expert}"
@@ -146,13 +207,17 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
         return shapes
     shapes["mlp.gate.weight"] = (3, hidden)
     for expert in range(3):
-        shapes |= _gated(f"mlp.experts.{expert}", hidden, config["moe_intermediate_size"])
+        shapes |= _gated(
+            f"mlp.experts.{expert}", hidden, config.get("moe_intermediate_size", width)
+        )
     if family == "qwen2_moe":
         shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
         shapes |= _gated("mlp.shared_expert", hidden, config["shared_expert_intermediate_size"])
-    if "n_routed_experts" in config:
+    if family == "ernie4_5_moe":
+        shapes["mlp.moe_statics.e_score_correction_bias"] = (1, 3)
+    if "n_routed_experts" in config and family != "deepseek_v2":
         shapes["mlp.gate.e_score_correction_bias"] = (3,)
-    if config.get("n_shared_experts"):
+    if config.get("n_shared_experts") or family == "ernie4_5_moe":
         shapes |= _gated("mlp.shared_experts", hidden, 8)
     return shapes
 
@@ -166,11 +231,13 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
     hidden, rows = config["hidden_size"], {"q": 8, "k": 4, "v": 4}
     shapes = {f"self_attn.{n}_proj.weight": (size, hidden) for n, size in rows.items()}
     shapes["self_attn.o_proj.weight"] = (hidden, 8)
-    if family in ("llama", "qwen2", "qwen2_moe", "glm4_moe", "mimo", "qwen2_5_vl"):
+    if family in ("llama", "qwen2", "qwen2_moe", "glm4_moe", "mimo", "qwen2_5_vl", "qwen2_vl"):
         shapes |= {f"self_attn.{n}_proj.bias": (size,) for n, size in rows.items()}
     if family == "llama":
         shapes["self_attn.o_proj.bias"] = (hidden,)
-    if family in ("qwen3", "qwen3_moe", "glm4_moe"):
+    if family in ("olmoe", "minimax_m2"):
+        shapes |= {"self_attn.q_norm.weight": (8,), "self_attn.k_norm.weight": (4,)}
+    if family in ("qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "dots1"):
         shapes |= {f"self_attn.{n}_norm.weight": (2,) for n in "qk"}
     return shapes
 
@@ -220,3 +287,34 @@ def _vision(hidden: int) -> dict[str, tuple[int, ...]]:
     for layer in range(2):
         shapes |= {f"visual.blocks.{layer}.{name}": shape for name, shape in block.items()}
     return shapes
+
+
+def _qwen3_vision(hidden: int) -> dict[str, tuple[int, ...]]:
+    merger = {"linear_fc1.weight": (16, 16), "linear_fc1.bias": (16,)}
+    merger |= {"linear_fc2.weight": (hidden, 16), "linear_fc2.bias": (hidden,)}
+    norms = [f"{name}.{kind}" for name in ("norm1", "norm2") for kind in ("weight", "bias")]
+    block = dict.fromkeys(norms, (4,)) | {
+        "attn.qkv.weight": (12, 4),
+        "attn.qkv.bias": (12,),
+        "attn.proj.weight": (4, 4),
+        "attn.proj.bias": (4,),
+        "mlp.linear_fc1.weight": (7, 4),
+        "mlp.linear_fc1.bias": (7,),
+        "mlp.linear_fc2.weight": (4, 7),
+        "mlp.linear_fc2.bias": (4,),
+    }
+    shapes = {
+        "patch_embed.proj.weight": (4, 3, 2, 2, 2),
+        "patch_embed.proj.bias": (4,),
+        "pos_embed.weight": (9, 4),
+    }
+    for part, norm in (
+        ("merger", 4),
+        ("deepstack_merger_list.0", 16),
+        ("deepstack_merger_list.1", 16),
+    ):
+        found = merger | {"norm.weight": (norm,), "norm.bias": (norm,)}
+        shapes |= {f"{part}.{name}": shape for name, shape in found.items()}
+    for layer in range(2):
+        shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
+    return {f"model.visual.{name}": shape for name, shape in shapes.items()}

@@ -114,6 +114,7 @@ MODELS = {
     "deepseek_v2": _text("DeepseekV2ForCausalLM", _ROUTED, _LATENT_ATTENTION, topk_method="greedy"),
     "deepseek_v3": _text("DeepseekV3ForCausalLM", _ROUTED, _LATENT_ATTENTION),
     "glm4_moe": _text("Glm4MoeForCausalLM", _HEADS, _ROUTED, use_qk_norm=True),
+    "glm4_moe_lite": _text("Glm4MoeLiteForCausalLM", _ROUTED, _LATENT_ATTENTION),
     "dots1": _text("Dots1ForCausalLM", _HEADS, _ROUTED),
     "olmoe": _text("OlmoeForCausalLM", num_experts=3, num_experts_per_tok=2),
     "hunyuan_v1_moe": _text("HunYuanMoEV1ForCausalLM", _HEADS, num_experts=3, moe_topk=2),
@@ -130,6 +131,7 @@ MODELS = {
         num_experts_per_tok=2,
         layer_types=["full_attention", "linear_attention"],
     ),
+    "minimax_m2": _text("MiniMaxM2ForCausalLM", _HEADS, num_local_experts=3, num_experts_per_tok=2),
     "jamba": _text(
         "JambaForCausalLM",
         num_experts=3,
@@ -141,6 +143,11 @@ MODELS = {
         use_mamba_kernels=False,
         mamba_dt_rank=4,
         mamba_d_state=4,
+    ),
+    "mistral3": _vision(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "ministral3", **_HEADS},
+        {"model_type": "pixtral", **_TOWER, "head_dim": 8},
     ),
     "qwen2_vl": _vision(
         "Qwen2VLForConditionalGeneration",

@@ -50,9 +50,17 @@ HubRules = tuple[Rule, ...]
 SAME: HubRules = ()
 EXPERTS: HubRules = (SplitExperts("mlp.experts", "mlp.experts"),)
 FUSED_EXPERTS: HubRules = (SplitExperts("mlp.experts", "mlp.experts", stays=True),)
+ERNIE_EXPERTS: HubRules = (
+    *EXPERTS,
+    Rename(".mlp.gate.moe_statics.", ".mlp.moe_statics."),
+)
 MIXTRAL_EXPERTS: HubRules = (
     SplitExperts("mlp.experts", "block_sparse_moe.experts", "w1", "w3", "w2"),
     Rename(".mlp.gate.weight", ".block_sparse_moe.gate.weight"),
+)
+MINIMAX_M2_EXPERTS: HubRules = (
+    *MIXTRAL_EXPERTS,
+    Rename(".mlp.e_score_correction_bias", ".block_sparse_moe.e_score_correction_bias"),
 )
 JAMBA_EXPERTS: HubRules = (SplitExperts("feed_forward.experts", "feed_forward.experts"),)
 TRANSPOSED_EXPERTS: HubRules = (TransposeExperts("mlp.experts"),)

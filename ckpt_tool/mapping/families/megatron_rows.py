@@ -9,61 +9,9 @@ megatron-core, both compared by experiment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import replace
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Hugging Face's tensors, megatron-core's tensor, and how the one becomes the other.
-
-    ``op``: ``same``, ``vocabulary``, ``gate_up``, ``qkv``, ``stacked_qkv`` or ``swap_halves``.
-    ``dtype``: the dtype that Megatron keeps the tensor in whatever the weights are, if it does.
-    ``shape``: of Hugging Face's tensors, in the words of :mod:`ckpt_tool.mapping.megatron.numbers`;
-    one for each, or one for all.
-    """
-
-    hf: str
-    megatron: str
-    op: str = "same"
-    when: str = ""
-    dtype: str = ""
-    shape: str = ""
-
-
-Rows = tuple[Row, ...]
-Flag = Literal[True] | tuple[str, bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Vision:
-    """A vision tower: rows outside of its blocks, and rows of each block."""
-
-    rows: Rows
-    block: Rows
-
-
-@dataclass(frozen=True, slots=True)
-class MegatronRows:
-    """The rows of a family's layers; those outside of layers are the same for all.
-
-    ``flags``: True, or the config key that decides and what holds where the key is absent.
-    ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
-    their own even where all are alike. ``mtp_prefix`` is that of a layer for multi-token
-    prediction on the Hub, with its ``number``, or how many layers it comes ``after``;
-    ``mtp_repeats``: it has copies of the embedding and the head there.
-    """
-
-    attention: Rows
-    dense: Rows
-    moe: Rows = ()
-    mtp: Rows = ()
-    flags: dict[str, Flag] = field(default_factory=dict)
-    differing: bool = False
-    mtp_prefix: str = "model.layers.{after}."
-    mtp_repeats: bool = True
-    vision: Vision | None = None
-
+from ckpt_tool.mapping.families.megatron_form import Row
 
 TOP = (
     Row(
@@ -106,6 +54,12 @@ GROUPED = (
         when="output_bias",
         shape="hidden",
     ),
+)
+#: Of all heads together, in place of the norms of each head. megatron-core has no such modules:
+#: trainers bring their own.
+WIDE_NORMS = (
+    Row("self_attn.q_norm.weight", "self_attention.q_layernorm.weight", shape="query"),
+    Row("self_attn.k_norm.weight", "self_attention.k_layernorm.weight", shape="key"),
 )
 LATENT = (
     Row("input_layernorm.weight", "input_layernorm.weight", shape="hidden"),
@@ -202,11 +156,25 @@ SHARED = (
         when="shared_experts",
         shape="hidden,shared_ffn",
     ),
+)
+#: Of routers that choose by scores with a bias, and weigh by those without.
+ROUTER_BIAS = (
     Row(
         "mlp.gate.e_score_correction_bias",
         "mlp.router.expert_bias",
         dtype="float32",
         shape="experts",
+    ),
+)
+MIXTRAL_BIAS = (replace(ROUTER_BIAS[0], hf="block_sparse_moe.e_score_correction_bias"),)
+#: Of ERNIE, whose routers have a table of one row.
+ERNIE_BIAS = (
+    Row(
+        "mlp.moe_statics.e_score_correction_bias",
+        "mlp.router.expert_bias",
+        "one_row",
+        dtype="float32",
+        shape="one,experts",
     ),
 )
 MTP = (

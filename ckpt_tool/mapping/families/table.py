@@ -10,30 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckpt_tool.mapping.families import megatron_families as mcore
 from ckpt_tool.mapping.families.hub_rules import (
+    ERNIE_EXPERTS,
     EXPERTS,
     FUSED_EXPERTS,
     GPT_NEOX,
     JAMBA_EXPERTS,
+    MINIMAX_M2_EXPERTS,
     MIXTRAL_EXPERTS,
     QWEN_VL,
     SAME,
     TRANSPOSED_EXPERTS,
     HubRules,
 )
-from ckpt_tool.mapping.families.megatron_rows import (
-    DENSE,
-    GROUPED,
-    LATENT,
-    MIMO_MTP,
-    MIXTRAL,
-    MOE,
-    MTP,
-    SHARED,
-    SHARED_GATE,
-    Flag,
-    MegatronRows,
-)
+from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.torchtitan_rows import (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
@@ -45,7 +36,6 @@ from ckpt_tool.mapping.families.torchtitan_rows import (
     QWEN3_MOE,
     TitanRows,
 )
-from ckpt_tool.mapping.families.vision_rows import QWEN_VISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,55 +85,12 @@ class Family:
 #: What :attr:`Family.float32` says of routers whose biases decide by tiny differences.
 _ROUTER_BIAS = r"\.e_score_correction_bias$"
 
-_LLAMA = MegatronRows(
-    GROUPED,
-    DENSE,
-    flags={
-        "qkv_bias": ("attention_bias", False),
-        "output_bias": ("attention_bias", False),
-        "mlp_bias": ("mlp_bias", False),
-    },
-)
-_QWEN3_FLAGS: dict[str, Flag] = {
-    "qk_norm": True,
-    "qkv_bias": ("attention_bias", False),
-    "output_bias": ("attention_bias", False),
-}
-_DEEPSEEK = MegatronRows(LATENT, DENSE, MOE + SHARED, MTP, differing=True)
-_QWEN2_MOE = MegatronRows(GROUPED, DENSE, MOE + SHARED_GATE, flags={"qkv_bias": ("qkv_bias", True)})
-_GLM4_MOE = MegatronRows(
-    GROUPED,
-    DENSE,
-    MOE + SHARED,
-    MTP,
-    flags={"qkv_bias": ("attention_bias", False), "qk_norm": ("use_qk_norm", False)},
-    differing=True,
-)
-_MIMO = MegatronRows(
-    GROUPED,
-    DENSE,
-    mtp=MIMO_MTP,
-    flags={"qkv_bias": True},
-    mtp_prefix="model.mtp_layers.{number}.",
-    mtp_repeats=False,
-)
-_QWEN2_5_VL = MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}, vision=QWEN_VISION)
-
 FAMILIES: dict[str, Family] = {
     # Dense language models.
-    "llama": Family("LlamaForCausalLM", SAME, torchtitan=LLAMA, megatron=_LLAMA),
-    "mistral": Family("MistralForCausalLM", SAME, megatron=MegatronRows(GROUPED, DENSE)),
-    "qwen2": Family(
-        "Qwen2ForCausalLM",
-        SAME,
-        megatron=MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}),
-    ),
-    "qwen3": Family(
-        "Qwen3ForCausalLM",
-        SAME,
-        torchtitan=QWEN3,
-        megatron=MegatronRows(GROUPED, DENSE, flags=_QWEN3_FLAGS),
-    ),
+    "llama": Family("LlamaForCausalLM", SAME, torchtitan=LLAMA, megatron=mcore.LLAMA),
+    "mistral": Family("MistralForCausalLM", SAME, megatron=mcore.MISTRAL),
+    "qwen2": Family("Qwen2ForCausalLM", SAME, megatron=mcore.QWEN2),
+    "qwen3": Family("Qwen3ForCausalLM", SAME, torchtitan=QWEN3, megatron=mcore.QWEN3),
     "apertus": Family("ApertusForCausalLM", SAME),
     "cohere": Family("CohereForCausalLM", SAME, tied=True),
     "cohere2": Family("Cohere2ForCausalLM", SAME, tied=True),
@@ -160,8 +107,9 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family("GPTNeoXForCausalLM", GPT_NEOX),
     "granite": Family("GraniteForCausalLM", SAME),
     "imagegpt": Family(conv1d=True),
-    "mimo": Family(megatron=_MIMO),
+    "mimo": Family(megatron=mcore.MIMO),
     "ministral": Family("MinistralForCausalLM", SAME),
+    "ministral3": Family("Ministral3ForCausalLM", SAME, megatron=mcore.MISTRAL),
     "nemotron": Family("NemotronForCausalLM", SAME),
     "olmo": Family("OlmoForCausalLM", SAME),
     "olmo2": Family("Olmo2ForCausalLM", SAME),
@@ -176,46 +124,57 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family("Starcoder2ForCausalLM", SAME, tied=True),
     # Language models with experts.
     # Routers of DeepSeek's kind are float32 since transformers 5.24.
-    "deepseek_v2": Family("DeepseekV2ForCausalLM", EXPERTS, float32=None, torchtitan=DEEPSEEK_V2),
+    "deepseek_v2": Family(
+        "DeepseekV2ForCausalLM",
+        EXPERTS,
+        float32=None,
+        torchtitan=DEEPSEEK_V2,
+        megatron=mcore.DEEPSEEK_V2,
+    ),
     "deepseek_v3": Family(
         "DeepseekV3ForCausalLM",
         EXPERTS,
         float32=None,
         torchtitan=DEEPSEEK_V3,
-        megatron=_DEEPSEEK,
+        megatron=mcore.DEEPSEEK,
     ),
-    "dots1": Family("Dots1ForCausalLM", EXPERTS, float32=None),
-    "ernie4_5_moe": Family("Ernie4_5_MoeForCausalLM"),
-    "glm4_moe": Family("Glm4MoeForCausalLM", EXPERTS, megatron=_GLM4_MOE, float32=None),
+    "dots1": Family("Dots1ForCausalLM", EXPERTS, megatron=mcore.DOTS1, float32=None),
+    "ernie4_5_moe": Family(
+        "Ernie4_5_MoeForCausalLM", ERNIE_EXPERTS, tied=True, megatron=mcore.ERNIE, float32=None
+    ),
+    "glm4_moe": Family("Glm4MoeForCausalLM", EXPERTS, megatron=mcore.GLM4_MOE, float32=None),
+    "glm4_moe_lite": Family(
+        "Glm4MoeLiteForCausalLM", EXPERTS, megatron=mcore.DEEPSEEK, float32=None
+    ),
     "gpt_oss": Family("GptOssForCausalLM", SAME, float32=None, torchtitan=GPT_OSS),
     "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS, float32=None),
     "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),
-    "kimi_k2": Family(hub=EXPERTS, megatron=_DEEPSEEK, float32=_ROUTER_BIAS),
+    "kimi_k2": Family(hub=EXPERTS, megatron=mcore.DEEPSEEK, float32=_ROUTER_BIAS),
     "llama4_text": Family("Llama4ForCausalLM", torchtitan=LLAMA4_TEXT),
     "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
-    "mixtral": Family(
-        "MixtralForCausalLM", MIXTRAL_EXPERTS, megatron=MegatronRows(GROUPED, (), MIXTRAL)
-    ),
-    "olmoe": Family("OlmoeForCausalLM", EXPERTS),
-    "qwen2_moe": Family("Qwen2MoeForCausalLM", EXPERTS, megatron=_QWEN2_MOE),
+    "minimax_m2": Family("MiniMaxM2ForCausalLM", MINIMAX_M2_EXPERTS, megatron=mcore.MINIMAX_M2),
+    "mixtral": Family("MixtralForCausalLM", MIXTRAL_EXPERTS, megatron=mcore.MIXTRAL_MOE),
+    "olmoe": Family("OlmoeForCausalLM", EXPERTS, megatron=mcore.OLMOE),
+    "qwen2_moe": Family("Qwen2MoeForCausalLM", EXPERTS, megatron=mcore.QWEN2_MOE),
     "qwen3_5_moe_text": Family("Qwen3_5MoeForCausalLM"),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
         EXPERTS,
         legacy=Legacy(expert_count="num_experts"),
         torchtitan=QWEN3_MOE,
-        megatron=MegatronRows(GROUPED, DENSE, MOE, flags=_QWEN3_FLAGS),
+        megatron=mcore.QWEN3_MOE,
     ),
     "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True),
     "llama4": Family(torchtitan=LLAMA4),
+    "mistral3": Family("Mistral3ForConditionalGeneration", megatron=mcore.MISTRAL3),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=_QWEN2_5_VL),
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL),
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_5_VL),
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_VL),
     "qwen3_5": Family(hub=SAME),
     "qwen3_5_moe": Family(hub=FUSED_EXPERTS),
-    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME, megatron=mcore.QWEN3_VL),
     "qwen3_vl_moe": Family("Qwen3VLMoeForConditionalGeneration", TRANSPOSED_EXPERTS),
     "qwen3_vl_moe_text": Family(legacy=Legacy(expert_count="num_experts")),
 }

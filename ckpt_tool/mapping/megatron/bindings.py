@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ckpt_tool.mapping.families.megatron_rows import TOP, MegatronRows, Row, Rows
+from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row, Rows, Vision
+from ckpt_tool.mapping.families.megatron_rows import TOP
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
+    OneRow,
     Op,
     QueryGroups,
     Same,
@@ -72,30 +74,39 @@ def choose_layout(family: MegatronRows, numbers: Numbers) -> str:
     return "stacked" if alike and not family.differing else "per-layer"
 
 
-def make_bindings(family: MegatronRows, numbers: Numbers, layout: str) -> list[Binding]:
-    """Every tensor of the model, in the order of the layers."""
-    prefix = "language_model." if family.vision else ""
-    found = list(_spell(TOP, _Place("", prefix), numbers))
+def make_bindings(
+    family: MegatronRows,
+    numbers: Numbers,
+    layout: str,
+    towers: Iterable[str] = (),
+    vision_layout: str = "",
+) -> list[Binding]:
+    """Every tensor of the model, in the order of the layers; last the ``towers``, by their names.
+
+    They take the place of a tower that the family has rows of, whose layout may be another than
+    the language model's.
+    """
+    prefix = family.prefix
+    found = list(_spell(tuple(_name_top(family)), _Place("", prefix), numbers))
     if layout == "hybrid":
         found = [replace(one, name=one.name.replace(_FINAL_NORM, _HYBRID_NORM)) for one in found]
     for layer in range(numbers.layers):
-        hf, megatron = f"model.layers.{layer}.", f"{prefix}decoder."
+        hf, megatron = f"{family.trunk}layers.{layer}.", f"{prefix}decoder."
         places = _place_parts(hf, megatron, layer, numbers.layers, layout)
         found += _spell_layer(family, layer in numbers.moe, places, numbers)
     for number in range(numbers.mtp):
         found += _spell_mtp(family, numbers, number, prefix, layout)
-    if family.vision is not None:
-        found += _spell(family.vision.rows, _Place("", ""), numbers)
-        for layer in range(numbers.vision_layers):
-            place = _place_layer(
-                f"visual.blocks.{layer}.",
-                "vision_model.decoder.",
-                layer,
-                numbers.vision_layers,
-                layout,
-            )
-            found += _spell(family.vision.block, place, numbers)
-    return found
+    alike = [Binding((name,), name, (), (), Same(), "") for name in towers]
+    if family.vision is not None and not alike:
+        found += _spell_vision(family.vision, numbers, vision_layout or layout)
+    return found + alike
+
+
+def _name_top(family: MegatronRows) -> Iterator[Row]:
+    """The rows outside of layers as the family calls them on the Hub."""
+    for row in TOP:
+        _, trunk, name = row.hf.rpartition("model.")
+        yield replace(row, hf=(family.trunk if trunk else family.head) + name)
 
 
 def find_repeats(family: MegatronRows, numbers: Numbers) -> list[Repeat]:
@@ -158,6 +169,17 @@ def _spell_mtp(
     yield from _spell_layer(family, numbers.layers - 1 in numbers.moe, places, numbers)
 
 
+def _spell_vision(vision: Vision, numbers: Numbers, layout: str) -> Iterator[Binding]:
+    yield from _spell(vision.rows, _Place(vision.prefix, ""), numbers)
+    decoder, count = "vision_model.decoder.", numbers.vision_layers
+    for layer in range(count):
+        hf = f"{vision.prefix}blocks.{layer}."
+        yield from _spell(vision.block, _place_layer(hf, decoder, layer, count, layout), numbers)
+    for number in range(numbers.vision_mergers if vision.merger else 0):
+        name = f"deepstack_merger_list.{number}."
+        yield from _spell(vision.merger, _Place(vision.prefix + name, decoder + name), numbers)
+
+
 def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
     for row in rows:
         if row.when and row.when not in numbers.flags:
@@ -190,7 +212,12 @@ def _make_op(row: Row, numbers: Numbers) -> Op:
         return StackedHeads(numbers.vision_heads)
     if row.op == "vocabulary":
         return Vocabulary(numbers.vocab_size, numbers.padded_vocab_size)
-    plain: dict[str, Op] = {"same": Same(), "gate_up": GateUp(), "swap_halves": SwapHalves()}
+    plain: dict[str, Op] = {
+        "same": Same(),
+        "gate_up": GateUp(),
+        "swap_halves": SwapHalves(),
+        "one_row": OneRow(),
+    }
     return plain[row.op]
 
 

@@ -41,7 +41,7 @@ def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = 
     misshapen.
     """
     tensors = use_core_names(tensors, config)
-    keyed = unify_keys(tensors, multimodal=require_rows(config).vision is not None)
+    keyed = unify_keys(tensors, multimodal=require_rows(config).sees)
     rules = infer_rules(config, keyed, tied=tied)
     found = from_megatron(keyed, rules)
     repeats = {repeat.hf: found[repeat.of] for repeat in rules.repeats}

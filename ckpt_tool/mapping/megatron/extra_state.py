@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.tensors.geometry import Shape
 
 #: Modules with a weight and without extra state: plain parameters, and the vocabulary's layers.
-_WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj")
-
+_WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj", "pos_embed")
+#: Modules that are transformers' own.
+_TOWERS = tuple(
+    prefix for family in FAMILIES.values() if family.megatron for prefix in family.megatron.towers
+)
 
 #: A HybridModel asks for that of its head, be it tied or not; a GPTModel leaves it out.
 _HYBRID_HEAD = "output_layer._extra_state/shard_0_1"
@@ -27,7 +31,7 @@ def list_extra_states(bindings: Iterable[Binding], *, hybrid: bool = False) -> l
     keys: dict[str, None] = {}
     for binding in bindings:
         module, _, kind = binding.name.rpartition(".")
-        if kind != "weight" or module.endswith(_WITHOUT):
+        if kind != "weight" or module.endswith(_WITHOUT) or module.startswith(_TOWERS):
             continue
         keys[_make_key(module, binding.index, binding.extent)] = None
         if module.endswith("self_attention.linear_proj"):

@@ -18,8 +18,13 @@ from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 
 Tensors = Mapping[str, LazyTensor]
 
-_TOP = r"decoder|embedding|output_layer|mtp|language_model|vision_model"
+_TOP = (
+    r"decoder|embedding|output_layer|mtp|language_model|vision_model"
+    r"|visual|vision_tower|multi_modal_projector"  # transformers' own modules
+)
 _PREFIX = re.compile(rf"^(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
+#: ms-swift has transformers' tower in a module of that name.
+_SWIFT = re.compile(r"^visual\.(?=visual\.)")
 _OWN = re.compile(
     r"(^|\.)(embedding\.word_embeddings\.weight$|self_attention\.linear_"
     r"|layers\.(\d+\.)?(transformer_layer\.)?mlp\.linear_fc)"  # not visual.blocks.0 of Qwen3-VL
@@ -41,14 +46,23 @@ _MODULE = re.compile(
 )
 _HALF = re.compile(r"(.*\.linear_fc1\.(?:weight|bias))_(w|v)")
 
-_GROUPED = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight"}
+_GROUPED = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "input_layernorm.bias": "self_attention.linear_qkv.layer_norm_bias",
+    # Where they are of all heads together, slime and ms-swift bring modules of their own.
+    "self_attention.q_norm.weight": "self_attention.q_layernorm.weight",
+    "self_attention.k_norm.weight": "self_attention.k_layernorm.weight",
+}
 _LATENT = {
     # Where the down projections are fused, whose norm 0.19 calls otherwise on disk.
     "self_attention.linear_qkv_down_proj.layer_norm_weight": "input_layernorm.weight",
     "self_attention.q_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
     "self_attention.kv_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight",
 }
-_DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
+_DENSE = {
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+    "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
+}
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
 
 
@@ -93,7 +107,7 @@ def _name_engine_key(key: str, keys: frozenset[str]) -> str:
 
 
 def _strip(name: str, multimodal: bool) -> str:
-    name = _PREFIX.sub("", name)
+    name = _SWIFT.sub("", _PREFIX.sub("", name))
     if not multimodal:
         name = name.removeprefix("language_model.")
     return _AHEAD.sub(".transformer_layer.", _name_expert(name))

@@ -66,7 +66,7 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     What the optimizer has none of (what was not trained, buffers) is the model's own, where that is
     there. MappingError lists those that are no pieces of what ``config`` says.
     """
-    multimodal = require_rows(config).vision is not None
+    multimodal = require_rows(config).sees
     masters = {_MASTER.split(name, 1)[1]: t for name, t in tensors.items() if is_master(name)}
     if len(masters) < sum(map(is_master, tensors)):
         raise MappingError("several optimizers have a weight for one tensor of the model")

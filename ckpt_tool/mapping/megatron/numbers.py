@@ -9,8 +9,11 @@ from typing import Any
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
-from ckpt_tool.mapping.families.megatron_rows import MegatronRows
+from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES
+
+#: How configs call the number of experts that see every token; ``sizes`` has their width.
+_SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Numbers:
     padded_vocab_size: int
     vision_layers: int = 0
     vision_heads: int = 0
+    vision_mergers: int = 0
 
     @property
     def hybrid_pattern(self) -> str:
@@ -87,18 +91,29 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
         vision_layers=vision.size("depth") if family.vision else 0,
         vision_heads=vision.size("num_heads") if family.vision else 0,
+        vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.vision else 0,
     )
 
 
 def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
-    """Which layers have experts, by the keys of Qwen (step, list) and DeepSeek (first, every)."""
-    step = keys.size("decoder_sparse_step", 1) or 1
+    """Which layers have experts, by the keys of Qwen (step, list) and DeepSeek (first, every).
+
+    ERNIE has a step too, a first and a last one, of which -1 is that of the model.
+    Where a list names the kind of each layer, as GLM-4.7-Flash has it, nothing else counts.
+    """
+    kinds = keys.texts("mlp_layer_types")
+    if kinds:
+        return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")
+    step = keys.size("decoder_sparse_step", keys.size("moe_layer_interval", 1)) or 1
     every = keys.size("moe_layer_freq", 1) or 1
-    first = keys.size("first_k_dense_replace", 0)
+    first = keys.size("first_k_dense_replace", keys.size("moe_layer_start_index", 0))
+    last = keys.find_number("moe_layer_end_index")
     dense = frozenset(keys.sizes("mlp_only_layers"))
     return frozenset(
         layer
-        for layer in range(first, layers)
+        for layer in range(
+            first, layers if last is None or last < 0 else min(layers, int(last) + 1)
+        )
         if layer not in dense and (layer + 1) % step == 0 and layer % every == 0
     )
 
@@ -110,7 +125,7 @@ def _find_flags(family: MegatronRows, values: Mapping[str, Any], *, tied: bool) 
         "low_query": rank,
         "plain_query": not rank,
         "latent": bool(values.get("kv_lora_rank")),
-        "shared_experts": bool(values.get("n_shared_experts")),
+        "shared_experts": any(values.get(key) for key in _SHARED_KEYS),
         "shared_gate": any("mlp.shared_experts.gate_weight" in row.megatron for row in family.moe),
         "expert_bias": any(row.hf.endswith("e_score_correction_bias") for row in family.moe),
     }
@@ -124,7 +139,7 @@ def _read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
     head = text.size("head_dim", hidden // max(heads, 1))
     ffn, expert = text.size("intermediate_size", 0), text.size("moe_intermediate_size", 0)
-    shared = text.size("n_shared_experts", 0) * expert
+    shared = max(text.size(key, 0) for key in _SHARED_KEYS) * expert
     nope, rope, value, rank = (
         text.size(key, 0)
         for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
@@ -150,6 +165,7 @@ def _read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "kv_up": heads * (nope + value),
         "vision": width,
         "vision_qkv": 3 * width,
+        "positions": vision.size("num_position_embeddings", 0),
         "vision_ffn": vision.size("intermediate_size", 0),
         "merged": width * vision.size("spatial_merge_size", 2) ** 2,
     }

@@ -173,6 +173,23 @@ class StackedHeads:
 
 
 @dataclass(frozen=True)
+class OneRow:
+    """A table of one row, and that row by itself."""
+
+    def find_fault(self, shapes: Sequence[Shape]) -> str:
+        fits = len(shapes[0]) == 2 and shapes[0][0] == 1
+        return "" if fits else f"{list(shapes[0])}, expected one row"
+
+    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+        return [tensors[0].select(0, 0)]
+
+    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+        if len(whole.shape) != 1:
+            raise ValueError(f"{list(whole.shape)}, expected one dimension")
+        return [whole.unsqueeze(0)]
+
+
+@dataclass(frozen=True)
 class SwapHalves:
     """The two halves of the columns exchanged: the same both ways."""
 

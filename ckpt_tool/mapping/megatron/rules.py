@@ -62,13 +62,16 @@ def make_rules(
             " be stacked",
             hint="Leave `layers` out: this model is then written per layer.",
         )
-    if layout == "hybrid" and family.vision:
+    if layout == "hybrid" and family.sees:
         raise MappingError(
             f"`layers='hybrid'`: a {config.model_type} has a vision tower, which megatron-core's"
             " HybridModel has not",
             hint="Leave `layers` out: the model is then written for a GPTModel.",
         )
-    return _bind(config, numbers, layout or choose_layout(family, numbers), warnings)
+    towers = [] if family.vision else _find_towers(config, given)
+    layout = layout or choose_layout(family, numbers)
+    bindings = make_bindings(family, numbers, layout, towers)
+    return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)
 
 
 def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None:
@@ -120,7 +123,7 @@ def infer_rules(
     family, numbers = require_rows(config), read_numbers(config)
     layers, experts = _count_held(tensors, "layers.", 1), _count_held(tensors, "experts.", 2)
     _require_held(config, numbers, layers, experts)
-    prefix = "language_model." if family.vision else ""
+    prefix = family.prefix
     if not any(key.startswith(f"{prefix}mtp.layers.") for key in tensors):
         numbers = replace(numbers, mtp=0)
     head = tensors.get(f"{prefix}output_layer.weight")
@@ -130,7 +133,9 @@ def infer_rules(
         numbers = replace(numbers, flags=numbers.flags | {"untied"})
     else:
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
-    return _bind(config, numbers, find_layout(tensors, prefix), [])
+    layout, vision = (find_layout(tensors, name) for name in (prefix, "vision_model."))
+    bindings = make_bindings(family, numbers, layout, _find_towers(config, tensors), vision)
+    return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), [])
 
 
 def find_layout(names: Collection[str], prefix: str = "") -> str:
@@ -147,7 +152,17 @@ def _put_value_head(numbers: Numbers, bias: bool) -> Numbers:
     return replace(numbers, flags=flags)
 
 
-def _bind(config: ModelConfig, numbers: Numbers, layout: str, warnings: list[str]) -> Rules:
+def _find_towers(config: ModelConfig, names: Iterable[str]) -> list[str]:
+    """The tensors that are the same on both sides; MappingError where a tower has none.
+
+    Of a family that has rows of its tower, there may be none at all.
+    """
     family = require_rows(config)
-    bindings = make_bindings(family, numbers, layout)
-    return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)
+    found = [name for name in names if name.startswith(family.towers)]
+    absent = [name for name in family.towers if not any(one.startswith(name) for one in found)]
+    if absent and not family.vision:
+        raise MappingError(
+            f"{' and '.join(absent)}: none of their tensors is there, but a {config.model_type}"
+            f" has some, by {config.path}"
+        )
+    return sorted(found)

@@ -20,7 +20,7 @@ _SAME = {
     "max_position_embeddings": ("max_position_embeddings",),
     "seq_length": ("max_position_embeddings",),
     "norm_epsilon": ("rms_norm_eps",),
-    "moe_router_topk": ("num_experts_per_tok",),
+    "moe_router_topk": ("num_experts_per_tok", "moe_k"),
     "moe_ffn_hidden_size": ("moe_intermediate_size",),
     "moe_router_topk_scaling_factor": ("routed_scaling_factor",),
     "moe_router_num_groups": ("n_group",),
@@ -37,7 +37,6 @@ _CONSTANT = {
     "position_embedding_type": "rope",
     "use_rotary_position_embeddings": True,
     "add_position_embedding": True,
-    "rotary_interleaved": False,
     "swiglu": True,
     "squared_relu": False,
     "normalization": "RMSNorm",
@@ -79,7 +78,8 @@ def make_args(rules: Rules) -> dict[str, Any]:
         "untie_embeddings_and_output_weights": bool({"untied", "value"} & numbers.flags),
         "add_qkv_bias": "qkv_bias" in numbers.flags,
         "add_bias_linear": bool(bias),
-        "qk_layernorm": bool({"qk_norm", "latent"} & numbers.flags),
+        "qk_layernorm": bool({"qk_norm", "wide_norms", "latent"} & numbers.flags),
+        "rotary_interleaved": "interleaved" in numbers.flags,
         "multi_latent_attention": "latent" in numbers.flags,
         "mtp_num_layers": numbers.mtp or None,
     }
@@ -108,9 +108,14 @@ def _make_hybrid(rules: Rules) -> dict[str, Any]:
 
 def _make_rotary(text: Fields) -> dict[str, Any]:
     rope = text.inside("rope_parameters")
+    # MiniMax says how much of a head it turns, not which share.
+    turned, head = text.find_number("rotary_dim"), text.find_number("head_dim")
     theta, share = (
         rope.find_number(key) or text.find_number(key) or default
-        for key, default in (("rope_theta", 10000.0), ("partial_rotary_factor", 1.0))
+        for key, default in (
+            ("rope_theta", 10000.0),
+            ("partial_rotary_factor", (turned / head) if turned and head else 1.0),
+        )
     )
     return {
         "rotary_base": int(theta) if theta.is_integer() else theta,
@@ -120,15 +125,12 @@ def _make_rotary(text: Fields) -> dict[str, Any]:
 
 def _make_experts(rules: Rules) -> dict[str, Any]:
     text, numbers = rules.config.text, rules.numbers
-    shared = text.get("shared_expert_intermediate_size")
-    if text.get("n_shared_experts"):
-        shared = text["n_shared_experts"] * text.get("moe_intermediate_size", 0)
     layers = [int(layer in numbers.moe) for layer in range(numbers.layers)]
     sigmoid = "expert_bias" in numbers.flags
     return {
         "num_experts": numbers.experts,
         "moe_layer_freq": layers,
-        "moe_shared_expert_intermediate_size": shared,
+        "moe_shared_expert_intermediate_size": numbers.sizes.get("shared_ffn"),
         "moe_router_score_function": "sigmoid" if sigmoid else "softmax",
         "moe_router_enable_expert_bias": sigmoid,
         "moe_router_pre_softmax": sigmoid or text.get("norm_topk_prob") is False,

@@ -13,6 +13,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.packages import require_packages
+from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.plans.checks.child import Child
 from ckpt_tool.plans.checks.judge import Judge, Verdict
@@ -90,5 +91,8 @@ def make_request(rules: Rules, folder: Path) -> dict[str, Any]:
 def _model(rules: Rules) -> str:
     """What is compared: what comes before a vision tower's blocks is not of megatron-core."""
     if rules.numbers.vision_layers:
-        return "GPTModel and vision tower (without patch_embed)"
+        without = "its blocks" if rules.numbers.vision_mergers else "without patch_embed"
+        return f"GPTModel and vision tower ({without})"
+    if require_rows(rules.config).towers:
+        return "GPTModel (without the tower)"
     return "HybridModel" if rules.layout == "hybrid" else "GPTModel"

@@ -22,6 +22,8 @@ _COLUMN = re.compile(
 _ROW = re.compile(r"(^|\.)(linear_proj|linear_fc2|o_proj|down_proj)\.weight$")
 #: verl 0.3's: query, key and value heads of a rank, so that cutting the whole is no cut at all.
 _RANKS_OWN = re.compile(r"(^|\.)self_attn\.qkv_proj\.(weight|bias)$")
+#: Modules of transformers, which every rank has whole: towers of Megatron-Bridge and of ms-swift.
+_TOWER = re.compile(r"^(?:(?:module|model)\.)*(?:visual|vision_tower|multi_modal_projector)\.")
 _FIRST = re.compile(r"(linear_fc1|gate_up_proj)\.(weight|bias)$")
 _SECOND = {"linear_fc1": "linear_fc2", "gate_up_proj": "down_proj"}
 #: Of Megatron-Bridge's LoRA: A is cut as its layer's inputs or along its rank, B along its outputs.
@@ -89,12 +91,12 @@ def find_cut(name: str, shapes: Mapping[str, Shape]) -> Cut:
         return STACKED
     if _DOWN.search(name):
         return _latent_down(name, shapes)
-    if _ROW.search(name) and len(shape) == 2:
+    tower = _TOWER.match(name)
+    if _ROW.search(name) and len(shape) == 2 and not tower:
         return Cut(1)
-    if not _COLUMN.search(name) or not shape:
+    if tower or not _COLUMN.search(name) or not shape or _is_value_head(name, shape):
         return WHOLE
-    whole = _is_value_head(name, shape)
-    return WHOLE if whole else Cut(0, halves=_is_gated(name, shapes))
+    return Cut(0, halves=_is_gated(name, shapes))
 
 
 def _adapter(name: str, found: re.Match[str], shapes: Mapping[str, Shape]) -> Cut:

@@ -18,7 +18,8 @@ from ckpt_tool import (
 )
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.families.hub_rules import Rename
-from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED, MegatronRows
+from ckpt_tool.mapping.families.megatron_form import MegatronRows
+from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED
 from ckpt_tool.mapping.families.table import FAMILIES, Family
 from tests.support.merging import assert_same, load_folder, values, write_rank
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import ckpt_tool
 from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts
-from ckpt_tool.mapping.families.megatron_rows import LATENT, SHARED, SHARED_GATE
+from ckpt_tool.mapping.families.megatron_rows import LATENT, SHARED, SHARED_GATE, WIDE_NORMS
 from ckpt_tool.mapping.families.table import FAMILIES, Family
+from tests.mapping.families.bridges import BRIDGES
+from tests.real.megatron_models import CLASSES
 
 README = Path(ckpt_tool.__file__).parent / "mapping" / "README.md"
 HEAD = (
@@ -15,6 +17,7 @@ HEAD = (
     "tied",
     "torchtitan",
     "Megatron-Core",
+    "judged by",
     "MTP",
     "vision",
     "else",
@@ -40,10 +43,34 @@ def describe_megatron(family: Family) -> str:
     if rows is None:
         return ""
     said = ["MLA" if rows.attention == LATENT else "GQA"]
+    if set(WIDE_NORMS) & set(rows.attention):
+        said.append("norms of all heads")
     if rows.moe:
         shared = set(SHARED + SHARED_GATE) & set(rows.moe)
         said.append("experts, shared expert" if shared else "experts")
     return ", ".join(said)
+
+
+def describe_vision(family: Family) -> str:
+    rows = family.megatron
+    said = ["yes"] if rows and rows.vision else []
+    return ", ".join(said + [f"`{prefix}*`" for prefix in (rows.towers if rows else ())])
+
+
+#: What real modules had to be given, so that they compute what transformers does.
+GIVEN = {
+    "ernie4_5_moe": "its router's softmax is the tests'",
+    "olmoe": "its norms are the tests'",
+    "minimax_m2": "its norms are the tests'",
+}
+
+
+def judge(model_type: str, family: Family) -> str:
+    """What the rows of a family in megatron-core are held against."""
+    if family.megatron is None:
+        return ""
+    given = f" ({GIVEN[model_type]})" if model_type in GIVEN else ""
+    return f"logits{given}" if family.architecture in CLASSES else "keys"
 
 
 def describe_else(family: Family) -> str:
@@ -68,8 +95,9 @@ def make_row(model_type: str, family: Family) -> tuple[str, ...]:
         "yes" if family.tied else "",
         family.torchtitan.said if family.torchtitan else "",
         describe_megatron(family),
+        judge(model_type, family),
         "yes" if rows and rows.mtp else "",
-        "yes" if rows and rows.vision else "",
+        describe_vision(family),
         describe_else(family),
     )
 
@@ -90,3 +118,26 @@ def test_the_readme_names_every_file_of_the_room():
     files = {path.relative_to(README.parent).as_posix() for path in README.parent.rglob("*.py")}
     files = {name for name in files if not name.endswith("__init__.py")}
     assert {name for name in files if f"`{name}`" not in text} == set()
+
+
+def is_covered(bridge: str) -> bool:
+    found = FAMILIES.get(BRIDGES[bridge][0])
+    return found is not None and found.megatron is not None
+
+
+def make_bridges() -> str:
+    """How many of Megatron-Bridge's families are here, and why the others are not."""
+    lines = ["| not yet | why |", "| --- | --- |"]
+    lines += [f"| {name} | {why} |" for name, (_, why) in BRIDGES.items() if not is_covered(name)]
+    return "\n".join(lines)
+
+
+def test_the_readme_says_which_families_of_megatron_bridge_are_not_here():
+    covered = [name for name in BRIDGES if is_covered(name)]
+    assert [name for name in covered if BRIDGES[name][1]] == []
+    assert [name for name, (_, why) in BRIDGES.items() if not why and name not in covered] == []
+    said = f"**{len(covered)} of {len(BRIDGES)}**"
+    print(f"{said} of Megatron-Bridge's families")
+    assert said in README.read_text(), said
+    table = make_bridges()
+    assert table in README.read_text(), f"the table is now:\n{table}"

@@ -24,7 +24,6 @@ TEXT = [
     "phimoe",
     "granitemoe",
     "lfm2_moe",
-    "ernie4_5_moe",
     "qwen3_5_moe_text",
     "flint",
     "inkling2_text",

@@ -17,12 +17,23 @@ from ckpt_tool.mapping.megatron.bindings import (
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import QueryGroups, StackedHeads, SwapHalves, Vocabulary
-from tests.support.megatron_models import CASES, FAMILIES, MOE, alike, config_of, hub_shapes
+from tests.support.megatron_models import (
+    CASES,
+    FAMILIES,
+    MOE,
+    TOWERS,
+    alike,
+    config_of,
+    hub_shapes,
+)
+
+_LAYERED = r"(?:\w+\.){0,2}layers\.([012])\.|(?:model\.)?visual\.blocks\.(\d)\."
 
 
 def bindings(family: str, layout: str = "per-layer", **changes) -> list[Binding]:
     config = config_of(family, **changes)
-    return make_bindings(require_rows(config), read_numbers(config), layout)
+    towers = TOWERS.get(family, {})
+    return make_bindings(require_rows(config), read_numbers(config), layout, towers)
 
 
 def by_hub(found: list[Binding]) -> dict[str, Binding]:
@@ -54,8 +65,8 @@ def test_every_entry_of_a_megatron_tensor_is_bound_once(family, layout, changes)
 def test_stacked_layers_share_names_and_layers_of_their_own_do_not(family):
     stacked = by_hub(bindings(family, "stacked", **alike(family)))
     for hub, per_layer in by_hub(bindings(family, **alike(family))).items():
-        layered = re.match(r"model\.layers\.([012])\.|visual\.blocks\.(\d)\.", hub)
-        if layered is None:
+        layered = re.match(_LAYERED, hub)
+        if layered is None or hub in TOWERS.get(family, {}):
             assert stacked[hub] == per_layer
             continue
         layer, count = int(layered[1] or layered[2]), 3 if layered[1] else 2
@@ -83,7 +94,7 @@ def test_experts_are_entries_of_one_tensor(family, layout):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_default_layout_is_stacked_where_megatron_cores_is(family):
     config = config_of(family)
-    differing = family in ("qwen2_moe", "deepseek_v3", "kimi_k2", "glm4_moe")
+    differing = 0 < len(MOE.get(family, ())) < 3
     expected = "per-layer" if differing else "stacked"
     assert choose_layout(require_rows(config), read_numbers(config)) == expected
 
@@ -269,7 +280,11 @@ def test_extra_states_are_not_repeated_and_include_attention(family, layout, cha
     found = list_extra_states(bindings(family, layout, **changes))
     assert len(found) == len(set(found))
     attention = {name for name in found if ".self_attention.core_attention." in name}
-    towers = 3 + read_numbers(config_of(family, **changes)).mtp + 2 * (family == "qwen2_5_vl")
+    towers = (
+        3
+        + read_numbers(config_of(family, **changes)).mtp
+        + 2 * (family in ("qwen2_5_vl", "qwen3_vl"))
+    )
     assert len(attention) == towers
     plain = ("router", "word_embeddings", "output_layer", "gate_weight", "patch_embed")
     assert not [name for name in found if any(word in name for word in plain)]

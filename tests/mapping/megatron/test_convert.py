@@ -7,7 +7,7 @@ import torch
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS
-from ckpt_tool.mapping.megatron.convert import from_megatron, to_megatron
+from ckpt_tool.mapping.megatron.convert import from_megatron, restore_model, to_megatron
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.readers import Checkpoint
 from ckpt_tool.tensors.dtypes import FLOAT32
@@ -258,3 +258,15 @@ def test_other_megatron_shapes_are_all_listed_on_the_way_back(tmp_path):
     assert {name.split(" [")[0] for name in error.names} == changes.keys()
     assert f"{layers}self_attention.linear_proj.weight [2, 6, 8]: expected [3]" in str(error.names)
     assert "linear_fc1.weight [3, 2, 8, 6]: expected [3, 3]" in str(error.names)
+
+
+def test_a_tower_of_which_nothing_is_there_is_missed(tmp_path):
+    """Names alone say no more: which tensors a tower has, its class knows."""
+    tensors = hub_tensors("mistral3")
+    there = converted(tmp_path, tensors, rules_of("mistral3"))
+    rest = {name: t for name, t in tensors.items() if not name.startswith("multi_modal_projector.")}
+    with pytest.raises(MappingError, match=r"multi_modal_projector\.: none of their tensors"):
+        make_rules(config_of("mistral3"), rest)
+    del there["multi_modal_projector.linear_1.weight"]
+    with pytest.raises(MappingError, match=r"multi_modal_projector\.: none of their tensors"):
+        restore_model(stored(tmp_path, there, "mcore"), config_of("mistral3"))

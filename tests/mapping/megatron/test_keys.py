@@ -43,6 +43,15 @@ def test_the_rules_are_found_from_the_tensors(family, layout, changes, tmp_path)
     assert_equal(restore_model(stored(tmp_path, other, "local"), config).tensors, tensors)
 
 
+def test_norms_of_all_heads_together_by_the_names_of_other_trainers(tmp_path):
+    tensors = hub_tensors("olmoe")
+    there = converted(tmp_path, tensors, rules_of("olmoe", "per-layer"))
+    other = {re.sub(r"\.([qk])_layernorm\.", r".\1_norm.", name): t for name, t in there.items()}
+    assert len(other.keys() - there.keys()) == 6
+    found = restore_model(stored(tmp_path, other, "other"), config_of("olmoe"))
+    assert_equal(found.tensors, tensors)
+
+
 def test_only_families_whose_files_have_copies_get_them():
     assert {repeat.hf for repeat in rules_of("deepseek_v3").repeats} == {
         "model.layers.3.embed_tokens.weight",

@@ -8,9 +8,10 @@ from ckpt_tool.common.errors import FormatError, MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers, require_rows
-from tests.support.megatron_models import CONFIGS, MOE, config_of
+from tests.support.megatron_models import CONFIGS, MOE, PREDICTING, config_of
 
 GENERAL = {"plain_query", "low_query", "shared_experts", "latent", "expert_bias", "shared_gate"}
+GENERAL |= {"interleaved"}
 
 
 def numbers(family: str, vocab_multiple: int = 1, **changes) -> Numbers:
@@ -37,8 +38,8 @@ def test_numbers_of_a_family(family):
     moe = frozenset(MOE.get(family, ()))
     assert (found.layers, found.heads, found.groups, found.head_dim) == (3, 4, 2, 2)
     assert (found.moe, found.experts) == (moe, 3 if moe else 0)
-    assert found.mtp == {"deepseek_v3": 1, "kimi_k2": 1, "glm4_moe": 1, "mimo": 2}.get(family, 0)
-    vision = (2, 2) if family == "qwen2_5_vl" else (0, 0)
+    assert found.mtp == PREDICTING.get(family, 0)
+    vision = (2, 2) if family in ("qwen2_5_vl", "qwen3_vl") else (0, 0)
     assert (found.vision_layers, found.vision_heads) == vision
     assert (found.vocab_size, found.padded_vocab_size) == (11, 11)
 
@@ -56,6 +57,23 @@ LAYERS = {
     "only they": ("glm4_moe", {"first_k_dense_replace": 6}, set()),
     "more of them than layers": ("glm4_moe", {"first_k_dense_replace": 9}, set()),
     "every second": ("deepseek_v3", {"moe_layer_freq": 2, "first_k_dense_replace": 1}, {2, 4}),
+    "a name for each": (
+        "glm4_moe_lite",
+        {"mlp_layer_types": ["sparse", "dense", "dense", "sparse", "dense", "sparse"]},
+        {0, 3, 5},
+    ),
+    "from one on": ("ernie4_5_moe", {"moe_layer_start_index": 2}, {2, 3, 4, 5}),
+    "from one to another": (
+        "ernie4_5_moe",
+        {"moe_layer_start_index": 2, "moe_layer_end_index": 4},
+        {2, 3, 4},
+    ),
+    "every second from one on": ("ernie4_5_moe", {"moe_layer_interval": 2}, {1, 3, 5}),
+    "the last one is beyond the model": (
+        "ernie4_5_moe",
+        {"moe_layer_end_index": 99},
+        {1, 2, 3, 4, 5},
+    ),
     "every third": ("kimi_k2", {"moe_layer_freq": 3, "first_k_dense_replace": 0}, {0, 3}),
     "no experts": ("qwen3_moe", {"num_experts": 0}, set()),
     "a dense family": ("qwen3", {"num_experts": 8}, set()),
@@ -75,6 +93,7 @@ def test_which_layers_have_experts(family, changes, moe):
         ("qwen3_moe", "num_experts"),
         ("deepseek_v3", "n_routed_experts"),
         ("mixtral", "num_local_experts"),
+        ("ernie4_5_moe", "moe_num_experts"),
     ],
 )
 def test_number_of_experts_by_any_name(family, key):
@@ -108,6 +127,12 @@ FLAGS = {
     "glm4_moe": ("glm4_moe", {}, {"untied", "qkv_bias", "qk_norm"}),
     "plain glm4_moe": ("glm4_moe", {"attention_bias": False, "use_qk_norm": False}, {"untied"}),
     "mimo": ("mimo", {}, {"untied", "qkv_bias"}),
+    "dots1": ("dots1", {}, {"untied", "qk_norm"}),
+    "deepseek_v2": ("deepseek_v2", {}, {"untied"}),
+    "ernie4_5_moe": ("ernie4_5_moe", {}, {"untied"}),
+    "ernie4_5_moe that does not say": ("ernie4_5_moe", {"tie_word_embeddings": None}, set()),
+    "olmoe": ("olmoe", {}, {"untied", "wide_norms"}),
+    "minimax_m2": ("minimax_m2", {}, {"untied", "wide_norms"}),
     "qwen2_5_vl": ("qwen2_5_vl", {}, {"untied", "qkv_bias"}),
 }
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
+    OneRow,
     Op,
     QueryGroups,
     Same,
@@ -136,6 +137,13 @@ def test_exchanging_halves_twice_changes_nothing(folder, rows, half):
     assert undone(folder, SwapHalves(), [tensor])
 
 
+@given(st.integers(0, 5))
+def test_one_row_is_taken_out_and_put_back(folder, columns):
+    (tensor,) = numbered([1, columns])
+    assert same(joined(folder, OneRow(), [tensor]), tensor[0])
+    assert undone(folder, OneRow(), [tensor])
+
+
 @pytest.mark.slow
 @given(st.integers(1, 5), st.integers(0, 5), columns)
 def test_a_padded_vocabulary_ends_in_rows_of_zeros(folder, rows, missing, rest):
@@ -188,6 +196,8 @@ FAULTS = {
     "no dimensions": (StackedHeads(2), [()], "[]"),
     "odd columns": (SwapHalves(), [(2, 5)], "[2, 5], expected an even number"),
     "one dimension": (SwapHalves(), [(4,)], "[4]"),
+    "two rows": (OneRow(), [(2, 4)], "[2, 4], expected one row"),
+    "a row by itself": (OneRow(), [(4,)], "[4]"),
     "three dimensions": (SwapHalves(), [(2, 4, 4)], "[2, 4, 4]"),
 }
 
@@ -227,6 +237,7 @@ def test_a_megatron_tensor_that_does_not_fit_is_refused(folder, op, shape):
     [
         (SwapHalves(), (2, 5)),
         (SwapHalves(), (4,)),
+        (OneRow(), (1, 4)),
         (GateUp(), ()),
         (Vocabulary(1, 1), ()),
         (QueryGroups(4, 2, 1), ()),

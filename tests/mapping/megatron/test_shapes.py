@@ -16,12 +16,13 @@ from ckpt_tool.operations.options import MergeOptions
 from tests.real.megatron_models import write_model
 from tests.support.megatron import UNKNOWN
 
+_SHAPED = ["llama", "qwen2_moe", "mixtral", "deepseek_v3_mtp", "moonlight", "ernie4_5_moe", "olmoe"]
 #: The one that depends on nothing else in the config.
-UNSAID = {"visual.patch_embed.proj.weight"}
+UNSAID = {"patch_embed.proj.weight"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "qwen2_moe", "mixtral", "deepseek_v3_mtp", "moonlight"])
+@pytest.mark.parametrize("name", _SHAPED)
 def test_rows_say_the_shapes_of_real_models(name, tmp_path):
     if name in UNKNOWN:
         pytest.skip(UNKNOWN[name])
@@ -55,8 +56,10 @@ def test_every_row_says_a_shape():
         for row in part
     }
     assert all(row.shape for row in rows)
-    vision = FAMILIES["qwen2_5_vl"].megatron.vision
-    assert {row.hf for row in vision.rows + vision.block if not row.shape} == UNSAID
+    for family in ("qwen2_5_vl", "qwen3_vl"):
+        vision = FAMILIES[family].megatron.vision
+        every = vision.rows + vision.block + vision.merger
+        assert {row.hf for row in every if not row.shape} == UNSAID
 
 
 def test_a_bias_of_attention_alone_is_refused(tmp_path):

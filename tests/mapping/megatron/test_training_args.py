@@ -62,6 +62,28 @@ EXPECTED = {
         "moe_router_pre_softmax": True,
         "mtp_num_layers": None,
     },
+    "ernie4_5_moe": {
+        "qk_layernorm": False,
+        "rotary_interleaved": True,
+        "num_experts": 3,
+        "moe_layer_freq": [0, 1, 1],
+        "moe_ffn_hidden_size": 4,
+        "moe_router_topk": 2,
+        "moe_shared_expert_intermediate_size": 8,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+    },
+    "olmoe": {
+        "qk_layernorm": True,
+        "rotary_interleaved": False,
+        "num_experts": 3,
+        "moe_layer_freq": [1, 1, 1],
+        "moe_router_topk": 2,
+        "moe_shared_expert_intermediate_size": None,
+        "moe_router_score_function": "softmax",
+        "moe_router_enable_expert_bias": False,
+        "moe_router_pre_softmax": True,
+    },
     "deepseek_v3": {
         "add_qkv_bias": False,
         "add_bias_linear": False,
@@ -86,6 +108,8 @@ EXPECTED = {
 CHANGES = {
     "llama": {},
     "qwen2_moe": {"norm_topk_prob": False},
+    "ernie4_5_moe": {},
+    "olmoe": {"norm_topk_prob": False},
     "deepseek_v3": {"routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4},
 }
 
@@ -95,6 +119,11 @@ def test_arguments_of_a_model(family):
     found = make_args(rules_of(family, vocab_multiple=8, **SAID, **CHANGES[family]))
     expected = CONSTANT | DECODER | EXPECTED[family]
     assert {name: found.get(name, "absent") for name in expected} == expected
+
+
+def test_the_share_of_a_head_that_is_turned_by_its_width():
+    found = make_args(rules_of("minimax_m2", **SAID, rotary_dim=1))
+    assert found["rotary_percent"] == 0.5
 
 
 def test_a_dense_model_has_no_arguments_of_experts():

@@ -100,7 +100,7 @@ def test_there_are_classes_that_hold_float32():
     assert len([row for row in CLASSES if list_wide(*row, "bfloat16")]) > 25
 
 
-#: What an own rule names on the Hub, what transformers' tables do, and what is all a list's.
+#: What own rules name on the Hub, what transformers' tables do, and what is all a list's.
 @pytest.mark.parametrize(
     ("model_type", "wide"),
     [

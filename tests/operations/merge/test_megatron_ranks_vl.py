@@ -19,7 +19,9 @@ TP = 2
 
 
 def part(name: str, whole: Tensor, rank: int) -> Tensor:
-    """What a tensor-parallel rank has."""
+    """What a tensor-parallel rank has; of transformers' own modules all."""
+    if "visual." in name:
+        return whole.clone()
     if "embedding" in name or "output_layer" in name:
         return pad(whole, (0, 0, 0, -len(whole) % TP)).chunk(TP)[rank].clone()
     if name.endswith(("linear_proj.weight", "linear_fc2.weight")):
@@ -27,11 +29,8 @@ def part(name: str, whole: Tensor, rank: int) -> Tensor:
     if name.endswith(("linear_fc1.weight", "linear_fc1.bias")) and ".layers." in name:
         gate, up = whole.chunk(2)
         return torch.cat([gate.chunk(TP)[rank], up.chunk(TP)[rank]])
-    if name.endswith(("linear_qkv.weight", "linear_qkv.bias", "linear_fc1.weight")):
-        return whole.chunk(TP)[rank].clone()
-    if name.endswith("encoder.linear_fc1.bias"):
-        return whole.chunk(TP)[rank].clone()
-    return whole.clone()
+    cut = ("linear_qkv.weight", "linear_qkv.bias", "linear_fc1.weight", "encoder.linear_fc1.bias")
+    return whole.chunk(TP)[rank].clone() if name.endswith(cut) else whole.clone()
 
 
 def stage_of(name: str) -> tuple[int, str]:
@@ -44,18 +43,39 @@ def stage_of(name: str) -> tuple[int, str]:
     return int(name.startswith(last)), name
 
 
-@pytest.mark.parametrize("pp", [1, 2])
-def test_both_towers_bit_for_bit(model: Path, tmp_path: Path, pp: int) -> None:
-    whole = vl.by_hand(load_folder(model), "per-layer")
+def write_ranks(folder: Path, whole: dict[str, Tensor], pp: int) -> None:
+    """A file for each rank, with its part of each tensor."""
     for rank in range(TP):
         stages: list[dict[str, Tensor]] = [{} for _ in range(pp)]
         for name, tensor in whole.items():
             stage, local = stage_of(name) if pp > 1 else (0, name)
             stages[stage][local] = part(name, tensor, rank)
         for stage, state in enumerate(stages):
-            path = tmp_path / "actor" / "model" / f"mp_rank_{rank:02d}_{stage:03d}" / "model.pt"
+            path = folder / "model" / f"mp_rank_{rank:02d}_{stage:03d}" / "model.pt"
             path.parent.mkdir(parents=True)
             torch.save([state], path)
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_both_towers_bit_for_bit(model: Path, tmp_path: Path, pp: int) -> None:
+    write_ranks(tmp_path / "actor", vl.by_hand(load_folder(model), "per-layer"), pp)
     result = verify_checkpoint(tmp_path / "actor", model)
     assert result.equal
     assert result.num_compared == len(open_checkpoint(model))
+
+
+@pytest.mark.parametrize("prefix", ["visual.", "model.visual.", "visual.visual."])
+def test_the_tower_that_others_take_from_transformers(
+    model: Path, tmp_path: Path, prefix: str
+) -> None:
+    """Of Megatron-Bridge, slime and ms-swift: the same on both sides, and whole on every rank."""
+    hub = load_folder(model)
+    whole = vl.by_hand(hub, "per-layer")
+    whole = {name: tensor for name, tensor in whole.items() if name.startswith("language_model.")}
+    tower = {name: tensor for name, tensor in hub.items() if name.startswith("visual.")}
+    assert any("down_proj" in name for name in tower)
+    other = {prefix + name.removeprefix("visual."): tensor for name, tensor in tower.items()}
+    write_ranks(tmp_path / "actor", whole | other, 2)
+    result = verify_checkpoint(tmp_path / "actor", model)
+    assert result.equal
+    assert result.num_compared == len(hub)

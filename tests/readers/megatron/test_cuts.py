@@ -23,6 +23,8 @@ PARAMETERS = [
     (f"{ATTENTION}linear_qkv.bias", (12,), {}, ROWS),
     (f"{ATTENTION}linear_qkv.layer_norm_weight", (8,), {}, WHOLE),
     (f"{ATTENTION}q_layernorm.weight", (4,), {}, WHOLE),
+    ("visual.blocks.0.mlp.down_proj.weight", (8, 4), {}, WHOLE),
+    ("module.vision_tower.layers.0.o_proj.weight", (8, 4), {}, WHOLE),
     (f"{ATTENTION}linear_proj.weight", (8, 4), {}, COLUMNS),
     (f"{ATTENTION}linear_proj.bias", (8,), {}, WHOLE),
     (f"{MLP}linear_fc1.weight", (10, 8), {f"{MLP}linear_fc2.weight": (8, 5)}, GATED),

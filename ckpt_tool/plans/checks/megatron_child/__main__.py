@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.plans.checks.child import serve
 from ckpt_tool.plans.checks.megatron_child.cpu import hide_gpus, set_up, tear_down
 from ckpt_tool.plans.checks.megatron_child.request import Request
@@ -45,7 +46,8 @@ def answer(request: Request) -> dict[str, Any]:
     except Exception as error:  # whatever building a model raises
         return {"library": library, "unusable": f"{type(error).__name__}: {error}"}
     try:
-        return {"library": library, "num_tensors": check(state, request.folder)}
+        towers = require_rows(request.config).towers
+        return {"library": library, "num_tensors": check(state, request.folder, towers)}
     except LoadFaultError as error:
         return {"library": library, "message": str(error), "faults": error.faults}
 

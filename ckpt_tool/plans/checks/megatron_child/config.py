@@ -47,11 +47,11 @@ def make_text_config(
         "num_attention_heads": numbers.heads,
         "add_bias_linear": bool({"output_bias", "mlp_bias"} & flags),
         "add_qkv_bias": "qkv_bias" in flags,
-        "qk_layernorm": bool({"qk_norm", "latent"} & flags),
+        "qk_layernorm": bool({"qk_norm", "wide_norms", "latent"} & flags),
         "mtp_num_layers": numbers.mtp or None,
     }
     if numbers.experts:
-        values |= _experts(config, numbers)
+        values |= _experts(numbers)
     if hybrid:
         values["num_layers"] = 2 * numbers.layers
         values.pop("moe_layer_freq", None)  # its pattern says it
@@ -61,12 +61,14 @@ def make_text_config(
     return call(TransformerConfig, **values)
 
 
-def make_vision_config(vision: dict[str, Any], numbers: Numbers) -> TransformerConfig:
+def make_vision_config(
+    vision: dict[str, Any], numbers: Numbers, *, gated: bool
+) -> TransformerConfig:
     """The blocks of a vision tower. Raises what megatron-core raises of it."""
     values = {
         **_CPU,
         **_PLAIN,
-        **_GATED,
+        **(_GATED if gated else {"activation_func": gelu, "normalization": "LayerNorm"}),
         "num_layers": numbers.vision_layers,
         "hidden_size": vision["hidden_size"],
         "ffn_hidden_size": vision["intermediate_size"],
@@ -109,23 +111,20 @@ def _latent(text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _experts(config: ModelConfig, numbers: Numbers) -> dict[str, Any]:
-    text = config.text
-    width = text.get("moe_intermediate_size") or text["intermediate_size"]
+def _experts(numbers: Numbers) -> dict[str, Any]:
     values: dict[str, Any] = {
         "num_moe_experts": numbers.experts,
-        "moe_router_topk": text["num_experts_per_tok"],
+        "moe_router_topk": 1,  # of no account, as is what follows from it
+        "moe_router_pre_softmax": True,
         "moe_router_load_balancing_type": "none",
-        "moe_ffn_hidden_size": width,
+        "moe_ffn_hidden_size": numbers.sizes["expert_ffn"],
     }
     if len(numbers.moe) < numbers.layers:
         values["moe_layer_freq"] = [int(i in numbers.moe) for i in range(numbers.layers)]
     if "expert_bias" in numbers.flags:
         values["moe_router_score_function"] = "sigmoid"
         values["moe_router_enable_expert_bias"] = True
-    if "shared_experts" in numbers.flags:
-        values["moe_shared_expert_intermediate_size"] = width * text["n_shared_experts"]
-    if "shared_gate" in numbers.flags:
-        values["moe_shared_expert_intermediate_size"] = text["shared_expert_intermediate_size"]
-        values["moe_shared_expert_gate"] = True
+    if {"shared_experts", "shared_gate"} & numbers.flags:
+        values["moe_shared_expert_intermediate_size"] = numbers.sizes["shared_ffn"]
+        values["moe_shared_expert_gate"] = "shared_gate" in numbers.flags
     return values

@@ -14,6 +14,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.plans.checks.megatron_child.config import (
     compute_joined_width,
     make_projection_config,
@@ -22,6 +23,7 @@ from ckpt_tool.plans.checks.megatron_child.config import (
 )
 from ckpt_tool.plans.checks.megatron_child.cpu import call
 from ckpt_tool.plans.checks.megatron_child.hybrid import UnknownModelError, make_hybrid_model
+from ckpt_tool.plans.checks.megatron_child.norms import widen_norms
 from ckpt_tool.plans.checks.megatron_child.request import Request
 
 #: Where megatron-core decides on it, since 0.19.
@@ -58,21 +60,30 @@ def _modules(request: Request) -> dict[str, Any]:
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
     if hybrid:
         options = _describe_ends(request)
+        options["wide_norms"] = "wide_norms" in request.numbers.flags
         pattern = request.numbers.hybrid_pattern
         return {"": make_hybrid_model(config, pattern, NoAttention, **options)}
+    prefix = require_rows(request.config).prefix
     if not request.numbers.vision_layers:
-        return {"": _language_model(request, config)}
-    vision = request.config.raw["vision_config"]
-    return {
-        "language_model.": _language_model(request, config),
-        "vision_model.decoder.": _vision_blocks(make_vision_config(vision, request.numbers)),
-        "vision_model.projection.": MultimodalProjector(
-            config=make_projection_config(vision, config),
-            submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-            projector_type="mlp",
-            input_size=compute_joined_width(vision),
-        ),
-    }
+        return {prefix: _language_model(request, config)}
+    return {prefix: _language_model(request, config), **_tower(request, config)}
+
+
+def _tower(request: Request, text: TransformerConfig) -> dict[str, Any]:
+    """The blocks of a vision tower and, of one that ends as they do, what is after them."""
+    vision, rows = request.config.raw["vision_config"], require_rows(request.config).vision
+    ends = rows is not None and rows.gated
+    config = make_vision_config(vision, request.numbers, gated=ends)
+    blocks = TransformerBlock(config=config, spec=_block_spec(config), post_layer_norm=ends)
+    if not ends:
+        return {"vision_model.decoder.": blocks}
+    projection = MultimodalProjector(
+        config=make_projection_config(vision, text),
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+        projector_type="mlp",
+        input_size=compute_joined_width(vision),
+    )
+    return {"vision_model.decoder.": blocks, "vision_model.projection.": projection}
 
 
 def _require_plain_queries(request: Request) -> None:
@@ -92,6 +103,9 @@ def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
     spec = _block_spec(config)
     if "shared_gate" in request.numbers.flags and not hasattr(config, "moe_shared_expert_gate"):
         _gate_shared_experts(spec)
+    if "wide_norms" in request.numbers.flags:
+        for layer in spec.layer_specs:
+            widen_norms(layer)
     prediction = {}
     if request.numbers.mtp:
         prediction["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(
@@ -115,16 +129,12 @@ def _describe_ends(request: Request) -> dict[str, Any]:
     }
 
 
-def _vision_blocks(config: TransformerConfig) -> TransformerBlock:
-    return TransformerBlock(config=config, spec=_block_spec(config))
-
-
 def _block_spec(config: TransformerConfig) -> Any:
     spec = call(
         gpt_layer_specs.get_gpt_decoder_block_spec,
         config=config,
         use_transformer_engine=False,
-        normalization="RMSNorm",
+        normalization=config.normalization,
     )
     spec.layer_norm = WrappedTorchNorm
     if getattr(config, "multi_latent_attention", False):

@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from ckpt_tool.plans.checks.megatron_child.cpu import call, replace_attribute
+from ckpt_tool.plans.checks.megatron_child.norms import widen_norms
 
 _ATTENTION = ("input_layernorm", "self_attention", "self_attn_bda")
 _MLP = ("pre_mlp_layernorm", "mlp", "mlp_bda")
@@ -29,10 +30,16 @@ class UnknownModelError(Exception):
 
 
 def make_hybrid_model(
-    config: TransformerConfig, pattern: str, latent_attention: type, **options: Any
+    config: TransformerConfig,
+    pattern: str,
+    latent_attention: type,
+    *,
+    wide_norms: bool = False,
+    **options: Any,
 ) -> Any:
     """The model of the layers in ``pattern``, whose ``options`` are those of a GPTModel.
 
+    ``wide_norms``: those of query and key are of all heads together.
     ``latent_attention`` is the core of latent attention. UnknownModelError where this megatron-core
     cannot have it; raises whatever it raises of a model that it cannot build.
     """
@@ -43,6 +50,8 @@ def make_hybrid_model(
     if config.multi_latent_attention and not hasattr(hybrid_layer_allocation.Symbols, "MLA"):
         raise UnknownModelError("HybridModel has latent attention since 0.19")
     parts = _describe_parts(config, latent_attention)
+    if wide_norms:
+        widen_norms(parts["attention_layer"])
     stack = ModuleSpec(
         hybrid_block.HybridStack, submodules=hybrid_block.HybridStackSubmodules(**parts)
     )

@@ -22,8 +22,13 @@ from ckpt_tool.plans.checks.megatron_child.names import list_engine_states, rena
 #: At most this much is loaded at a time, unless one tensor is larger.
 GROUP_BYTES = 256 << 20
 
-#: What no module of megatron-core has: frameworks bring a convolution of their own.
-_FOREIGN = frozenset({"vision_model.patch_embed.proj.weight"})
+#: What no module of megatron-core has: trainers bring their own around a tower's blocks.
+_FOREIGN = (
+    "vision_model.patch_embed.",
+    "vision_model.pos_embed.",
+    "vision_model.merger.",
+    "vision_model.decoder.deepstack_merger_list.",
+)
 
 #: A loader that misses a key quotes all keys there are.
 _QUOTED = 600
@@ -55,9 +60,10 @@ class Wanted:
         return cls(tensors, objects + list_engine_states(tensors))
 
 
-def check(state: dict[str, Any], folder: str) -> int:
+def check(state: dict[str, Any], folder: str, towers: tuple[str, ...] = ()) -> int:
     """Compare and load; the number of tensors that were asked for.
 
+    ``towers``: prefixes of what is no part of megatron-core's model.
     LoadFaultError names everything that is missing, unexpected or of another shape, or quotes what
     megatron-core says of a checkpoint that it cannot read.
     """
@@ -66,7 +72,7 @@ def check(state: dict[str, Any], folder: str) -> int:
         metadata = FileSystemReader(folder).read_metadata()
     except Exception as error:  # whatever a pickle raises
         raise LoadFaultError(f"cannot read .metadata: {_quoted(error)}") from error
-    faults = _compare(wanted, metadata)
+    faults = _compare(wanted, metadata, towers)
     if faults:
         raise LoadFaultError("does not load this", faults)
     # Each load would read the list of all blocks anew: of a large model that takes seconds.
@@ -76,7 +82,7 @@ def check(state: dict[str, Any], folder: str) -> int:
     return len({tensor.key for tensor in wanted.tensors})
 
 
-def _compare(wanted: Wanted, metadata: Metadata) -> list[str]:
+def _compare(wanted: Wanted, metadata: Metadata, towers: tuple[str, ...]) -> list[str]:
     """Every difference between what is asked for and what is there.
 
     States that nothing asks for are as they should be: which modules ask depends on the release.
@@ -88,7 +94,7 @@ def _compare(wanted: Wanted, metadata: Metadata) -> list[str]:
     missing += [f"missing: {key}" for key in keys if key not in there]
     unexpected, mismatched = [], []
     for key, entry in there.items():
-        if not isinstance(entry, TensorStorageMetadata) or key in _FOREIGN:
+        if not isinstance(entry, TensorStorageMetadata) or key.startswith(_FOREIGN + towers):
             continue
         if key not in shapes:
             unexpected.append(f"unexpected: {key}")

@@ -1,0 +1,85 @@
+"""What a family is made of in megatron-core: the forms of a row, of a tower, and of it all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Hugging Face's tensors, megatron-core's tensor, and how the one becomes the other.
+
+    ``op``: ``same``, ``vocabulary``, ``gate_up``, ``qkv``, ``stacked_qkv``, ``swap_halves`` or
+    ``one_row``.
+    ``dtype``: the dtype that Megatron keeps the tensor in whatever the weights are, if it does.
+    ``shape``: of Hugging Face's tensors, in the words of :mod:`ckpt_tool.mapping.megatron.numbers`;
+    one for each, or one for all.
+    """
+
+    hf: str
+    megatron: str
+    op: str = "same"
+    when: str = ""
+    dtype: str = ""
+    shape: str = ""
+
+
+Rows = tuple[Row, ...]
+Flag = Literal[True] | tuple[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """A vision tower: rows outside of its blocks, rows of each block, and of each merger.
+
+    ``prefix``: of all of it on the Hub.
+    """
+
+    rows: Rows
+    block: Rows
+    merger: Rows = ()
+    prefix: str = "visual."
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP of a block has a gate; then there are norms without bias too."""
+        return any(row.op == "gate_up" for row in self.block)
+
+
+@dataclass(frozen=True, slots=True)
+class MegatronRows:
+    """The rows of a family's layers; those outside of layers are the same for all.
+
+    ``flags``: True, or the config key that decides and what holds where the key is absent.
+    ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
+    their own even where all are alike. ``mtp_prefix`` is that of a layer for multi-token
+    prediction on the Hub, with its ``number``, or how many layers it comes ``after``;
+    ``mtp_repeats``: it has copies of the embedding and the head there. ``trunk`` is before the
+    names of the language model on the Hub, ``head`` before that of its head. ``towers``: prefixes
+    below which tensors are the same on both sides, those of modules that a trainer takes from
+    transformers. Of a family with ``vision`` too, checkpoints have either.
+    """
+
+    attention: Rows
+    dense: Rows
+    moe: Rows = ()
+    mtp: Rows = ()
+    flags: dict[str, Flag] = field(default_factory=dict)
+    differing: bool = False
+    mtp_prefix: str = "model.layers.{after}."
+    mtp_repeats: bool = True
+    vision: Vision | None = None
+    trunk: str = "model."
+    head: str = ""
+    towers: tuple[str, ...] = ()
+
+    @property
+    def sees(self) -> bool:
+        """Whether there is more than a language model."""
+        return self.vision is not None or bool(self.towers)
+
+    @property
+    def prefix(self) -> str:
+        """What is before the names of Megatron's language model."""
+        return "language_model." if self.sees else ""
