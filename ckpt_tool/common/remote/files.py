@@ -9,9 +9,10 @@ import errno
 import io
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from ckpt_tool.common.errors import StoreError
 from ckpt_tool.common.remote.address import find_address
@@ -19,6 +20,8 @@ from ckpt_tool.common.remote.failures import explain, make_change_error
 from ckpt_tool.common.remote.objects import RemoteObject
 from ckpt_tool.common.remote.pool import Pool
 from ckpt_tool.common.remote.ranges import Ranges
+
+T = TypeVar("T")
 
 #: An answer that breaks off is asked for again: by obstore, from where it ended, if there is an
 #: ETag that says that it is the same; else here.
@@ -124,6 +127,11 @@ def get_file(number: int) -> RemoteFile:
     if found is None:
         raise FileNotFoundError(errno.ENOENT, "was listed anew since it was opened")
     return found
+
+
+def ask(work: Callable[[], T]) -> T:
+    """What ``work``, which asks a store, returns or raises; Ctrl-C need not wait for it."""
+    return _POOL.call(work)
 
 
 def give_up() -> None:

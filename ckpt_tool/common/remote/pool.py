@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ckpt_tool.common.errors import StoreError
 from ckpt_tool.common.threads import start
+
+T = TypeVar("T")
 
 #: Of all windows together; and of those that were announced and wait to be read.
 _BUDGET, _AHEAD = 112 << 20, 64 << 20
@@ -72,7 +75,7 @@ class Pool:
         self._num_ahead = 0
         self._begun: deque[tuple[Holder, Window]] = deque()
         self._queue: deque[tuple[Holder, int, int]] = deque()
-        self._threads = self._busy = 0
+        self._threads = self._busy = self._asking = 0
         self._waited_for: set[Window] = set()  # those that are being filled
         self._is_over = False
 
@@ -114,6 +117,25 @@ class Pool:
             self._begun.append((holder, window))
             self._add_thread()
 
+    def call(self, work: Callable[[], T]) -> T:
+        """What ``work``, which asks a store, returns or raises; Ctrl-C need not wait for it."""
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+            finally:
+                with self.lock:
+                    self._asking -= 1
+
+        thread = threading.Thread(target=run, name="ckpt-ask")
+        with self.lock:
+            start(thread)
+            self._asking += 1
+        return done.result()
+
     def stop(self) -> None:
         """Nobody wants anything any more: who waits for bytes is told so, and none are fetched."""
         with self.lock:
@@ -126,7 +148,7 @@ class Pool:
     @property
     def is_busy(self) -> bool:
         """Whether a request is under way."""
-        return self._busy > 0
+        return self._busy + self._asking > 0
 
     def queue(self, holder: Holder, first: int, stop: int) -> None:
         """Have bytes fetched by a thread some time, if nobody has read them by then."""

@@ -15,12 +15,13 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 from ckpt_tool.common.errors import StoreError, UsageError
 from ckpt_tool.common.remote.address import Address, find_address
-from ckpt_tool.common.remote.files import drop_files
+from ckpt_tool.common.remote.files import ask, drop_files
 from ckpt_tool.common.remote.folders import put, refuse_opening
 from ckpt_tool.common.remote.naming import find_root, name_places, set_root
 from ckpt_tool.common.remote.objects import RemoteObject
@@ -79,7 +80,7 @@ def look_again(path: str | os.PathLike[str]) -> Path:
         folder = _listed.get(address)
         if folder is None:
             return _list(address)
-        found = _ask(address)
+        found = ask(lambda: _gather(address))
         drop_files(str(folder))
         shutil.rmtree(folder, ignore_errors=True)
         return _fill(folder, address, found)
@@ -92,11 +93,11 @@ def spell(paths: Iterable[Path]) -> list[str]:
 
 def _list(address: Address) -> Path:
     with _lock:
-        found = _ask(address)
+        found = ask(lambda: _gather(address))
         return _fill(Path(_make_root(), str(next(_numbers))), address, found)
 
 
-def _ask(address: Address) -> list[RemoteObject]:
+def _gather(address: Address) -> list[RemoteObject]:
     """What is at and below ``address``, something at least."""
     from ckpt_tool.common.remote.listing import list_objects  # most have no address
 
@@ -138,7 +139,8 @@ def _put_beside(folder: Path, address: Address) -> None:
         return
     for beside in (above, *map(above.join, _BESIDE)):
         with suppress(StoreError, OSError):
-            found = [each for each in list_folder(beside) if each.name]
+            found = ask(partial(list_folder, beside))
+            found = [each for each in found if each.name]
             put(_place(folder, beside), found, beside)
 
 
