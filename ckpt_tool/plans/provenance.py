@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ckpt_tool.common.cache import keep_entry, read_entry
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.remote.naming import name_places
 from ckpt_tool.common.untrusted import parse_json
 from ckpt_tool.readers import find_format
 from ckpt_tool.readers.base import Checkpoint, ShardFile
@@ -155,7 +156,8 @@ def keep_times(out: Place, timed: str, checkpoint: Checkpoint, seconds: float) -
         "sources": [[file.path, file.bytes, file.mtime_ns] for file in checkpoint.files],
         "plan": timed,
     }
-    keep_entry(_KIND, _make_key(out), json.dumps(entry).encode(), _MOST_ENTRIES)
+    body = name_places(json.dumps(entry)).encode()
+    keep_entry(_KIND, _make_key(out), body, _MOST_ENTRIES)
 
 
 def are_as_noted(out: Place, timed: str) -> bool:
