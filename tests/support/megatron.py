@@ -161,7 +161,7 @@ def build(out: Path) -> None:
     for name in dict.fromkeys(name for name, _ in HYBRID):
         convert_to_mcore(hf(out, name), ours(out, f"{name}/hybrid"), _AS_HYBRID)
     for world in (1, 2, 4):
-        run_jobs(list(_jobs(out, world)), world, timeout=300)
+        run_jobs(list(_jobs(out, world)), world, timeout=600)
 
 
 def hf(out: Path, name: str) -> Path:
