@@ -5,15 +5,19 @@ store: requests, ranges and connections are the same code of obstore's, and rclo
 does not answer ranges as S3 does. The download asks for 8 MiB at a time, 16 at once, as the
 clouds' own tools do. Each round runs all commands.
 
-The server works on the cores of this machine, too. So without ``--limit`` it is the processor that
-is measured; with it, a network of that many bytes a second.
+The server works on the cores of this machine, too, so that it is the processor that is measured.
+With ``--each`` it is one that waits 50 ms before each answer, and sends so many megabytes a second
+to each connection, as object stores do (:mod:`tests.bench.paced`).
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.generate import generate, spec_of_size
@@ -49,6 +53,19 @@ with ThreadPoolExecutor(16) as threads:
 _ROW = "{:<24} {:>8} {:>8} {:>8} {:>10} {:>10}"
 
 
+@contextmanager
+def _serving(folder: Path, each: float | None) -> Iterator[int]:
+    if each is None:
+        with rclone.serving("http", folder) as (_, port):
+            yield port
+        return
+    command = [sys.executable, "-m", "tests.bench.paced", str(folder), "0.05", str(each * 1e6)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.kill()
+
+
 def _list_commands(folder: Path, url: str, names: list[str], size: int) -> list[Command]:
     merge = (sys.executable, "-m", "ckpt_tool", "merge", "--no-check-load", "--no-fsync")
     download = (sys.executable, "-c", _DOWNLOAD, url)
@@ -79,7 +96,7 @@ def _show(found: dict[str, Runs], size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.remote", description=__doc__)
     parser.add_argument("--gb", type=float, default=2.0, help="size (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=0, help="megabytes per second (default: none)")
+    parser.add_argument("--each", type=float, help="megabytes per second of a connection")
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default: %(default)s)")
     parser.add_argument("--dir", type=Path, default=Path(), help="where a temporary folder is made")
     options = parser.parse_args()
@@ -88,9 +105,8 @@ def main() -> None:
         folder = Path(scratch).resolve()
         generate(folder / "ranks", spec)
         files = sorted(path for path in (folder / "ranks").glob("*.pt"))
-        limit = ("--bwlimit", f"{options.limit * 1_000_000}B") if options.limit else ()
-        with rclone.serving("http", folder, *limit) as (host, port):
-            url = f"http://{host}:{port}/ranks"
+        with _serving(folder, options.each) as port:
+            url = f"http://127.0.0.1:{port}/ranks"
             names = [path.name for path in files]
             commands = _list_commands(folder, url, names, spec.nbytes)
             found = measure(commands, files, options.repeat, lambda text: print(text, end="\r"))
