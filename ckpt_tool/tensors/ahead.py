@@ -21,6 +21,9 @@ Task = TypeVar("Task")
 #: Bytes that are ordered together, and those that are on their way: a store sends those of one
 #: request no faster than 50 MB/s, after a wait, so that it takes dozens of requests to fill a line.
 _GROUP, _AHEAD = 4 << 20, 56 << 20
+#: Where many files have a part of that, as with ranks of many GPUs: what one of them is asked for
+#: at a time, and how much is ordered together for that.
+_OF_A_FILE, _LARGEST_GROUP = 256 << 10, 24 << 20
 #: Bytes between two reads that are not worth a request.
 _GAP = 4 << 10
 
@@ -72,10 +75,16 @@ def _group(
         group.append(task)
         reads += found
         size += _measure(found)
-        if size >= _GROUP:
+        if _is_full(size, reads):
             yield group, reads
             group, reads, size = [], [], 0
     yield group, reads
+
+
+def _is_full(size: int, reads: Iterable[Read]) -> bool:
+    if size < _GROUP or size >= _LARGEST_GROUP:
+        return size >= _GROUP
+    return size >= _OF_A_FILE * len({read.path for read in reads})
 
 
 def _measure(reads: Iterable[Read]) -> int:

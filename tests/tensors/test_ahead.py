@@ -40,6 +40,17 @@ def test_reads_that_touch_are_ordered_together(ordered):
     assert ordered == [("a", 5, 12), ("a", 90_000, 90_001), ("b", 0, 10)]
 
 
+def test_parts_of_many_files_are_ordered_for_several_tasks_together(ordered):
+    ranks, part = 64, 64 << 10
+    tasks = order_ahead(
+        range(12), lambda n: [Read(f"{r:02}", n * part, (n + 1) * part) for r in range(ranks)]
+    )
+    assert [*tasks] == [*range(12)]
+    sizes = {stop - start for _, start, stop in ordered}
+    assert sizes == {4 * part}
+    assert sum(stop - start for _, start, stop in ordered) == 12 * ranks * part
+
+
 def test_local_files_are_not_ordered(monkeypatch):
     monkeypatch.setattr(ahead, "are_there", lambda: False)
     monkeypatch.setattr(ahead, "order", None)  # calling it would fail
