@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,6 +160,15 @@ def sink(object_sink: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket
     buckets.set_environment(monkeypatch, object_sink.proxy.url)
     yield object_sink.make_bucket()
     object_sink.proxy.faults.planned.clear()
+
+
+@pytest.fixture(autouse=True)
+def nothing_elsewhere() -> Iterator[None]:
+    """What one test has read of a store is not there for the next one, nor that there is any."""
+    yield
+    shadow = sys.modules.get("ckpt_tool.common.remote.shadow")
+    if shadow is not None:
+        shadow.clear()
 
 
 @pytest.fixture

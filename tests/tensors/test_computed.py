@@ -1,6 +1,5 @@
 """A source that no module knows: what computes its elements is read as what lies in a file is."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +15,7 @@ from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32, FLOAT6
 from ckpt_tool.tensors.geometry import Box, Shape, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 from ckpt_tool.tensors.rounding import CastErrors
+from ckpt_tool.writers.outfile import OutputFile
 from ckpt_tool.writers.planned import PlannedFile
 from ckpt_tool.writers.stream import StreamWriter
 from tests.support.backed import backed, raw, same
@@ -128,8 +128,9 @@ def written(tmp_path: Path) -> Iterator[tuple[bytes, torch.Tensor, StreamWriter]
     size = len(head) + lazy.nbytes
     plan = PlannedFile("out", ("it",), (head, lazy), (0, len(head)), size)
     with FileTable() as files, StreamWriter(files, 2, lambda _: None) as writer:
-        descriptor, _ = writer.write(tmp_path / "out", plan)
-        os.close(descriptor)
+        file = OutputFile(tmp_path / "out", plan.size, direct=False)
+        writer.write(file, plan)
+        file.close()
         yield (tmp_path / "out").read_bytes(), expected.t().contiguous(), writer
 
 

@@ -160,6 +160,8 @@ def _make_root() -> str:
 
 
 def clear() -> None:
-    """Remove all that stands for something: the process ends."""
+    """Remove all that stands for something: nothing of it is read any more."""
     if root := find_root():
+        drop_files(root)
+        _listed.clear()
         shutil.rmtree(root, ignore_errors=True)

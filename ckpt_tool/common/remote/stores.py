@@ -48,6 +48,8 @@ _ENDPOINTS = {
     "gs": ("GOOGLE_BASE_URL",),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
+#: How variables begin that clients are made of.
+_SAID_BY = ("AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR_")
 #: One for tests, of Google's, which asks for no keys.
 _EMULATOR = "STORAGE_EMULATOR_HOST"
 
@@ -63,7 +65,8 @@ def open_store(address: Address) -> Any:
     if "access_key_id" not in known:
         require_credentials(address, os.environ)
     try:
-        return _open(address.scheme, address.bucket)
+        said = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SAID_BY)))
+        return _open(address.scheme, address.bucket, said)
     except Exception as error:
         reason = str(error).partition("\n\nDebug source")[0]
         raise UsageError(f"{address}: {reason}", hint=say_who(address)) from error
@@ -85,7 +88,8 @@ def open_url(url: str, headers: Mapping[str, str] | None = None) -> Any:
 
 
 @cache
-def _open(scheme: str, bucket: str) -> Any:
+def _open(scheme: str, bucket: str, _said: tuple[tuple[str, str], ...]) -> Any:
+    """The same client for the same bucket, as long as the environment says the same."""
     return _OPENERS[scheme](bucket)
 
 

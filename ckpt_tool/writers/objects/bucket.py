@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ T = TypeVar("T")
 
 #: How a server says that it does not know conditional requests.
 _NOT_KNOWN = "status code: 501"
+#: What obstore says of a connection that broke before there was an answer.
+_BROKEN = "error sending request"
+_PAUSES = (0.1, 0.5, 2.0)  # seconds
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,11 @@ class Bucket:
 
         key = self.key(name)
         try:
-            self._raw(lambda obs: obs.put_async(self.store, key, content, mode=mode))
+            self._try(lambda obs: obs.put_async(self.store, key, content, mode=mode))
         except (AlreadyExistsError, PreconditionError) as error:
+            found = self.get(name)
+            if found is not None and found.content == content:
+                return  # it was this process, whose answer was lost
             raise FileExistsError(str(self.out.join(name))) from error
         except NotSupportedError:
             self.put(name, content)
@@ -126,6 +133,17 @@ class Bucket:
             return await work(obstore)
 
         return self._sender.begin(answer()).result()
+
+    def _try(self, work: Callable[[Any], Any]) -> Any:
+        """The same, once more where a connection broke: what has a condition obstore asks once."""
+        for pause in _PAUSES:
+            try:
+                return self._raw(work)
+            except Exception as error:
+                if _BROKEN not in str(error):
+                    raise
+            time.sleep(pause)
+        return self._raw(work)
 
     def _wait(self, work: Callable[[], T]) -> T:
         """The same of what has no asynchronous form."""
