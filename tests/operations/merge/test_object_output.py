@@ -32,7 +32,7 @@ def read(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.startswith(".rclone_temp")
+        if path.is_file() and not path.name.startswith(".rclone_")
     }
 
 
