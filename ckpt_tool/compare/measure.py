@@ -11,7 +11,7 @@ import xxhash
 from ckpt_tool.common.threads import Threads
 from ckpt_tool.compare.block import BlockMeasure
 from ckpt_tool.compare.stats import Stats, Tolerance
-from ckpt_tool.tensors.ahead import count_ahead, order_ahead
+from ckpt_tool.tensors.ahead import flow_ahead
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.equality import (
     Label,
@@ -61,8 +61,8 @@ def measure(
             advance((stop - start) * pair.left.dtype.itemsize)
             return pair.label, parts
 
-        tasks = order_ahead(cut_tasks(pairs, _find_span), list_pair_reads)
-        for label, parts in pool.flow(work, tasks, count_ahead()):
+        tasks = cut_tasks(pairs, _find_span)
+        for label, parts in flow_ahead(pool, work, tasks, list_pair_reads):
             for part in parts:
                 found[label].add(part)
                 for side, digest in zip(hashes[label], part.digests, strict=True):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import AmbiguousError
 from ckpt_tool.common.regular import read_regular
+from ckpt_tool.common.remote.shadow import CONFIG_FOLDERS
 from ckpt_tool.common.wording import join_words
 
 _TRACKERS = ("latest_checkpointed_iteration.txt", "latest_ckpt_global_step.txt")
@@ -27,8 +28,6 @@ _BELOW = ("", "dist_ckpt", "model/dist_ckpt", "model", "adapter_checkpoint", "we
 _ITERATION = re.compile(r"iter_[0-9]{7,}")
 #: A run, its step, a role in it. A link that leads back up would be followed for ever.
 _MOST_LEVELS = 4
-#: verl's two, and NeMo Automodel's.
-_CONFIGS = ("huggingface", "hf_config_and_tokenizer", ".hf_metadata")
 
 
 def find(path: Path, holds: Callable[[Path], bool]) -> Path | None:
@@ -66,9 +65,9 @@ def locate_config(folder: Path, *, beside: bool = False) -> Path | None:
 
     Also where its config is no file: whoever reads it says so.
     """
-    places = [folder / name for name in _CONFIGS] + [folder]
+    places = [folder / name for name in CONFIG_FOLDERS] + [folder]
     if beside:
-        places += [folder.parent / name for name in _CONFIGS]
+        places += [folder.parent / name for name in CONFIG_FOLDERS]
         places += [folder.parent] if folder.name == _ACCELERATE else []
     return next((place for place in places if os.path.lexists(place / "config.json")), None)
 

@@ -13,10 +13,12 @@ from typing import NamedTuple, TypeVar
 
 from ckpt_tool.common.regular import order
 from ckpt_tool.common.remote.files import are_there
+from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.chunks import Chunked
 from ckpt_tool.tensors.strided import cut_runs, measure_span
 
 Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 #: Bytes that are ordered together, and those that are on their way: a store sends those of one
 #: request no faster than 50 MB/s, after a wait, so that it takes dozens of requests to fill a line.
@@ -34,11 +36,6 @@ class Read(NamedTuple):
     path: str
     start: int
     stop: int
-
-
-def count_ahead() -> int:
-    """How many tasks for each thread are taken ahead: what they read is kept until they do."""
-    return 1 if are_there() else 4
 
 
 def order_ahead(
@@ -62,6 +59,20 @@ def order_ahead(
             yield from first
             ahead -= size
     yield from chain.from_iterable(group for group, _ in waiting)
+
+
+def flow_ahead(
+    pool: Threads,
+    work: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    list_reads: Callable[[Task], Iterable[Read]],
+) -> Iterator[Result]:
+    """What ``work`` makes of each task, in order, as :meth:`.Threads.flow` has it.
+
+    Few tasks are taken ahead where files are remote: what they read is kept until they do.
+    """
+    ahead = 1 if are_there() else 4
+    return pool.flow(work, order_ahead(tasks, list_reads), ahead)
 
 
 def _group(

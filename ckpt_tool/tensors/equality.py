@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from ckpt_tool.common.remote.files import are_there
 from ckpt_tool.common.threads import Threads
-from ckpt_tool.tensors.ahead import Read, count_ahead, list_reads, order_ahead
+from ckpt_tool.tensors.ahead import Read, flow_ahead, list_reads
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.sweep import Sweep, find_step
@@ -51,8 +51,8 @@ def locate_differences(
             pair, start, stop = task
             return pair.label, _compare(pair, (start, stop), local, advance)
 
-        tasks = order_ahead(cut_tasks(pairs, _find_span), list_pair_reads)
-        for label, index in pool.flow(compare, tasks, count_ahead()):
+        tasks = cut_tasks(pairs, _find_span)
+        for label, index in flow_ahead(pool, compare, tasks, list_pair_reads):
             if index is not None:
                 found[label] = min(index, found.get(label, index))
     return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.remote.files import are_there
 from ckpt_tool.common.threads import Threads
-from ckpt_tool.tensors.ahead import Read, count_ahead, order_ahead
+from ckpt_tool.tensors.ahead import Read, flow_ahead
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.read_sums import Gap, ReadSums
 
@@ -63,8 +63,7 @@ def read_gaps(
                 advance(len(part))
 
         try:
-            tasks = order_ahead(spans, lambda span: [_make_read(span)])
-            for _ in pool.flow(read, tasks, count_ahead()):
+            for _ in flow_ahead(pool, read, spans, lambda span: [_make_read(span)]):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)

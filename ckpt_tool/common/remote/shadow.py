@@ -29,8 +29,9 @@ from ckpt_tool.common.remote.objects import RemoteObject
 #: More than a run of a hundred steps on a thousand ranks has; whoever names more slipped.
 _MOST_OBJECTS = 500_000
 
-#: Folders beside a checkpoint in which its config and tokenizer may lie.
-_BESIDE = ("huggingface", "hf_config_and_tokenizer", ".hf_metadata")
+#: Folders in or beside a checkpoint in which its config and tokenizer may lie: verl's two, and
+#: NeMo Automodel's.
+CONFIG_FOLDERS = ("huggingface", "hf_config_and_tokenizer", ".hf_metadata")
 
 _lock = threading.RLock()
 _numbers = count()
@@ -137,7 +138,7 @@ def _put_beside(folder: Path, address: Address) -> None:
     above = address.parent
     if above is None or above.scheme.startswith("http"):
         return
-    for beside in (above, *map(above.join, _BESIDE)):
+    for beside in (above, *map(above.join, CONFIG_FOLDERS)):
         with suppress(StoreError, OSError):
             found = ask(partial(list_folder, beside))
             found = [each for each in found if each.name]
