@@ -8,13 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Hugging Face's tensors, megatron-core's tensor, and how the one becomes the other.
+    """Hugging Face's tensors, megatron-core's, and how the ones become the others.
 
-    ``op``: ``same``, ``vocabulary``, ``gate_up``, ``qkv``, ``stacked_qkv``, ``swap_halves`` or
-    ``one_row``.
+    ``op``: one of those in :mod:`ckpt_tool.mapping.megatron.spelling`.
     ``dtype``: the dtype that Megatron keeps the tensor in whatever the weights are, if it does.
     ``shape``: of Hugging Face's tensors, in the words of :mod:`ckpt_tool.mapping.megatron.numbers`;
-    one for each, or one for all.
+    one for each, or one for all. ``whole``: likewise of megatron-core's; empty where it is made of
+    all the rows, one after the other.
     """
 
     hf: str
@@ -23,6 +23,7 @@ class Row:
     when: str = ""
     dtype: str = ""
     shape: str = ""
+    whole: str = ""
 
 
 Rows = tuple[Row, ...]
@@ -51,6 +52,8 @@ class Vision:
 class MegatronRows:
     """The rows of a family's layers; those outside of layers are the same for all.
 
+    ``attentions``: rows in place of ``attention``, by the kinds of layers that ``layer_types`` of
+    the config has.
     ``flags``: True, or the config key that decides and what holds where the key is absent.
     ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
     their own even where all are alike. ``mtp_prefix`` is that of a layer for multi-token
@@ -73,6 +76,7 @@ class MegatronRows:
     trunk: str = "model."
     head: str = ""
     towers: tuple[str, ...] = ()
+    attentions: dict[str, Rows] = field(default_factory=dict)
 
     @property
     def sees(self) -> bool:

@@ -72,7 +72,7 @@ class SplitGroups:
     def to_hub(self, parts: Parts) -> list[LazyTensor]:
         if self.groups.find_fault([(rows,) for rows in self.groups.rows]) or not parts[0].numel:
             raise ValueError(f"{list(parts[0].shape)} for {self._describe()}")
-        query, key, value = self.groups.split(parts[0])
+        query, key, value = self.groups.split([parts[0]])
         if self.halve:
             query, key = self._query.to_hub([query])[0], self._key.to_hub([key])[0]
         return [query, key, value]
@@ -84,7 +84,7 @@ class SplitGroups:
         fault = self.groups.find_fault([part.shape for part in parts])
         if fault:
             raise ValueError(fault)
-        return [cat(self.groups.join([query, key, value]), 0)]
+        return [cat(self.groups.join([query, key, value])[0], 0)]
 
     @property
     def _query(self) -> Halve:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row, Rows, Vision
 from ckpt_tool.mapping.families.megatron_rows import TOP
 from ckpt_tool.mapping.megatron.numbers import Numbers
-from ckpt_tool.mapping.megatron.ops import (
-    GateUp,
-    OneRow,
-    Op,
-    QueryGroups,
-    Same,
-    StackedHeads,
-    SwapHalves,
-    Vocabulary,
-)
+from ckpt_tool.mapping.megatron.ops import Op, Same
+from ckpt_tool.mapping.megatron.spelling import Sizes, expand, make_op, read_shapes
 from ckpt_tool.tensors.geometry import Shape
 
 #: The first two are a GPTModel's, the last one a HybridModel's: there attention and the MLP of a
@@ -31,21 +22,23 @@ _FINAL_NORM, _HYBRID_NORM = "decoder.final_layernorm.", "decoder.final_norm."
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Hugging Face tensors, and where in which Megatron tensor they are.
+    """Hugging Face tensors, and where in which Megatron tensors they are.
 
-    ``name`` is the key in the checkpoint. ``index`` says which entry of its leading axes, of sizes
-    ``extent``, these tensors are: layers and experts that are stacked.
+    ``names`` are keys in the checkpoint, mostly one. ``index`` says which entry of their leading
+    axes, of sizes ``extent``, these tensors are: layers and experts that are stacked. ``wholes``:
+    the shapes of what is made of them; empty: their rows, one after the other.
     """
 
     hf: tuple[str, ...]
-    name: str
+    names: tuple[str, ...]
     index: Shape
     extent: Shape
     op: Op
     dtype: str
-    shapes: tuple[tuple[int | None, ...], ...] = ()
+    shapes: tuple[Sizes, ...] = ()
+    wholes: tuple[Sizes, ...] = ()
 
-    def expected(self) -> Iterator[tuple[str, tuple[int | None, ...]]]:
+    def expected(self) -> Iterator[tuple[str, Sizes]]:
         """Each Hugging Face tensor and its shape by the config; None: a size it does not say."""
         yield from zip(self.hf, self.shapes, strict=False)
 
@@ -89,17 +82,22 @@ def make_bindings(
     prefix = family.prefix
     found = list(_spell(tuple(_name_top(family)), _Place("", prefix), numbers))
     if layout == "hybrid":
-        found = [replace(one, name=one.name.replace(_FINAL_NORM, _HYBRID_NORM)) for one in found]
+        found = [replace(one, names=tuple(map(_name_hybrid, one.names))) for one in found]
     for layer in range(numbers.layers):
         hf, megatron = f"{family.trunk}layers.{layer}.", f"{prefix}decoder."
         places = _place_parts(hf, megatron, layer, numbers.layers, layout)
-        found += _spell_layer(family, layer in numbers.moe, places, numbers)
+        kind = numbers.kinds[layer] if numbers.kinds else ""
+        found += _spell_layer(family, (kind, layer in numbers.moe), places, numbers)
     for number in range(numbers.mtp):
         found += _spell_mtp(family, numbers, number, prefix, layout)
-    alike = [Binding((name,), name, (), (), Same(), "") for name in towers]
+    alike = [Binding((name,), (name,), (), (), Same(), "") for name in towers]
     if family.vision is not None and not alike:
         found += _spell_vision(family.vision, numbers, vision_layout or layout)
     return found + alike
+
+
+def _name_hybrid(name: str) -> str:
+    return name.replace(_FINAL_NORM, _HYBRID_NORM)
 
 
 def _name_top(family: MegatronRows) -> Iterator[Row]:
@@ -148,10 +146,11 @@ def _place_parts(
 
 
 def _spell_layer(
-    family: MegatronRows, moe: bool, places: tuple[_Place, _Place], numbers: Numbers
+    family: MegatronRows, kinds: tuple[str, bool], places: tuple[_Place, _Place], numbers: Numbers
 ) -> Iterator[Binding]:
-    attention, mlp = places
-    yield from _spell(family.attention, attention, numbers)
+    """A layer whose attention is of a kind, and which has experts or has not."""
+    (kind, moe), (attention, mlp) = kinds, places
+    yield from _spell(family.attentions.get(kind, family.attention), attention, numbers)
     yield from _spell(family.moe if moe else family.dense, mlp, numbers)
 
 
@@ -166,7 +165,7 @@ def _spell_mtp(
     places = (place, place)
     if layout == "hybrid":
         places = _place_parts(hf, f"{layer}mtp_model_layer.", 0, 1, layout)
-    yield from _spell_layer(family, numbers.layers - 1 in numbers.moe, places, numbers)
+    yield from _spell_layer(family, ("", numbers.layers - 1 in numbers.moe), places, numbers)
 
 
 def _spell_vision(vision: Vision, numbers: Numbers, layout: str) -> Iterator[Binding]:
@@ -184,46 +183,25 @@ def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
     for row in rows:
         if row.when and row.when not in numbers.flags:
             continue
-        op = _make_op(row, numbers)
-        names = _expand(row.hf)
-        shapes = _read_shapes(row, len(names), numbers)
-        if "{e}" not in row.hf:
-            hf = tuple(place.hf + name for name in names)
-            name = place.megatron + row.megatron
-            yield Binding(hf, name, place.index, place.extent, op, row.dtype, shapes)
-            continue
-        target = place.megatron + row.megatron.replace("{e}.", "")
-        extent = (*place.extent, numbers.experts)
-        for expert in range(numbers.experts):
-            hf = tuple(place.hf + name.replace("{e}", str(expert)) for name in names)
-            yield Binding(hf, target, (*place.index, expert), extent, op, row.dtype, shapes)
+        hf, names = expand(place.hf + row.hf), expand(place.megatron + row.megatron)
+        shapes = read_shapes(row.shape, len(hf), numbers)
+        wholes = read_shapes(row.whole, len(names), numbers)
+        binding = Binding(
+            tuple(hf),
+            tuple(name.replace("{e}.", "") for name in names),
+            place.index,
+            place.extent,
+            make_op(row, numbers),
+            row.dtype,
+            shapes,
+            wholes,
+        )
+        yield from _spell_experts(binding, numbers.experts) if "{e}" in row.hf else [binding]
 
 
-def _read_shapes(row: Row, count: int, numbers: Numbers) -> tuple[tuple[int | None, ...], ...]:
-    """The shapes of ``count`` tensors; none where the row does not say."""
-    said = [tuple(map(numbers.sizes.get, shape.split(","))) for shape in row.shape.split()]
-    return tuple(said * count if len(said) == 1 else said)
-
-
-def _make_op(row: Row, numbers: Numbers) -> Op:
-    if row.op == "qkv":
-        return QueryGroups(numbers.heads, numbers.groups, numbers.head_dim)
-    if row.op == "stacked_qkv":
-        return StackedHeads(numbers.vision_heads)
-    if row.op == "vocabulary":
-        return Vocabulary(numbers.vocab_size, numbers.padded_vocab_size)
-    plain: dict[str, Op] = {
-        "same": Same(),
-        "gate_up": GateUp(),
-        "swap_halves": SwapHalves(),
-        "one_row": OneRow(),
-    }
-    return plain[row.op]
-
-
-def _expand(text: str) -> list[str]:
-    """``a.{b,c}.d`` -> ``a.b.d``, ``a.c.d``; a brace without a comma stays."""
-    matched = re.search(r"\{(\w+(?:,\w+)+)\}", text)
-    if matched is None:
-        return [text]
-    return [text.replace(matched[0], choice) for choice in matched[1].split(",")]
+def _spell_experts(binding: Binding, experts: int) -> Iterator[Binding]:
+    """The tensors of each expert, which are one entry more of an axis of Megatron's."""
+    extent = (*binding.extent, experts)
+    for expert in range(experts):
+        hf = tuple(name.replace("{e}", str(expert)) for name in binding.hf)
+        yield replace(binding, hf=hf, index=(*binding.index, expert), extent=extent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_noun
@@ -11,7 +12,7 @@ from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.mapping.megatron.keys import unify_keys
 from ckpt_tool.mapping.megatron.numbers import require_rows
-from ckpt_tool.mapping.megatron.ops import Vocabulary
+from ckpt_tool.mapping.megatron.ops import Blocks, Vocabulary
 from ckpt_tool.mapping.megatron.rules import Rules, infer_rules
 from ckpt_tool.mapping.megatron.verl_names import use_core_names
 from ckpt_tool.tensors.geometry import Shape
@@ -32,6 +33,13 @@ _OTHER = (
     "The weights and the config.json are of different models, or the model is of a kind that is"
     " not supported."
 )
+
+
+class _Entry(NamedTuple):
+    """An entry of a Megatron tensor, in order along dimension 0."""
+
+    binding: Binding
+    blocks: Blocks
 
 
 def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = None) -> HubModel:
@@ -55,9 +63,7 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
     """
     _require_complete(tensors, rules)
     faults = []
-    grouped: dict[str, list[Binding]] = {}
     for binding in rules.bindings:
-        grouped.setdefault(binding.name, []).append(binding)
         parts = [tensors[name] for name in binding.hf]
         fault = binding.op.find_fault([part.shape for part in parts])
         if not fault and len({part.dtype for part in parts}) > 1:
@@ -68,7 +74,12 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
             faults += _find_misshapen(binding, tensors)
     if faults:
         raise MappingError(f"{_count_tensors(faults)} not what config.json says", faults)
-    stored = {name: _store(group, tensors, faults) for name, group in grouped.items()}
+    grouped: dict[str, list[_Entry]] = {}
+    for binding in rules.bindings:
+        wholes = binding.op.join([tensors[name] for name in binding.hf])
+        for name, blocks in zip(binding.names, wholes, strict=True):
+            grouped.setdefault(name, []).append(_Entry(binding, blocks))
+    stored = {name: _store(name, group, faults) for name, group in grouped.items()}
     if faults:
         raise MappingError(f"{_count_tensors(faults)} impossible to put together", faults)
     return stored
@@ -80,18 +91,21 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
     ``tensors`` have exactly the keys of the bindings. MappingError lists every missing, unexpected
     and misshapen tensor.
     """
-    _require_names(tensors, dict.fromkeys(binding.name for binding in rules.bindings), rules)
+    names = (name for binding in rules.bindings for name in binding.names)
+    _require_names(tensors, dict.fromkeys(names), rules)
     faults = []
     result: dict[str, LazyTensor] = {}
     slices: Slices = {}
     for binding in rules.bindings:
         try:
-            whole = _select_entry(binding, tensors, slices)
-            result.update(zip(binding.hf, binding.op.split(whole), strict=True))
+            wholes = [_select_entry(name, binding, tensors, slices) for name in binding.names]
+            result.update(zip(binding.hf, binding.op.split(wholes), strict=True))
         except ValueError as error:
-            faults.append(f"{binding.name} {list(tensors[binding.name].shape)}: {error}")
+            found = ", ".join(f"{name} {list(tensors[name].shape)}" for name in binding.names)
+            faults.append(f"{found}: {error}")
         else:
-            faults += [f"{binding.name}: {fault}" for fault in _find_misshapen(binding, result)]
+            where = ", ".join(binding.names)
+            faults += [f"{where}: {fault}" for fault in _find_misshapen(binding, result)]
     if faults:
         faults = list(dict.fromkeys(faults))  # a stacked tensor has the same fault in every layer
         said = rules.config.folder / "config.json"
@@ -106,9 +120,10 @@ def _find_padding(tensors: Tensors, rules: Rules) -> dict[str, str]:
     for binding in rules.bindings:
         if not isinstance(binding.op, Vocabulary):
             continue
-        rows = tensors[binding.name].shape[0] - vocab
+        (name,) = binding.names
+        rows = tensors[name].shape[0] - vocab
         if rows:
-            found[f"{binding.name}[{vocab}:{vocab + rows}]"] = (
+            found[f"{name}[{vocab}:{vocab + rows}]"] = (
                 f"{count_noun(rows, 'row')} of padding: the vocabulary has {vocab} by config.json"
             )
     return found
@@ -152,12 +167,11 @@ def _count_tensors(faults: Sequence[str]) -> str:
     return "1 tensor is" if len(faults) == 1 else f"{len(faults)} tensors are"
 
 
-def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> TiledTensor:
-    """One Megatron tensor of all its bindings, which must agree in shape and dtype."""
+def _store(name: str, group: Sequence[_Entry], faults: list[str]) -> TiledTensor:
+    """One Megatron tensor of all its entries, which must agree in shape and dtype."""
     blocks: list[Block] = []
     shapes, dtypes = [], set()
-    for binding in group:
-        joined = binding.op.join([tensors[name] for name in binding.hf])
+    for binding, joined in group:
         blocks += _place_blocks(binding.index, joined)
         shapes.append(_join_shapes(joined))
         dtypes |= {tensor.dtype.name for tensor in joined}
@@ -166,9 +180,9 @@ def _store(group: Sequence[Binding], tensors: Tensors, faults: list[str]) -> Til
             faults.append(f"{names}: {list(shapes[-1])} together, the others {list(shapes[0])}")
     if len(dtypes) > 1:
         kinds = " and ".join(sorted(dtypes))
-        faults.append(f"{group[0].name}: made of tensors of {kinds}; choose one with `dtype`")
-    sources = tuple(name for binding in group for name in binding.hf)
-    return TiledTensor(group[0].extent + shapes[0], tuple(blocks), sources)
+        faults.append(f"{name}: made of tensors of {kinds}; choose one with `dtype`")
+    sources = tuple(source for entry in group for source in entry.binding.hf)
+    return TiledTensor(group[0].binding.extent + shapes[0], tuple(blocks), sources)
 
 
 def _place_blocks(index: Shape, tensors: Sequence[LazyTensor]) -> Iterator[Block]:
@@ -185,16 +199,16 @@ def _join_shapes(tensors: Sequence[LazyTensor]) -> Shape:
     return (sum(tensor.shape[0] for tensor in tensors), *first[1:]) if first else ()
 
 
-def _select_entry(binding: Binding, tensors: Tensors, slices: Slices) -> LazyTensor:
+def _select_entry(name: str, binding: Binding, tensors: Tensors, slices: Slices) -> LazyTensor:
     """The entry of the leading axes; the last slice of an outer axis is kept, for its entries."""
-    found = tensors[binding.name]
+    found = tensors[name]
     if found.shape[: len(binding.extent)] != binding.extent:
         raise ValueError(f"expected {list(binding.extent)} as its first sizes")
     for depth, index in enumerate(binding.index, 1):
         if depth == len(binding.index):
             return found.select(0, index)
-        where, kept = binding.index[:depth], slices.get((binding.name, depth))
+        where, kept = binding.index[:depth], slices.get((name, depth))
         if kept is None or kept[0] != where:
-            kept = slices[binding.name, depth] = where, found.select(0, index)
+            kept = slices[name, depth] = where, found.select(0, index)
         found = kept[1]
     return found

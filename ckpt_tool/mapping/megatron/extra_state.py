@@ -29,8 +29,8 @@ _HYBRID_HEAD = "output_layer._extra_state/shard_0_1"
 def list_extra_states(bindings: Iterable[Binding], *, hybrid: bool = False) -> list[str]:
     """The keys, without repetition, in the order of the modules; of a ``hybrid`` model too."""
     keys: dict[str, None] = {}
-    for binding in bindings:
-        module, _, kind = binding.name.rpartition(".")
+    for binding, name in ((each, name) for each in bindings for name in each.names):
+        module, _, kind = name.rpartition(".")
         if kind != "weight" or module.endswith(_WITHOUT) or module.startswith(_TOWERS):
             continue
         keys[_make_key(module, binding.index, binding.extent)] = None

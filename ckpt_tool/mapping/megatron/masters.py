@@ -11,7 +11,7 @@ elements of a piece, row-major. Source: ``sharded_param_state_fs_model_space`` a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -77,7 +77,7 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     hidden = read_numbers(config).sizes["hidden"]
     found |= _join_all(ends, dict.fromkeys(ends, (None, hidden)) | known)
     rules = infer_rules(config, own | found)
-    said = {each.name: _read_shape(each) for each in rules.bindings if each.shapes}
+    said = {name: shape for each in rules.bindings for name, shape in _list_shapes(each)}
     return Taken(
         own | _join_all(found, said | known),
         replaced=[name for name in own if name in found],
@@ -103,11 +103,15 @@ def _join_all(
     return joined
 
 
-def _read_shape(binding: Binding) -> Wanted:
-    """The shape of the Megatron tensor by the config: its rows are those of all of its parts."""
-    rows = [shape[0] for shape in binding.shapes]
-    whole = None if None in rows else sum(size or 0 for size in rows)
-    return (*binding.extent, whole, *binding.shapes[0][1:])
+def _list_shapes(binding: Binding) -> Iterator[tuple[str, Wanted]]:
+    """The Megatron tensors and their shapes by the config: of one, the rows of all of its parts."""
+    wholes = binding.wholes
+    if not wholes and binding.shapes:
+        rows = [shape[0] for shape in binding.shapes]
+        whole = None if None in rows else sum(size or 0 for size in rows)
+        wholes = ((whole, *binding.shapes[0][1:]),)
+    for name, shape in zip(binding.names, wholes, strict=False):
+        yield name, (*binding.extent, *shape)
 
 
 def join_pieces(tensor: LazyTensor, wanted: Wanted) -> LazyTensor:

@@ -11,14 +11,14 @@ from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES
-
-#: How configs call the number of experts that see every token; ``sizes`` has their width.
-_SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts")
+from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, read_sizes
 
 
 @dataclass(frozen=True)
 class Numbers:
     """``moe``: which layers have experts. ``flags``: which optional rows are there.
+
+    ``kinds``: that of each layer's attention, in a family that has several.
 
     ``sizes``: the words of the tables' shapes, those that the config gives.
 
@@ -40,6 +40,7 @@ class Numbers:
     vision_layers: int = 0
     vision_heads: int = 0
     vision_mergers: int = 0
+    kinds: tuple[str, ...] = ()
 
     @property
     def hybrid_pattern(self) -> str:
@@ -85,14 +86,24 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         experts=experts if moe else 0,
         moe=moe,
         mtp=text.size("num_nextn_predict_layers", 0) if family.mtp else 0,
-        sizes=_read_sizes(text, vision),
+        sizes=read_sizes(text, vision),
         flags=_find_flags(family, text.values, tied=bool(config.tied)),
         vocab_size=vocab,
         padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
         vision_layers=vision.size("depth") if family.vision else 0,
         vision_heads=vision.size("num_heads") if family.vision else 0,
         vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.vision else 0,
+        kinds=_find_kinds(text, layers) if family.attentions else (),
     )
+
+
+def _find_kinds(text: Fields, layers: int) -> tuple[str, ...]:
+    kinds = tuple(text.texts("layer_types"))
+    if len(kinds) != layers:
+        raise MappingError(
+            f"{text.path}: layer_types has {len(kinds)} entries, but there are {layers} layers"
+        )
+    return kinds
 
 
 def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
@@ -125,48 +136,10 @@ def _find_flags(family: MegatronRows, values: Mapping[str, Any], *, tied: bool) 
         "low_query": rank,
         "plain_query": not rank,
         "latent": bool(values.get("kv_lora_rank")),
-        "shared_experts": any(values.get(key) for key in _SHARED_KEYS),
+        "shared_experts": any(values.get(key) for key in SHARED_KEYS),
         "shared_gate": any("mlp.shared_experts.gate_weight" in row.megatron for row in family.moe),
         "expert_bias": any(row.hf.endswith("e_score_correction_bias") for row in family.moe),
     }
     for flag, source in family.flags.items():
         found[flag] = source is True or bool(values.get(source[0], source[1]))
     return frozenset(flag for flag, holds in found.items() if holds)
-
-
-def _read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
-    """Sizes of dimensions by the words that the tables use; only what the config says."""
-    heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
-    head = text.size("head_dim", hidden // max(heads, 1))
-    ffn, expert = text.size("intermediate_size", 0), text.size("moe_intermediate_size", 0)
-    shared = max(text.size(key, 0) for key in _SHARED_KEYS) * expert
-    nope, rope, value, rank = (
-        text.size(key, 0)
-        for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
-    )
-    width = vision.size("hidden_size", 0)
-    found = {
-        "one": 1,
-        "vocab": text.size("vocab_size"),
-        "hidden": hidden,
-        "two_hidden": 2 * hidden,
-        "head": head,
-        "query": heads * head,
-        "key": text.size("num_key_value_heads", heads) * head,
-        "ffn": ffn,
-        "expert_ffn": expert or ffn,
-        "shared_ffn": text.size("shared_expert_intermediate_size", 0) or shared,
-        "experts": next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0),
-        "query_rank": text.size("q_lora_rank", 0),
-        "latent_query": heads * (nope + rope),
-        "latent_out": heads * value,
-        "kv_rank": rank,
-        "kv_down": rank + rope,
-        "kv_up": heads * (nope + value),
-        "vision": width,
-        "vision_qkv": 3 * width,
-        "positions": vision.size("num_position_embeddings", 0),
-        "vision_ffn": vision.size("intermediate_size", 0),
-        "merged": width * vision.size("spatial_merge_size", 2) ** 2,
-    }
-    return {word: size for word, size in found.items() if size}

@@ -1,9 +1,10 @@
 """What becomes of the tensors of one row of a family's table, in both directions.
 
-All of it is geometry on lazy tensors: nothing is read. ``join`` gives the Megatron tensor as
-consecutive blocks along its first dimension; ``split`` undoes it. Layouts: ``megatron/core/
-transformer/attention.py`` (``linear_qkv``: per query group its query heads, then key, then value)
-and ``megatron/core/transformer/mlp.py`` (``linear_fc1`` of a gated MLP: gate, then up).
+All of it is geometry on lazy tensors: nothing is read. ``join`` gives each of Megatron's tensors,
+mostly one, as consecutive blocks along its first dimension; ``split`` undoes it. Layouts:
+``megatron/core/transformer/attention.py`` (``linear_qkv``: per query group its query heads, then
+key, then value) and ``megatron/core/transformer/mlp.py`` (``linear_fc1`` of a gated MLP: gate, then
+up).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ckpt_tool.tensors.lazy import LazyTensor, cat, make_zeros
 #: Vocabularies are padded to a multiple of, at most, some hundred rows for each tensor rank.
 _MOST_PADDING = 1 << 14
 
+#: A Megatron tensor, in order along dimension 0.
+Blocks = list[LazyTensor]
+
 
 class Op(Protocol):
     """An operation with an inverse."""
@@ -25,11 +29,11 @@ class Op(Protocol):
     def find_fault(self, shapes: Sequence[Shape]) -> str:
         """What is wrong with the shapes on Hugging Face's side; empty where nothing is."""
 
-    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
-        """The blocks, in order along dimension 0, of the Megatron tensor."""
+    def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
+        """Each of the Megatron tensors that are made of Hugging Face's."""
 
-    def split(self, whole: LazyTensor) -> list[LazyTensor]:
-        """The Hugging Face tensors in a Megatron tensor; ValueError where it does not fit."""
+    def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
+        """The Hugging Face tensors in Megatron's; ValueError where these do not fit."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,11 @@ class Same:
     def find_fault(self, shapes: Sequence[Shape]) -> str:
         return ""
 
-    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
-        return list(tensors)
+    def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
+        return [list(tensors)]
 
-    def split(self, whole: LazyTensor) -> list[LazyTensor]:
-        return [whole]
+    def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
+        return list(wholes)
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,14 @@ class Vocabulary:
             return ""
         return f"{list(shapes[0])}, expected {self.rows} rows (vocab_size)"
 
-    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+    def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
         missing = self.padded - self.rows
         if not missing:
-            return list(tensors)
-        return [*tensors, make_zeros((missing, *tensors[0].shape[1:]), tensors[0].dtype)]
+            return [list(tensors)]
+        return [[*tensors, make_zeros((missing, *tensors[0].shape[1:]), tensors[0].dtype)]]
 
-    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+    def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
+        (whole,) = wholes
         if not whole.shape or whole.shape[0] < self.rows:
             raise ValueError(f"{list(whole.shape)}, expected {self.rows} rows (vocab_size) or more")
         if whole.shape[0] - self.rows > _MOST_PADDING:
@@ -85,10 +90,11 @@ class GateUp:
             return ""
         return f"gate is {list(gate)} and up {list(up)}, expected rows, and one shape"
 
-    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
-        return list(tensors)
+    def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
+        return [list(tensors)]
 
-    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+    def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
+        (whole,) = wholes
         half, odd = divmod(whole.shape[0] if whole.shape else 1, 2)
         if odd:
             raise ValueError(f"{list(whole.shape)}, expected rows of gate and as many of up")
@@ -123,15 +129,16 @@ class QueryGroups:
             f" groups, head_dim {self.head_dim})"
         )
 
-    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+    def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
         pieces = []
         for group in range(self.groups):
             for tensor, rows in zip(tensors, self._per_group(), strict=True):
                 pieces.append(tensor.narrow(0, group * rows, rows))
         one_kind = len({piece.source_dtype for piece in pieces}) == 1
-        return [cat(pieces, 0)] if one_kind else pieces
+        return [[cat(pieces, 0)] if one_kind else pieces]
 
-    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+    def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
+        (whole,) = wholes
         if whole.shape[:1] != (sum(self.rows),):
             raise ValueError(f"{list(whole.shape)}, expected {sum(self.rows)} rows")
         parts: list[list[LazyTensor]] = [[], [], []]
@@ -159,14 +166,15 @@ class StackedHeads:
             return ""
         return f"{list(shapes[0])}, expected rows of query, key and value for {self.heads} heads"
 
-    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+    def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
         third = tensors[0].shape[0] // 3
         return self._groups(third).join([tensors[0].narrow(0, i * third, third) for i in range(3)])
 
-    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+    def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
+        (whole,) = wholes
         if self.find_fault([whole.shape]):
             raise ValueError(self.find_fault([whole.shape]))
-        return [cat(self._groups(whole.shape[0] // 3).split(whole), 0)]
+        return [cat(self._groups(whole.shape[0] // 3).split(wholes), 0)]
 
     def _groups(self, rows: int) -> QueryGroups:
         return QueryGroups(self.heads, self.heads, rows // self.heads)
@@ -180,10 +188,11 @@ class OneRow:
         fits = len(shapes[0]) == 2 and shapes[0][0] == 1
         return "" if fits else f"{list(shapes[0])}, expected one row"
 
-    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
-        return [tensors[0].select(0, 0)]
+    def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
+        return [[tensors[0].select(0, 0)]]
 
-    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+    def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
+        (whole,) = wholes
         if len(whole.shape) != 1:
             raise ValueError(f"{list(whole.shape)}, expected one dimension")
         return [whole.unsqueeze(0)]
@@ -197,11 +206,12 @@ class SwapHalves:
         even = len(shapes[0]) == 2 and shapes[0][1] % 2 == 0
         return "" if even else f"{list(shapes[0])}, expected an even number of columns"
 
-    def join(self, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+    def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
         half = tensors[0].shape[1] // 2
-        return [cat([tensors[0].narrow(1, half, half), tensors[0].narrow(1, 0, half)], 1)]
+        return [[cat([tensors[0].narrow(1, half, half), tensors[0].narrow(1, 0, half)], 1)]]
 
-    def split(self, whole: LazyTensor) -> list[LazyTensor]:
+    def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
+        (whole,) = wholes
         if self.find_fault([whole.shape]):
             raise ValueError(self.find_fault([whole.shape]))
-        return self.join([whole])
+        return self.join(wholes)[0]

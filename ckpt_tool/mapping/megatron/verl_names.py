@@ -92,4 +92,4 @@ def _group_rows(ranks: LazyTensor, numbers: Numbers) -> LazyTensor:
         for part, all_rows in zip(parts, op.rows, strict=True):
             part.append(rank.narrow(0, at, all_rows // count))
             at += all_rows // count
-    return cat(op.join([cat(part, 0) for part in parts]), 0)
+    return cat(op.join([cat(part, 0) for part in parts])[0], 0)

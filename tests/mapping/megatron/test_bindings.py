@@ -50,10 +50,10 @@ def test_every_hub_name_is_bound_once(family, layout, changes):
 @pytest.mark.parametrize(("family", "layout", "changes"), CASES, ids=str)
 def test_every_entry_of_a_megatron_tensor_is_bound_once(family, layout, changes):
     found = bindings(family, layout, **changes)
-    places = Counter((b.name, b.index) for b in found)
+    places = Counter((b.names[0], b.index) for b in found)
     assert set(places.values()) == {1}
-    for name in {b.name for b in found}:
-        group = [b for b in found if b.name == name]
+    for name in {b.names[0] for b in found}:
+        group = [b for b in found if b.names[0] == name]
         assert len({b.extent for b in group}) == 1
         assert len(group) == prod(group[0].extent)
         assert all(len(b.index) == len(b.extent) for b in group)
@@ -70,8 +70,8 @@ def test_stacked_layers_share_names_and_layers_of_their_own_do_not(family):
             assert stacked[hub] == per_layer
             continue
         layer, count = int(layered[1] or layered[2]), 3 if layered[1] else 2
-        assert f"decoder.layers.{layer}." in per_layer.name
-        assert stacked[hub].name == per_layer.name.replace(f"layers.{layer}.", "layers.")
+        assert f"decoder.layers.{layer}." in per_layer.names[0]
+        assert stacked[hub].names[0] == per_layer.names[0].replace(f"layers.{layer}.", "layers.")
         assert stacked[hub].index == (layer, *per_layer.index)
         assert stacked[hub].extent == (count, *per_layer.extent)
         assert stacked[hub].op == per_layer.op
@@ -82,7 +82,7 @@ def test_stacked_layers_share_names_and_layers_of_their_own_do_not(family):
 def test_experts_are_entries_of_one_tensor(family, layout):
     found = by_hub(bindings(family, layout, **alike(family)))
     experts = {hub: b for hub, b in found.items() if ".experts." in hub}
-    kinds = {b.name.split(".experts.experts.")[1] for b in experts.values()}
+    kinds = {b.names[0].split(".experts.experts.")[1] for b in experts.values()}
     assert kinds == {"linear_fc1.weight", "linear_fc2.weight"}
     for hub, binding in experts.items():
         layer, expert = int(hub.split(".")[2]), int(hub.split(".experts.")[1].split(".")[0])
@@ -106,7 +106,7 @@ def test_default_layout_of_what_is_alike_after_all():
 
 
 def test_a_dense_layer_by_hand():
-    found = {b.hf: b.name for b in bindings("llama") if "decoder.layers.1." in b.name}
+    found = {b.hf: b.names[0] for b in bindings("llama") if "decoder.layers.1." in b.names[0]}
     hub, own = "model.layers.1.", "decoder.layers.1."
     attn, qkv = f"{hub}self_attn.", f"{own}self_attention.linear_qkv."
     assert found == {
@@ -125,7 +125,7 @@ def test_a_dense_layer_by_hand():
 
 def test_a_hybrid_model_by_hand():
     """Attention and MLP of layer i are layers 2i and 2i + 1, also where a token is predicted."""
-    found = {b.name: b for b in bindings("glm4_moe", "hybrid")}
+    found = {b.names[0]: b for b in bindings("glm4_moe", "hybrid")}
     assert "decoder.final_layernorm.weight" not in found
     assert found["decoder.final_norm.weight"].hf == ("model.norm.weight",)
     layers = {
@@ -153,7 +153,7 @@ def test_a_hybrid_model_by_hand():
 
 def test_a_layer_with_experts_by_hand():
     bound = bindings("deepseek_v3")
-    found = {b.hf: b.name for b in bound if "decoder.layers.2." in b.name}
+    found = {b.hf: b.names[0] for b in bound if "decoder.layers.2." in b.names[0]}
     hub, own = "model.layers.2.", "decoder.layers.2."
     attn, own_attn = f"{hub}self_attn.", f"{own}self_attention."
     moe, shared = f"{own}mlp.experts.experts.linear_", f"{hub}mlp.shared_experts."
@@ -176,7 +176,7 @@ def test_a_layer_with_experts_by_hand():
         (f"{shared}gate_proj.weight", f"{shared}up_proj.weight"): f"{own_shared}1.weight",
         (f"{shared}down_proj.weight",): f"{own_shared}2.weight",
     }
-    fixed = {b.name for b in bound if b.dtype == "float32"}
+    fixed = {b.names[0] for b in bound if b.dtype == "float32"}
     assert fixed == {f"{own}mlp.router.expert_bias"} | {
         f"{stem}.mlp.router.expert_bias"
         for stem in ("decoder.layers.1", "mtp.layers.0.transformer_layer")
@@ -189,7 +189,7 @@ def test_operations_know_the_sizes_of_the_model():
     assert found["visual.blocks.1.attn.qkv.weight"].op == StackedHeads(2)
     config = config_of("llama")
     padded = make_bindings(require_rows(config), read_numbers(config, 8), "stacked")
-    vocabulary = {b.name for b in padded if b.op == Vocabulary(11, 16)}
+    vocabulary = {b.names[0] for b in padded if b.op == Vocabulary(11, 16)}
     assert vocabulary == {"embedding.word_embeddings.weight", "output_layer.weight"}
 
 
@@ -199,22 +199,22 @@ def test_multi_token_prediction_has_a_layer_of_its_own(layout):
     hub, own = "model.layers.3.", "mtp.layers.0."
     names = {"enorm": "enorm", "eh_proj": "eh_proj", "shared_head.norm": "final_layernorm"}
     for name, target in names.items():
-        assert found[f"{hub}{name}.weight"].name == f"{own}{target}.weight"
+        assert found[f"{hub}{name}.weight"].names[0] == f"{own}{target}.weight"
     expert = found[f"{hub}mlp.experts.1.up_proj.weight"]
     inside = "mtp_model_layer.layers.1." if layout == "hybrid" else "transformer_layer."
-    assert expert.name == f"{own}{inside}mlp.experts.experts.linear_fc1.weight"
+    assert expert.names[0] == f"{own}{inside}mlp.experts.experts.linear_fc1.weight"
     assert (expert.index, expert.extent) == ((1,), (3,))
 
 
 def test_multi_token_prediction_of_mimo():
     found = by_hub(bindings("mimo", "stacked"))
     hub, own = "model.mtp_layers.1.", "mtp.layers.1."
-    assert found[f"{hub}input_proj.weight"].name == f"{own}eh_proj.weight"
+    assert found[f"{hub}input_proj.weight"].names[0] == f"{own}eh_proj.weight"
     assert found[f"{hub}input_proj.weight"].op == SwapHalves()
-    assert found[f"{hub}token_layernorm.weight"].name == f"{own}enorm.weight"
-    assert found[f"{hub}hidden_layernorm.weight"].name == f"{own}hnorm.weight"
+    assert found[f"{hub}token_layernorm.weight"].names[0] == f"{own}enorm.weight"
+    assert found[f"{hub}hidden_layernorm.weight"].names[0] == f"{own}hnorm.weight"
     query = found[f"{hub}self_attn.q_proj.weight"]
-    assert query.name == f"{own}transformer_layer.self_attention.linear_qkv.weight"
+    assert query.names[0] == f"{own}transformer_layer.self_attention.linear_qkv.weight"
     assert query.extent == ()
 
 
@@ -241,8 +241,8 @@ def test_names_of_a_vision_model():
         "visual.blocks.1.attn.proj.bias": f"{vision}decoder.layers.self_attention.linear_proj.bias",
         "visual.blocks.1.norm2.weight": f"{vision}decoder.layers.mlp.linear_fc1.layer_norm_weight",
     }
-    assert {hub: found[hub].name for hub in expected} == expected
-    assert {b.name.split(".")[0] for b in found.values()} == {"language_model", "vision_model"}
+    assert {hub: found[hub].names[0] for hub in expected} == expected
+    assert {b.names[0].split(".")[0] for b in found.values()} == {"language_model", "vision_model"}
 
 
 def extra(family: str, layout: str, **changes) -> list[str]:

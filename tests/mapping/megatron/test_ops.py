@@ -48,13 +48,13 @@ def numbered(*shapes: Sequence[int]) -> list[torch.Tensor]:
 def joined(folder: Path, op: Op, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The Megatron tensor; what ``join`` promises of its parts is checked on the way."""
     assert op.find_fault([tuple(tensor.shape) for tensor in tensors]) == ""
-    return torch.cat([part.read() for part in op.join([lazy(folder, t) for t in tensors])])
+    return torch.cat([part.read() for part in op.join([lazy(folder, t) for t in tensors])[0]])
 
 
 def undone(folder: Path, op: Op, tensors: Sequence[torch.Tensor]) -> bool:
     """Whether ``split`` gives back, bit for bit, what ``join`` got."""
-    found = op.split(lazy(folder, joined(folder, op, tensors)))
-    lazily = op.split(cat(op.join([lazy(folder, t) for t in tensors]), 0))
+    found = op.split([lazy(folder, joined(folder, op, tensors))])
+    lazily = op.split([cat(op.join([lazy(folder, t) for t in tensors])[0], 0)])
     return all(
         same(part.read(), tensor) and same(again.read(), tensor)
         for part, again, tensor in zip(found, lazily, tensors, strict=True)
@@ -93,8 +93,8 @@ def test_halves_of_the_columns_are_exchanged(folder):
 
 def test_same_is_the_same(folder):
     tensor = lazy(folder, distinct((3, 2)))
-    assert Same().join([tensor]) == [tensor]
-    assert Same().split(tensor) == [tensor]
+    assert Same().join([tensor]) == [[tensor]]
+    assert Same().split([tensor]) == [tensor]
     assert Same().find_fault([(3, 2)]) == ""
 
 
@@ -164,19 +164,19 @@ def test_padding_has_the_dtype_of_the_vocabulary(folder, dtype):
 
 def test_padding_of_a_cast_vocabulary_is_cast_with_it(folder):
     tensor = lazy(folder, distinct((3, 2)))
-    _, padding = Vocabulary(3, 4).join([tensor.to(BFLOAT16)])
+    ((_, padding),) = Vocabulary(3, 4).join([tensor.to(BFLOAT16)])
     assert same(padding.read(), torch.zeros(1, 2, dtype=torch.bfloat16))
 
 
 def test_any_padding_is_trimmed(folder):
     tensor = distinct((9, 2))
-    (found,) = Vocabulary(4, 6).split(lazy(folder, tensor))
+    (found,) = Vocabulary(4, 6).split([lazy(folder, tensor)])
     assert same(found.read(), tensor[:4])
 
 
 def test_pieces_of_a_split_read_only_their_own_rows(folder):
     whole = backed(folder / "rows", distinct((8, 3)), [Box((r, 0), (1, 3)) for r in range(8)])
-    query, key, value = QueryGroups(4, 2, 1).split(whole)
+    query, key, value = QueryGroups(4, 2, 1).split([whole])
     assert [len(part.chunks) for part in (query, key, value)] == [4, 2, 2]
 
 
@@ -229,7 +229,7 @@ def test_gate_and_up_without_dimensions_are_a_fault():
 )
 def test_a_megatron_tensor_that_does_not_fit_is_refused(folder, op, shape):
     with pytest.raises(ValueError, match=r"expected"):
-        op.split(lazy(folder, distinct(shape)))
+        op.split([lazy(folder, distinct(shape))])
 
 
 @pytest.mark.parametrize(
@@ -246,4 +246,4 @@ def test_a_megatron_tensor_that_does_not_fit_is_refused(folder, op, shape):
 )
 def test_a_megatron_tensor_of_other_dimensions_is_refused(folder, op, shape):
     with pytest.raises(ValueError, match=r"expected"):
-        op.split(lazy(folder, distinct(shape)))
+        op.split([lazy(folder, distinct(shape))])

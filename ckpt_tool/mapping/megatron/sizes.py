@@ -1,0 +1,47 @@
+"""Sizes of dimensions by the words that the tables use; only what the config says."""
+
+from __future__ import annotations
+
+from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.config import EXPERT_KEYS
+
+#: How configs call the number of experts that see every token; the sizes have their width.
+SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts")
+
+
+def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
+    """The size of each word, of the language model and of the tower."""
+    heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
+    head = text.size("head_dim", hidden // max(heads, 1))
+    ffn, expert = text.size("intermediate_size", 0), text.size("moe_intermediate_size", 0)
+    shared = max(text.size(key, 0) for key in SHARED_KEYS) * expert
+    nope, rope, value, rank = (
+        text.size(key, 0)
+        for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
+    )
+    width = vision.size("hidden_size", 0)
+    found = {
+        "one": 1,
+        "vocab": text.size("vocab_size"),
+        "hidden": hidden,
+        "two_hidden": 2 * hidden,
+        "head": head,
+        "query": heads * head,
+        "key": text.size("num_key_value_heads", heads) * head,
+        "ffn": ffn,
+        "expert_ffn": expert or ffn,
+        "shared_ffn": text.size("shared_expert_intermediate_size", 0) or shared,
+        "experts": next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0),
+        "query_rank": text.size("q_lora_rank", 0),
+        "latent_query": heads * (nope + rope),
+        "latent_out": heads * value,
+        "kv_rank": rank,
+        "kv_down": rank + rope,
+        "kv_up": heads * (nope + value),
+        "vision": width,
+        "vision_qkv": 3 * width,
+        "positions": vision.size("num_position_embeddings", 0),
+        "vision_ffn": vision.size("intermediate_size", 0),
+        "merged": width * vision.size("spatial_merge_size", 2) ** 2,
+    }
+    return {word: size for word, size in found.items() if size}

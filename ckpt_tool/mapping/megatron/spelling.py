@@ -1,0 +1,51 @@
+"""What a row says in words, in the numbers of one model: names, shapes, and the operation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from ckpt_tool.mapping.families.megatron_form import Row
+from ckpt_tool.mapping.megatron.numbers import Numbers
+from ckpt_tool.mapping.megatron.ops import (
+    GateUp,
+    OneRow,
+    Op,
+    QueryGroups,
+    Same,
+    StackedHeads,
+    SwapHalves,
+    Vocabulary,
+)
+
+#: The shape of a tensor; None: a size that the config does not say.
+Sizes = tuple[int | None, ...]
+
+_OPS: dict[str, Callable[[Numbers], Op]] = {
+    "same": lambda _: Same(),
+    "gate_up": lambda _: GateUp(),
+    "swap_halves": lambda _: SwapHalves(),
+    "one_row": lambda _: OneRow(),
+    "qkv": lambda numbers: QueryGroups(numbers.heads, numbers.groups, numbers.head_dim),
+    "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads),
+    "vocabulary": lambda numbers: Vocabulary(numbers.vocab_size, numbers.padded_vocab_size),
+}
+
+
+def make_op(row: Row, numbers: Numbers) -> Op:
+    """The operation that a row names."""
+    return _OPS[row.op](numbers)
+
+
+def read_shapes(words: str, count: int, numbers: Numbers) -> tuple[Sizes, ...]:
+    """The shapes of ``count`` tensors, of which all may have one; none where nothing is said."""
+    said = [tuple(map(numbers.sizes.get, shape.split(","))) for shape in words.split()]
+    return tuple(said * count if len(said) == 1 else said)
+
+
+def expand(text: str) -> list[str]:
+    """``a.{b,c}.d`` -> ``a.b.d``, ``a.c.d``; a brace without a comma stays."""
+    matched = re.search(r"\{(\w+(?:,\w+)+)\}", text)
+    if matched is None:
+        return [text]
+    return [text.replace(matched[0], choice) for choice in matched[1].split(",")]
