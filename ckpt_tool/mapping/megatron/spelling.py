@@ -17,6 +17,7 @@ from ckpt_tool.mapping.megatron.ops import (
     SwapHalves,
     Vocabulary,
 )
+from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 
 #: The shape of a tensor; None: a size that the config does not say.
 Sizes = tuple[int | None, ...]
@@ -33,7 +34,10 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
 
 
 def make_op(row: Row, numbers: Numbers) -> Op:
-    """The operation that a row names."""
+    """The operation that a row names; the parts of ``rows`` are those that ``whole`` says."""
+    if row.op == "rows":
+        parts = (shape.split(",")[0] for shape in row.whole.split())
+        return RowsSplit(tuple(numbers.sizes.get(rows, 0) for rows in parts))
     return _OPS[row.op](numbers)
 
 
