@@ -17,6 +17,7 @@ from ckpt_tool.mapping.megatron.ops import (
     SwapHalves,
     Vocabulary,
 )
+from ckpt_tool.mapping.megatron.packed_ops import Packed
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 
 #: The shape of a tensor; None: a size that the config does not say.
@@ -27,6 +28,8 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "gate_up": lambda _: GateUp(),
     "swap_halves": lambda _: SwapHalves(),
     "one_row": lambda _: OneRow(),
+    "packed": lambda _: Packed(),
+    "packed_turned": lambda _: Packed(transpose=True),
     "qkv": lambda numbers: QueryGroups(numbers.heads, numbers.groups, numbers.head_dim),
     "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads),
     "vocabulary": lambda numbers: Vocabulary(numbers.vocab_size, numbers.padded_vocab_size),
