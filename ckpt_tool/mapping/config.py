@@ -27,6 +27,9 @@ _WRAPPERS = re.compile(
 #: How configs call the number of experts.
 EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 
+#: Where the language model's part is: of most models, of InternVL's own code, of Omni models.
+_TEXT_PARTS = (("text_config",), ("llm_config",), ("thinker_config", "text_config"))
+
 _MOST = (1 << 31) - 1
 #: The most that a config may say; a hundred times what the largest models do.
 _SIZES = {
@@ -69,8 +72,10 @@ class ModelConfig:
     @property
     def text(self) -> dict[str, Any]:
         """The language model's part: ``text_config`` of a multimodal model, else all of it."""
-        nested = self.raw.get("text_config")
-        return nested if isinstance(nested, dict) else self.raw
+        part = self.raw
+        for key in _find_text(self.raw):
+            part = part[key]
+        return part
 
     @property
     def written(self) -> dict[str, Any]:
@@ -123,7 +128,7 @@ class ModelConfig:
         """The config with these keys set where the language model's are."""
         if self.text is self.raw:
             return self.with_changes(**changes)
-        return self.with_changes(text_config=self._text() | changes)
+        return self.with_changes(**self._nest(changes))
 
     def with_tied(self, tied: bool | None) -> ModelConfig:
         """The config that says whether the head is stored, at every level that is read.
@@ -136,7 +141,7 @@ class ModelConfig:
             return self
         changes: dict[str, Any] = {"tie_word_embeddings": tied}
         if nested:
-            changes["text_config"] = self._text() | {"tie_word_embeddings": tied}
+            changes |= self._nest({"tie_word_embeddings": tied})
         return self.with_changes(**changes)
 
     def with_dtype(self, dtype: DType | None) -> ModelConfig:
@@ -156,9 +161,28 @@ class ModelConfig:
             return read_regular(self.path)
         return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
-    def _text(self) -> dict[str, Any]:
-        nested = self.changes.get("text_config", self.raw.get("text_config"))
-        return nested if isinstance(nested, dict) else {}
+    def _nest(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """The top-level key below which the language model's are, with ``changes`` of these."""
+        return _change(self.raw | self.changes, _find_text(self.raw), changes)
+
+
+def _find_text(config: dict[str, Any]) -> tuple[str, ...]:
+    """The keys that lead to the language model's part; none where it is all of the config."""
+    for keys in _TEXT_PARTS:
+        part: Any = config
+        for key in keys:
+            part = part.get(key) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            return keys
+    return ()
+
+
+def _change(part: dict[str, Any], keys: Sequence[str], changes: dict[str, Any]) -> dict[str, Any]:
+    """The first of ``keys`` and what it has, where ``changes`` are made below the last one."""
+    first, *rest = keys
+    inner = part.get(first)
+    inner = inner if isinstance(inner, dict) else {}
+    return {first: inner | (_change(inner, rest, changes) if rest else changes)}
 
 
 def load_config(folder: Path, named: Sequence[Path] = ()) -> ModelConfig:

@@ -74,6 +74,9 @@ CONFIGS = {
     "qwen2_vl": _DECODER,
     "qwen3_vl": _DECODER
     | {"vision_config": {"depth": 2, "num_heads": 2, "deepstack_visual_indexes": [0, 1]}},
+    "qwen3_vl_moe": _DECODER
+    | _EXPERTS
+    | {"vision_config": {"depth": 2, "num_heads": 2, "deepstack_visual_indexes": [0, 1]}},
     "mistral3": _DECODER,
 }
 FAMILIES = tuple(CONFIGS)
@@ -94,6 +97,7 @@ MOE = {
     "ernie4_5_moe": {1, 2},
     "olmoe": {0, 1, 2},
     "minimax_m2": {0, 1, 2},
+    "qwen3_vl_moe": {0, 1, 2},
 }
 
 
@@ -118,7 +122,11 @@ def alike(family: str) -> dict:
 CASES = [(family, "per-layer", {}) for family in FAMILIES]
 CASES += [(family, "per-layer", alike(family)) for family in FAMILIES if alike(family)]
 CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
-SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "mistral3")
+SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3")
+#: Those whose towers have rows.
+WITH_BLOCKS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+#: Experts of a layer are one tensor on the Hub too.
+PACKED = ("qwen3_vl_moe",)
 #: A HybridModel has no vision tower.
 CASES += [(family, "hybrid", {}) for family in FAMILIES if family not in SEEING]
 
@@ -157,7 +165,7 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
         shapes |= _mtp(family, config, number, layers - 1 in moe)
     if family == "mistral3":
         shapes = {f"language_model.{name}": shape for name, shape in shapes.items()}
-    if family == "qwen3_vl":
+    if family.startswith("qwen3_vl"):
         trunk = "model.language_model."
         shapes = {name.replace("model.", trunk, 1): shape for name, shape in shapes.items()}
         return shapes | _qwen3_vision(hidden)
@@ -206,6 +214,10 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
             shapes[f"{stem}.w2.weight"] = (hidden, width)
         return shapes
     shapes["mlp.gate.weight"] = (3, hidden)
+    if family == "qwen3_vl_moe":
+        width = config["moe_intermediate_size"]
+        packed = {"gate_up_proj": (3, hidden, 2 * width), "down_proj": (3, width, hidden)}
+        return shapes | {f"mlp.experts.{name}": shape for name, shape in packed.items()}
     for expert in range(3):
         shapes |= _gated(
             f"mlp.experts.{expert}", hidden, config.get("moe_intermediate_size", width)
@@ -237,7 +249,7 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
         shapes["self_attn.o_proj.bias"] = (hidden,)
     if family in ("olmoe", "minimax_m2"):
         shapes |= {"self_attn.q_norm.weight": (8,), "self_attn.k_norm.weight": (4,)}
-    if family in ("qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "dots1"):
+    if family in ("qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_moe", "glm4_moe", "dots1"):
         shapes |= {f"self_attn.{n}_norm.weight": (2,) for n in "qk"}
     return shapes
 

@@ -61,7 +61,10 @@ class MegatronRows:
     ``mtp_repeats``: it has copies of the embedding and the head there. ``trunk`` is before the
     names of the language model on the Hub, ``head`` before that of its head. ``towers``: prefixes
     below which tensors are the same on both sides, those of modules that a trainer takes from
-    transformers. Of a family with ``vision`` too, checkpoints have either.
+    transformers. Of a family with ``vision`` too, checkpoints have either. ``moved``: what Megatron
+    has in place of such a prefix, where that is another. ``outside`` is before all of its names.
+    ``absent``: prefixes of what is on the Hub and in no model of Megatron's. ``inner``: there are
+    no rows here, the language model's are those of the model type that its own config names.
     """
 
     attention: Rows
@@ -77,6 +80,10 @@ class MegatronRows:
     head: str = ""
     towers: tuple[str, ...] = ()
     attentions: dict[str, Rows] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    outside: str = ""
+    absent: tuple[str, ...] = ()
+    inner: bool = False
 
     @property
     def sees(self) -> bool:
@@ -86,4 +93,9 @@ class MegatronRows:
     @property
     def prefix(self) -> str:
         """What is before the names of Megatron's language model."""
-        return "language_model." if self.sees else ""
+        return f"{self.outside}language_model." if self.sees else ""
+
+    @property
+    def megatron_towers(self) -> tuple[str, ...]:
+        """What is before the names of the towers' tensors in Megatron, one for each of these."""
+        return tuple(self.moved.get(tower, tower) for tower in self.towers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckpt_tool.mapping.families import megatron_families as mcore
+from ckpt_tool.mapping.families import tower_rows as towers
 from ckpt_tool.mapping.families.hub_rules import (
     ERNIE_EXPERTS,
     EXPERTS,
@@ -175,7 +176,9 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5": Family(hub=SAME),
     "qwen3_5_moe": Family(hub=FUSED_EXPERTS),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME, megatron=mcore.QWEN3_VL),
-    "qwen3_vl_moe": Family("Qwen3VLMoeForConditionalGeneration", TRANSPOSED_EXPERTS),
+    "qwen3_vl_moe": Family(
+        "Qwen3VLMoeForConditionalGeneration", TRANSPOSED_EXPERTS, megatron=towers.QWEN3_VL_MOE
+    ),
     "qwen3_vl_moe_text": Family(legacy=Legacy(expert_count="num_experts")),
 }
 

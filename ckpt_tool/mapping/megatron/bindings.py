@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row, Rows, Vision
 from ckpt_tool.mapping.families.megatron_rows import TOP
@@ -17,6 +18,10 @@ from ckpt_tool.tensors.geometry import Shape
 #: hybrid/`` of 0.18 and 0.19.
 LAYOUTS = ("stacked", "per-layer", "hybrid")
 
+#: A model that does not see, or whose tower has rows.
+NO_TOWERS: Mapping[str, str] = MappingProxyType({})
+
+_EXPERTS = "mlp.experts.experts."
 _FINAL_NORM, _HYBRID_NORM = "decoder.final_layernorm.", "decoder.final_norm."
 
 
@@ -26,7 +31,8 @@ class Binding:
 
     ``names`` are keys in the checkpoint, mostly one. ``index`` says which entry of their leading
     axes, of sizes ``extent``, these tensors are: layers and experts that are stacked. ``wholes``:
-    the shapes of what is made of them; empty: their rows, one after the other.
+    the shapes of what is made of them; empty: their rows, one after the other. ``experts``: how
+    many entries more what is made of them has in its first axis; 0: none.
     """
 
     hf: tuple[str, ...]
@@ -37,6 +43,7 @@ class Binding:
     dtype: str
     shapes: tuple[Sizes, ...] = ()
     wholes: tuple[Sizes, ...] = ()
+    experts: int = 0
 
     def expected(self) -> Iterator[tuple[str, Sizes]]:
         """Each Hugging Face tensor and its shape by the config; None: a size it does not say."""
@@ -67,17 +74,22 @@ def choose_layout(family: MegatronRows, numbers: Numbers) -> str:
     return "stacked" if alike and not family.differing else "per-layer"
 
 
+def has_expert_rows(family: MegatronRows) -> bool:
+    """Whether experts are tensors of their own on the Hub, not one of all of a layer."""
+    return any("{e}" in row.hf for row in family.moe)
+
+
 def make_bindings(
     family: MegatronRows,
     numbers: Numbers,
     layout: str,
-    towers: Iterable[str] = (),
+    towers: Mapping[str, str] = NO_TOWERS,
     vision_layout: str = "",
 ) -> list[Binding]:
-    """Every tensor of the model, in the order of the layers; last the ``towers``, by their names.
+    """Every tensor of the model, in the order of the layers; last the ``towers``.
 
-    They take the place of a tower that the family has rows of, whose layout may be another than
-    the language model's.
+    Those are names on the Hub, and Megatron's. They take the place of a tower that the family has
+    rows of, whose layout may be another than the language model's.
     """
     prefix = family.prefix
     found = list(_spell(tuple(_name_top(family)), _Place("", prefix), numbers))
@@ -90,7 +102,7 @@ def make_bindings(
         found += _spell_layer(family, (kind, layer in numbers.moe), places, numbers)
     for number in range(numbers.mtp):
         found += _spell_mtp(family, numbers, number, prefix, layout)
-    alike = [Binding((name,), (name,), (), (), Same(), "") for name in towers]
+    alike = [Binding((hf,), (name,), (), (), Same(), "") for hf, name in towers.items()]
     if family.vision is not None and not alike:
         found += _spell_vision(family.vision, numbers, vision_layout or layout)
     return found + alike
@@ -112,8 +124,8 @@ def find_repeats(family: MegatronRows, numbers: Numbers) -> list[Repeat]:
 
     A value model has no head that they could repeat.
     """
-    embedding = "model.embed_tokens.weight"
-    head = "lm_head.weight" if "untied" in numbers.flags else embedding
+    embedding = f"{family.trunk}embed_tokens.weight"
+    head = f"{family.head}lm_head.weight" if "untied" in numbers.flags else embedding
     found = []
     for number in range(numbers.mtp if family.mtp_repeats else 0):
         layer = format_mtp_prefix(family, numbers, number)
@@ -195,6 +207,7 @@ def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
             row.dtype,
             shapes,
             wholes,
+            numbers.experts if _EXPERTS in row.megatron and "{e}" not in row.hf else 0,
         )
         yield from _spell_experts(binding, numbers.experts) if "{e}" in row.hf else [binding]
 

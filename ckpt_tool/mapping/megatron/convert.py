@@ -14,6 +14,7 @@ from ckpt_tool.mapping.megatron.keys import unify_keys
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.ops import Blocks, Vocabulary
 from ckpt_tool.mapping.megatron.rules import Rules, infer_rules
+from ckpt_tool.mapping.megatron.towers import use_tower_names
 from ckpt_tool.mapping.megatron.verl_names import use_core_names
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -48,8 +49,9 @@ def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = 
     ``tied`` as in :func:`infer_rules`. MappingError lists all that is missing, unexpected or
     misshapen.
     """
-    tensors = use_core_names(tensors, config)
-    keyed = unify_keys(tensors, multimodal=require_rows(config).sees)
+    family = require_rows(config)
+    tensors = use_tower_names(use_core_names(tensors, config), family)
+    keyed = unify_keys(tensors, multimodal=family.sees)
     rules = infer_rules(config, keyed, tied=tied)
     found = from_megatron(keyed, rules)
     repeats = {repeat.hf: found[repeat.of] for repeat in rules.repeats}

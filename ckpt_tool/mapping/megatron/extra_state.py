@@ -9,7 +9,7 @@ ask for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.mapping.megatron.bindings import Binding
@@ -19,7 +19,10 @@ from ckpt_tool.tensors.geometry import Shape
 _WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj", "pos_embed")
 #: Modules that are transformers' own.
 _TOWERS = tuple(
-    prefix for family in FAMILIES.values() if family.megatron for prefix in family.megatron.towers
+    prefix
+    for family in FAMILIES.values()
+    if family.megatron
+    for prefix in family.megatron.megatron_towers
 )
 
 #: A HybridModel asks for that of its head, be it tied or not; a GPTModel leaves it out.
@@ -33,11 +36,20 @@ def list_extra_states(bindings: Iterable[Binding], *, hybrid: bool = False) -> l
         module, _, kind = name.rpartition(".")
         if kind != "weight" or module.endswith(_WITHOUT) or module.startswith(_TOWERS):
             continue
-        keys[_make_key(module, binding.index, binding.extent)] = None
+        keys |= dict.fromkeys(_make_keys(module, binding))
         if module.endswith("self_attention.linear_proj"):
             attention = module.removesuffix("linear_proj") + "core_attention"
             keys[_make_key(attention, binding.index, binding.extent)] = None
     return [*keys, _HYBRID_HEAD] if hybrid else list(keys)
+
+
+def _make_keys(module: str, binding: Binding) -> Iterator[str]:
+    """That of a module, or of each expert's."""
+    if not binding.experts:
+        yield _make_key(module, binding.index, binding.extent)
+    for expert in range(binding.experts):
+        extent = (*binding.extent, binding.experts)
+        yield _make_key(module, (*binding.index, expert), extent)
 
 
 def _make_key(module: str, index: Shape, extent: Shape) -> str:

@@ -22,6 +22,7 @@ from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.mapping.megatron.keys import unify_keys
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import infer_rules
+from ckpt_tool.mapping.megatron.towers import use_tower_names
 from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.geometry import Box, Shape, dot
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -66,12 +67,14 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     What the optimizer has none of (what was not trained, buffers) is the model's own, where that is
     there. MappingError lists those that are no pieces of what ``config`` says.
     """
-    multimodal = require_rows(config).sees
+    family = require_rows(config)
+    multimodal = family.sees
     masters = {_MASTER.split(name, 1)[1]: t for name, t in tensors.items() if is_master(name)}
+    model = {name: t for name, t in tensors.items() if not is_master(name)}
     if len(masters) < sum(map(is_master, tensors)):
         raise MappingError("several optimizers have a weight for one tensor of the model")
-    own = unify_keys({n: t for n, t in tensors.items() if not is_master(n)}, multimodal=multimodal)
-    found = unify_keys(masters, multimodal=multimodal)
+    own = unify_keys(use_tower_names(model, family), multimodal=multimodal)
+    found = unify_keys(use_tower_names(masters, family), multimodal=multimodal)
     known: dict[str, Wanted] = {name: tensor.shape for name, tensor in own.items()}
     ends = {name: t for name, t in found.items() if name.endswith(_ENDS)}
     hidden = read_numbers(config).sizes["hidden"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
-from ckpt_tool.mapping.families.table import FAMILIES
+from ckpt_tool.mapping.families.table import FAMILIES, find_family
 from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, read_sizes
 
 
@@ -63,7 +63,28 @@ def require_rows(config: ModelConfig) -> MegatronRows:
             f"{config.folder / 'config.json'}: model_type {config.model_type!r} has no table of"
             f" megatron-core names; supported: {', '.join(supported)}",
         )
-    return rows
+    return _surround(rows, config) if rows.inner else rows
+
+
+def _surround(rows: MegatronRows, config: ModelConfig) -> MegatronRows:
+    """The language model's rows by its own model type, and around them what ``rows`` say."""
+    kind = config.text.get("model_type")
+    inner = find_family(kind).megatron if isinstance(kind, str) else None
+    if inner is None or inner.sees:
+        raise MappingError(
+            f"{config.path}: the language model of this {config.model_type} is of model_type"
+            f" {kind!r}, which has no table of megatron-core names"
+        )
+    return replace(
+        inner,
+        mtp_prefix=rows.trunk + inner.mtp_prefix.removeprefix("model."),
+        trunk=rows.trunk,
+        head=rows.head,
+        towers=rows.towers,
+        moved=rows.moved,
+        outside=rows.outside,
+        absent=rows.absent,
+    )
 
 
 def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:

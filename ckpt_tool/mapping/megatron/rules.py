@@ -10,14 +10,17 @@ from math import prod
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.bindings import (
+    NO_TOWERS,
     Binding,
     Repeat,
     choose_layout,
     find_repeats,
     format_mtp_prefix,
+    has_expert_rows,
     make_bindings,
 )
 from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers, require_rows
+from ckpt_tool.mapping.megatron.towers import find_towers
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
@@ -46,7 +49,7 @@ def make_rules(
     warnings = []
     given = frozenset(names)
     _require_possible(config, numbers, len(given))
-    _require_held(config, numbers, len(given), len(given))
+    _require_held(config, numbers, len(given), len(given) if has_expert_rows(family) else None)
     if "score.weight" in given:
         numbers = _put_value_head(numbers, "score.bias" in given)
     prefixes = tuple(format_mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
@@ -68,7 +71,7 @@ def make_rules(
             " HybridModel has not",
             hint="Leave `layers` out: the model is then written for a GPTModel.",
         )
-    towers = [] if family.vision else _find_towers(config, given)
+    towers = NO_TOWERS if family.vision else find_towers(config, given)
     layout = layout or choose_layout(family, numbers)
     bindings = make_bindings(family, numbers, layout, towers)
     return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)
@@ -88,18 +91,18 @@ def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None
         )
 
 
-def _require_held(config: ModelConfig, numbers: Numbers, layers: int, experts: int) -> None:
+def _require_held(config: ModelConfig, numbers: Numbers, layers: int, experts: int | None) -> None:
     """MappingError where the config says more layers or experts than tensors can have.
 
-    ``layers`` and ``experts`` of all layers together: the most that there can be. All that follows
-    takes time and memory for what the config says.
+    ``layers`` and ``experts`` of all layers together: the most that there can be, None where
+    nothing is made for each. All that follows takes time and memory for what the config says.
     """
     said = {
         "layers": (numbers.layers + numbers.mtp + numbers.vision_layers, layers),
         "experts": ((len(numbers.moe) + numbers.mtp) * numbers.experts, experts),
     }
     for what, (count, most) in said.items():
-        if count > most:
+        if most is not None and count > most:
             raise MappingError(
                 f"{config.path}: {count:,} {what} in all, but the tensors have no more than"
                 f" {most:,}: the weights and the config.json are of different models"
@@ -134,7 +137,8 @@ def infer_rules(
     else:
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
     layout, vision = (find_layout(tensors, name) for name in (prefix, "vision_model."))
-    bindings = make_bindings(family, numbers, layout, _find_towers(config, tensors), vision)
+    towers = find_towers(config, tensors, in_megatron=True)
+    bindings = make_bindings(family, numbers, layout, towers, vision)
     return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), [])
 
 
@@ -150,19 +154,3 @@ def _put_value_head(numbers: Numbers, bias: bool) -> Numbers:
     """A model with a score of one row in place of a language model's head."""
     flags = numbers.flags - {"untied"} | {"value"} | ({"value_bias"} if bias else set())
     return replace(numbers, flags=flags)
-
-
-def _find_towers(config: ModelConfig, names: Iterable[str]) -> list[str]:
-    """The tensors that are the same on both sides; MappingError where a tower has none.
-
-    Of a family that has rows of its tower, there may be none at all.
-    """
-    family = require_rows(config)
-    found = [name for name in names if name.startswith(family.towers)]
-    absent = [name for name in family.towers if not any(one.startswith(name) for one in found)]
-    if absent and not family.vision:
-        raise MappingError(
-            f"{' and '.join(absent)}: none of their tensors is there, but a {config.model_type}"
-            f" has some, by {config.path}"
-        )
-    return sorted(found)

@@ -30,6 +30,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "key": text.size("num_key_value_heads", heads) * head,
         "ffn": ffn,
         "expert_ffn": expert or ffn,
+        "two_expert_ffn": 2 * (expert or ffn),
         "shared_ffn": text.size("shared_expert_intermediate_size", 0) or shared,
         "experts": next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0),
         "query_rank": text.size("q_lora_rank", 0),

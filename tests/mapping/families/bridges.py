@@ -76,7 +76,7 @@ BRIDGES = {
         "gated attention, gated DeltaNet, a vision tower",
     ),
     "Qwen3VLForConditionalGeneration": ("qwen3_vl", ""),
-    "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe", "a vision tower, experts transposed"),
+    "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe", ""),
     "SarvamMLAForCausalLM": ("sarvam_mla", "names of its own on the Hub"),
     "SarvamMoEForCausalLM": ("sarvam_moe", "query, key and value are one tensor on the Hub"),
     "Step3p5ForCausalLM": ("step3p5", "gated attention, experts in one tensor on the Hub"),

@@ -8,7 +8,7 @@ from ckpt_tool.common.errors import FormatError, MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers, require_rows
-from tests.support.megatron_models import CONFIGS, MOE, PREDICTING, config_of
+from tests.support.megatron_models import CONFIGS, MOE, PREDICTING, WITH_BLOCKS, config_of
 
 GENERAL = {"plain_query", "low_query", "shared_experts", "latent", "expert_bias", "shared_gate"}
 GENERAL |= {"interleaved"}
@@ -39,7 +39,7 @@ def test_numbers_of_a_family(family):
     assert (found.layers, found.heads, found.groups, found.head_dim) == (3, 4, 2, 2)
     assert (found.moe, found.experts) == (moe, 3 if moe else 0)
     assert found.mtp == PREDICTING.get(family, 0)
-    vision = (2, 2) if family in ("qwen2_5_vl", "qwen3_vl") else (0, 0)
+    vision = (2, 2) if family in WITH_BLOCKS else (0, 0)
     assert (found.vision_layers, found.vision_heads) == vision
     assert (found.vocab_size, found.padded_vocab_size) == (11, 11)
 

@@ -1,0 +1,92 @@
+"""Towers that trainers take from transformers: the same on both sides, under what prefixes.
+
+Megatron-Bridge has them beside the language model, below ``thinker.`` in Omni models; slime as they
+are in memory; ms-swift in a module ``visual``, whichever they are. Sources: ``*_vl/`` and
+``qwen_omni/`` of Megatron-Bridge 0.6.2, ``mm_gpts/`` of mcore_bridge 1.6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.families.megatron_form import MegatronRows
+from ckpt_tool.mapping.megatron.numbers import require_rows
+from ckpt_tool.tensors.lazy import LazyTensor
+
+#: What is before all names: of wrappers, of transformers' models in memory, of Omni models.
+_AROUND = r"(?:(?:module|model)\.)*(?:thinker\.)?(?:(?:module|model)\.)*"
+_LANGUAGE = re.compile(rf"{_AROUND}language_model\.")
+_START = re.compile(rf"{_AROUND}")
+
+
+def find_towers(
+    config: ModelConfig, names: Iterable[str], *, in_megatron: bool = False
+) -> dict[str, str]:
+    """The tensors of towers, by their names on the Hub, with Megatron's.
+
+    ``names``: those of the Hub, or Megatron's. MappingError where a tower has none; of a family
+    that has rows of its tower, there may be none at all.
+    """
+    family = require_rows(config)
+    found: dict[str, str] = {}
+    absent = []
+    given = sorted(names)
+    for hub, megatron in zip(family.towers, family.megatron_towers, strict=True):
+        own = megatron if in_megatron else hub
+        ends = [name.removeprefix(own) for name in given if name.startswith(own)]
+        found |= {hub + end: megatron + end for end in ends}
+        absent += [] if ends else [own]
+    if absent and not family.vision:
+        raise MappingError(
+            f"{' and '.join(absent)}: none of their tensors is there, but a {config.model_type}"
+            f" has some, by {config.path}"
+        )
+    return dict(sorted(found.items()))
+
+
+def use_tower_names(
+    tensors: Mapping[str, LazyTensor], family: MegatronRows
+) -> Mapping[str, LazyTensor]:
+    """The tensors with the towers' names, and what is before all of them, as the tables have it.
+
+    MappingError where two then have one name.
+    """
+    if not family.towers:
+        return tensors
+    found: dict[str, LazyTensor] = {}
+    twice = []
+    spelled = _list_spellings(family)
+    for name, tensor in tensors.items():
+        own = _name_tower(name, spelled)
+        if own is None:
+            own = _LANGUAGE.sub(family.prefix, name, count=1) if _LANGUAGE.match(name) else name
+        if own in found:
+            twice.append(f"{name}: also {own}")
+        found[own] = tensor
+    if twice:
+        raise MappingError(f"{len(twice)} tensors have a key that another one has", twice)
+    return found
+
+
+def _list_spellings(family: MegatronRows) -> dict[str, str]:
+    """What may be before the tensors of a tower, without what is around the model, and ours."""
+    pairs = zip(family.towers, family.megatron_towers, strict=True)
+    found = {}
+    for hub, megatron in pairs:
+        for spelled in (hub, megatron):
+            found[_START.sub("", spelled, count=1)] = megatron
+    return found
+
+
+def _name_tower(name: str, spelled: Mapping[str, str]) -> str | None:
+    """The name of a tower's tensor as the tables have it; None where it is none."""
+    start = _START.match(name)
+    rest = name[start.end() :] if start else name
+    for inner in (rest.removeprefix("visual."), rest):
+        for bare, megatron in spelled.items():
+            if inner.startswith(bare):
+                return megatron + inner.removeprefix(bare)
+    return None
