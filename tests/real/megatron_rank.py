@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,28 @@ _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 def run_rank(jobs: Sequence[Job], world_size: int, rank: int, scratch: Path) -> None:
-    """Do the jobs together with the other ranks, which meet through files in `scratch`."""
+    """Do the jobs together with the other ranks, which meet through files in `scratch`.
+
+    Jobs in a row that have the same sizes share megatron-core's groups: to leave them takes as long
+    as half a job.
+    """
     torch.set_num_threads(1)
     patch_for_cpu()
-    for number, job in enumerate(jobs):
-        try:
-            # Nobody gets into a job before all have come out of the one before: it may read what
-            # that one wrote.
-            with world(job.sizes, rank, world_size, scratch / f"rendezvous{number}"):
-                _run(job)
-        except BaseException:  # torch's CheckpointException is no Exception
-            print(f"failed: {job}", file=sys.stderr, flush=True)
-            raise
+    for number, (sizes, same) in enumerate(groupby(jobs, key=lambda job: job.sizes)):
+        with world(sizes, rank, world_size, scratch / f"rendezvous{number}_of_{world_size}"):
+            for job in same:
+                _do(job)
+
+
+def _do(job: Job) -> None:
+    try:
+        _run(job)
+        # Nobody gets into a job before all have come out of the one before: it may read what that
+        # one wrote.
+        dist.barrier()
+    except BaseException:  # torch's CheckpointException is no Exception
+        print(f"failed: {job}", file=sys.stderr, flush=True)
+        raise
 
 
 def _run(job: Job) -> None:

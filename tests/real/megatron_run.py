@@ -1,12 +1,14 @@
-"""Run jobs of `megatron_jobs` in a world of gloo processes.
+"""Run jobs of `megatron_jobs` in worlds of gloo processes.
 
-    run_jobs([Save(...), Logits(...)], world_size=2)
+    run_jobs([Save(...), Logits(...)])
 
-One Python process imports megatron-core, which takes seconds, and forks the ranks; they do all the
-jobs one after another. Keep this module light: megatron-core starts helpers that import it anew.
+One Python process imports megatron-core, which takes seconds, and forks the ranks of one world
+after another; they do all the jobs of that size in a row. Keep this module light: megatron-core
+starts helpers that import it anew.
 """
 
 import argparse
+import gc
 import multiprocessing
 import os
 import pickle
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import connection
@@ -25,21 +28,18 @@ from .megatron_jobs import Job
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
-def run_jobs(jobs: Sequence[Job], world_size: int | None = None, timeout: float = 120) -> None:
-    """Do the jobs in order in one world, by default of the size that the largest of them needs.
+def run_jobs(jobs: Sequence[Job], *, timeout: float = 120) -> None:
+    """Do every job in the smallest world that holds its model: smaller worlds first, else in order.
 
     Raises RuntimeError with what the ranks said when one fails, or when `timeout` seconds are over.
     """
-    world_size = world_size or max(job.sizes.world_size for job in jobs)
-    for job in jobs:
-        assert world_size % job.sizes.world_size == 0, f"{job.sizes} do not fit {world_size}"
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "jobs.pickle").write_bytes(pickle.dumps(list(jobs)))
-        _supervise([scratch, str(world_size)], Path(scratch), timeout)
+        _supervise(Path(scratch), timeout)
 
 
-def _supervise(arguments: Sequence[str], scratch: Path, timeout: float) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.real.megatron_run", *arguments]
+def _supervise(scratch: Path, timeout: float) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.real.megatron_run", str(scratch)]
     # Threads that numpy's or torch's libraries start would not survive the fork, and compiling
     # megatron-core's small functions takes longer than running them.
     settings = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -67,11 +67,19 @@ def _supervise(arguments: Sequence[str], scratch: Path, timeout: float) -> None:
         raise RuntimeError("\n".join([f"megatron-core ranks failed: {code}", *logs]))
 
 
-def _launch(scratch: Path, world_size: int) -> None:
-    """Fork the ranks and wait for them; exit with a failed one's code as soon as there is one."""
-    from . import megatron_rank  # noqa: F401  imported once, before the fork
+def _launch(scratch: Path) -> None:
+    from . import megatron_rank  # noqa: F401  imported once, before the forks
 
-    jobs: list[Job] = pickle.loads((scratch / "jobs.pickle").read_bytes())
+    gc.freeze()  # what was imported stays, and no rank shall look for garbage in it
+    worlds: dict[int, list[Job]] = defaultdict(list)
+    for job in pickle.loads((scratch / "jobs.pickle").read_bytes()):
+        worlds[job.sizes.world_size].append(job)
+    for world_size in sorted(worlds):
+        _do_all(worlds[world_size], world_size, scratch)
+
+
+def _do_all(jobs: Sequence[Job], world_size: int, scratch: Path) -> None:
+    """Fork the ranks and wait for them; exit with a failed one's code as soon as there is one."""
     ranks = [_fork_rank(jobs, world_size, rank, scratch) for rank in range(world_size)]
     while ranks:
         ready = connection.wait([process.sentinel for process in ranks])
@@ -87,7 +95,7 @@ def _fork_rank(jobs: Sequence[Job], world_size: int, rank: int, scratch: Path) -
     from .megatron_rank import run_rank
 
     def run() -> None:
-        with (scratch / f"rank{rank}.log").open("w") as stream:
+        with (scratch / f"rank{rank}_of_{world_size}.log").open("w") as stream:
             os.dup2(stream.fileno(), sys.stdout.fileno())
             os.dup2(stream.fileno(), sys.stderr.fileno())
         run_rank(jobs, world_size, rank, scratch)
@@ -102,9 +110,7 @@ def main() -> None:
     """Be the process that forks the ranks."""
     parser = argparse.ArgumentParser(description="Do the jobs pickled in a scratch folder.")
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("world_size", type=int)
-    arguments = parser.parse_args()
-    _launch(arguments.scratch, arguments.world_size)
+    _launch(parser.parse_args().scratch)
 
 
 if __name__ == "__main__":

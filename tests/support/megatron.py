@@ -1,7 +1,7 @@
 """Models, our checkpoints of them, megatron-core's own, and the logits that real ranks compute.
 
-All of it is made once per test run: starting megatron-core takes seconds, so every world does all
-its jobs in a row.
+All of it is made once per test run, by one process that imports megatron-core, which takes seconds,
+and forks the ranks of all worlds.
 """
 
 from pathlib import Path
@@ -46,14 +46,24 @@ SAVED: dict[str, tuple[Names, Layout, int]] = {
     "tp2_ep2": ("te", "default", 1),
     "vpp2": ("te", "default", 96),
 }
-#: What is loaded at which sizes: experts only where there are some, four ranks for a few.
-LOADED = [
-    (name, size)
-    for size, sizes in SIZES.items()
-    for name in NAMES
-    if (name in WITH_EXPERTS or (sizes.ep, sizes.etp) == (1, 1))
-    and (sizes.world_size < 4 or name in ("llama", "qwen3_moe", "deepseek_v3_mtp"))
-]
+#: Every model is loaded at tp1 and pp2, and at tp2_ep2 or, without experts, at tp2. These at more:
+#: how things are cut does not depend on the family, so that one of each kind has every size.
+MORE_SIZES: dict[str, tuple[str, ...]] = {
+    "llama": ("tp2_pp2", "vpp2"),
+    "mistral": ("vpp2",),  # with a padded vocabulary
+    "qwen2": ("vpp2",),  # whose first and last chunk have the same embedding
+    "qwen3_moe": ("tp2", "ep2", "etp2", "tp2_pp2", "vpp2"),
+    "qwen3_moe_mlp_only": ("vpp2",),  # whose chunks differ
+    "deepseek_v3_mtp": ("tp2", "ep2", "etp2", "tp2_pp2", "vpp2"),
+}
+
+
+def _sizes_of(name: str) -> tuple[str, ...]:
+    cut = "tp2_ep2" if name in WITH_EXPERTS else "tp2"
+    return ("tp1", "pp2", cut, *MORE_SIZES.get(name, ()))
+
+
+LOADED = [(name, size) for size in SIZES for name in NAMES if size in _sizes_of(name)]
 #: What megatron-core saved itself, without us.
 NATIVE = [(name, "tp1") for name in NAMES]
 NATIVE += [("llama", "tp2"), ("qwen3", "pp2"), ("qwen2_moe", "ep2")]
@@ -160,8 +170,7 @@ def build(out: Path) -> None:
         convert_to_mcore(hf(out, name), ours(out, f"{name}/per-layer"), options)
     for name in dict.fromkeys(name for name, _ in HYBRID):
         convert_to_mcore(hf(out, name), ours(out, f"{name}/hybrid"), _AS_HYBRID)
-    for world in (1, 2, 4):
-        run_jobs(list(_jobs(out, world)), world, timeout=600)
+    run_jobs([job for world in (1, 2, 4) for job in _jobs(out, world)], timeout=600)
 
 
 def hf(out: Path, name: str) -> Path:
