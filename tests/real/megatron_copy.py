@@ -56,6 +56,8 @@ def full_state(hf: State, config: HuggingFaceConfig) -> State:
         "embedding.word_embeddings.weight": hf.pop("model.embed_tokens.weight"),
         "decoder.final_layernorm.weight": hf.pop("model.norm.weight"),
     }
+    if "model.norm.bias" in hf:
+        state["decoder.final_layernorm.bias"] = hf.pop("model.norm.bias")
     if not config["tie_word_embeddings"]:
         state["output_layer.weight"] = hf.pop("lm_head.weight")
     depth = config["num_hidden_layers"]
@@ -93,17 +95,32 @@ def _put(state: State, prefix: str, part: State) -> None:
 
 
 def _layer(hf: State, config: HuggingFaceConfig, index: int) -> State:
-    state = {
-        "input_layernorm.weight": hf.pop("input_layernorm.weight"),
-        "pre_mlp_layernorm.weight": hf.pop("post_attention_layernorm.weight"),
-        "self_attention.linear_proj.weight": hf.pop("self_attn.o_proj.weight"),
-    }
+    state = _norms(hf)
+    state["self_attention.linear_proj.weight"] = hf.pop("self_attn.o_proj.weight")
     attention = _latent_attention(hf) if "kv_lora_rank" in config else _attention(hf, config)
     _put(state, "self_attention.", attention)
     has_experts = expert_count(config) and index not in dense_layers(config)
     _put(state, "mlp.", _experts(hf, config) if has_experts else _mlp(hf, "mlp."))
     assert not hf, f"nothing is known of {sorted(hf)} in layer {index}"
     return state
+
+
+def _norms(hf: State) -> State:
+    """Those outside of attention and MLP: before them, after them, or both."""
+    before = {"input_layernorm": "input_layernorm", "post_attention_layernorm": "pre_mlp_layernorm"}
+    if "post_feedforward_layernorm.weight" in hf:
+        before = {
+            "input_layernorm": "input_layernorm",
+            "pre_feedforward_layernorm": "pre_mlp_layernorm",
+            "post_attention_layernorm": "self_attention.linear_proj.post_layernorm",
+            "post_feedforward_layernorm": "mlp.linear_fc2.post_layernorm",
+        }
+    return {
+        f"{ours}.{kind}": hf.pop(f"{theirs}.{kind}")
+        for theirs, ours in before.items()
+        for kind in ("weight", "bias")
+        if f"{theirs}.{kind}" in hf
+    }
 
 
 def _attention(hf: State, config: HuggingFaceConfig) -> State:
@@ -145,6 +162,9 @@ def _latent_attention(hf: State) -> State:
 def _mlp(hf: State, prefix: str, names: tuple[str, str, str] = ("gate", "up", "down")) -> State:
     """A gated MLP: the two matrices that see the input become one."""
     suffix = "_proj.weight" if names[0] == "gate" else ".weight"
+    if f"{prefix}{names[0]}{suffix}" not in hf:
+        up, down = (hf.pop(f"{prefix}{name}{suffix}") for name in names[1:])
+        return {"linear_fc1.weight": up, "linear_fc2.weight": down}
     gate, up, down = (hf.pop(f"{prefix}{name}{suffix}") for name in names)
     return {"linear_fc1.weight": torch.cat([gate, up]), "linear_fc2.weight": down}
 

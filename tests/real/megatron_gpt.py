@@ -30,6 +30,7 @@ from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 
 from .megatron_hybrid import make_pattern
 from .megatron_jobs import Sizes
+from .megatron_norms import describe, find_theta, fit_layers, fit_model
 
 HuggingFaceConfig = Mapping[str, Any]
 
@@ -114,6 +115,7 @@ def build_chunks(
         parameter.data = parameter.data.to(dtype)
     if hf["model_type"] == "ernie4_5_moe":
         _choose_by_softmax(chunks)
+    fit_model(chunks, hf)
     return chunks
 
 
@@ -166,6 +168,7 @@ def _build_chunk(
         for layer in spec.layer_specs:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = WideQueryNorm, WideKeyNorm
+    fit_layers(spec, hf, config)
     if fused:
         _fuse_down_projections(spec)
     return call(
@@ -187,7 +190,7 @@ def _options(hf: HuggingFaceConfig, vocab: int, stage: int | None) -> dict[str, 
         "post_process": call(parallel_state.is_pipeline_last_stage, **where),
         "share_embeddings_and_output_weights": hf["tie_word_embeddings"],
         "position_embedding_type": "rope",
-        "rotary_base": hf["rope_parameters"]["rope_theta"],
+        "rotary_base": find_theta(hf),
         "rotary_percent": hf["rope_parameters"].get("partial_rotary_factor", 1.0),
         "vp_stage": stage,
     }
@@ -232,6 +235,7 @@ def transformer_config(
     config_class = MLATransformerConfig if is_latent else TransformerConfig
     values = _shape(hf) | _parallel(sizes, dtype) | _CPU
     values |= _latent_attention(hf) if is_latent else _attention(hf)
+    values |= describe(hf)
     if expert_count(hf):
         values |= _experts(hf) | _ROUTING[hf["model_type"]](hf)
     if hybrid:
@@ -257,7 +261,7 @@ def _shape(hf: HuggingFaceConfig) -> dict[str, Any]:
         "hidden_size": hf["hidden_size"],
         "ffn_hidden_size": hf["intermediate_size"],
         "num_attention_heads": hf["num_attention_heads"],
-        "layernorm_epsilon": hf["rms_norm_eps"],
+        "layernorm_epsilon": hf.get("rms_norm_eps") or hf["norm_eps"],
         "normalization": "RMSNorm",
         "activation_func": silu,
         "gated_linear_unit": True,
@@ -286,7 +290,9 @@ def _attention(hf: HuggingFaceConfig) -> dict[str, Any]:
     return {
         "num_query_groups": hf["num_key_value_heads"],
         "kv_channels": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-        "qk_layernorm": family.startswith(("qwen3", "dots1", "olmoe", "minimax_m2"))
+        "qk_layernorm": family.startswith(
+            ("qwen3", "dots1", "olmoe", "minimax_m2", "gemma3", "exaone4")
+        )
         or hf.get("use_qk_norm", False),
         "rotary_interleaved": family.startswith("ernie"),
         "add_qkv_bias": family.startswith("qwen2") or hf.get("attention_bias", False),

@@ -105,6 +105,14 @@ _GLM4 = {
     "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
 }
 
+#: One layer that sees all, and windows that are shorter than what is read.
+_SLIDING = {
+    "head_dim": 24,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+_GEMMA = {"tie_word_embeddings": True, "pad_token_id": 0, "query_pre_attn_scalar": 100}
+
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {"vocab_size": 256}),
     "mistral": ("MistralForCausalLM", {"head_dim": 24, "sliding_window": None}),
@@ -162,10 +170,38 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV2ForCausalLM",
         {**_LATENT_ATTENTION, **_SOFTMAX_ROUTING, "q_lora_rank": None, "topk_method": "greedy"},
     ),
+    "gemma": ("GemmaForCausalLM", {"tie_word_embeddings": True, "pad_token_id": 0, "head_dim": 24}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        # Caps that are near to what is capped.
+        {**_SLIDING, **_GEMMA, "attn_logit_softcapping": 0.3, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        {
+            **_SLIDING,
+            **_GEMMA,
+            "rope_parameters": {
+                "full_attention": _DECODER["rope_parameters"],
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        },
+    ),
+    "exaone4": ("Exaone4ForCausalLM", _SLIDING),
+    "nemotron": (
+        "NemotronForCausalLM",
+        {
+            "head_dim": 24,
+            "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
+        },
+    ),
 }
 NAMES = tuple(_MODELS)
 CLASSES = frozenset(name for name, _ in _MODELS.values())
-_DENSE = ("llama", "mistral", "qwen2", "qwen3", "ministral3")
+_DENSE = (
+    *("llama", "mistral", "qwen2", "qwen3", "ministral3"),
+    *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron"),
+)
 WITH_EXPERTS = tuple(name for name in NAMES if name not in _DENSE)
 
 

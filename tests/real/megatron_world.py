@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.fusions import fused_softmax
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.moe import moe_utils
@@ -37,6 +38,13 @@ def _patch_device() -> None:
     cpu = torch.device("cpu")
     vars(torch.cuda).update(current_device=lambda: cpu, synchronize=lambda *_: None)
     torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[assignment, method-assign, misc]
+    fused_softmax.get_sliding_window_causal_mask = _mask_window
+
+
+def _mask_window(queries: int, keys: int, window: tuple[int, int]) -> Tensor:
+    """What no query sees: what is ahead, and what is further back than the window."""
+    back = torch.arange(queries)[:, None] - torch.arange(keys)[None]
+    return (back > window[0]) | (back < 0)
 
 
 def _patch_random_states() -> None:

@@ -70,6 +70,11 @@ CONFIGS = {
     "minimax_m2": _DECODER | {"num_local_experts": 3, "num_experts_per_tok": 2},
     "ministral3": _DECODER,
     "mimo": _DECODER | {"num_nextn_predict_layers": 2},
+    "gemma": _DECODER | {"tie_word_embeddings": True},
+    "gemma2": _DECODER | {"tie_word_embeddings": True},
+    "gemma3_text": _DECODER | {"tie_word_embeddings": True},
+    "exaone4": _DECODER,
+    "nemotron": _DECODER,
     "qwen2_5_vl": _DECODER | _VISION,
     "qwen2_vl": _DECODER,
     "qwen3_vl": _DECODER
@@ -80,6 +85,7 @@ CONFIGS = {
     "mistral3": _DECODER,
 }
 FAMILIES = tuple(CONFIGS)
+CENTRED = ("gemma2", "gemma3_text", "exaone4", "nemotron")
 LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")
 #: The layers that they have for multi-token prediction.
 PREDICTING = {"deepseek_v3": 1, "kimi_k2": 1, "glm4_moe": 1, "glm4_moe_lite": 1, "mimo": 2}
@@ -156,6 +162,8 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
     moe = set(range(layers)) if changes.get("first_k_dense_replace") == 0 else MOE.get(family, ())
     ahead = config.get("num_nextn_predict_layers", 0) if family in PREDICTING else 0
     shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    if family == "nemotron":
+        shapes["model.norm.bias"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)
     for layer in range(layers):
@@ -198,6 +206,8 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
     shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
     latent = family in LATENT
     shapes |= _latent(config) if latent else _grouped(family, config)
+    if family in CENTRED:
+        return _centred(family, shapes, hidden, width)
     if not moe:
         shapes |= _gated("mlp", hidden, width)
         if config.get("mlp_bias"):
@@ -234,6 +244,22 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _centred(family: str, shapes: dict, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
+    """Other norms, or more of them; Nemotron's have a bias, and its MLP no gate."""
+    if family == "nemotron":
+        shapes |= {name.replace("weight", "bias"): (hidden,) for name in shapes if "norm" in name}
+        return shapes | {
+            "mlp.up_proj.weight": (width, hidden),
+            "mlp.down_proj.weight": (hidden, width),
+        }
+    shapes["post_feedforward_layernorm.weight"] = (hidden,)
+    if family == "exaone4":
+        del shapes["input_layernorm.weight"]
+    else:
+        shapes["pre_feedforward_layernorm.weight"] = (hidden,)
+    return shapes | _gated("mlp", hidden, width)
+
+
 def _gated(stem: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
     shapes = {f"{stem}.{name}_proj.weight": (width, hidden) for name in ("gate", "up")}
     return shapes | {f"{stem}.down_proj.weight": (hidden, width)}
@@ -249,7 +275,17 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
         shapes["self_attn.o_proj.bias"] = (hidden,)
     if family in ("olmoe", "minimax_m2"):
         shapes |= {"self_attn.q_norm.weight": (8,), "self_attn.k_norm.weight": (4,)}
-    if family in ("qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_moe", "glm4_moe", "dots1"):
+    normed = (
+        "qwen3",
+        "qwen3_moe",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+        "glm4_moe",
+        "dots1",
+        "gemma3_text",
+        "exaone4",
+    )
+    if family in normed:
         shapes |= {f"self_attn.{n}_norm.weight": (2,) for n in "qk"}
     return shapes
 

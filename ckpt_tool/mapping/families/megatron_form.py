@@ -65,6 +65,7 @@ class MegatronRows:
     has in place of such a prefix, where that is another. ``outside`` is before all of its names.
     ``absent``: prefixes of what is on the Hub and in no model of Megatron's. ``inner``: there are
     no rows here, the language model's are those of the model type that its own config names.
+    ``defaults``: sizes that the config's class has where ``config.json`` leaves them out.
     """
 
     attention: Rows
@@ -84,6 +85,7 @@ class MegatronRows:
     outside: str = ""
     absent: tuple[str, ...] = ()
     inner: bool = False
+    defaults: dict[str, int] = field(default_factory=dict)
 
     @property
     def sees(self) -> bool:

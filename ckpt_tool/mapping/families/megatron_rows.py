@@ -21,6 +21,7 @@ TOP = (
         shape="vocab,hidden",
     ),
     Row("model.norm.weight", "decoder.final_layernorm.weight", shape="hidden"),
+    Row("model.norm.bias", "decoder.final_layernorm.bias", when="layer_norm", shape="hidden"),
     Row("lm_head.weight", "output_layer.weight", "vocabulary", "untied", shape="vocab,hidden"),
     Row("score.weight", "output_layer.weight", when="value", shape="one,hidden"),
     Row("score.bias", "output_layer.bias", when="value_bias", shape="one"),

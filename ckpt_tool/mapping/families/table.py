@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckpt_tool.mapping.families import gemma_rows as gemma
 from ckpt_tool.mapping.families import megatron_families as mcore
 from ckpt_tool.mapping.families import tower_rows as towers
+from ckpt_tool.mapping.families.dense_nemotron_rows import NEMOTRON
 from ckpt_tool.mapping.families.hub_rules import (
     ERNIE_EXPERTS,
     EXPERTS,
@@ -96,11 +98,17 @@ FAMILIES: dict[str, Family] = {
     "cohere": Family("CohereForCausalLM", SAME, tied=True),
     "cohere2": Family("Cohere2ForCausalLM", SAME, tied=True),
     "decision_transformer": Family(conv1d=True),
-    "exaone4": Family("Exaone4ForCausalLM", SAME),
+    "exaone4": Family("Exaone4ForCausalLM", SAME, megatron=gemma.EXAONE4),
     "falcon": Family("FalconForCausalLM", SAME, tied=True),
-    "gemma": Family("GemmaForCausalLM", SAME, tied=True),
-    "gemma2": Family("Gemma2ForCausalLM", SAME, tied=True),
-    "gemma3_text": Family("Gemma3ForCausalLM", SAME, tied=True, legacy=Legacy(local_rope=True)),
+    "gemma": Family("GemmaForCausalLM", SAME, tied=True, megatron=gemma.GEMMA),
+    "gemma2": Family("Gemma2ForCausalLM", SAME, tied=True, megatron=gemma.GEMMA2),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        SAME,
+        tied=True,
+        legacy=Legacy(local_rope=True),
+        megatron=gemma.GEMMA3,
+    ),
     "gemma3n_text": Family("Gemma3nForCausalLM", legacy=Legacy(local_rope=True)),
     "glm": Family("GlmForCausalLM", SAME),
     "glm4": Family("Glm4ForCausalLM", SAME),
@@ -111,7 +119,7 @@ FAMILIES: dict[str, Family] = {
     "mimo": Family(megatron=mcore.MIMO),
     "ministral": Family("MinistralForCausalLM", SAME),
     "ministral3": Family("Ministral3ForCausalLM", SAME, megatron=mcore.MISTRAL),
-    "nemotron": Family("NemotronForCausalLM", SAME),
+    "nemotron": Family("NemotronForCausalLM", SAME, megatron=NEMOTRON),
     "olmo": Family("OlmoForCausalLM", SAME),
     "olmo2": Family("Olmo2ForCausalLM", SAME),
     "olmo3": Family("Olmo3ForCausalLM", SAME),

@@ -92,7 +92,8 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
 
     Megatron's vocabulary is padded to a multiple of ``vocab_multiple``.
     """
-    family, text = require_rows(config), Fields(config.text, config.path)
+    family = require_rows(config)
+    text = Fields(family.defaults | config.text, config.path)
     layers = text.size("num_hidden_layers")
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")

@@ -19,7 +19,7 @@ _SAME = {
     "ffn_hidden_size": ("intermediate_size",),
     "max_position_embeddings": ("max_position_embeddings",),
     "seq_length": ("max_position_embeddings",),
-    "norm_epsilon": ("rms_norm_eps",),
+    "norm_epsilon": ("rms_norm_eps", "norm_eps"),
     "moe_router_topk": ("num_experts_per_tok", "moe_k"),
     "moe_ffn_hidden_size": ("moe_intermediate_size",),
     "moe_router_topk_scaling_factor": ("routed_scaling_factor",),
@@ -37,10 +37,6 @@ _CONSTANT = {
     "position_embedding_type": "rope",
     "use_rotary_position_embeddings": True,
     "add_position_embedding": True,
-    "swiglu": True,
-    "squared_relu": False,
-    "normalization": "RMSNorm",
-    "apply_layernorm_1p": False,
     "attention_dropout": 0.0,
     "hidden_dropout": 0.0,
     "make_vocab_size_divisible_by": 1,
@@ -85,6 +81,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
     }
     return (
         found
+        | _make_layers(numbers.flags)
         | _make_rotary(Fields(text, rules.config.path))
         | (_make_experts(rules) if numbers.experts else {})
         | (_make_hybrid(rules) if rules.layout == "hybrid" else {})
@@ -106,8 +103,20 @@ def _make_hybrid(rules: Rules) -> dict[str, Any]:
     return {"hybrid_layer_pattern": pattern, "num_layers": 2 * rules.numbers.layers}
 
 
+def _make_layers(flags: frozenset[str]) -> dict[str, Any]:
+    """Norms and MLPs; of a gate with another function than SwiGLU's it has no argument."""
+    return {
+        "normalization": "LayerNorm" if "layer_norm" in flags else "RMSNorm",
+        "apply_layernorm_1p": "zero_centred" in flags,
+        "swiglu": not {"gelu", "ungated"} & flags,
+        "squared_relu": "ungated" in flags,
+    }
+
+
 def _make_rotary(text: Fields) -> dict[str, Any]:
     rope = text.inside("rope_parameters")
+    if "full_attention" in rope.values:  # where layers with a window have another one
+        rope = rope.inside("full_attention")
     # MiniMax says how much of a head it turns, not which share.
     turned, head = text.find_number("rotary_dim"), text.find_number("head_dim")
     theta, share = (

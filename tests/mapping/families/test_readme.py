@@ -45,6 +45,8 @@ def describe_megatron(family: Family) -> str:
     said = ["MLA" if rows.attention == LATENT else "GQA"]
     if set(WIDE_NORMS) & set(rows.attention):
         said.append("norms of all heads")
+    if any(".post_layernorm." in row.megatron for row in rows.attention):
+        said.append("norms after")
     if rows.moe:
         shared = set(SHARED + SHARED_GATE) & set(rows.moe)
         said.append("experts, shared expert" if shared else "experts")
@@ -62,6 +64,11 @@ GIVEN = {
     "ernie4_5_moe": "its router's softmax is the tests'",
     "olmoe": "its norms are the tests'",
     "minimax_m2": "its norms are the tests'",
+    "gemma": "its norms are the tests'",
+    "gemma2": "its norms and softcaps are the tests'",
+    "gemma3_text": "its norms and local rotary embedding are the tests'",
+    "exaone4": "its norms are the tests'",
+    "nemotron": "its norms are the tests'",
 }
 
 

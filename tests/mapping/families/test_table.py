@@ -22,7 +22,16 @@ ROOT = Path(ckpt_tool.__file__).parent
 OPS = {"same", "vocabulary", "gate_up", "qkv", "stacked_qkv", "swap_halves", "one_row"}
 OPS |= {"packed", "packed_turned"}
 #: Rows that are there where the model or its config says so, beside the flags of families.
-WHEN = {"", "untied", "value", "value_bias", "plain_query", "low_query", "shared_experts"}
+WHEN = {
+    "",
+    "untied",
+    "value",
+    "value_bias",
+    "layer_norm",
+    "plain_query",
+    "low_query",
+    "shared_experts",
+}
 
 every_family = pytest.mark.parametrize("model_type", FAMILIES)
 

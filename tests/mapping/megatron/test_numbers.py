@@ -134,12 +134,25 @@ FLAGS = {
     "olmoe": ("olmoe", {}, {"untied", "wide_norms"}),
     "minimax_m2": ("minimax_m2", {}, {"untied", "wide_norms"}),
     "qwen2_5_vl": ("qwen2_5_vl", {}, {"untied", "qkv_bias"}),
+    "gemma": ("gemma", {}, {"zero_centred", "gelu"}),
+    "gemma2": ("gemma2", {}, {"zero_centred", "gelu", "post_norms"}),
+    "gemma3": ("gemma3_text", {}, {"zero_centred", "gelu", "post_norms", "qk_norm"}),
+    "exaone4": ("exaone4", {}, {"untied", "qk_norm", "post_norms", "only_post_norms"}),
+    "nemotron": ("nemotron", {}, {"untied", "zero_centred", "layer_norm", "ungated"}),
 }
 
 
 @pytest.mark.parametrize(("family", "changes", "expected"), FLAGS.values(), ids=FLAGS.keys())
 def test_flags_of_a_family(family, changes, expected):
     assert flags(family, **changes) == expected
+
+
+def test_sizes_that_a_config_leaves_to_its_class():
+    absent = ("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    said = {key: value for key, value in config_of("gemma3_text").raw.items() if key not in absent}
+    found = read_numbers(ModelConfig(Path("model"), said, {}))
+    assert (found.vocab_size, found.heads, found.groups, found.head_dim) == (262208, 8, 4, 256)
+    assert found.sizes["query"] == 2048
 
 
 LATENT = {

@@ -119,7 +119,7 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
     asked.write_text(json.dumps(requests))
     subprocess.run([sys.executable, "-W", "ignore", "-c", DRIVER, asked, answered], check=True)
     found = json.loads(answered.read_text())
-    assert len(found) == 36 + 23 - sum(len(list_layouts(name)) for name in UNKNOWN)
+    assert len(found) == 46 + 28 - sum(len(list_layouts(name)) for name in UNKNOWN)
     for case in [case for case in found if case.partition("/")[0] in REFUSED]:
         assert "pip install 'megatron-core<0.19'" in found.pop(case)["unusable"]
         del sizes[case]

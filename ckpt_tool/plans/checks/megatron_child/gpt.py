@@ -23,7 +23,7 @@ from ckpt_tool.plans.checks.megatron_child.config import (
 )
 from ckpt_tool.plans.checks.megatron_child.cpu import call
 from ckpt_tool.plans.checks.megatron_child.hybrid import UnknownModelError, make_hybrid_model
-from ckpt_tool.plans.checks.megatron_child.norms import widen_norms
+from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
 from ckpt_tool.plans.checks.megatron_child.request import Request
 
 #: Where megatron-core decides on it, since 0.19.
@@ -60,9 +60,8 @@ def _modules(request: Request) -> dict[str, Any]:
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
     if hybrid:
         options = _describe_ends(request)
-        options["wide_norms"] = "wide_norms" in request.numbers.flags
-        pattern = request.numbers.hybrid_pattern
-        return {"": make_hybrid_model(config, pattern, NoAttention, **options)}
+        pattern, flags = request.numbers.hybrid_pattern, request.numbers.flags
+        return {"": make_hybrid_model(config, pattern, NoAttention, flags=flags, **options)}
     prefix = require_rows(request.config).prefix
     if not request.numbers.vision_layers:
         return {prefix: _language_model(request, config)}
@@ -103,9 +102,8 @@ def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
     spec = _block_spec(config)
     if "shared_gate" in request.numbers.flags and not hasattr(config, "moe_shared_expert_gate"):
         _gate_shared_experts(spec)
-    if "wide_norms" in request.numbers.flags:
-        for layer in spec.layer_specs:
-            widen_norms(layer)
+    for layer in spec.layer_specs:
+        fit_norms(layer, request.numbers.flags)
     prediction = {}
     if request.numbers.mtp:
         prediction["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(

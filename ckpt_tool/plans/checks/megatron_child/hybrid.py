@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from ckpt_tool.plans.checks.megatron_child.cpu import call, replace_attribute
-from ckpt_tool.plans.checks.megatron_child.norms import widen_norms
+from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
 
 _ATTENTION = ("input_layernorm", "self_attention", "self_attn_bda")
 _MLP = ("pre_mlp_layernorm", "mlp", "mlp_bda")
@@ -34,12 +34,12 @@ def make_hybrid_model(
     pattern: str,
     latent_attention: type,
     *,
-    wide_norms: bool = False,
+    flags: frozenset[str] = frozenset(),
     **options: Any,
 ) -> Any:
     """The model of the layers in ``pattern``, whose ``options`` are those of a GPTModel.
 
-    ``wide_norms``: those of query and key are of all heads together.
+    ``flags``: what its family says of its norms.
     ``latent_attention`` is the core of latent attention. UnknownModelError where this megatron-core
     cannot have it; raises whatever it raises of a model that it cannot build.
     """
@@ -50,8 +50,8 @@ def make_hybrid_model(
     if config.multi_latent_attention and not hasattr(hybrid_layer_allocation.Symbols, "MLA"):
         raise UnknownModelError("HybridModel has latent attention since 0.19")
     parts = _describe_parts(config, latent_attention)
-    if wide_norms:
-        widen_norms(parts["attention_layer"])
+    for name in ("attention_layer", "mlp_layer") if not config.multi_latent_attention else ():
+        fit_norms(parts[name], flags)
     stack = ModuleSpec(
         hybrid_block.HybridStack, submodules=hybrid_block.HybridStackSubmodules(**parts)
     )
@@ -74,7 +74,7 @@ def _describe_parts(config: TransformerConfig, latent_attention: type) -> dict[s
             moe_grouped_gemm=False,
             qk_layernorm=config.qk_layernorm,
             multi_latent_attention=config.multi_latent_attention,
-            normalization="RMSNorm",
+            normalization=config.normalization,
         )
         for count in (None, config.num_moe_experts or 1)
     )
