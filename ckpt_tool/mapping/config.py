@@ -72,10 +72,7 @@ class ModelConfig:
     @property
     def text(self) -> dict[str, Any]:
         """The language model's part: ``text_config`` of a multimodal model, else all of it."""
-        part = self.raw
-        for key in _find_text(self.raw):
-            part = part[key]
-        return part
+        return self._levels()[-1]
 
     @property
     def written(self) -> dict[str, Any]:
@@ -106,7 +103,7 @@ class ModelConfig:
     @property
     def tied(self) -> bool | None:
         """Whether head and embedding are one tensor; None where the config does not say."""
-        for part in (self.raw, self.text):
+        for part in self._levels():
             if isinstance(part.get("tie_word_embeddings"), bool):
                 return bool(part["tie_word_embeddings"])
         return True if self.family.tied else None
@@ -114,7 +111,7 @@ class ModelConfig:
     @property
     def ties_somewhere(self) -> bool:
         """Whether any level says that head and embedding are one tensor."""
-        return any(part.get("tie_word_embeddings") is True for part in (self.raw, self.text))
+        return any(part.get("tie_word_embeddings") is True for part in self._levels())
 
     def with_changes(self, **changes: Any) -> ModelConfig:
         """The config with these top-level keys set when written."""
@@ -135,13 +132,14 @@ class ModelConfig:
 
         transformers 4 reads ``text_config``'s value and 5 the top one; llama4 always the former.
         """
-        nested = self.text is not self.raw
-        said = [part.get("tie_word_embeddings") for part in (self.raw, self.text)]
-        if tied is None or said == [tied, tied] or (not nested and tied == self.tied):
+        keys = _find_text(self.raw)
+        said = {part.get("tie_word_embeddings") for part in self._levels()}
+        if tied is None or said == {tied} or (len(keys) != 1 and tied == self.tied):
             return self
+        whole = self.raw | self.changes
         changes: dict[str, Any] = {"tie_word_embeddings": tied}
-        if nested:
-            changes |= self._nest({"tie_word_embeddings": tied})
+        for depth in range(1, len(keys) + 1):
+            changes |= _change(whole | changes, keys[:depth], {"tie_word_embeddings": tied})
         return self.with_changes(**changes)
 
     def with_dtype(self, dtype: DType | None) -> ModelConfig:
@@ -160,6 +158,13 @@ class ModelConfig:
         if config == self.raw:
             return read_regular(self.path)
         return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    def _levels(self) -> list[dict[str, Any]]:
+        """The parts of the config from the whole to the language model's."""
+        levels = [self.raw]
+        for key in _find_text(self.raw):
+            levels.append(levels[-1][key])
+        return levels
 
     def _nest(self, changes: dict[str, Any]) -> dict[str, Any]:
         """The top-level key below which the language model's are, with ``changes`` of these."""

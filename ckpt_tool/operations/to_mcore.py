@@ -25,6 +25,7 @@ from ckpt_tool.mapping.megatron.convert import to_megatron
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
+from ckpt_tool.mapping.megatron.towers import leave_out_absent
 from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised, list_kinds
 from ckpt_tool.operations.elsewhere import settle_out
 from ckpt_tool.operations.hub_model import make_hub_model
@@ -191,6 +192,7 @@ def _name(checkpoint: Checkpoint, config: ModelConfig, team: Team) -> HubModel:
 
 def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> HubModel:
     """The model in the dtype that is written, scales of quantised weights applied."""
+    model = leave_out_absent(model, require_rows(config))
     tensors, target = model.tensors, choose_dtype(options.dtype, config)
     if is_quantised(tensors) or list_kinds(tensors):
         tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
@@ -238,12 +240,7 @@ def _require_floats(tensors: dict[str, LazyTensor]) -> None:
 
 def _with_fixed_dtypes(rules: Rules, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """What Megatron keeps in one dtype whatever the weights are, in that dtype."""
-    fixed = {
-        name: BY_NAME[binding.dtype]
-        for binding in rules.bindings
-        if binding.dtype
-        for name in binding.hf
-    }
+    fixed = {n: BY_NAME[each.dtype] for each in rules.bindings if each.dtype for n in each.hf}
     return {
         name: tensor.to(fixed[name]) if name in fixed else tensor
         for name, tensor in tensors.items()

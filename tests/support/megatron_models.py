@@ -83,6 +83,7 @@ CONFIGS = {
     | _EXPERTS
     | {"vision_config": {"depth": 2, "num_heads": 2, "deepstack_visual_indexes": [0, 1]}},
     "mistral3": _DECODER,
+    "glm4": _DECODER,
 }
 FAMILIES = tuple(CONFIGS)
 CENTRED = ("gemma2", "gemma3_text", "exaone4", "nemotron")
@@ -133,8 +134,8 @@ SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3")
 WITH_BLOCKS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 #: Experts of a layer are one tensor on the Hub too.
 PACKED = ("qwen3_vl_moe",)
-#: A HybridModel has no vision tower.
-CASES += [(family, "hybrid", {}) for family in FAMILIES if family not in SEEING]
+#: A HybridModel has no vision tower, and no norms beside attention and MLP.
+CASES += [(family, "hybrid", {}) for family in FAMILIES if family not in (*SEEING, "glm4")]
 
 
 #: Towers that are the same on both sides, of no shape that a config says.
@@ -204,6 +205,11 @@ def whole(sharded: TiledTensor) -> torch.Tensor:
 def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
     hidden, width = config["hidden_size"], config["intermediate_size"]
     shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    if family == "glm4":
+        shapes |= {f"post_{part}_layernorm.weight": (hidden,) for part in ("self_attn", "mlp")}
+        shapes |= {"mlp.gate_up_proj.weight": (2 * width, hidden)}
+        shapes |= {"mlp.down_proj.weight": (hidden, width)}
+        return shapes | _grouped(family, config)
     latent = family in LATENT
     shapes |= _latent(config) if latent else _grouped(family, config)
     if family in CENTRED:
@@ -269,7 +275,16 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
     hidden, rows = config["hidden_size"], {"q": 8, "k": 4, "v": 4}
     shapes = {f"self_attn.{n}_proj.weight": (size, hidden) for n, size in rows.items()}
     shapes["self_attn.o_proj.weight"] = (hidden, 8)
-    if family in ("llama", "qwen2", "qwen2_moe", "glm4_moe", "mimo", "qwen2_5_vl", "qwen2_vl"):
+    if family in (
+        "llama",
+        "qwen2",
+        "qwen2_moe",
+        "glm4_moe",
+        "mimo",
+        "qwen2_5_vl",
+        "qwen2_vl",
+        "glm4",
+    ):
         shapes |= {f"self_attn.{n}_proj.bias": (size,) for n, size in rows.items()}
     if family == "llama":
         shapes["self_attn.o_proj.bias"] = (hidden,)

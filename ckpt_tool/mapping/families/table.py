@@ -111,7 +111,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3n_text": Family("Gemma3nForCausalLM", legacy=Legacy(local_rope=True)),
     "glm": Family("GlmForCausalLM", SAME),
-    "glm4": Family("Glm4ForCausalLM", SAME),
+    "glm4": Family("Glm4ForCausalLM", SAME, megatron=towers.GLM4),
     "gpt2": Family("GPT2LMHeadModel", SAME, tied=True, conv1d=True),
     "gpt_neox": Family("GPTNeoXForCausalLM", GPT_NEOX),
     "granite": Family("GraniteForCausalLM", SAME),
@@ -176,13 +176,28 @@ FAMILIES: dict[str, Family] = {
     "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True),
+    "glm46v": Family("Glm46VForConditionalGeneration", megatron=towers.GLM4V, float32=None),
+    "glm4v": Family("Glm4vForConditionalGeneration", megatron=towers.GLM4V, float32=None),
+    "glm4v_moe": Family(
+        "Glm4vMoeForConditionalGeneration", megatron=towers.GLM4V_MOE, float32=None
+    ),
+    "internvl": Family("InternVLForConditionalGeneration", megatron=towers.INTERNVL, float32=None),
+    "internvl_chat": Family(megatron=towers.INTERNVL_CHAT, float32=None),
+    "kimi_k25": Family("Kimi_K25ForConditionalGeneration", megatron=towers.KIMI_K25, float32=None),
+    "kimi_vl": Family(megatron=towers.KIMI_VL, float32=_ROUTER_BIAS),
     "llama4": Family(torchtitan=LLAMA4),
     "mistral3": Family("Mistral3ForConditionalGeneration", megatron=mcore.MISTRAL3),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_5_VL),
+    "qwen2_5_omni": Family(megatron=towers.QWEN2_5_OMNI, float32=None),
+    "qwen2_audio": Family(
+        "Qwen2AudioForConditionalGeneration", megatron=towers.QWEN2_AUDIO, float32=None
+    ),
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_VL),
     "qwen3_5": Family(hub=SAME),
     "qwen3_5_moe": Family(hub=FUSED_EXPERTS),
+    "qwen3_asr": Family(megatron=towers.QWEN3_ASR, float32=None),
+    "qwen3_omni_moe": Family(megatron=towers.QWEN3_OMNI, float32=None),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME, megatron=mcore.QWEN3_VL),
     "qwen3_vl_moe": Family(
         "Qwen3VLMoeForConditionalGeneration", TRANSPOSED_EXPERTS, megatron=towers.QWEN3_VL_MOE

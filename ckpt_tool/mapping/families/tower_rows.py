@@ -1,10 +1,20 @@
-"""Rows of models that see or hear; towers are in :mod:`.vision_rows`, or transformers' own.
+"""Rows of models that see or hear: their language models, and what is around these.
 
-Sources: ``qwen_vl/``, of Megatron-Bridge 0.6.2; the classes of transformers 5.24.
+Towers are in :mod:`.vision_rows`, or transformers' own. Sources: ``*_vl/``, ``qwen_omni/``,
+``qwen_audio/`` and ``qwen3_asr/`` of Megatron-Bridge 0.6.2; of InternVL, Kimi-VL, GLM-4.1V and
+Llama 4, which it has not, ``mm_gpts/`` of mcore_bridge 1.6; the classes of transformers 5.24.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ckpt_tool.mapping.families.megatron_families import (
+    GLM4_MOE,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+)
 from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row
 from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED, MOE
 from ckpt_tool.mapping.families.vision_rows import QWEN3_VISION
@@ -28,15 +38,74 @@ _PACKED = (
 #: Experts of a layer are two tensors on the Hub, each turned.
 PACKED_MOE = (*(row for row in MOE if "{e}" not in row.hf), *_PACKED)
 
-QWEN3_VL_MOE = MegatronRows(
-    GROUPED,
-    DENSE,
-    PACKED_MOE,
-    flags={
-        "qk_norm": True,
-        "qkv_bias": ("attention_bias", False),
-        "output_bias": ("attention_bias", False),
-    },
-    vision=QWEN3_VISION,
+#: Norms after attention and after the MLP, beside the layer as slime has them.
+GLM4 = MegatronRows(
+    (
+        *GROUPED,
+        Row(
+            "post_self_attn_layernorm.weight",
+            "post_self_attn_layernorm.weight",
+            shape="hidden",
+        ),
+    ),
+    (
+        *(row for row in DENSE if "{gate,up}" not in row.hf),
+        Row("mlp.gate_up_proj.weight", "mlp.linear_fc1.weight", shape="two_ffn,hidden"),
+        Row("post_mlp_layernorm.weight", "post_mlp_layernorm.weight", shape="hidden"),
+    ),
+    flags={"qkv_bias": ("attention_bias", True), "norms_beside": True},
+)
+
+QWEN3_VL_MOE = replace(
+    QWEN3_MOE, moe=PACKED_MOE, vision=QWEN3_VISION, trunk="model.language_model."
+)
+GLM4V = replace(
+    GLM4,
+    flags={"qkv_bias": True, "norms_beside": True},
     trunk="model.language_model.",
+    towers=("model.visual.",),
+    moved={"model.visual.": "visual."},
+)
+GLM4V_MOE = replace(
+    GLM4_MOE,
+    mtp=(),
+    flags={"qkv_bias": ("attention_bias", True), "qk_norm": ("use_qk_norm", False)},
+    trunk=GLM4V.trunk,
+    towers=GLM4V.towers,
+    moved=GLM4V.moved,
+)
+
+_AROUND = MegatronRows((), (), trunk="language_model.model.", head="language_model.", inner=True)
+KIMI_K25 = replace(_AROUND, towers=("vision_tower.", "mm_projector."))
+KIMI_VL = replace(_AROUND, towers=("vision_tower.", "multi_modal_projector."))
+INTERNVL = KIMI_VL
+INTERNVL_CHAT = replace(_AROUND, towers=("vision_model.", "mlp1."))
+QWEN2_AUDIO = replace(_AROUND, towers=("audio_tower.", "multi_modal_projector."))
+
+_HEARS = {"thinker.audio_tower.": "thinker.audio_model."}
+QWEN3_ASR = replace(
+    QWEN3,
+    trunk="thinker.model.",
+    head="thinker.",
+    outside="thinker.",
+    towers=("thinker.audio_tower.",),
+    moved=_HEARS,
+)
+QWEN2_5_OMNI = replace(
+    QWEN2,
+    trunk="thinker.model.",
+    head="thinker.",
+    outside="thinker.",
+    towers=("thinker.visual.", "thinker.audio_tower."),
+    moved=_HEARS,
+    absent=("talker.", "token2wav."),
+)
+QWEN3_OMNI = replace(
+    QWEN3_MOE,
+    trunk="thinker.model.",
+    head="thinker.",
+    outside="thinker.",
+    towers=QWEN2_5_OMNI.towers,
+    moved=_HEARS,
+    absent=("talker.", "code2wav."),
 )

@@ -32,7 +32,8 @@ class Binding:
     ``names`` are keys in the checkpoint, mostly one. ``index`` says which entry of their leading
     axes, of sizes ``extent``, these tensors are: layers and experts that are stacked. ``wholes``:
     the shapes of what is made of them; empty: their rows, one after the other. ``experts``: how
-    many entries more what is made of them has in its first axis; 0: none.
+    many entries more what is made of them has in its first axis; 0: none. ``foreign``: the tensor
+    of a module of transformers.
     """
 
     hf: tuple[str, ...]
@@ -44,6 +45,7 @@ class Binding:
     shapes: tuple[Sizes, ...] = ()
     wholes: tuple[Sizes, ...] = ()
     experts: int = 0
+    foreign: bool = False
 
     def expected(self) -> Iterator[tuple[str, Sizes]]:
         """Each Hugging Face tensor and its shape by the config; None: a size it does not say."""
@@ -102,7 +104,9 @@ def make_bindings(
         found += _spell_layer(family, (kind, layer in numbers.moe), places, numbers)
     for number in range(numbers.mtp):
         found += _spell_mtp(family, numbers, number, prefix, layout)
-    alike = [Binding((hf,), (name,), (), (), Same(), "") for hf, name in towers.items()]
+    alike = [
+        Binding((hf,), (name,), (), (), Same(), "", foreign=True) for hf, name in towers.items()
+    ]
     if family.vision is not None and not alike:
         found += _spell_vision(family.vision, numbers, vision_layout or layout)
     return found + alike

@@ -11,20 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.tensors.geometry import Shape
 
 #: Modules with a weight and without extra state: plain parameters, and the vocabulary's layers.
 _WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj", "pos_embed")
-#: Modules that are transformers' own.
-_TOWERS = tuple(
-    prefix
-    for family in FAMILIES.values()
-    if family.megatron
-    for prefix in family.megatron.megatron_towers
-)
-
 #: A HybridModel asks for that of its head, be it tied or not; a GPTModel leaves it out.
 _HYBRID_HEAD = "output_layer._extra_state/shard_0_1"
 
@@ -32,9 +23,10 @@ _HYBRID_HEAD = "output_layer._extra_state/shard_0_1"
 def list_extra_states(bindings: Iterable[Binding], *, hybrid: bool = False) -> list[str]:
     """The keys, without repetition, in the order of the modules; of a ``hybrid`` model too."""
     keys: dict[str, None] = {}
-    for binding, name in ((each, name) for each in bindings for name in each.names):
+    own = (each for each in bindings if not each.foreign)
+    for binding, name in ((each, name) for each in own for name in each.names):
         module, _, kind = name.rpartition(".")
-        if kind != "weight" or module.endswith(_WITHOUT) or module.startswith(_TOWERS):
+        if kind != "weight" or module.endswith(_WITHOUT):
             continue
         keys |= dict.fromkeys(_make_keys(module, binding))
         if module.endswith("self_attention.linear_proj"):

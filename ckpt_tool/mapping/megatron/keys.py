@@ -52,6 +52,9 @@ _GROUPED = {
     # Where they are of all heads together, slime and ms-swift bring modules of their own.
     "self_attention.q_norm.weight": "self_attention.q_layernorm.weight",
     "self_attention.k_norm.weight": "self_attention.k_layernorm.weight",
+    # Of GLM-4, which ms-swift norms inside of the modules.
+    "self_attention.post_self_attn_layernorm.weight": "post_self_attn_layernorm.weight",
+    "mlp.post_mlp_layernorm.weight": "post_mlp_layernorm.weight",
 }
 _LATENT = {
     # Where the down projections are fused, whose norm 0.19 calls otherwise on disk.

@@ -65,9 +65,10 @@ def make_rules(
             " be stacked",
             hint="Leave `layers` out: this model is then written per layer.",
         )
-    if layout == "hybrid" and family.sees:
+    if layout == "hybrid" and (family.sees or "norms_beside" in numbers.flags):
+        what = "a vision tower" if family.sees else "norms beside attention and MLP"
         raise MappingError(
-            f"`layers='hybrid'`: a {config.model_type} has a vision tower, which megatron-core's"
+            f"`layers='hybrid'`: a {config.model_type} has {what}, which megatron-core's"
             " HybridModel has not",
             hint="Leave `layers` out: the model is then written for a GPTModel.",
         )

@@ -29,6 +29,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "query": heads * head,
         "key": text.size("num_key_value_heads", heads) * head,
         "ffn": ffn,
+        "two_ffn": 2 * ffn,
         "expert_ffn": expert or ffn,
         "two_expert_ffn": 2 * (expert or ffn),
         "shared_ffn": text.size("shared_expert_intermediate_size", 0) or shared,

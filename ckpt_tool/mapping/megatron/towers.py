@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
+from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.tensors.lazy import LazyTensor
+
+_ABSENT = "no part of Megatron's model: a merge takes it from this model with `fill_from`"
 
 #: What is before all names: of wrappers, of transformers' models in memory, of Omni models.
 _AROUND = r"(?:(?:module|model)\.)*(?:thinker\.)?(?:(?:module|model)\.)*"
@@ -45,6 +49,13 @@ def find_towers(
             f" has some, by {config.path}"
         )
     return dict(sorted(found.items()))
+
+
+def leave_out_absent(model: HubModel, family: MegatronRows) -> HubModel:
+    """The model without what no model of Megatron's has; those names and the reason are kept."""
+    rest = {name for name in model.tensors if family.absent and name.startswith(family.absent)}
+    kept = {name: tensor for name, tensor in model.tensors.items() if name not in rest}
+    return replace(model, tensors=kept, dropped=model.dropped | dict.fromkeys(rest, _ABSENT))
 
 
 def use_tower_names(

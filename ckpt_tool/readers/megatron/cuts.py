@@ -23,7 +23,10 @@ _ROW = re.compile(r"(^|\.)(linear_proj|linear_fc2|o_proj|down_proj)\.weight$")
 #: verl 0.3's: query, key and value heads of a rank, so that cutting the whole is no cut at all.
 _RANKS_OWN = re.compile(r"(^|\.)self_attn\.qkv_proj\.(weight|bias)$")
 #: Modules of transformers, which every rank has whole: towers of Megatron-Bridge and of ms-swift.
-_TOWER = re.compile(r"^(?:(?:module|model)\.)*(?:visual|vision_tower|multi_modal_projector)\.")
+_TOWER = re.compile(
+    r"^(?:(?:module|model)\.)*(?:thinker\.)?(?:visual|vision_tower|audio_tower|audio_model"
+    r"|multi_modal_projector|mm_projector|mlp1|vision_model\.(?:encoder|model|vision_adapter))\."
+)
 _FIRST = re.compile(r"(linear_fc1|gate_up_proj)\.(weight|bias)$")
 _SECOND = {"linear_fc1": "linear_fc2", "gate_up_proj": "down_proj"}
 #: Of Megatron-Bridge's LoRA: A is cut as its layer's inputs or along its rank, B along its outputs.

@@ -42,11 +42,15 @@ def describe_megatron(family: Family) -> str:
     rows = family.megatron
     if rows is None:
         return ""
+    if rows.inner:
+        return "as its language model's type says"
     said = ["MLA" if rows.attention == LATENT else "GQA"]
     if set(WIDE_NORMS) & set(rows.attention):
         said.append("norms of all heads")
     if any(".post_layernorm." in row.megatron for row in rows.attention):
         said.append("norms after")
+    if "norms_beside" in rows.flags:
+        said.append("norms beside the layer")
     if rows.moe:
         shared = set(SHARED + SHARED_GATE) & set(rows.moe)
         said.append("experts, shared expert" if shared else "experts")
@@ -56,7 +60,7 @@ def describe_megatron(family: Family) -> str:
 def describe_vision(family: Family) -> str:
     rows = family.megatron
     said = ["yes"] if rows and rows.vision else []
-    return ", ".join(said + [f"`{prefix}*`" for prefix in (rows.towers if rows else ())])
+    return ", ".join(said + [f"`{prefix}*`" for prefix in (rows.megatron_towers if rows else ())])
 
 
 #: What real modules had to be given, so that they compute what transformers does.

@@ -29,7 +29,15 @@ def flags(family: str, **changes) -> set[str]:
 
 
 def test_every_family_has_a_config_here():
-    assert CONFIGS.keys() == {name for name, family in FAMILIES.items() if family.megatron}
+    every = {name for name, family in FAMILIES.items() if family.megatron}
+    assert CONFIGS.keys() == every - SURROUNDED
+
+
+#: Their language models are others of these: ``operations/to_mcore/test_towers.py`` has them.
+SURROUNDED = {
+    *("glm4v", "glm46v", "glm4v_moe", "kimi_k25", "kimi_vl", "internvl", "internvl_chat"),
+    *("qwen2_audio", "qwen3_asr", "qwen2_5_omni", "qwen3_omni_moe"),
+}
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ckpt_tool import verify_checkpoint
+from ckpt_tool import ToMcoreOptions, VerifyOptions, convert_to_mcore, verify_checkpoint
 from ckpt_tool.readers import open_checkpoint
+from tests.operations.to_mcore import test_towers as towers
 from tests.operations.to_mcore import test_vl as vl
 from tests.support.merging import load_folder
 
@@ -20,7 +21,7 @@ TP = 2
 
 def part(name: str, whole: Tensor, rank: int) -> Tensor:
     """What a tensor-parallel rank has; of transformers' own modules all."""
-    if "visual." in name:
+    if "visual." in name or "audio" in name:
         return whole.clone()
     if "embedding" in name or "output_layer" in name:
         return pad(whole, (0, 0, 0, -len(whole) % TP)).chunk(TP)[rank].clone()
@@ -79,3 +80,12 @@ def test_the_tower_that_others_take_from_transformers(
     result = verify_checkpoint(tmp_path / "actor", model)
     assert result.equal
     assert result.num_compared == len(hub)
+
+
+def test_a_thinker_whose_towers_every_rank_has_whole(tmp_path: Path) -> None:
+    text = towers.make_text("qwen2_5_omni", tmp_path / "text")
+    omni = towers.make_whole("qwen2_5_omni", text, tmp_path / "hf")
+    options = ToMcoreOptions(layers="per-layer", write=towers.UNSYNCED)
+    convert_to_mcore(omni, tmp_path / "mcore", options)
+    write_ranks(tmp_path / "actor", towers.read(tmp_path / "mcore"), 1)
+    assert verify_checkpoint(tmp_path / "actor", omni, VerifyOptions(fill_from=omni)).equal

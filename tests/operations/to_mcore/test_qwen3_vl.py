@@ -71,10 +71,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hf
 
 
-def rename(hub: Tensors) -> Tensors:
+def rename(hub: Tensors, rows: str = BRIDGE) -> Tensors:
     """What the rows of one tensor say, each used; taken out of ``hub``."""
     found = {}
-    for line in BRIDGE.strip().splitlines():
+    for line in rows.strip().splitlines():
         ours, theirs = (part.strip() for part in line.split("|"))
         pattern = re.escape(theirs).replace(r"\*", r"(\d+)").replace(r"\?", "(weight|bias)")
         matched = [one for name in hub if (one := re.fullmatch(pattern, name))]
@@ -86,10 +86,10 @@ def rename(hub: Tensors) -> Tensors:
     return found
 
 
-def by_hand(model: Path) -> Tensors:
+def by_hand(model: Path, rows: str = BRIDGE) -> Tensors:
     """The checkpoint with a key for each layer."""
     hub = load_folder(model)
-    found = rename(hub)
+    found = rename(hub, rows)
     for layer in range(2):
         old, own = (
             f"model.language_model.layers.{layer}.",
@@ -98,8 +98,9 @@ def by_hand(model: Path) -> Tensors:
         q, k, v = (hub.pop(f"{old}self_attn.{part}_proj.weight") for part in "qkv")
         groups = torch.cat([part.unflatten(0, (2, -1)) for part in (q, k, v)], 1)
         found[f"{own}self_attention.linear_qkv.weight"] = groups.flatten(0, 1)
-        gate_up = [hub.pop(f"{old}mlp.{part}_proj.weight") for part in ("gate", "up")]
-        found[f"{own}mlp.linear_fc1.weight"] = torch.cat(gate_up)
+        if f"{old}mlp.gate_proj.weight" in hub:
+            gate_up = [hub.pop(f"{old}mlp.{part}_proj.weight") for part in ("gate", "up")]
+            found[f"{own}mlp.linear_fc1.weight"] = torch.cat(gate_up)
         for kind in ("weight", "bias"):
             qkv = hub.pop(f"model.visual.blocks.{layer}.attn.qkv.{kind}")
             by_head = qkv.unflatten(0, (3, HEADS, -1)).transpose(0, 1).flatten(0, 2)

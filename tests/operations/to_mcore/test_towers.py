@@ -1,6 +1,7 @@
-"""Models whose tower Megatron takes from transformers: Mistral 3, and Qwen2-VL."""
+"""Models that see or hear, whose language model Megatron has and whose towers are transformers'."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -9,89 +10,257 @@ import transformers
 from safetensors.torch import save_file
 
 from ckpt_tool import (
+    MappingError,
     MergeOptions,
     ToMcoreOptions,
+    VerifyOptions,
     WriteOptions,
     convert_to_mcore,
     merge_megatron,
     open_checkpoint,
+    verify_checkpoint,
 )
+from ckpt_tool.mapping.config import load_config
+from ckpt_tool.mapping.families.table import FAMILIES
+from ckpt_tool.mapping.megatron.convert import restore_model
+from tests.real.fill import fill_distinct
+from tests.support.every_class import build_tiny
 from tests.support.merging import assert_same, load_folder
+from tests.support.saved import assert_equal, write_tensors
 from tests.support.tiny_models import build
 from tests.support.versions import require_transformers_5
 
-UNSYNCED = WriteOptions(fsync=False)
-#: Prefixes of the tower, and what is before the language model on the Hub.
+Tensors = dict[str, torch.Tensor]
+UNSYNCED = WriteOptions(fsync=False, check_load=False)
+
+
+@dataclass(frozen=True)
+class Around:
+    """A family by what is around its language model, which is of the model type ``kind``.
+
+    ``towers``: prefixes on the Hub, and in Megatron where these are others. ``trunk`` and ``head``
+    are before the names of the language model on the Hub. ``config``: where its config is.
+    """
+
+    kind: str
+    towers: dict[str, str]
+    trunk: str = "language_model.model."
+    head: str = "language_model."
+    outside: str = ""
+    absent: tuple[str, ...] = ()
+    config: tuple[str, ...] = ("text_config",)
+    tensors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return (*self.towers, *self.absent)
+
+
+_PROJECTED = {"vision_tower.": "", "multi_modal_projector.": ""}
+_SEES = {"trunk": "model.language_model.", "head": "", "towers": {"model.visual.": "visual."}}
+_THINKER = {"trunk": "thinker.model.", "head": "thinker.", "outside": "thinker."}
+_THINKING = {**_THINKER, "config": ("thinker_config", "text_config")}
+_HEARS = {"thinker.audio_tower.": "thinker.audio_model."}
 MODELS = {
-    "mistral3": (("vision_tower.", "multi_modal_projector."), "language_model."),
-    "qwen2_vl": (("visual.",), ""),
+    "mistral3": Around("ministral3", _PROJECTED),
+    "qwen2_vl": Around("qwen2", {"visual.": ""}, trunk="model.", head=""),
+    "glm4v": Around("glm4", **_SEES),
+    "glm46v": Around("glm4", **_SEES),
+    "glm4v_moe": Around("glm4_moe", **_SEES),
+    "kimi_k25": Around("deepseek_v3", {"vision_tower.": "", "mm_projector.": ""}),
+    "kimi_vl": Around("deepseek_v3", _PROJECTED),
+    "internvl": Around("qwen2", _PROJECTED),
+    "internvl_chat": Around("qwen3", {"vision_model.": "", "mlp1.": ""}, config=("llm_config",)),
+    "qwen2_audio": Around("qwen2", {"audio_tower.": "", "multi_modal_projector.": ""}),
+    "qwen3_asr": Around("qwen3", _HEARS, **_THINKING),
+    "qwen2_5_omni": Around(
+        "qwen2",
+        {"thinker.visual.": "", **_HEARS},
+        absent=("talker.", "token2wav."),
+        **_THINKING,
+    ),
+    "qwen3_omni_moe": Around(
+        "qwen3_moe",
+        {"thinker.visual.": "", **_HEARS},
+        absent=("talker.", "code2wav."),
+        **_THINKING,
+    ),
 }
-every_model = pytest.mark.parametrize("family", MODELS)
+#: Those of which transformers has a class that writes what is on the Hub.
+BUILT = {
+    "mistral3": "Mistral3ForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "glm4v": "Glm4vForConditionalGeneration",
+    "glm4v_moe": "Glm4vMoeForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
+    "qwen2_audio": "Qwen2AudioForConditionalGeneration",
+    "qwen3_omni_moe": "Qwen3OmniMoeForConditionalGeneration",
+}
+every_family = pytest.mark.parametrize("family", MODELS)
+every_class = pytest.mark.parametrize("family", BUILT)
 
 
-@pytest.fixture
-def model(family: str, tmp_path: Path) -> Path:
-    require_transformers_5()
-    build(family).save_pretrained(tmp_path / "hf")
-    return tmp_path / "hf"
-
-
-def read(folder: Path) -> dict[str, torch.Tensor]:
+def read(folder: Path) -> Tensors:
     return {name: tensor.read() for name, tensor in open_checkpoint(folder).items()}
 
 
-def alone(model: Path, family: str, out: Path) -> Path:
-    """The language model by itself, as a model of the family that it is of."""
-    prefix = MODELS[family][1]
-    out.mkdir()
-    config = json.loads((model / "config.json").read_text())
-    kind = {"mistral3": "ministral3", "qwen2_vl": "qwen2"}[family]
-    text = config["text_config"] | {"model_type": kind, "tie_word_embeddings": False}
-    (out / "config.json").write_text(json.dumps(text))
+def make_text(family: str, folder: Path) -> Path:
+    """The language model alone, as a model of the family that it is of."""
+    kind = MODELS[family].kind
+    tiny = (
+        build_tiny("glm4", "Glm4ForCausalLM") if kind == "glm4" else build(_BUILDS.get(kind, kind))
+    )
+    fill_distinct(tiny)
+    tiny.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": kind}))
+    return folder
+
+
+_BUILDS = {"ministral3": "llama"}
+
+
+def make_whole(family: str, text: Path, folder: Path) -> Path:
+    """A model on the Hub with that language model; of what is around it there is some."""
+    around = MODELS[family]
     tensors = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in load_folder(model).items()
-        if not name.startswith(MODELS[family][0])
+        (around.trunk if name.startswith("model.") else around.head)
+        + name.removeprefix("model."): t
+        for name, t in load_folder(text).items()
     }
-    assert "lm_head.weight" in tensors
-    save_file(tensors, out / "model.safetensors")
-    return out
+    for at, prefix in enumerate(around.others):
+        for name in ("blocks.0.attn.qkv.weight", "layers.0.linear_fc1.weight", "norm.bias"):
+            size = torch.Size((6, 4) if name.endswith("weight") else (4,)).numel()
+            shape = (6, 4) if name.endswith("weight") else (4,)
+            tensors[prefix + name] = torch.arange(size).reshape(shape) + 100.0 * at
+    inner = json.loads((text / "config.json").read_text())
+    config = {"model_type": family, "tie_word_embeddings": False}
+    part = config
+    for key in around.config[:-1]:
+        part[key] = part = {}
+    part[around.config[-1]] = inner | ({"model_type": "glm4v_text"} if family == "glm4v" else {})
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
-@every_model
-def test_the_tower_stays_and_the_language_model_is_that_of_its_family(model, family, tmp_path):
-    convert_to_mcore(model, tmp_path / "out", ToMcoreOptions(write=UNSYNCED))
-    text = alone(model, family, tmp_path / "text")
+@pytest.fixture
+def text(family: str, tmp_path: Path) -> Path:
+    require_transformers_5()
+    return make_text(family, tmp_path / "text")
+
+
+@pytest.fixture
+def model(family: str, text: Path, tmp_path: Path) -> Path:
+    return make_whole(family, text, tmp_path / "hf")
+
+
+def in_megatron(family: str, hub: Tensors) -> Tensors:
+    """The towers by their names in Megatron."""
+    return {
+        (new or old) + name.removeprefix(old): tensor
+        for old, new in MODELS[family].towers.items()
+        for name, tensor in hub.items()
+        if name.startswith(old)
+    }
+
+
+def test_every_family_with_towers_is_here():
+    with_towers = {n for n, f in FAMILIES.items() if f.megatron and f.megatron.towers}
+    assert MODELS.keys() == {n for n in with_towers if not FAMILIES[n].megatron.vision}
+
+
+@every_family
+def test_the_towers_stay_and_the_language_model_is_that_of_its_family(
+    model, text, family, tmp_path
+):
+    result = convert_to_mcore(model, tmp_path / "out", ToMcoreOptions(write=UNSYNCED))
     convert_to_mcore(text, tmp_path / "other", ToMcoreOptions(write=UNSYNCED))
-    expected = {
-        f"language_model.{name}": tensor for name, tensor in read(tmp_path / "other").items()
-    }
-    hub = load_folder(model)
-    tower = {name: tensor for name, tensor in hub.items() if name.startswith(MODELS[family][0])}
-    assert len(tower) > 10
-    assert_same(read(tmp_path / "out"), expected | tower)
+    around, hub = MODELS[family], load_folder(model)
+    prefix = f"{around.outside}language_model."
+    expected = {f"{prefix}{name}": tensor for name, tensor in read(tmp_path / "other").items()}
+    assert_same(read(tmp_path / "out"), expected | in_megatron(family, hub))
+    left = {name for name in hub if around.absent and name.startswith(around.absent)}
+    assert result.dropped.keys() == left
+    assert all("fill_from" in reason for reason in result.dropped.values())
 
 
-@every_model
+@every_family
 def test_there_and_back_is_the_identity(model, family, tmp_path):
     there = ToMcoreOptions(layers="per-layer", layout="megatron-lm", vocab_multiple=64)
     convert_to_mcore(model, tmp_path / "there", there)
-    back = MergeOptions(config=model, write=WriteOptions(fsync=False, check_load=True))
+    filled = model if MODELS[family].absent else None
+    back = MergeOptions(config=model, write=UNSYNCED, fill_from=filled)
     result = merge_megatron(tmp_path / "there", tmp_path / "back", back)
-    assert result.load_check.num_tensors == len(load_folder(model))
     assert_same(load_folder(tmp_path / "back"), load_folder(model))
-    kind = getattr(
-        transformers, json.loads((model / "config.json").read_text())["architectures"][0]
-    )
+    assert len(result.filled) == 3 * len(MODELS[family].absent)
+    assert verify_checkpoint(tmp_path / "there", model, VerifyOptions(fill_from=filled)).equal
+
+
+#: How others call what is around the language model: slime, and ms-swift.
+SPELLED = {
+    "slime": lambda around, hub: f"model.{around.towers[hub] or hub}",
+    "ms-swift": lambda around, hub: f"visual.{hub.removeprefix('thinker.').removeprefix('model.')}",
+    "wrapped": lambda around, hub: f"module.module.{around.towers[hub] or hub}",
+}
+
+
+@pytest.mark.parametrize("style", SPELLED)
+@every_family
+def test_towers_as_others_call_them(model, family, style, tmp_path):
+    convert_to_mcore(model, tmp_path / "out", ToMcoreOptions(write=UNSYNCED))
+    around, found = MODELS[family], read(tmp_path / "out")
+    for hub, own in around.towers.items():
+        old, new = own or hub, SPELLED[style](around, hub)
+        towers = [name for name in found if name.startswith(old)]
+        found |= {new + name.removeprefix(old): found.pop(name) for name in towers}
+    if style == "ms-swift":
+        found = {name.removeprefix(around.outside): tensor for name, tensor in found.items()}
+    restored = restore_model(write_tensors(tmp_path / "m.safetensors", found), load_config(model))
+    hub = load_folder(model)
+    absent = MODELS[family].absent
+    expected = {n: t for n, t in hub.items() if not absent or not n.startswith(absent)}
+    assert_equal(restored.tensors, expected)
+
+
+@every_family
+def test_a_tower_that_is_not_there_is_named(model, family, tmp_path):
+    first = next(iter(MODELS[family].towers))
+    rest = {name: t for name, t in load_folder(model).items() if not name.startswith(first)}
+    save_file(rest, model / "model.safetensors")
+    with pytest.raises(MappingError, match=f"{first}: none of their tensors is there"):
+        convert_to_mcore(model, tmp_path / "out", ToMcoreOptions(write=UNSYNCED))
+
+
+@every_class
+def test_what_the_class_writes_goes_there_and_back(family, tmp_path):
+    require_transformers_5()
+    built = build_tiny(family, BUILT[family]) if family not in ("mistral3",) else build(family)
+    fill_distinct(built)
+    built.save_pretrained(tmp_path / "hf")
+    convert_to_mcore(tmp_path / "hf", tmp_path / "there", ToMcoreOptions(write=UNSYNCED))
+    filled = tmp_path / "hf" if MODELS[family].absent else None
+    checked = WriteOptions(fsync=False, check_load=True)
+    back = MergeOptions(config=tmp_path / "hf", write=checked, fill_from=filled)
+    merge_megatron(tmp_path / "there", tmp_path / "back", back)
+    assert_same(load_folder(tmp_path / "back"), load_folder(tmp_path / "hf"))
+    kind = getattr(transformers, BUILT[family])
     _, report = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
+#: A tower beside the language model, norms that megatron-core has not, and what has a name around
+#: it; what is loaded of the others is what these are.
+LOADED = ("mistral3", "glm4v", "qwen3_omni_moe")
+
+
 @pytest.mark.real
-@every_model
+@pytest.mark.parametrize("family", LOADED)
 def test_megatron_core_loads_the_language_model(model, family, tmp_path):
     checked = WriteOptions(fsync=False, check_load=True)
     result = convert_to_mcore(model, tmp_path / "out", ToMcoreOptions(write=checked))
     assert result.load_check.architecture == "GPTModel (without the tower)"
-    language = [n for n in open_checkpoint(tmp_path / "out") if n.startswith("language_model.")]
+    prefix = f"{MODELS[family].outside}language_model."
+    language = [name for name in open_checkpoint(tmp_path / "out") if name.startswith(prefix)]
     assert result.load_check.num_tensors == len(language)

@@ -1,6 +1,7 @@
 """Norms that megatron-core has not, as trainers bring them.
 
-Of query and key over all heads together: OLMoE's. After attention and MLP: Gemma's, EXAONE's.
+Of query and key over all heads together: OLMoE's. After attention and MLP, in their last linear
+layers: Gemma's, EXAONE's; beside them in the layer, as slime's Megatron has them: GLM-4's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
 
 class NormedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
@@ -20,6 +22,15 @@ class NormedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
     def __init__(self, input_size: int, output_size: int, **options: Any) -> None:
         super().__init__(input_size, output_size, **options)
         self.post_layernorm = WrappedTorchNorm(self.config, output_size)
+
+
+class NormedLayer(TransformerLayer):  # type: ignore[misc]
+    """A layer with norms beside attention and MLP; what they are given is of no account here."""
+
+    def __init__(self, config: TransformerConfig, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        self.post_self_attn_layernorm = WrappedTorchNorm(config, config.hidden_size)
+        self.post_mlp_layernorm = WrappedTorchNorm(config, config.hidden_size)
 
 
 def fit_norms(layer: ModuleSpec, flags: frozenset[str]) -> None:
@@ -34,6 +45,8 @@ def fit_norms(layer: ModuleSpec, flags: frozenset[str]) -> None:
         mlp.linear_fc2 = NormedRowParallelLinear
     if "only_post_norms" in flags:
         parts.input_layernorm = parts.pre_mlp_layernorm = IdentityOp
+    if "norms_beside" in flags:
+        layer.module = NormedLayer
 
 
 def _find_parts(described: Any) -> Any:

@@ -1,0 +1,99 @@
+"""Qwen3-VL-MoE: experts of a layer are one tensor on the Hub, turned or as they are in memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ckpt_tool import (
+    MergeOptions,
+    ToMcoreOptions,
+    WriteOptions,
+    convert_to_mcore,
+    merge_megatron,
+    open_checkpoint,
+    verify_checkpoint,
+)
+from tests.operations.to_mcore.test_qwen3_vl import BRIDGE, by_hand
+from tests.support.merging import assert_same, load_folder
+from tests.support.tiny_models import build
+from tests.support.versions import require_transformers_5
+
+Tensors = dict[str, torch.Tensor]
+UNSYNCED = WriteOptions(fsync=False, check_load=False)
+EXPERTS = ".mlp.experts."
+
+
+def turn(tensors: Tensors) -> Tensors:
+    """From one layout of experts to the other."""
+    return {
+        name: tensor.transpose(1, 2).contiguous() if EXPERTS in name else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As transformers 5 saves a model that it has not loaded: [E, 2I, H], [E, H, I]."""
+    require_transformers_5()
+    hf = tmp_path_factory.mktemp("memory") / "hf"
+    build("qwen3_vl_moe").save_pretrained(hf)
+    return hf
+
+
+@pytest.fixture(scope="module")
+def on_hub(in_memory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As it is released: [E, H, 2I], [E, I, H]."""
+    hf = tmp_path_factory.mktemp("hub") / "hf"
+    hf.mkdir()
+    save_file(turn(load_folder(in_memory)), hf / "model.safetensors", {"format": "pt"})
+    (hf / "config.json").write_bytes((in_memory / "config.json").read_bytes())
+    return hf
+
+
+def read(folder: Path) -> Tensors:
+    return {name: tensor.read() for name, tensor in open_checkpoint(folder).items()}
+
+
+def by_rows(released: Path) -> Tensors:
+    """By Megatron-Bridge's rows; of all experts of a layer there is one tensor, [E, out, in]."""
+    dense = ("language_model.decoder.layers.*.mlp.",)
+    layer, hub = "language_model.decoder.layers.*.", "model.language_model.layers.*."
+    rows = [one for one in BRIDGE.replace("\\\n", "").splitlines() if not one.startswith(dense)]
+    rows += [
+        f"{layer}pre_mlp_layernorm.weight | {hub}post_attention_layernorm.weight",
+        f"{layer}mlp.router.weight | {hub}mlp.gate.weight",
+        f"{layer}mlp.experts.experts.linear_fc1.weight | {hub}mlp.experts.gate_up_proj",
+        f"{layer}mlp.experts.experts.linear_fc2.weight | {hub}mlp.experts.down_proj",
+    ]
+    found = by_hand(released, "\n".join(rows))
+    return turn(found)
+
+
+@pytest.mark.parametrize("form", ["in_memory", "on_hub"])
+def test_either_layout_gives_what_megatron_bridge_has(form, on_hub, request, tmp_path):
+    model = request.getfixturevalue(form)
+    convert_to_mcore(model, tmp_path / "out", ToMcoreOptions(layers="per-layer", write=UNSYNCED))
+    found, expected = read(tmp_path / "out"), by_rows(on_hub)
+    assert {tuple(t.shape) for n, t in found.items() if "experts.linear_fc1" in n} == {(3, 48, 32)}
+    assert_same(found, expected)
+    assert verify_checkpoint(tmp_path / "out", model).equal
+
+
+@pytest.mark.parametrize("layers", ["", "per-layer"])
+def test_what_comes_back_is_as_it_is_released(in_memory, on_hub, layers, tmp_path):
+    there = ToMcoreOptions(layers=layers, vocab_multiple=64, write=UNSYNCED)
+    convert_to_mcore(in_memory, tmp_path / "there", there)
+    checked = WriteOptions(fsync=False, check_load=True)
+    back = MergeOptions(config=in_memory, write=checked)
+    merge_megatron(tmp_path / "there", tmp_path / "back", back)
+    assert_same(load_folder(tmp_path / "back"), load_folder(on_hub))
+    assert verify_checkpoint(tmp_path / "there", in_memory).equal
+
+
+@pytest.mark.real
+def test_modules_of_megatron_core_load_it(on_hub, tmp_path):
+    checked = WriteOptions(fsync=False, check_load=True)
+    result = convert_to_mcore(on_hub, tmp_path / "out", ToMcoreOptions(write=checked))
+    assert result.load_check.architecture == "GPTModel and vision tower (its blocks)"
