@@ -24,14 +24,20 @@ SCALE ?=
 PEERS ?=
 FUZZ ?= --minutes 60
 FAULTS ?= --folder /dev/shm
-INSTALL := -m pip install --quiet --disable-pip-version-check
+# What is imported is compiled then: to compile all of torch and transformers takes as long as to
+# unpack it.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
-PYTEST := -m pytest --numprocesses auto --dist worksteal
+# One more than there are processors: many tests wait, for their processes or for time to pass.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: install demo test test-all test-fast test-oldest fuzz faults check format bench bench-scale \
-	bench-peers docs build version pins clean
+.PHONY: install install-oldest demo test test-all test-fast test-oldest fuzz faults check format \
+	bench bench-scale bench-peers docs build version pins clean
 
 install: $(STAMP)
+
+install-oldest: $(OLDEST_STAMP)
 
 # Made anew where it is of another Python.
 $(STAMP): pyproject.toml $(PINS)
