@@ -84,9 +84,10 @@ CONFIGS = {
     | {"vision_config": {"depth": 2, "num_heads": 2, "deepstack_visual_indexes": [0, 1]}},
     "mistral3": _DECODER,
     "glm4": _DECODER,
+    "gemma3": _DECODER | {"tie_word_embeddings": True, "vision_config": {"hidden_size": 4}},
 }
 FAMILIES = tuple(CONFIGS)
-CENTRED = ("gemma2", "gemma3_text", "exaone4", "nemotron")
+CENTRED = ("gemma2", "gemma3_text", "gemma3", "exaone4", "nemotron")
 LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")
 #: The layers that they have for multi-token prediction.
 PREDICTING = {"deepseek_v3": 1, "kimi_k2": 1, "glm4_moe": 1, "glm4_moe_lite": 1, "mimo": 2}
@@ -129,7 +130,7 @@ def alike(family: str) -> dict:
 CASES = [(family, "per-layer", {}) for family in FAMILIES]
 CASES += [(family, "per-layer", alike(family)) for family in FAMILIES if alike(family)]
 CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
-SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3")
+SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3", "gemma3")
 #: Those whose towers have rows.
 WITH_BLOCKS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 #: Experts of a layer are one tensor on the Hub too.
@@ -143,6 +144,11 @@ TOWERS = {
     "qwen2_vl": {
         "visual.blocks.0.attn.qkv.weight": (12, 4),
         "visual.blocks.0.attn.qkv.bias": (12,),
+    },
+    "gemma3": {
+        "vision_tower.embeddings.patch_embedding.weight": (4, 3, 2, 2),
+        "multi_modal_projector.mm_input_projection_weight": (4, 6),
+        "multi_modal_projector.mm_soft_emb_norm.weight": (4,),
     },
     "mistral3": {
         "vision_tower.patch_conv.weight": (4, 3, 2, 2),
@@ -172,7 +178,7 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
     for number in range(ahead):
         shapes |= _mtp(family, config, number, layers - 1 in moe)
-    if family == "mistral3":
+    if family in ("mistral3", "gemma3"):
         shapes = {f"language_model.{name}": shape for name, shape in shapes.items()}
     if family.startswith("qwen3_vl"):
         trunk = "model.language_model."
@@ -298,6 +304,7 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
         "glm4_moe",
         "dots1",
         "gemma3_text",
+        "gemma3",
         "exaone4",
     )
     if family in normed:

@@ -7,6 +7,8 @@ the embedding, softcaps and sliding windows are code, no weights. Sources: ``gem
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ckpt_tool.mapping.families.megatron_form import Flag, MegatronRows, Row
 from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED
 
@@ -43,6 +45,26 @@ _SIZES = {
 }
 GEMMA3 = MegatronRows(
     *_SANDWICH, flags=_COUNTED | {"post_norms": True, "qk_norm": True}, defaults=_SIZES
+)
+GEMMA3_VL = replace(
+    GEMMA3,
+    trunk="language_model.model.",
+    head="language_model.",
+    towers=("vision_tower.",),
+    beside=(
+        Row(
+            "multi_modal_projector.mm_input_projection_weight",
+            "multi_modal_projector.proj.weight",
+            "turned",
+            shape="vision,hidden",
+            whole="hidden,vision",
+        ),
+        Row(
+            "multi_modal_projector.mm_soft_emb_norm.weight",
+            "multi_modal_projector.mm_soft_embed_norm.weight",
+            shape="vision",
+        ),
+    ),
 )
 EXAONE4 = MegatronRows(
     (*_ATTENTION, _AFTER_ATTENTION),

@@ -95,6 +95,7 @@ def make_bindings(
     """
     prefix = family.prefix
     found = list(_spell(tuple(_name_top(family)), _Place("", prefix), numbers))
+    found += _spell(family.beside, _Place("", ""), numbers)
     if layout == "hybrid":
         found = [replace(one, names=tuple(map(_name_hybrid, one.names))) for one in found]
     for layer in range(numbers.layers):

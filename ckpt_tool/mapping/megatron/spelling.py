@@ -19,6 +19,7 @@ from ckpt_tool.mapping.megatron.ops import (
 )
 from ckpt_tool.mapping.megatron.packed_ops import Packed
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
+from ckpt_tool.mapping.megatron.turned_ops import Turned
 
 #: The shape of a tensor; None: a size that the config does not say.
 Sizes = tuple[int | None, ...]
@@ -28,6 +29,7 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "gate_up": lambda _: GateUp(),
     "swap_halves": lambda _: SwapHalves(),
     "one_row": lambda _: OneRow(),
+    "turned": lambda _: Turned(),
     "packed": lambda _: Packed(),
     "packed_turned": lambda _: Packed(transpose=True),
     "qkv": lambda numbers: QueryGroups(numbers.heads, numbers.groups, numbers.head_dim),

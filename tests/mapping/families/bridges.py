@@ -24,10 +24,7 @@ BRIDGES = {
     "Gemma3ForCausalLM": ("gemma3_text", ""),
     "Gemma4ForCausalLM": ("gemma4", "the same, and embeddings for each layer"),
     "GemmaForCausalLM": ("gemma", ""),
-    "Gemma3ForConditionalGeneration": (
-        "gemma3",
-        "norms before and after attention and MLP, a vision tower",
-    ),
+    "Gemma3ForConditionalGeneration": ("gemma3", ""),
     "Gemma4ForConditionalGeneration": ("gemma4", "the same as `gemma4`, towers"),
     "Glm4MoeForCausalLM": ("glm4_moe", ""),
     "Glm4MoeLiteForCausalLM": ("glm4_moe_lite", ""),

@@ -19,7 +19,7 @@ from tests.support.tiny_models import MODELS, build
 from tests.support.versions import TRANSFORMERS, needs_transformers_5
 
 ROOT = Path(ckpt_tool.__file__).parent
-OPS = {"same", "vocabulary", "gate_up", "qkv", "stacked_qkv", "swap_halves", "one_row"}
+OPS = {"same", "vocabulary", "gate_up", "qkv", "stacked_qkv", "swap_halves", "one_row", "turned"}
 OPS |= {"packed", "packed_turned"}
 #: Rows that are there where the model or its config says so, beside the flags of families.
 WHEN = {
@@ -108,7 +108,7 @@ def test_rows_of_megatron_are_spelled_in_words_that_are_known(model_type):
     tower = vision.rows + vision.block + vision.merger if vision else ()
     sizes = rules_of(model_type).numbers.sizes.keys() | {"shared_ffn", "query_rank", "expert_ffn"}
     sizes |= {"vision", "vision_qkv", "vision_ffn", "merged", "positions"}
-    for row in (*TOP, *rows.attention, *rows.dense, *rows.moe, *rows.mtp, *tower):
+    for row in (*TOP, *rows.attention, *rows.dense, *rows.moe, *rows.mtp, *rows.beside, *tower):
         assert row.op in OPS
         assert row.when in WHEN | rows.flags.keys() | {"qk_norm", "qkv_bias"} | {
             "output_bias",

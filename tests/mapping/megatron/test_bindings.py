@@ -34,7 +34,8 @@ _LAYERED = r"(?:\w+\.){0,2}layers\.([012])\.|(?:model\.)?visual\.blocks\.(\d)\."
 
 def bindings(family: str, layout: str = "per-layer", **changes) -> list[Binding]:
     config = config_of(family, **changes)
-    towers = {name: name for name in TOWERS.get(family, {})}
+    prefixes = require_rows(config).towers
+    towers = {name: name for name in TOWERS.get(family, {}) if name.startswith(prefixes)}
     return make_bindings(require_rows(config), read_numbers(config), layout, towers)
 
 

@@ -28,6 +28,7 @@ _FOREIGN = (
     "vision_model.pos_embed.",
     "vision_model.merger.",
     "vision_model.decoder.deepstack_merger_list.",
+    "multi_modal_projector.",
 )
 
 #: A loader that misses a key quotes all keys there are.
