@@ -149,10 +149,22 @@ _LATENT = {
     "kv_a_layernorm": "kv_layernorm",
     "kv_b_proj": "linear_kv_up_proj",
 }
+_INDEXER = {
+    "wq_b.weight": "linear_wq_b.weight",
+    "wk.weight": "linear_wk.weight",
+    "k_norm.weight": "k_norm.weight",
+    "k_norm.bias": "k_norm.bias",
+    "weights_proj.weight": "linear_weights_proj.weight",
+}
 
 
 def _latent_attention(hf: State) -> State:
-    return {
+    indexer = {
+        f"core_attention.indexer.{ours}": hf.pop(f"self_attn.indexer.{theirs}")
+        for theirs, ours in _INDEXER.items()
+        if f"self_attn.indexer.{theirs}" in hf
+    }
+    return indexer | {
         f"{ours}.weight": hf.pop(f"self_attn.{theirs}.weight")
         for theirs, ours in _LATENT.items()
         if f"self_attn.{theirs}.weight" in hf

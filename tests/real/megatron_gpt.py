@@ -31,6 +31,7 @@ from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 from .megatron_hybrid import make_pattern
 from .megatron_jobs import Sizes
 from .megatron_norms import describe, find_theta, fit_layers, fit_model
+from .megatron_sparse import describe_indexer, use_indexers
 
 HuggingFaceConfig = Mapping[str, Any]
 
@@ -169,6 +170,8 @@ def _build_chunk(
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = WideQueryNorm, WideKeyNorm
     fit_layers(spec, hf, config)
+    if "index_topk" in hf:
+        use_indexers(spec)
     if fused:
         _fuse_down_projections(spec)
     return call(
@@ -235,7 +238,7 @@ def transformer_config(
     config_class = MLATransformerConfig if is_latent else TransformerConfig
     values = _shape(hf) | _parallel(sizes, dtype) | _CPU
     values |= _latent_attention(hf) if is_latent else _attention(hf)
-    values |= describe(hf)
+    values |= describe(hf) | describe_indexer(hf)
     if expert_count(hf):
         values |= _experts(hf) | _ROUTING[hf["model_type"]](hf)
     if hybrid:
@@ -393,6 +396,8 @@ _ROUTING = {
     "deepseek_v3": _biased_routing,
     "glm4_moe": _biased_routing,
     "glm4_moe_lite": _biased_routing,
+    "glm_moe_dsa": _biased_routing,
+    "deepseek_v32": _biased_routing,
     "dots1": _biased_routing,
     "ernie4_5_moe": _shifted_routing,
     "minimax_m2": _shifted_routing,

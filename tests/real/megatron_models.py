@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from .fill import fill_distinct
 from .fsdp_reference import logits_of
-from .old_transformers import IS_OLD, from_config
+from .old_transformers import from_config
 
 # Small enough that every model gets several shards and an index, as models on the Hub have.
 _SHARD_SIZE = "300KB"
@@ -111,6 +111,15 @@ _SLIDING = {
     "sliding_window": 5,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
+#: Fewer are chosen than are read.
+_INDEXED = {
+    **_LATENT_ATTENTION,
+    **_BIASED_ROUTING,
+    "rms_norm_eps": 1e-6,  # that of the norms of latent attention, whatever is said here
+    "index_topk": 4,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+}
 _GEMMA = {"tie_word_embeddings": True, "pad_token_id": 0, "query_pre_attn_scalar": 100}
 
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -170,6 +179,15 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV2ForCausalLM",
         {**_LATENT_ATTENTION, **_SOFTMAX_ROUTING, "q_lora_rank": None, "topk_method": "greedy"},
     ),
+    "glm_moe_dsa_mtp": (
+        "GlmMoeDsaForCausalLM",
+        {
+            **_INDEXED,
+            "num_nextn_predict_layers": 1,
+            "indexer_types": ["full", "shared", "full", "shared", "full"],
+        },
+    ),
+    "deepseek_v32": ("DeepseekV32ForCausalLM", _INDEXED),
     "gemma": ("GemmaForCausalLM", {"tie_word_embeddings": True, "pad_token_id": 0, "head_dim": 24}),
     "gemma2": (
         "Gemma2ForCausalLM",
@@ -275,7 +293,10 @@ def _add_prediction(model: PreTrainedModel, hf: Path) -> dict[str, Tensor]:
     save_file(extra, hf / _PREDICTION_FILE, metadata={"format": "pt"})
     _update_index(hf / "model.safetensors.index.json", extra)
     config = json.loads((hf / "config.json").read_text())
-    (hf / "config.json").write_text(json.dumps({**config, "num_hidden_layers": last}, indent=2))
+    keys = ("layer_types", "mlp_layer_types", "indexer_types")
+    lists = {key: config[key][:last] for key in keys if key in config}
+    said = {**config, **lists, "num_hidden_layers": last}
+    (hf / "config.json").write_text(json.dumps(said, indent=2))
 
     layer, model.model.layers = layers[last], layers[:last]
     model.config.num_hidden_layers = last
@@ -307,6 +328,6 @@ def _predict(
     rotary = model.model.rotary_emb(joined, positions)
     future = torch.full((1, 1, ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
     state = layer(joined, attention_mask=future, position_embeddings=rotary)
-    state = state[0] if IS_OLD else state
+    state = state[0] if isinstance(state, tuple) else state  # of transformers 4, and of GLM-5
     logits: Tensor = model.lm_head(head.shared_head["norm"](state))
     return logits

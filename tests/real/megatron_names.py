@@ -48,7 +48,8 @@ def _renamed(key: str, keys: Collection[str], *, back: bool) -> str:
     prefix, name = found.groups()
     has_experts = f"{prefix}mlp.router.weight" in keys
     is_latent = f"{prefix}self_attention.linear_kv_down_proj.weight" in keys
-    table = dict(_LATENT) if is_latent else {}
+    has_indexers = any(".core_attention.indexer." in key for key in keys)
+    table = dict(_LATENT) if is_latent and not has_indexers else {}
     if back:
         # The local layers with latent attention keep every norm to themselves, the others none.
         table = {engine: local for local, engine in table.items()}

@@ -128,6 +128,8 @@ REFUSED: dict[str, str] = {}
 if MEGATRON_CORE >= (0, 19):
     _PLAIN = "since 0.19 queries of latent attention have a norm, here they have none"
     REFUSED = dict.fromkeys(("moonlight", "deepseek_v2_lite"), _PLAIN)
+else:
+    REFUSED = dict.fromkeys(("glm_moe_dsa_mtp", "deepseek_v32"), "it has no such attention")
 #: What HybridModels of megatron-core, which it has since 0.18, load of ours and save.
 HYBRID = [
     ("llama", "tp1"),

@@ -35,6 +35,7 @@ _LATENT = {
     "qk_rope_head_dim": 1,
     "v_head_dim": 4,
 }
+_INDEXER = {"index_n_heads": 2, "index_head_dim": 2}
 _VISION = {"vision_config": {"depth": 2, "num_heads": 2}}
 
 CONFIGS = {
@@ -55,6 +56,12 @@ CONFIGS = {
     | _BIASED
     | {"mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": 0},
     "deepseek_v2": _DECODER | _LATENT | _BIASED,
+    "deepseek_v32": _DECODER | _LATENT | _BIASED | _INDEXER,
+    "glm_moe_dsa": _DECODER
+    | _LATENT
+    | _BIASED
+    | _INDEXER
+    | {"indexer_types": ["full", "shared", "full"]},
     "dots1": _DECODER | _BIASED,
     "ernie4_5_moe": _DECODER
     | {
@@ -88,9 +95,11 @@ CONFIGS = {
 }
 FAMILIES = tuple(CONFIGS)
 CENTRED = ("gemma2", "gemma3_text", "gemma3", "exaone4", "nemotron")
-LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")
+SPARSE = ("deepseek_v32", "glm_moe_dsa")
+LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", *SPARSE)
 #: The layers that they have for multi-token prediction.
 PREDICTING = {"deepseek_v3": 1, "kimi_k2": 1, "glm4_moe": 1, "glm4_moe_lite": 1, "mimo": 2}
+PREDICTING |= dict.fromkeys(SPARSE, 1)
 #: Which of the three layers have experts.
 MOE = {
     "qwen2_moe": {0, 2},
@@ -101,6 +110,8 @@ MOE = {
     "glm4_moe": {1, 2},
     "glm4_moe_lite": {1, 2},
     "deepseek_v2": {1, 2},
+    "deepseek_v32": {1, 2},
+    "glm_moe_dsa": {1, 2},
     "dots1": {1, 2},
     "ernie4_5_moe": {1, 2},
     "olmoe": {0, 1, 2},
@@ -122,6 +133,7 @@ def alike(family: str) -> dict:
         "first_k_dense_replace": 0,
         "mlp_layer_types": None,
         "moe_layer_start_index": 0,
+        "indexer_types": ["full"] * 3,
     }
     return every if uneven else {}
 
@@ -175,6 +187,8 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
         shapes["lm_head.weight"] = (vocab, hidden)
     for layer in range(layers):
         found = _layer(family, config, layer in moe)
+        if config.get("indexer_types", ["full"] * layers)[layer] == "shared":
+            found = {name: shape for name, shape in found.items() if "indexer" not in name}
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
     for number in range(ahead):
         shapes |= _mtp(family, config, number, layers - 1 in moe)
@@ -312,9 +326,19 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+_INDEXER_SHAPES = {
+    "wq_b.weight": (4, 5),
+    "wk.weight": (2, 6),
+    "k_norm.weight": (2,),
+    "k_norm.bias": (2,),
+    "weights_proj.weight": (2, 6),
+}
+
+
 def _latent(config: dict) -> dict[str, tuple[int, ...]]:
     hidden, rank = config["hidden_size"], config["q_lora_rank"]
-    shapes = {
+    indexer = _INDEXER_SHAPES if "index_n_heads" in config else {}
+    shapes = {f"self_attn.indexer.{name}": shape for name, shape in indexer.items()} | {
         "self_attn.kv_a_proj_with_mqa.weight": (4, hidden),
         "self_attn.kv_a_layernorm.weight": (3,),
         "self_attn.kv_b_proj.weight": (24, 3),

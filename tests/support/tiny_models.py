@@ -100,6 +100,8 @@ def _vision(
     return TinyModel(model_class, {"tie_word_embeddings": False, **settings})
 
 
+_INDEXER = {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 4}
+
 MODELS = {
     "llama": _text("LlamaForCausalLM", _HEADS),
     "qwen2": _text("Qwen2ForCausalLM"),
@@ -115,6 +117,14 @@ MODELS = {
     "deepseek_v3": _text("DeepseekV3ForCausalLM", _ROUTED, _LATENT_ATTENTION),
     "glm4_moe": _text("Glm4MoeForCausalLM", _HEADS, _ROUTED, use_qk_norm=True),
     "glm4_moe_lite": _text("Glm4MoeLiteForCausalLM", _ROUTED, _LATENT_ATTENTION),
+    "deepseek_v32": _text("DeepseekV32ForCausalLM", _ROUTED, _LATENT_ATTENTION, _INDEXER),
+    "glm_moe_dsa": _text(
+        "GlmMoeDsaForCausalLM",
+        _ROUTED,
+        _LATENT_ATTENTION,
+        _INDEXER,
+        indexer_types=["full", "shared"],
+    ),
     "dots1": _text("Dots1ForCausalLM", _HEADS, _ROUTED),
     "olmoe": _text("OlmoeForCausalLM", num_experts=3, num_experts_per_tok=2),
     "hunyuan_v1_moe": _text("HunYuanMoEV1ForCausalLM", _HEADS, num_experts=3, moe_topk=2),

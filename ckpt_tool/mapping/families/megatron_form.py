@@ -65,6 +65,7 @@ class MegatronRows:
     has in place of such a prefix, where that is another. ``outside`` is before all of its names.
     ``absent``: prefixes of what is on the Hub and in no model of Megatron's. ``inner``: there are
     no rows here, the language model's are those of the model type that its own config names.
+    ``kinds_by``: what says the kinds of layers, where ``layer_types`` does not.
     ``beside``: rows of modules beside the layers, by their whole names on both sides.
     ``defaults``: sizes that the config's class has where ``config.json`` leaves them out.
     """
@@ -86,6 +87,7 @@ class MegatronRows:
     outside: str = ""
     absent: tuple[str, ...] = ()
     inner: bool = False
+    kinds_by: str = "layer_types"
     beside: Rows = ()
     defaults: dict[str, int] = field(default_factory=dict)
 

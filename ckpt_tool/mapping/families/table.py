@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ckpt_tool.mapping.families import gemma_rows as gemma
 from ckpt_tool.mapping.families import megatron_families as mcore
+from ckpt_tool.mapping.families import sparse_rows as sparse
 from ckpt_tool.mapping.families import tower_rows as towers
 from ckpt_tool.mapping.families.dense_nemotron_rows import NEMOTRON
 from ckpt_tool.mapping.families.hub_rules import (
@@ -147,6 +148,9 @@ FAMILIES: dict[str, Family] = {
         torchtitan=DEEPSEEK_V3,
         megatron=mcore.DEEPSEEK,
     ),
+    "deepseek_v32": Family(
+        "DeepseekV32ForCausalLM", EXPERTS, float32=None, megatron=sparse.DEEPSEEK_V32
+    ),
     "dots1": Family("Dots1ForCausalLM", EXPERTS, megatron=mcore.DOTS1, float32=None),
     "ernie4_5_moe": Family(
         "Ernie4_5_MoeForCausalLM", ERNIE_EXPERTS, tied=True, megatron=mcore.ERNIE, float32=None
@@ -155,6 +159,7 @@ FAMILIES: dict[str, Family] = {
     "glm4_moe_lite": Family(
         "Glm4MoeLiteForCausalLM", EXPERTS, megatron=mcore.DEEPSEEK, float32=None
     ),
+    "glm_moe_dsa": Family("GlmMoeDsaForCausalLM", EXPERTS, float32=None, megatron=sparse.GLM5),
     "gpt_oss": Family("GptOssForCausalLM", SAME, float32=None, torchtitan=GPT_OSS),
     "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS, float32=None),
     "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),

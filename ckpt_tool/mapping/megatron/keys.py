@@ -62,6 +62,12 @@ _LATENT = {
     "self_attention.q_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
     "self_attention.kv_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight",
 }
+#: Of latent attention with an indexer, which wants norms by themselves.
+_SPARSE = {
+    "self_attention.linear_q_up_proj.layer_norm_weight": "self_attention.q_layernorm.weight",
+    "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
+}
+_INDEXER = ".core_attention.indexer."
 _DENSE = {
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
     "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
@@ -96,17 +102,18 @@ def is_megatron(names: Iterable[str]) -> bool:
 def name_engine_keys(keys: Collection[str]) -> dict[str, str]:
     """The Transformer Engine name of each key of a model, be it one already or a local one."""
     every = frozenset(keys)
-    return {key: _name_engine_key(key, every) for key in every}
+    latent = _SPARSE if any(_INDEXER in key for key in every) else _LATENT
+    return {key: _name_engine_key(key, every, latent) for key in every}
 
 
-def _name_engine_key(key: str, keys: frozenset[str]) -> str:
+def _name_engine_key(key: str, keys: frozenset[str], of_latent: dict[str, str]) -> str:
     found = _LAYER.fullmatch(key)
     if found is None:
         return key
     prefix, name = found.groups()
     latent = f"{prefix}self_attention.linear_kv_down_proj.weight" in keys
     table = _EXPERTS if f"{prefix}mlp.router.weight" in keys else _DENSE
-    return str(prefix) + (table | (_LATENT if latent else _GROUPED)).get(name, name)
+    return str(prefix) + (table | (of_latent if latent else _GROUPED)).get(name, name)
 
 
 def _strip(name: str, multimodal: bool) -> str:

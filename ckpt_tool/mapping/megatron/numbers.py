@@ -11,6 +11,7 @@ from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES, find_family
+from ckpt_tool.mapping.megatron.own_kinds import OWN_KINDS
 from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, read_sizes
 
 
@@ -46,10 +47,10 @@ class Numbers:
     def hybrid_pattern(self) -> str:
         """The layers of a HybridModel, a symbol each: ``hybrid_layer_allocation.py`` of 0.19.
 
-        ``+`` and ``*`` are latent and plain attention, ``E`` and ``-`` experts and a plain MLP;
-        what follows a ``/`` is a layer for multi-token prediction.
+        ``D``, ``+`` and ``*`` are sparse, latent and plain attention, ``E`` and ``-`` experts and a
+        plain MLP; what follows a ``/`` is a layer for multi-token prediction.
         """
-        attention = "+" if "latent" in self.flags else "*"
+        attention = "D" if "sparse" in self.flags else "+" if "latent" in self.flags else "*"
         layers = [attention + ("E" if i in self.moe else "-") for i in range(self.layers)]
         return "".join(layers) + f"/{layers[-1]}" * self.mtp
 
@@ -115,7 +116,9 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         vision_layers=vision.size("depth") if family.vision else 0,
         vision_heads=vision.size("num_heads") if family.vision else 0,
         vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.vision else 0,
-        kinds=_find_kinds(text, layers) if family.attentions else (),
+        kinds=OWN_KINDS.get(family.kinds_by, _find_kinds)(text, layers)
+        if family.attentions
+        else (),
     )
 
 

@@ -30,6 +30,9 @@ _SAME = {
     "qk_head_dim": ("qk_nope_head_dim",),
     "qk_pos_emb_head_dim": ("qk_rope_head_dim",),
     "v_head_dim": ("v_head_dim",),
+    "dsa_indexer_n_heads": ("index_n_heads",),
+    "dsa_indexer_head_dim": ("index_head_dim",),
+    "dsa_indexer_topk": ("index_topk",),
 }
 
 #: The same for every family here.
@@ -78,6 +81,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
         "rotary_interleaved": "interleaved" in numbers.flags,
         "multi_latent_attention": "latent" in numbers.flags,
         "mtp_num_layers": numbers.mtp or None,
+        "experimental_attention_variant": "dsa" if "sparse" in numbers.flags else None,
     }
     return (
         found

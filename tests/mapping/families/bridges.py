@@ -30,6 +30,8 @@ BRIDGES = {
     "Glm4MoeLiteForCausalLM": ("glm4_moe_lite", ""),
     "GlmMoeDsaForCausalLM": ("glm_moe_dsa", "an indexer in its attention"),
     "Glm4vMoeForConditionalGeneration": ("glm4v_moe", ""),
+    "GlmMoeDsaForCausalLM": ("glm_moe_dsa", ""),
+    "Glm4vMoeForConditionalGeneration": ("glm4v_moe", "a vision tower"),
     "GptOssForCausalLM": ("gpt_oss", "gate and up in turns, sinks, experts transposed"),
     "HYV3ForCausalLM": ("hy_v3", "names of its own on the Hub"),
     "KimiK2ForCausalLM": ("kimi_k2", ""),

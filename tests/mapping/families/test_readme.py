@@ -45,6 +45,9 @@ def describe_megatron(family: Family) -> str:
     if rows.inner:
         return "as its language model's type says"
     said = ["MLA" if rows.attention == LATENT else "GQA"]
+    said = ["MLA" if set(LATENT) & set(rows.attention[1:]) else "GQA"]
+    if "sparse" in rows.flags:
+        said.append("indexer")
     if set(WIDE_NORMS) & set(rows.attention):
         said.append("norms of all heads")
     if any(".post_layernorm." in row.megatron for row in rows.attention):

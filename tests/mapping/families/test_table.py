@@ -108,7 +108,17 @@ def test_rows_of_megatron_are_spelled_in_words_that_are_known(model_type):
     tower = vision.rows + vision.block + vision.merger if vision else ()
     sizes = rules_of(model_type).numbers.sizes.keys() | {"shared_ffn", "query_rank", "expert_ffn"}
     sizes |= {"vision", "vision_qkv", "vision_ffn", "merged", "positions"}
-    for row in (*TOP, *rows.attention, *rows.dense, *rows.moe, *rows.mtp, *rows.beside, *tower):
+    others = [row for each in rows.attentions.values() for row in each]
+    for row in (
+        *TOP,
+        *rows.attention,
+        *rows.dense,
+        *rows.moe,
+        *rows.mtp,
+        *rows.beside,
+        *others,
+        *tower,
+    ):
         assert row.op in OPS
         assert row.when in WHEN | rows.flags.keys() | {"qk_norm", "qkv_bias"} | {
             "output_bias",

@@ -282,7 +282,7 @@ def test_extra_states_of_a_model_with_experts_by_hand():
 def test_extra_states_are_not_repeated_and_include_attention(family, layout, changes):
     found = list_extra_states(bindings(family, layout, **changes))
     assert len(found) == len(set(found))
-    attention = {name for name in found if ".self_attention.core_attention." in name}
+    attention = {name for name in found if ".self_attention.core_attention._" in name}
     towers = 3 + read_numbers(config_of(family, **changes)).mtp + 2 * (family in WITH_BLOCKS)
     assert len(attention) == towers
     plain = ("router", "word_embeddings", "output_layer", "gate_weight", "patch_embed")

@@ -73,6 +73,13 @@ EXPECTED = {
         "moe_router_score_function": "sigmoid",
         "moe_router_enable_expert_bias": True,
     },
+    "deepseek_v32": {
+        "multi_latent_attention": True,
+        "experimental_attention_variant": "dsa",
+        "dsa_indexer_n_heads": 2,
+        "dsa_indexer_head_dim": 2,
+        "dsa_indexer_topk": 7,
+    },
     "gemma3_text": {
         "apply_layernorm_1p": True,
         "swiglu": False,
@@ -121,6 +128,7 @@ EXPECTED = {
     },
 }
 CHANGES = {
+    "deepseek_v32": {"index_topk": 7},
     "qwen2_moe": {"norm_topk_prob": False},
     "olmoe": {"norm_topk_prob": False},
     "deepseek_v3": {"routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4},
@@ -174,6 +182,7 @@ PATTERNS = {
     "qwen2_moe": "*E*-*E",
     "mimo": "*-*-*-/*-/*-",
     "deepseek_v3": "+-+E+E/+E",
+    "glm_moe_dsa": "D-DEDE/DE",
 }
 
 

@@ -33,8 +33,8 @@ def answer(request: Request) -> dict[str, Any]:
     """Build the model and load the checkpoint, where everything is set up."""
     import megatron.core
 
+    from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError
     from ckpt_tool.plans.checks.megatron_child.gpt import make_sharded_state
-    from ckpt_tool.plans.checks.megatron_child.hybrid import UnknownModelError
     from ckpt_tool.plans.checks.megatron_child.load import LoadFaultError, check
 
     # It may add the commit of whatever repository its files lie in, the user's own among them.

@@ -11,6 +11,7 @@ from torch.nn.functional import gelu, silu
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.plans.checks.megatron_child.cpu import call
+from ckpt_tool.plans.checks.megatron_child.sparse import describe_indexer
 
 #: Without fused kernels or initial values, which would need a GPU and its random state.
 _CPU = {
@@ -57,6 +58,8 @@ def make_text_config(
     if hybrid:
         values["num_layers"] = 2 * numbers.layers
         values.pop("moe_layer_freq", None)  # its pattern says it
+    if "sparse" in flags:
+        values |= describe_indexer(numbers, hybrid=hybrid)
     if "latent" in flags:
         return call(MLATransformerConfig, **values | _latent(text))
     values |= {"num_query_groups": numbers.groups, "kv_channels": numbers.head_dim}

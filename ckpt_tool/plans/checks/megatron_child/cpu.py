@@ -18,6 +18,10 @@ from torch.distributed import distributed_c10d
 Result = TypeVar("Result")
 
 
+class UnknownModelError(Exception):
+    """The installed megatron-core has no such model."""
+
+
 def hide_gpus() -> None:
     """Have every machine behave like one without a GPU; before anything initialises CUDA.
 

@@ -21,10 +21,11 @@ from ckpt_tool.plans.checks.megatron_child.config import (
     make_text_config,
     make_vision_config,
 )
-from ckpt_tool.plans.checks.megatron_child.cpu import call
-from ckpt_tool.plans.checks.megatron_child.hybrid import UnknownModelError, make_hybrid_model
+from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call
+from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
 from ckpt_tool.plans.checks.megatron_child.request import Request
+from ckpt_tool.plans.checks.megatron_child.sparse import use_indexers
 
 #: Where megatron-core decides on it, since 0.19.
 _NORMS = "megatron.core.transformer.mla_qk_norm_config"
@@ -104,6 +105,8 @@ def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
         _gate_shared_experts(spec)
     for layer in spec.layer_specs:
         fit_norms(layer, request.numbers.flags)
+    if "sparse" in request.numbers.flags:
+        use_indexers(spec.layer_specs)
     prediction = {}
     if request.numbers.mtp:
         prediction["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(

@@ -18,15 +18,12 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayerSubmodules,
 )
 
-from ckpt_tool.plans.checks.megatron_child.cpu import call, replace_attribute
+from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call, replace_attribute
 from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
+from ckpt_tool.plans.checks.megatron_child.sparse import use_indexers
 
 _ATTENTION = ("input_layernorm", "self_attention", "self_attn_bda")
 _MLP = ("pre_mlp_layernorm", "mlp", "mlp_bda")
-
-
-class UnknownModelError(Exception):
-    """The installed megatron-core has no such model."""
 
 
 def make_hybrid_model(
@@ -39,7 +36,7 @@ def make_hybrid_model(
 ) -> Any:
     """The model of the layers in ``pattern``, whose ``options`` are those of a GPTModel.
 
-    ``flags``: what its family says of its norms.
+    ``flags``: what its family says of its norms, and of an indexer.
     ``latent_attention`` is the core of latent attention. UnknownModelError where this megatron-core
     cannot have it; raises whatever it raises of a model that it cannot build.
     """
@@ -50,6 +47,9 @@ def make_hybrid_model(
     if config.multi_latent_attention and not hasattr(hybrid_layer_allocation.Symbols, "MLA"):
         raise UnknownModelError("HybridModel has latent attention since 0.19")
     parts = _describe_parts(config, latent_attention)
+    if "sparse" in flags:
+        parts["dsa_layer"] = parts.pop("mla_layer")
+        use_indexers([parts["dsa_layer"]])
     for name in ("attention_layer", "mlp_layer") if not config.multi_latent_attention else ():
         fit_norms(parts[name], flags)
     stack = ModuleSpec(
