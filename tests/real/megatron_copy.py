@@ -115,9 +115,10 @@ def _norms(hf: State) -> State:
             "post_attention_layernorm": "self_attention.linear_proj.post_layernorm",
             "post_feedforward_layernorm": "mlp.linear_fc2.post_layernorm",
         }
+    beside = ("post_self_attn_layernorm", "post_mlp_layernorm")  # GLM-4's
     return {
         f"{ours}.{kind}": hf.pop(f"{theirs}.{kind}")
-        for theirs, ours in before.items()
+        for theirs, ours in (before | {name: name for name in beside}).items()
         for kind in ("weight", "bias")
         if f"{theirs}.{kind}" in hf
     }
@@ -174,6 +175,9 @@ def _latent_attention(hf: State) -> State:
 def _mlp(hf: State, prefix: str, names: tuple[str, str, str] = ("gate", "up", "down")) -> State:
     """A gated MLP: the two matrices that see the input become one."""
     suffix = "_proj.weight" if names[0] == "gate" else ".weight"
+    if f"{prefix}gate_up_proj.weight" in hf:
+        joined, down = (hf.pop(f"{prefix}{name}_proj.weight") for name in ("gate_up", "down"))
+        return {"linear_fc1.weight": joined, "linear_fc2.weight": down}
     if f"{prefix}{names[0]}{suffix}" not in hf:
         up, down = (hf.pop(f"{prefix}{name}{suffix}") for name in names[1:])
         return {"linear_fc1.weight": up, "linear_fc2.weight": down}

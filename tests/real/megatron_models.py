@@ -206,6 +206,15 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "exaone4": ("Exaone4ForCausalLM", _SLIDING),
+    "glm4": (
+        "Glm4ForCausalLM",
+        {
+            "head_dim": 24,
+            "attention_bias": True,
+            "pad_token_id": 0,
+            "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
+        },
+    ),
     "nemotron": (
         "NemotronForCausalLM",
         {
@@ -218,7 +227,7 @@ NAMES = tuple(_MODELS)
 CLASSES = frozenset(name for name, _ in _MODELS.values())
 _DENSE = (
     *("llama", "mistral", "qwen2", "qwen3", "ministral3"),
-    *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron"),
+    *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron", "glm4"),
 )
 WITH_EXPERTS = tuple(name for name in NAMES if name not in _DENSE)
 

@@ -14,6 +14,7 @@ from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, rms_norm
 
@@ -25,6 +26,8 @@ CENTRED = (*GEMMA, "nemotron")
 #: They have norms after attention and MLP; those of the second kind have no others.
 SANDWICH = ("gemma2", "gemma3_text")
 AFTER = ("exaone4",)
+#: They have them beside attention and MLP.
+BESIDE = ("glm4",)
 
 
 class Norm(nn.Module):
@@ -61,6 +64,23 @@ class RowParallelLinearNorm(RowParallelLinear):  # type: ignore[misc]
         return self.post_layernorm(output), None
 
 
+class NormedLayer(TransformerLayer):  # type: ignore[misc]
+    """A layer with norms of what attention and the MLP give, beside them, as slime has it."""
+
+    def __init__(self, config: TransformerConfig, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        size, epsilon = config.hidden_size, config.layernorm_epsilon
+        self.post_self_attn_layernorm = nn.RMSNorm(size, epsilon)
+        self.post_mlp_layernorm = nn.RMSNorm(size, epsilon)
+        for module, norm in (
+            (self.self_attention, self.post_self_attn_layernorm),
+            (self.mlp, self.post_mlp_layernorm),
+        ):
+            module.register_forward_hook(
+                lambda _, inputs, output, norm=norm: (norm(output[0]), output[1])
+            )
+
+
 class Softcap(nn.Module):
     """Scores, bent before they are what they were."""
 
@@ -78,6 +98,9 @@ def fit_layers(
 ) -> None:
     """Put these modules into the description of a model, where its family has them."""
     family = hf["model_type"]
+    if family in BESIDE:
+        for layer in spec.layer_specs:
+            layer.module = NormedLayer
     if family not in (*CENTRED, *AFTER):
         return
     config.counts_from_one = family in CENTRED

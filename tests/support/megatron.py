@@ -121,6 +121,7 @@ if TRANSFORMERS < (5, 0):
         "ernie4_5_moe",
         "minimax_m2",
         "ministral3",
+        "glm4",
     )
     UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")
 #: What the installed megatron-core has no layers for, and why.

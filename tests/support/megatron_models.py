@@ -250,14 +250,7 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
             shapes[f"{stem}.w2.weight"] = (hidden, width)
         return shapes
     shapes["mlp.gate.weight"] = (3, hidden)
-    if family == "qwen3_vl_moe":
-        width = config["moe_intermediate_size"]
-        packed = {"gate_up_proj": (3, hidden, 2 * width), "down_proj": (3, width, hidden)}
-        return shapes | {f"mlp.experts.{name}": shape for name, shape in packed.items()}
-    for expert in range(3):
-        shapes |= _gated(
-            f"mlp.experts.{expert}", hidden, config.get("moe_intermediate_size", width)
-        )
+    shapes |= _routed(family, hidden, config.get("moe_intermediate_size", width))
     if family == "qwen2_moe":
         shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
         shapes |= _gated("mlp.shared_expert", hidden, config["shared_expert_intermediate_size"])
@@ -284,6 +277,14 @@ def _centred(family: str, shapes: dict, hidden: int, width: int) -> dict[str, tu
     else:
         shapes["pre_feedforward_layernorm.weight"] = (hidden,)
     return shapes | _gated("mlp", hidden, width)
+
+
+def _routed(family: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
+    if family in PACKED:
+        packed = {"gate_up_proj": (3, hidden, 2 * width), "down_proj": (3, width, hidden)}
+        return {f"mlp.experts.{name}": shape for name, shape in packed.items()}
+    every = (_gated(f"mlp.experts.{expert}", hidden, width) for expert in range(3))
+    return {name: shape for shapes in every for name, shape in shapes.items()}
 
 
 def _gated(stem: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:

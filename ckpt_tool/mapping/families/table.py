@@ -196,9 +196,7 @@ FAMILIES: dict[str, Family] = {
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_5_VL),
     "qwen2_5_omni": Family(megatron=towers.QWEN2_5_OMNI, float32=None),
-    "qwen2_audio": Family(
-        "Qwen2AudioForConditionalGeneration", megatron=towers.QWEN2_AUDIO, float32=None
-    ),
+    "qwen2_audio": Family(megatron=towers.QWEN2_AUDIO, float32=None),
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_VL),
     "qwen3_5": Family(hub=SAME),
     "qwen3_5_moe": Family(hub=FUSED_EXPERTS),

@@ -75,6 +75,7 @@ GIVEN = {
     "gemma2": "its norms and softcaps are the tests'",
     "gemma3_text": "its norms and local rotary embedding are the tests'",
     "exaone4": "its norms are the tests'",
+    "glm4": "its norms are the tests'",
     "nemotron": "its norms are the tests'",
 }
 
