@@ -14,13 +14,14 @@ numpy; :mod:`ckpt_tool.tensors.codes` computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, FLOAT16, FLOAT32, UINT8, DType
-from ckpt_tool.tensors.geometry import Shape
+from ckpt_tool.tensors.geometry import Shape, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor, hold
+from ckpt_tool.tensors.reshaped import reshape
 
 Kind = Literal["MXFP4", "INT4"]
 
@@ -123,6 +124,31 @@ def unpack_int4(
         )
     shape = (words.shape[0], columns)
     return _hold(Nibbles("INT4", shape, words, scales, group, said), dtype)
+
+
+def find_turned(weight: LazyTensor) -> Nibbles | None:
+    """What all of ``weight`` is computed of, where that is turned; None where it is not."""
+    computed = weight.chunks[0].region.computed if len(weight.chunks) == 1 else None
+    if not isinstance(computed, Nibbles) or not computed.is_turned:
+        return None
+    region = weight.chunks[0].region
+    is_whole = (region.offset, region.strides) == (0, make_strides(computed.shape))
+    return computed if is_whole and weight.shape == computed.shape else None
+
+
+def turn_back(nibbles: Nibbles, dtype: DType, first: int = 0, step: int = 1) -> LazyTensor:
+    """Rows ``first``, ``first + step``, ... of a weight [E, R, C] that is turned, as they lie.
+
+    ``step`` divides R.
+    """
+    codes, scales = nibbles.codes, nibbles.scales
+    experts, rows, *rest = codes.shape
+    if step > 1:
+        codes = reshape(codes, (experts, rows // step, step, *rest)).select(2, first)
+        scales = reshape(scales, (experts, rows // step, step, *rest[:-1])).select(2, first)
+    shape = (experts, rows // step, nibbles.shape[1])
+    plain = replace(nibbles, shape=shape, codes=codes, scales=scales, is_turned=False)
+    return _hold(plain, dtype)
 
 
 def _hold(nibbles: Nibbles, dtype: DType) -> LazyTensor:

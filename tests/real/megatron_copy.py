@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .megatron_gpt import HuggingFaceConfig, dense_layers, expert_count
 from .megatron_hybrid import gpt_name
+from .megatron_routed import take_biases, use_plain_names
 
 State = dict[str, Tensor]
 
@@ -52,6 +53,7 @@ def copy_into(model: GPTModel, folder: Path) -> None:
 
 def full_state(hf: State, config: HuggingFaceConfig) -> State:
     """The state of the whole GPTModel with local layers. Empties `hf`."""
+    hf = use_plain_names(hf, config)
     state = {
         "embedding.word_embeddings.weight": hf.pop("model.embed_tokens.weight"),
         "decoder.final_layernorm.weight": hf.pop("model.norm.weight"),
@@ -99,6 +101,7 @@ def _layer(hf: State, config: HuggingFaceConfig, index: int) -> State:
     state["self_attention.linear_proj.weight"] = hf.pop("self_attn.o_proj.weight")
     attention = _latent_attention(hf) if "kv_lora_rank" in config else _attention(hf, config)
     _put(state, "self_attention.", attention)
+    state |= take_biases(hf)
     has_experts = expert_count(config) and index not in dense_layers(config)
     _put(state, "mlp.", _experts(hf, config) if has_experts else _mlp(hf, "mlp."))
     assert not hf, f"nothing is known of {sorted(hf)} in layer {index}"

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_layer_local_spec,
+)
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
@@ -31,6 +34,7 @@ from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 from .megatron_hybrid import make_pattern
 from .megatron_jobs import Sizes
 from .megatron_norms import describe, find_theta, fit_layers, fit_model
+from .megatron_routed import DENSE_AHEAD, adapt
 from .megatron_sparse import describe_indexer, use_indexers
 
 HuggingFaceConfig = Mapping[str, Any]
@@ -178,7 +182,7 @@ def _build_chunk(
         GPTModel,
         config=config,
         transformer_layer_spec=spec,
-        mtp_block_spec=_prediction_spec(config, spec, stage),
+        mtp_block_spec=_prediction_spec(config, spec, stage, hf["model_type"]),
         **options,
     )
 
@@ -221,12 +225,14 @@ def _fuse_down_projections(spec: TransformerBlockSubmodules) -> None:
 
 
 def _prediction_spec(
-    config: TransformerConfig, spec: TransformerBlockSubmodules, stage: int | None
+    config: TransformerConfig, spec: TransformerBlockSubmodules, stage: int | None, family: str
 ) -> Any:
     if not getattr(config, "mtp_num_layers", None):
         return None
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_mtp_block_spec  # since 0.12
 
+    if family in DENSE_AHEAD:
+        spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     return get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False, vp_stage=stage)
 
 
@@ -240,7 +246,10 @@ def transformer_config(
     values |= _latent_attention(hf) if is_latent else _attention(hf)
     values |= describe(hf) | describe_indexer(hf)
     if expert_count(hf):
-        values |= _experts(hf) | _ROUTING[hf["model_type"]](hf)
+        values |= _experts(hf)
+        routing = _ROUTING.get(hf["model_type"])
+        values |= routing(hf) if routing is not None else {}
+    values |= adapt(hf)
     if hybrid:
         values["num_layers"] *= 2
         values.pop("moe_layer_freq", None)
@@ -327,6 +336,10 @@ def dense_layers(hf: HuggingFaceConfig) -> set[int]:
     """The layers of a mixture-of-experts model that have a plain MLP."""
     layers = hf["num_hidden_layers"]
     last = hf.get("moe_layer_end_index", layers - 1)
+    ahead = {layers} if hf["model_type"] in DENSE_AHEAD else set()
+    if hf.get("mlp_layer_types"):
+        kinds = hf["mlp_layer_types"][:layers]
+        return ahead | {i for i, kind in enumerate(kinds) if kind == "dense"}
     first = hf.get("first_k_dense_replace", hf.get("moe_layer_start_index", 0))
     return {*hf.get("mlp_only_layers", ()), *range(first), *range(last + 1, layers)}
 

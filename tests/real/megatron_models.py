@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from . import megatron_routed as routed
 from .fill import fill_distinct
 from .fsdp_reference import logits_of
 from .old_transformers import from_config
@@ -222,6 +223,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
         },
     ),
+    **routed.MODELS,
 }
 NAMES = tuple(_MODELS)
 CLASSES = frozenset(name for name, _ in _MODELS.values())
@@ -264,14 +266,33 @@ def write_model(name: str, folder: Path) -> Path:
     hf = folder / "hf"
     model.save_pretrained(hf, max_shard_size=_SHARD_SIZE)
     reference = _add_prediction(model, hf) if depth else _reference(model)
+    _publish(name, hf)
     save_file(reference, folder / "reference.safetensors")
     return hf
+
+
+def _publish(name: str, hf: Path) -> None:
+    """Give a folder the names that the Hub has where transformers has no class to write them."""
+    path = hf / "config.json"
+    config = json.loads(path.read_text())
+    files = list(hf.glob("*.safetensors"))
+    state = {key: value for file in files for key, value in load_file(file).items()}
+    found, said = routed.publish(name, state, config)
+    if found is state:
+        return
+    for file in hf.glob("*.safetensors*"):
+        file.unlink()
+    save_file(found, hf / "model.safetensors", metadata={"format": "pt"})
+    path.write_text(json.dumps(said, indent=2))
 
 
 def _build(class_name: str, config: Mapping[str, Any]) -> PreTrainedModel:
     """Eager attention and experts in fp32: what the reference computes then is plain arithmetic."""
     model_class: type[PreTrainedModel] = getattr(transformers, class_name)
-    settings = model_class.config_class(architectures=[class_name], **config)
+    config_class = model_class.config_class
+    if "model_type" in config:
+        config_class = transformers.CONFIG_MAPPING[config["model_type"]]
+    settings = config_class(architectures=[class_name], **config)
     model = from_config(model_class, settings, torch.float32)
     fill_distinct(model)
     return model.eval()

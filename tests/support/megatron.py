@@ -21,6 +21,7 @@ from tests.real.megatron_jobs import (
     Sizes,
 )
 from tests.real.megatron_models import NAMES, WITH_EXPERTS, write_model
+from tests.real.megatron_routed import MODELS as ROUTED
 from tests.real.megatron_run import run_jobs
 from tests.support.versions import MEGATRON_CORE, TRANSFORMERS
 
@@ -106,6 +107,10 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("olmoe", "tp2"): {},
     ("ernie4_5_moe", "ep2"): {"style": "megatron-lm"},
     ("glm4_moe_lite_mtp", "pp2"): {},
+    ("gpt_oss", "tp2_ep2"): {},
+    ("gpt_oss", "tp2"): {},
+    ("gpt_oss", "ep2"): {"experts": "sequential", "names": "local", "style": "megatron-lm"},
+    ("bailing_moe_v2", "tp2_ep2"): {},
 }
 #: What the installed transformers cannot build, and why.
 UNKNOWN: dict[str, str] = {}
@@ -122,6 +127,7 @@ if TRANSFORMERS < (5, 0):
         "minimax_m2",
         "ministral3",
         "glm4",
+        *ROUTED,
     )
     UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")
 #: What the installed megatron-core has no layers for, and why.
@@ -143,6 +149,7 @@ HYBRID = [
     ("glm4_moe_mtp", "pp2"),
     ("deepseek_v3", "pp2"),
     ("deepseek_v3_mtp", "tp2_pp2"),
+    ("gpt_oss", "tp2_ep2"),
 ]
 #: Files of their ranks.
 HYBRID_FILES: dict[tuple[str, str], dict[str, Any]] = {

@@ -8,6 +8,7 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.tensors.geometry import check_coverage
 from ckpt_tool.tensors.tiled import TiledTensor
+from tests.support import megatron_routed as routed
 
 _DECODER = {
     "hidden_size": 6,
@@ -92,14 +93,15 @@ CONFIGS = {
     "mistral3": _DECODER,
     "glm4": _DECODER,
     "gemma3": _DECODER | {"tie_word_embeddings": True, "vision_config": {"hidden_size": 4}},
+    **{name: _DECODER | config for name, config in routed.CONFIGS.items()},
 }
 FAMILIES = tuple(CONFIGS)
 CENTRED = ("gemma2", "gemma3_text", "gemma3", "exaone4", "nemotron")
 SPARSE = ("deepseek_v32", "glm_moe_dsa")
-LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", *SPARSE)
+LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", "sarvam_mla", *SPARSE)
 #: The layers that they have for multi-token prediction.
 PREDICTING = {"deepseek_v3": 1, "kimi_k2": 1, "glm4_moe": 1, "glm4_moe_lite": 1, "mimo": 2}
-PREDICTING |= dict.fromkeys(SPARSE, 1)
+PREDICTING |= dict.fromkeys(SPARSE, 1) | routed.PREDICTING
 #: Which of the three layers have experts.
 MOE = {
     "qwen2_moe": {0, 2},
@@ -117,6 +119,7 @@ MOE = {
     "olmoe": {0, 1, 2},
     "minimax_m2": {0, 1, 2},
     "qwen3_vl_moe": {0, 1, 2},
+    **routed.MOE,
 }
 
 
@@ -177,6 +180,8 @@ def rules_of(family: str, layout: str = "", vocab_multiple: int = 1, **changes) 
 def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor; nothing here comes from the tables."""
     config = CONFIGS[family] | changes
+    if family in routed.CONFIGS:
+        return routed.list_shapes(family, config)
     hidden, vocab, layers = (config[k] for k in ("hidden_size", "vocab_size", "num_hidden_layers"))
     moe = set(range(layers)) if changes.get("first_k_dense_replace") == 0 else MOE.get(family, ())
     ahead = config.get("num_nextn_predict_layers", 0) if family in PREDICTING else 0

@@ -58,16 +58,18 @@ class MegatronRows:
     ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
     their own even where all are alike. ``mtp_prefix`` is that of a layer for multi-token
     prediction on the Hub, with its ``number``, or how many layers it comes ``after``;
-    ``mtp_repeats``: it has copies of the embedding and the head there. ``trunk`` is before the
-    names of the language model on the Hub, ``head`` before that of its head. ``towers``: prefixes
-    below which tensors are the same on both sides, those of modules that a trainer takes from
-    transformers. Of a family with ``vision`` too, checkpoints have either. ``moved``: what Megatron
-    has in place of such a prefix, where that is another. ``outside`` is before all of its names.
-    ``absent``: prefixes of what is on the Hub and in no model of Megatron's. ``inner``: there are
-    no rows here, the language model's are those of the model type that its own config names.
-    ``kinds_by``: what says the kinds of layers, where ``layer_types`` does not.
-    ``beside``: rows of modules beside the layers, by their whole names on both sides.
-    ``defaults``: sizes that the config's class has where ``config.json`` leaves them out.
+    ``mtp_repeats``: it has copies of the embedding and the head there; ``mtp_top``: before the
+    names of ``mtp`` where these are not below a layer; there is one layer then. ``trunk`` is before
+    the names of the language model on the Hub, ``head`` before that of its head, ``embedding`` the
+    name of its embedding there. ``towers``: prefixes below which tensors are the same on both
+    sides, those of modules that a trainer takes from transformers. Of a family with ``vision`` too,
+    checkpoints have either. ``moved``: what Megatron has in place of such a prefix, where that is
+    another. ``outside`` is before all of its names. ``absent``: prefixes of what is on the Hub and
+    in no model of Megatron's. ``inner``: there are no rows here, the language model's are those of
+    the model type that its own config names. ``kinds_by``: what says the kinds of layers, where
+    ``layer_types`` does not. ``beside``: rows of modules beside the layers, by their whole names on
+    both sides. ``defaults``: sizes that the config's class has where ``config.json`` leaves them
+    out.
     """
 
     attention: Rows
@@ -78,6 +80,7 @@ class MegatronRows:
     differing: bool = False
     mtp_prefix: str = "model.layers.{after}."
     mtp_repeats: bool = True
+    mtp_top: str = ""
     vision: Vision | None = None
     trunk: str = "model."
     head: str = ""
@@ -90,6 +93,7 @@ class MegatronRows:
     kinds_by: str = "layer_types"
     beside: Rows = ()
     defaults: dict[str, int] = field(default_factory=dict)
+    embedding: str = "embed_tokens"
 
     @property
     def sees(self) -> bool:

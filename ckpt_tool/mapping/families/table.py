@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ckpt_tool.mapping.families import gemma_rows as gemma
 from ckpt_tool.mapping.families import megatron_families as mcore
+from ckpt_tool.mapping.families import routed_rows as routed
 from ckpt_tool.mapping.families import sparse_rows as sparse
 from ckpt_tool.mapping.families import tower_rows as towers
 from ckpt_tool.mapping.families.dense_nemotron_rows import NEMOTRON
@@ -133,6 +134,7 @@ FAMILIES: dict[str, Family] = {
     "stablelm": Family("StableLmForCausalLM", SAME),
     "starcoder2": Family("Starcoder2ForCausalLM", SAME, tied=True),
     # Language models with experts.
+    "bailing_moe_v2": Family(hub=SAME, float32=r"\.gate\.expert_bias$", megatron=routed.BAILING_V2),
     # Routers of DeepSeek's kind are float32 since transformers 5.24.
     "deepseek_v2": Family(
         "DeepseekV2ForCausalLM",
@@ -160,7 +162,11 @@ FAMILIES: dict[str, Family] = {
         "Glm4MoeLiteForCausalLM", EXPERTS, megatron=mcore.DEEPSEEK, float32=None
     ),
     "glm_moe_dsa": Family("GlmMoeDsaForCausalLM", EXPERTS, float32=None, megatron=sparse.GLM5),
-    "gpt_oss": Family("GptOssForCausalLM", SAME, float32=None, torchtitan=GPT_OSS),
+    "gpt_oss": Family(
+        "GptOssForCausalLM", SAME, float32=None, torchtitan=GPT_OSS, megatron=routed.GPT_OSS
+    ),
+    "exaone_moe": Family("ExaoneMoeForCausalLM", megatron=routed.EXAONE_MOE),
+    "hy_v3": Family("HYV3ForCausalLM", megatron=routed.HY_V3),
     "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS, float32=None),
     "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),
     "kimi_k2": Family(hub=EXPERTS, megatron=mcore.DEEPSEEK, float32=_ROUTER_BIAS),
@@ -179,8 +185,10 @@ FAMILIES: dict[str, Family] = {
         megatron=mcore.QWEN3_MOE,
     ),
     "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS),
+    "sarvam_mla": Family(megatron=routed.SARVAM_MLA),
+    "sarvam_moe": Family("Glm4MoeForCausalLM", megatron=routed.SARVAM_MOE),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
-    "gemma3": Family("Gemma3ForConditionalGeneration", tied=True),
+    "gemma3": Family("Gemma3ForConditionalGeneration", tied=True, megatron=gemma.GEMMA3_VL),
     "glm46v": Family("Glm46VForConditionalGeneration", megatron=towers.GLM4V, float32=None),
     "glm4v": Family("Glm4vForConditionalGeneration", megatron=towers.GLM4V, float32=None),
     "glm4v_moe": Family(
@@ -190,7 +198,6 @@ FAMILIES: dict[str, Family] = {
     "internvl_chat": Family(megatron=towers.INTERNVL_CHAT, float32=None),
     "kimi_k25": Family("Kimi_K25ForConditionalGeneration", megatron=towers.KIMI_K25, float32=None),
     "kimi_vl": Family(megatron=towers.KIMI_VL, float32=_ROUTER_BIAS),
-    "gemma3": Family("Gemma3ForConditionalGeneration", tied=True, megatron=gemma.GEMMA3_VL),
     "llama4": Family(torchtitan=LLAMA4),
     "mistral3": Family("Mistral3ForConditionalGeneration", megatron=mcore.MISTRAL3),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),

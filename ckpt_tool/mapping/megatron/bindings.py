@@ -121,6 +121,7 @@ def _name_top(family: MegatronRows) -> Iterator[Row]:
     """The rows outside of layers as the family calls them on the Hub."""
     for row in TOP:
         _, trunk, name = row.hf.rpartition("model.")
+        name = name.replace("embed_tokens", family.embedding)
         yield replace(row, hf=(family.trunk if trunk else family.head) + name)
 
 
@@ -174,15 +175,17 @@ def _spell_layer(
 def _spell_mtp(
     family: MegatronRows, numbers: Numbers, number: int, prefix: str, layout: str
 ) -> Iterator[Binding]:
-    """A layer for multi-token prediction: of the kind of the last layer, and never stacked."""
+    """A layer for multi-token prediction: mostly of the kind of the last layer, never stacked."""
     hf = format_mtp_prefix(family, numbers, number)
     layer = f"{prefix}mtp.layers.{number}."
-    yield from _spell(family.mtp, _Place(hf, layer), numbers)
+    if not (family.mtp_top and number):
+        yield from _spell(family.mtp, _Place(family.mtp_top or hf, layer), numbers)
     place = _Place(hf, f"{layer}transformer_layer.")
     places = (place, place)
     if layout == "hybrid":
         places = _place_parts(hf, f"{layer}mtp_model_layer.", 0, 1, layout)
-    yield from _spell_layer(family, ("", numbers.layers - 1 in numbers.moe), places, numbers)
+    moe = numbers.layers - 1 in numbers.moe and "dense_ahead" not in numbers.flags
+    yield from _spell_layer(family, ("", moe), places, numbers)
 
 
 def _spell_vision(vision: Vision, numbers: Numbers, layout: str) -> Iterator[Binding]:

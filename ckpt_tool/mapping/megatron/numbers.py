@@ -52,7 +52,8 @@ class Numbers:
         """
         attention = "D" if "sparse" in self.flags else "+" if "latent" in self.flags else "*"
         layers = [attention + ("E" if i in self.moe else "-") for i in range(self.layers)]
-        return "".join(layers) + f"/{layers[-1]}" * self.mtp
+        ahead = f"{attention}-" if "dense_ahead" in self.flags else layers[-1]
+        return "".join(layers) + f"/{ahead}" * self.mtp
 
 
 def require_rows(config: ModelConfig) -> MegatronRows:
@@ -163,7 +164,7 @@ def _find_flags(family: MegatronRows, values: Mapping[str, Any], *, tied: bool) 
         "latent": bool(values.get("kv_lora_rank")),
         "shared_experts": any(values.get(key) for key in SHARED_KEYS),
         "shared_gate": any("mlp.shared_experts.gate_weight" in row.megatron for row in family.moe),
-        "expert_bias": any(row.hf.endswith("e_score_correction_bias") for row in family.moe),
+        "expert_bias": any(row.megatron.endswith("router.expert_bias") for row in family.moe),
     }
     for flag, source in family.flags.items():
         found[flag] = source is True or bool(values.get(source[0], source[1]))

@@ -156,28 +156,41 @@ class QueryGroups:
 
 @dataclass(frozen=True)
 class StackedHeads:
-    """One tensor of all query, all key and all value rows, against rows interleaved by head."""
+    """One tensor of all query, all key and all value rows, against rows interleaved by group.
+
+    ``groups``: how many heads keys and values have; 0: as many as queries.
+    """
 
     heads: int
+    groups: int = 0
 
     def find_fault(self, shapes: Sequence[Shape]) -> str:
         rows = shapes[0][0] if shapes[0] else 0
-        if rows and rows % (3 * self.heads) == 0:
+        if rows and rows % self._parts == 0:
             return ""
-        return f"{list(shapes[0])}, expected rows of query, key and value for {self.heads} heads"
+        heads = f"{self.heads} heads" + (f" and {self.groups} query groups" if self.groups else "")
+        return f"{list(shapes[0])}, expected rows of query, key and value for {heads}"
 
     def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
-        third = tensors[0].shape[0] // 3
-        return self._groups(third).join([tensors[0].narrow(0, i * third, third) for i in range(3)])
+        groups, at, parts = self._groups(tensors[0].shape[0]), 0, []
+        for rows in groups.rows:
+            parts.append(tensors[0].narrow(0, at, rows))
+            at += rows
+        return groups.join(parts)
 
     def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
         (whole,) = wholes
         if self.find_fault([whole.shape]):
             raise ValueError(self.find_fault([whole.shape]))
-        return [cat(self._groups(whole.shape[0] // 3).split(wholes), 0)]
+        return [cat(self._groups(whole.shape[0]).split(wholes), 0)]
+
+    @property
+    def _parts(self) -> int:
+        """Heads of query, key and value together."""
+        return self.heads + 2 * (self.groups or self.heads)
 
     def _groups(self, rows: int) -> QueryGroups:
-        return QueryGroups(self.heads, self.heads, rows // self.heads)
+        return QueryGroups(self.heads, self.groups or self.heads, rows // self._parts)
 
 
 @dataclass(frozen=True)

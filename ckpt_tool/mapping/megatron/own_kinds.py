@@ -29,7 +29,7 @@ def find_indexers(text: Fields, layers: int) -> tuple[str, ...]:
     if not layers <= len(kinds) <= most or not set(kinds) <= set(_INDEXERS.values()):
         raise MappingError(
             f"{text.path}: indexer_types or index_topk_pattern is {', '.join(kinds[:9])}, expected"
-            f" `full` or `shared` for each of {layers} layers"
+            f" full or shared for each of {layers} layers"
         )
     if layers and kinds[0] == "shared":
         raise MappingError(f"{text.path}: the first layer has no indexer, nor one before it")

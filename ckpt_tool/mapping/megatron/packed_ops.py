@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ckpt_tool.mapping.megatron.ops import Blocks
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.turned import turn
 
 
 @dataclass(frozen=True)
@@ -33,4 +34,4 @@ class Packed:
         return [self._turn(whole)]
 
     def _turn(self, tensor: LazyTensor) -> LazyTensor:
-        return tensor.transpose(1, 2) if self.transpose else tensor
+        return turn(tensor) if self.transpose else tensor

@@ -6,7 +6,7 @@ from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS
 
 #: How configs call the number of experts that see every token; the sizes have their width.
-SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts")
+SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts")
 
 
 def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
@@ -20,14 +20,17 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
     )
     width = vision.size("hidden_size", 0)
+    groups = text.size("num_key_value_heads", heads)
     found = {
         "one": 1,
         "vocab": text.size("vocab_size"),
         "hidden": hidden,
         "two_hidden": 2 * hidden,
         "head": head,
+        "heads": heads,
         "query": heads * head,
-        "key": text.size("num_key_value_heads", heads) * head,
+        "key": groups * head,
+        "query_key_value": (heads + 2 * groups) * head,
         "ffn": ffn,
         "two_ffn": 2 * ffn,
         "expert_ffn": expert or ffn,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from ckpt_tool.mapping.families.megatron_form import Row
+from ckpt_tool.mapping.megatron.alternating_ops import Alternating
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
@@ -34,6 +35,8 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "packed_turned": lambda _: Packed(transpose=True),
     "qkv": lambda numbers: QueryGroups(numbers.heads, numbers.groups, numbers.head_dim),
     "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads),
+    "grouped_qkv": lambda numbers: StackedHeads(numbers.heads, numbers.groups),
+    "alternating": lambda _: Alternating(),
     "vocabulary": lambda numbers: Vocabulary(numbers.vocab_size, numbers.padded_vocab_size),
 }
 

@@ -18,6 +18,7 @@ _COLUMN = re.compile(
     r"(^|\.)(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|linear_fc1|eh_proj"
     r"|gate_up_proj)\.(weight|bias)$"
     r"|(^|\.)(word_embeddings|output_layer|embed_tokens|lm_head)\.weight$"
+    r"|(^|\.)core_attention\.softmax_offset$"  # a sink for each head
 )
 _ROW = re.compile(r"(^|\.)(linear_proj|linear_fc2|o_proj|down_proj)\.weight$")
 #: verl 0.3's: query, key and value heads of a rank, so that cutting the whole is no cut at all.

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import ckpt_tool
 from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts
-from ckpt_tool.mapping.families.megatron_rows import LATENT, SHARED, SHARED_GATE, WIDE_NORMS
+from ckpt_tool.mapping.families.megatron_rows import LATENT, WIDE_NORMS
 from ckpt_tool.mapping.families.table import FAMILIES, Family
 from tests.mapping.families.bridges import BRIDGES
 from tests.real.megatron_models import CLASSES
+from tests.real.megatron_routed import UNNAMED
 
 README = Path(ckpt_tool.__file__).parent / "mapping" / "README.md"
 HEAD = (
@@ -54,8 +55,10 @@ def describe_megatron(family: Family) -> str:
         said.append("norms after")
     if "norms_beside" in rows.flags:
         said.append("norms beside the layer")
+    if any(row.megatron.endswith(".softmax_offset") for row in rows.attention):
+        said.append("sinks")
     if rows.moe:
-        shared = set(SHARED + SHARED_GATE) & set(rows.moe)
+        shared = any(row.megatron.startswith("mlp.shared_experts.") for row in rows.moe)
         said.append("experts, shared expert" if shared else "experts")
     return ", ".join(said)
 
@@ -77,6 +80,7 @@ GIVEN = {
     "exaone4": "its norms are the tests'",
     "glm4": "its norms are the tests'",
     "nemotron": "its norms are the tests'",
+    "bailing_moe_v2": "of a GLM-4.5-MoE under its names",
 }
 
 
@@ -85,7 +89,8 @@ def judge(model_type: str, family: Family) -> str:
     if family.megatron is None:
         return ""
     given = f" ({GIVEN[model_type]})" if model_type in GIVEN else ""
-    return f"logits{given}" if family.architecture in CLASSES else "keys"
+    is_real = family.architecture in CLASSES or model_type in UNNAMED
+    return f"logits{given}" if is_real else "keys"
 
 
 def describe_else(family: Family) -> str:

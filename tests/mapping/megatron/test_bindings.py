@@ -69,7 +69,7 @@ def test_stacked_layers_share_names_and_layers_of_their_own_do_not(family):
     stacked = by_hub(bindings(family, "stacked", **alike(family)))
     for hub, per_layer in by_hub(bindings(family, **alike(family))).items():
         layered = re.match(_LAYERED, hub)
-        if layered is None or hub in TOWERS.get(family, {}):
+        if layered is None or hub in TOWERS.get(family, {}) or hub.startswith("mtp."):
             assert stacked[hub] == per_layer
             continue
         layer, count = int(layered[1] or layered[2]), 3 if layered[1] else 2
@@ -80,7 +80,7 @@ def test_stacked_layers_share_names_and_layers_of_their_own_do_not(family):
         assert stacked[hub].op == per_layer.op
 
 
-@pytest.mark.parametrize("family", sorted(MOE.keys() - set(PACKED)))
+@pytest.mark.parametrize("family", sorted(MOE.keys() - set(PACKED) - {"gpt_oss"}))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_experts_are_entries_of_one_tensor(family, layout):
     found = by_hub(bindings(family, layout, **alike(family)))

@@ -36,6 +36,7 @@ UNSYNCED = WriteOptions(fsync=False)
 CHECKED = WriteOptions(fsync=False, check_load=True)
 #: Beginnings of the names of models whose layers are not all alike.
 DIFFERING = ("deepseek", "moonlight", "glm", "kimi", "dots1", "ernie", "qwen3_moe_mlp_only")
+DIFFERING += ("hy_v3", "bailing", "sarvam", "exaone_moe")
 LATENT = ("deepseek", "moonlight", "kimi", "glm4_moe_lite", "glm_moe_dsa")
 
 #: Many requests in one process, as starting megatron-core takes seconds.
@@ -119,7 +120,7 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
     asked.write_text(json.dumps(requests))
     subprocess.run([sys.executable, "-W", "ignore", "-c", DRIVER, asked, answered], check=True)
     found = json.loads(answered.read_text())
-    assert len(found) == 48 + 30 - sum(len(list_layouts(name)) for name in UNKNOWN)
+    assert found.keys() == requests.keys()
     for case in [case for case in found if case.partition("/")[0] in REFUSED]:
         assert "0.19" in found.pop(case)["unusable"]
         del sizes[case]

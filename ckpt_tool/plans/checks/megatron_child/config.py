@@ -53,6 +53,8 @@ def make_text_config(
         "qk_layernorm": bool({"qk_norm", "wide_norms", "latent"} & flags),
         "mtp_num_layers": numbers.mtp or None,
     }
+    if "sinks" in flags:
+        values["softmax_type"] = "learnable"
     if numbers.experts:
         values |= _experts(numbers)
     if hybrid:

@@ -21,7 +21,7 @@ from ckpt_tool.plans.checks.megatron_child.config import (
     make_text_config,
     make_vision_config,
 )
-from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call
+from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call, read_release
 from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
 from ckpt_tool.plans.checks.megatron_child.request import Request
@@ -57,6 +57,8 @@ def make_sharded_state(request: Request) -> dict[str, Any]:
 def _modules(request: Request) -> dict[str, Any]:
     """The modules by the prefix of their keys: one, or those of a model that sees too."""
     _require_plain_queries(request)
+    if "sinks" in request.numbers.flags and read_release() < (0, 15):
+        raise UnknownModelError("attention has sinks there since 0.15")
     hybrid = request.layout == "hybrid"
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
     if hybrid:
@@ -109,8 +111,9 @@ def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
         use_indexers(spec.layer_specs)
     prediction = {}
     if request.numbers.mtp:
+        last = _dense_spec(config) if "dense_ahead" in request.numbers.flags else spec
         prediction["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(
-            config, spec, use_transformer_engine=False
+            config, last, use_transformer_engine=False
         )
     return GPTModel(
         config=config,
@@ -142,6 +145,16 @@ def _block_spec(config: TransformerConfig) -> Any:
         for layer in spec.layer_specs:
             layer.submodules.self_attention.submodules.core_attention = NoAttention
     return spec
+
+
+def _dense_spec(config: TransformerConfig) -> Any:
+    """A layer without experts, of a model that has them."""
+    return call(
+        gpt_layer_specs.get_gpt_layer_local_spec,
+        num_experts=None,
+        qk_layernorm=config.qk_layernorm,
+        normalization=config.normalization,
+    )
 
 
 def _gate_shared_experts(spec: Any) -> None:

@@ -1,0 +1,116 @@
+"""Matrices that are turned: by hand, against torch, any part of them, and what they are made of."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ckpt_tool.tensors import turned
+from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.dtypes import BFLOAT16
+from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.nibbles import unpack_mxfp4
+from ckpt_tool.tensors.turned import Pairs, turn
+from tests.support.backed import backed, distinct, raw, same, tilings
+
+KINDS: tuple[Pairs, ...] = ("", "apart", "in turns")
+kinds = st.sampled_from(KINDS)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+def by_torch(tensor: Tensor, pairs: Pairs) -> Tensor:
+    found = tensor.mT
+    if pairs == "apart":
+        found = torch.cat([found[:, ::2], found[:, 1::2]], 1)
+    elif pairs == "in turns":
+        first, second = found.chunk(2, -1)
+        found = torch.stack([first, second], -1).flatten(-2)
+    return found.contiguous()
+
+
+def read(tensor: LazyTensor, cuts: Sequence[int]) -> bytes:
+    """All of it, in parts that begin at ``cuts``, by one reader."""
+    size = tensor.dtype.itemsize
+    out = memoryview(bytearray(tensor.nbytes))
+    with FileTable() as files:
+        reader = BlockReader(files)
+        for start, stop in pairwise([0, *cuts, tensor.numel]):
+            reader.read(tensor, start, stop, out[start * size : stop * size])
+    return bytes(out)
+
+
+def test_by_hand(folder) -> None:
+    tensor = torch.tensor([[[1, 2, 3, 4], [5, 6, 7, 8]]])
+    lazy = backed(folder / "hand", tensor)
+    assert turn(lazy).read().tolist() == [[[1, 5], [2, 6], [3, 7], [4, 8]]]
+    assert turn(lazy, "apart").read().tolist() == [[[1, 5], [3, 7], [2, 6], [4, 8]]]
+    assert turn(lazy, "in turns").read().tolist() == [[[1, 5], [2, 6], [3, 7], [4, 8]]]
+
+
+@given(st.data(), kinds, st.sampled_from([1, 30, 1 << 20]), st.sampled_from([2, 256]))
+def test_any_part_of_it(folder, data, pairs, strip, side) -> None:
+    """Whatever memory there is for strips, and however the file is cut."""
+    experts, rows, columns = (data.draw(st.integers(1, 4)) for _ in range(3))
+    shape = (experts, rows * (1 + (pairs == "in turns")), columns * (1 + (pairs == "apart")))
+    tensor = distinct(shape)
+    lazy = turn(backed(folder / "part", tensor, data.draw(tilings(shape))), pairs)
+    cuts = sorted(data.draw(st.lists(st.integers(0, tensor.numel()), max_size=3)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turned, "_STRIP", strip)
+        patch.setattr(turned, "_SIDE", side)
+        assert read(lazy, cuts) == raw(by_torch(tensor, pairs))
+
+
+@pytest.mark.parametrize("pairs", KINDS)
+def test_pieces_of_it_are_pieces_of_torchs(folder, pairs) -> None:
+    tensor = distinct((3, 4, 6))
+    lazy = turn(backed(folder / "pieces", tensor), pairs)
+    expected = by_torch(tensor, pairs)
+    assert same(lazy.select(0, 1).narrow(0, 1, 3).read(), expected[1, 1:4].contiguous())
+    assert same(lazy.narrow(2, 1, 2).read(), expected[..., 1:3].contiguous())
+
+
+@pytest.mark.parametrize("pairs", KINDS)
+def test_it_is_cast_as_the_matrices_are(folder, pairs) -> None:
+    tensor = torch.randn(2, 4, 6)
+    lazy = backed(folder / "cast", tensor)
+    expected = by_torch(tensor.bfloat16(), pairs)
+    assert same(turn(lazy.to(BFLOAT16), pairs).read(), expected)
+    assert same(turn(lazy, pairs).to(BFLOAT16).read(), expected)
+
+
+@pytest.mark.parametrize("pairs", KINDS)
+def test_what_was_turned_when_it_was_unpacked(folder, pairs) -> None:
+    source = torch.Generator().manual_seed(3)
+    blocks = torch.randint(0, 256, (2, 6, 2, 16), generator=source, dtype=torch.uint8)
+    scales = torch.randint(100, 150, (2, 6, 2), generator=source, dtype=torch.uint8)
+    parts = backed(folder / "blocks", blocks), backed(folder / "scales", scales)
+    lazy = unpack_mxfp4(*parts, BFLOAT16)
+    found = turn(lazy, pairs)
+    assert same(found.read(), by_torch(lazy.read(), pairs))
+    assert found.dtype == BFLOAT16
+    part = turn(lazy.narrow(1, 0, 32), pairs)
+    assert same(part.read(), by_torch(lazy.read()[:, :32], pairs))
+
+
+@pytest.mark.parametrize(
+    ("shape", "pairs"), [((3, 4), ""), ((2, 3, 5), "apart"), ((2, 3, 4), "in turns"), ((), "")]
+)
+def test_what_cannot_be_turned_is_said(folder, shape, pairs) -> None:
+    with pytest.raises(ValueError, match="no matrices"):
+        turn(backed(folder / "no", distinct(shape)), pairs)
+
+
+def test_nothing_is_turned_into_nothing(folder) -> None:
+    assert turn(backed(folder / "empty", torch.ones(2, 0, 4))).shape == (2, 4, 0)
