@@ -35,9 +35,20 @@ LIBRARY = f"megatron-core {version('megatron-core')}"
 UNSYNCED = WriteOptions(fsync=False)
 CHECKED = WriteOptions(fsync=False, check_load=True)
 #: Beginnings of the names of models whose layers are not all alike.
-DIFFERING = ("deepseek", "moonlight", "glm", "kimi", "dots1", "ernie", "qwen3_moe_mlp_only")
+DIFFERING = (
+    "deepseek",
+    "moonlight",
+    "glm4_moe",
+    "glm_moe",
+    "kimi",
+    "dots1",
+    "ernie",
+    "qwen3_moe_mlp_only",
+)
 DIFFERING += ("hy_v3", "bailing", "sarvam", "exaone_moe")
 LATENT = ("deepseek", "moonlight", "kimi", "glm4_moe_lite", "glm_moe_dsa")
+#: What no HybridModel has: towers, and norms beside attention and MLP.
+NO_HYBRID = ("qwen2_5_vl", "glm4")
 
 #: Many requests in one process, as starting megatron-core takes seconds.
 DRIVER = """
@@ -90,7 +101,7 @@ def write_mimo(qwen2: Path, out: Path) -> Path:
 
 def list_layouts(name: str) -> tuple[str, ...]:
     plain = ("per-layer",) if name.startswith(DIFFERING) else ("stacked", "per-layer")
-    return plain if name == "qwen2_5_vl" else (*plain, "hybrid")
+    return plain if name in NO_HYBRID else (*plain, "hybrid")
 
 
 def models(folder: Path, vlm: Path) -> Iterator[tuple[str, Path]]:
