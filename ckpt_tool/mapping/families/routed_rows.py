@@ -64,6 +64,7 @@ GPT_OSS = MegatronRows(
         "output_bias": ("attention_bias", True),
         "mlp_bias": True,
         "sinks": True,
+        "quick_geglu": True,
     },
 )
 

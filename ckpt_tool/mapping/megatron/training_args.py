@@ -8,6 +8,7 @@ the same. Source: ``megatron/training/checkpointing.py`` and ``arguments.py`` of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ckpt_tool.common.untrusted import Fields
@@ -22,7 +23,7 @@ _SAME = {
     "norm_epsilon": ("rms_norm_eps", "norm_eps"),
     "moe_router_topk": ("num_experts_per_tok", "moe_k"),
     "moe_ffn_hidden_size": ("moe_intermediate_size",),
-    "moe_router_topk_scaling_factor": ("routed_scaling_factor",),
+    "moe_router_topk_scaling_factor": ("routed_scaling_factor", "router_scaling_factor"),
     "moe_router_num_groups": ("n_group",),
     "moe_router_group_topk": ("topk_group",),
     "q_lora_rank": ("q_lora_rank",),
@@ -86,6 +87,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
     return (
         found
         | _make_layers(numbers.flags)
+        | (_make_gpt_oss(text) if "quick_geglu" in numbers.flags else {})
         | _make_rotary(Fields(text, rules.config.path))
         | (_make_experts(rules) if numbers.experts else {})
         | (_make_hybrid(rules) if rules.layout == "hybrid" else {})
@@ -112,8 +114,18 @@ def _make_layers(flags: frozenset[str]) -> dict[str, Any]:
     return {
         "normalization": "LayerNorm" if "layer_norm" in flags else "RMSNorm",
         "apply_layernorm_1p": "zero_centred" in flags,
-        "swiglu": not {"gelu", "ungated"} & flags,
+        "swiglu": not {"gelu", "ungated", "quick_geglu"} & flags,
         "squared_relu": "ungated" in flags,
+    }
+
+
+def _make_gpt_oss(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Its experts and its attention, in arguments that are there since 0.15."""
+    return {
+        "quick_geglu": True,
+        "glu_linear_offset": 1.0,
+        "activation_func_clamp_value": text.get("swiglu_limit", 7.0),
+        "softmax_type": "learnable",
     }
 
 

@@ -80,6 +80,23 @@ EXPECTED = {
         "dsa_indexer_head_dim": 2,
         "dsa_indexer_topk": 7,
     },
+    "gpt_oss": {
+        "add_bias_linear": True,
+        "add_qkv_bias": True,
+        "swiglu": False,
+        "quick_geglu": True,
+        "glu_linear_offset": 1.0,
+        "activation_func_clamp_value": 6.5,
+        "softmax_type": "learnable",
+        "moe_router_score_function": "softmax",
+        "moe_router_pre_softmax": False,
+    },
+    "hy_v3": {
+        "moe_router_topk_scaling_factor": 2.5,
+        "moe_router_score_function": "sigmoid",
+        "moe_shared_expert_intermediate_size": 8,
+        "mtp_num_layers": 1,
+    },
     "gemma3_text": {
         "apply_layernorm_1p": True,
         "swiglu": False,
@@ -128,6 +145,8 @@ EXPECTED = {
     },
 }
 CHANGES = {
+    "gpt_oss": {"swiglu_limit": 6.5},
+    "hy_v3": {"router_scaling_factor": 2.5},
     "deepseek_v32": {"index_topk": 7},
     "qwen2_moe": {"norm_topk_prob": False},
     "olmoe": {"norm_topk_prob": False},
