@@ -97,6 +97,8 @@ def _put(state: State, prefix: str, part: State) -> None:
 
 
 def _layer(hf: State, config: HuggingFaceConfig, index: int) -> State:
+    if "feed_forward.down_proj.weight" in hf or "feed_forward.router.weight" in hf:
+        hf = _unpack(hf)
     state = _norms(hf)
     state["self_attention.linear_proj.weight"] = hf.pop("self_attn.o_proj.weight")
     attention = _latent_attention(hf) if "kv_lora_rank" in config else _attention(hf, config)
@@ -106,6 +108,19 @@ def _layer(hf: State, config: HuggingFaceConfig, index: int) -> State:
     _put(state, "mlp.", _experts(hf, config) if has_experts else _mlp(hf, "mlp."))
     assert not hf, f"nothing is known of {sorted(hf)} in layer {index}"
     return state
+
+
+def _unpack(hf: State) -> State:
+    """A layer of Llama 4 as others call it, each expert by itself and as linear layers have it."""
+    found = {name.replace("feed_forward.", "mlp."): tensor for name, tensor in hf.items()}
+    if "mlp.router.weight" in found:
+        found["mlp.gate.weight"] = found.pop("mlp.router.weight")
+        both, down = (found.pop(f"mlp.experts.{name}_proj") for name in ("gate_up", "down"))
+        for index, (expert, last) in enumerate(zip(both, down, strict=True)):
+            gate, up = expert.t().chunk(2)
+            parts = {"gate": gate, "up": up, "down": last.t()}
+            _put(found, f"mlp.experts.{index}.", {f"{n}_proj.weight": t for n, t in parts.items()})
+    return found
 
 
 def _norms(hf: State) -> State:

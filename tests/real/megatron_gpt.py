@@ -166,6 +166,7 @@ def _build_chunk(
         config=config,
         use_transformer_engine=False,
         normalization="RMSNorm",
+        qk_l2_norm=hf["model_type"] == "llama4_text",
         vp_stage=stage,
     )
     _fit_to_cpu(spec, config)
@@ -306,7 +307,7 @@ def _attention(hf: HuggingFaceConfig) -> dict[str, Any]:
             ("qwen3", "dots1", "olmoe", "minimax_m2", "gemma3", "exaone4")
         )
         or hf.get("use_qk_norm", False),
-        "rotary_interleaved": family in ("ernie4_5_moe", "glm4"),
+        "rotary_interleaved": family in ("ernie4_5_moe", "glm4", "llama4_text"),
         "add_qkv_bias": family.startswith("qwen2") or hf.get("attention_bias", False),
     }
 
@@ -335,6 +336,8 @@ def expert_count(hf: HuggingFaceConfig) -> int | None:
 def dense_layers(hf: HuggingFaceConfig) -> set[int]:
     """The layers of a mixture-of-experts model that have a plain MLP."""
     layers = hf["num_hidden_layers"]
+    if "moe_layers" in hf:
+        return set(range(layers)) - set(hf["moe_layers"])
     last = hf.get("moe_layer_end_index", layers - 1)
     ahead = {layers} if hf["model_type"] in DENSE_AHEAD else set()
     if hf.get("mlp_layer_types"):
@@ -402,7 +405,20 @@ def _shifted_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
     return values
 
 
+def _single_routing(hf: HuggingFaceConfig) -> dict[str, Any]:
+    """One expert, which is given its share of a state; layers without experts are wider."""
+    return {
+        "moe_router_score_function": "sigmoid",
+        "moe_apply_probs_on_input": True,
+        "moe_shared_expert_intermediate_size": hf["intermediate_size"],
+        "ffn_hidden_size": hf["intermediate_size_mlp"],
+        "qk_l2_norm": True,
+        "qk_layernorm": False,
+    }
+
+
 _ROUTING = {
+    "llama4_text": _single_routing,
     "mixtral": _softmax_routing,
     "qwen2_moe": _softmax_routing,
     "qwen3_moe": _softmax_routing,

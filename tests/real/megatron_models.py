@@ -207,6 +207,18 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "exaone4": ("Exaone4ForCausalLM", _SLIDING),
+    "llama4_text": (
+        "Llama4ForCausalLM",
+        {
+            "head_dim": 24,
+            "intermediate_size": 40,
+            "intermediate_size_mlp": 96,
+            "num_local_experts": 4,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layers": [1, 1, 1, 1],
+            "pad_token_id": 0,
+        },
+    ),
     "glm4": (
         "Glm4ForCausalLM",
         {

@@ -128,6 +128,7 @@ if TRANSFORMERS < (5, 0):
         "ministral3",
         "glm4",
         *ROUTED,
+        "llama4_text",
     )
     UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")
 #: What the installed megatron-core has no layers for, and why.

@@ -92,6 +92,14 @@ CONFIGS = {
     | {"vision_config": {"depth": 2, "num_heads": 2, "deepstack_visual_indexes": [0, 1]}},
     "mistral3": _DECODER,
     "glm4": _DECODER,
+    "llama4_text": _DECODER
+    | {
+        "num_local_experts": 3,
+        "num_experts_per_tok": 1,
+        "intermediate_size": 4,
+        "intermediate_size_mlp": 5,
+        "interleave_moe_layer_step": 2,
+    },
     "gemma3": _DECODER | {"tie_word_embeddings": True, "vision_config": {"hidden_size": 4}},
     **{name: _DECODER | config for name, config in routed.CONFIGS.items()},
 }
@@ -119,6 +127,7 @@ MOE = {
     "olmoe": {0, 1, 2},
     "minimax_m2": {0, 1, 2},
     "qwen3_vl_moe": {0, 1, 2},
+    "llama4_text": {1},
     **routed.MOE,
 }
 
@@ -136,6 +145,7 @@ def alike(family: str) -> dict:
         "first_k_dense_replace": 0,
         "mlp_layer_types": None,
         "moe_layer_start_index": 0,
+        "interleave_moe_layer_step": 1,
         "indexer_types": ["full"] * 3,
     }
     return every if uneven else {}
@@ -149,7 +159,7 @@ SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3", "gem
 #: Those whose towers have rows.
 WITH_BLOCKS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 #: Experts of a layer are one tensor on the Hub too.
-PACKED = ("qwen3_vl_moe",)
+PACKED = ("qwen3_vl_moe", "llama4_text")
 #: A HybridModel has no vision tower, and no norms beside attention and MLP.
 CASES += [(family, "hybrid", {}) for family in FAMILIES if family not in (*SEEING, "glm4")]
 
@@ -230,11 +240,8 @@ def whole(sharded: TiledTensor) -> torch.Tensor:
 def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
     hidden, width = config["hidden_size"], config["intermediate_size"]
     shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-    if family == "glm4":
-        shapes |= {f"post_{part}_layernorm.weight": (hidden,) for part in ("self_attn", "mlp")}
-        shapes |= {"mlp.gate_up_proj.weight": (2 * width, hidden)}
-        shapes |= {"mlp.down_proj.weight": (hidden, width)}
-        return shapes | _grouped(family, config)
+    if family in _OTHERS:
+        return shapes | _OTHERS[family](config, moe) | _grouped(family, config)
     latent = family in LATENT
     shapes |= _latent(config) if latent else _grouped(family, config)
     if family in CENTRED:
@@ -290,6 +297,25 @@ def _routed(family: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
         return {f"mlp.experts.{name}": shape for name, shape in packed.items()}
     every = (_gated(f"mlp.experts.{expert}", hidden, width) for expert in range(3))
     return {name: shape for shapes in every for name, shape in shapes.items()}
+
+
+def _glm4(config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    shapes = {f"post_{part}_layernorm.weight": (hidden,) for part in ("self_attn", "mlp")}
+    shapes["mlp.gate_up_proj.weight"] = (2 * width, hidden)
+    return shapes | {"mlp.down_proj.weight": (hidden, width)}
+
+
+def _llama4(config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    if not moe:
+        return _gated("feed_forward", hidden, config["intermediate_size_mlp"])
+    shapes = _routed("llama4_text", hidden, width) | _gated("mlp.shared_expert", hidden, width)
+    shapes["mlp.router.weight"] = (3, hidden)
+    return {name.replace("mlp.", "feed_forward."): shape for name, shape in shapes.items()}
+
+
+_OTHERS = {"glm4": _glm4, "llama4_text": _llama4}
 
 
 def _gated(stem: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:

@@ -170,7 +170,9 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS, float32=None),
     "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),
     "kimi_k2": Family(hub=EXPERTS, megatron=mcore.DEEPSEEK, float32=_ROUTER_BIAS),
-    "llama4_text": Family("Llama4ForCausalLM", torchtitan=LLAMA4_TEXT),
+    "llama4_text": Family(
+        "Llama4ForCausalLM", torchtitan=LLAMA4_TEXT, megatron=towers.LLAMA4_TEXT, float32=None
+    ),
     "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
     "minimax_m2": Family("MiniMaxM2ForCausalLM", MINIMAX_M2_EXPERTS, megatron=mcore.MINIMAX_M2),
     "mixtral": Family("MixtralForCausalLM", MIXTRAL_EXPERTS, megatron=mcore.MIXTRAL_MOE),
@@ -199,6 +201,8 @@ FAMILIES: dict[str, Family] = {
     "kimi_k25": Family("Kimi_K25ForConditionalGeneration", megatron=towers.KIMI_K25, float32=None),
     "kimi_vl": Family(megatron=towers.KIMI_VL, float32=_ROUTER_BIAS),
     "llama4": Family(torchtitan=LLAMA4),
+    "gemma3": Family("Gemma3ForConditionalGeneration", tied=True, megatron=gemma.GEMMA3_VL),
+    "llama4": Family(torchtitan=LLAMA4, megatron=towers.LLAMA4, float32=None),
     "mistral3": Family("Mistral3ForConditionalGeneration", megatron=mcore.MISTRAL3),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_5_VL),

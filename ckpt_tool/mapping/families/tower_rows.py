@@ -38,6 +38,48 @@ _PACKED = (
 #: Experts of a layer are two tensors on the Hub, each turned.
 PACKED_MOE = (*(row for row in MOE if "{e}" not in row.hf), *_PACKED)
 
+#: Layers in turns have a plain MLP, and another width than experts have.
+LLAMA4_TEXT = MegatronRows(
+    GROUPED,
+    (
+        DENSE[0],
+        Row(
+            "feed_forward.{gate,up}_proj.weight",
+            "mlp.linear_fc1.weight",
+            "gate_up",
+            shape="ffn,hidden",
+        ),
+        Row("feed_forward.down_proj.weight", "mlp.linear_fc2.weight", shape="hidden,ffn"),
+    ),
+    (
+        MOE[0],
+        Row("feed_forward.router.weight", "mlp.router.weight", shape="experts,hidden"),
+        *(replace(row, hf=row.hf.replace("mlp.", "feed_forward.")) for row in _PACKED),
+        Row(
+            "feed_forward.shared_expert.{gate,up}_proj.weight",
+            "mlp.shared_experts.linear_fc1.weight",
+            "gate_up",
+            shape="shared_ffn,hidden",
+        ),
+        Row(
+            "feed_forward.shared_expert.down_proj.weight",
+            "mlp.shared_experts.linear_fc2.weight",
+            shape="hidden,shared_ffn",
+        ),
+    ),
+    flags={
+        "qkv_bias": ("attention_bias", False),
+        "output_bias": ("attention_bias", False),
+        "shared_experts": True,
+    },
+)
+LLAMA4 = replace(
+    LLAMA4_TEXT,
+    trunk="language_model.model.",
+    head="language_model.",
+    towers=("vision_model.", "multi_modal_projector."),
+)
+
 #: Norms after attention and after the MLP, beside the layer as slime has them.
 GLM4 = MegatronRows(
     (

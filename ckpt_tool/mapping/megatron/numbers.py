@@ -14,6 +14,9 @@ from ckpt_tool.mapping.families.table import FAMILIES, find_family
 from ckpt_tool.mapping.megatron.own_kinds import OWN_KINDS
 from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, read_sizes
 
+#: How configs call every how many layers one has experts.
+_STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -136,12 +139,15 @@ def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
     """Which layers have experts, by the keys of Qwen (step, list) and DeepSeek (first, every).
 
     ERNIE has a step too, a first and a last one, of which -1 is that of the model.
-    Where a list names the kind of each layer, as GLM-4.7-Flash has it, nothing else counts.
+    Where a list names the kind of each layer, as GLM-4.7-Flash has it, or those with experts, as
+    Llama 4's does, nothing else counts.
     """
     kinds = keys.texts("mlp_layer_types")
     if kinds:
         return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")
-    step = keys.size("decoder_sparse_step", keys.size("moe_layer_interval", 1)) or 1
+    if isinstance(keys.values.get("moe_layers"), list):
+        return frozenset(layer for layer in keys.sizes("moe_layers") if layer < layers)
+    step = next((keys.size(key) for key in _STEPS if keys.values.get(key)), 1)
     every = keys.size("moe_layer_freq", 1) or 1
     first = keys.size("first_k_dense_replace", keys.size("moe_layer_start_index", 0))
     last = keys.find_number("moe_layer_end_index")

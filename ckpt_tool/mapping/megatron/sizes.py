@@ -15,6 +15,8 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     head = text.size("head_dim", hidden // max(heads, 1))
     ffn, expert = text.size("intermediate_size", 0), text.size("moe_intermediate_size", 0)
     shared = max(text.size(key, 0) for key in SHARED_KEYS) * expert
+    if text.values.get("intermediate_size_mlp"):  # Llama 4's, whose experts have the other width
+        expert, shared, ffn = ffn, ffn, text.size("intermediate_size_mlp")
     nope, rope, value, rank = (
         text.size(key, 0)
         for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")

@@ -36,7 +36,7 @@ def test_every_family_has_a_config_here():
 #: Their language models are others of these: ``operations/to_mcore/test_towers.py`` has them.
 SURROUNDED = {
     *("glm4v", "glm46v", "glm4v_moe", "kimi_k25", "kimi_vl", "internvl", "internvl_chat"),
-    *("qwen2_audio", "qwen3_asr", "qwen2_5_omni", "qwen3_omni_moe"),
+    *("qwen2_audio", "qwen3_asr", "qwen2_5_omni", "qwen3_omni_moe", "llama4"),
 }
 
 
@@ -76,6 +76,8 @@ LAYERS = {
         {"moe_layer_start_index": 2, "moe_layer_end_index": 4},
         {2, 3, 4},
     ),
+    "every second, by Llama's key": ("llama4_text", {}, {1, 3, 5}),
+    "those that are listed": ("llama4_text", {"moe_layers": [0, 3, 9]}, {0, 3}),
     "every second from one on": ("ernie4_5_moe", {"moe_layer_interval": 2}, {1, 3, 5}),
     "the last one is beyond the model": (
         "ernie4_5_moe",

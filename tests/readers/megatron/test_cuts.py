@@ -28,6 +28,7 @@ PARAMETERS = [
     ("thinker.visual.blocks.0.mlp.down_proj.weight", (8, 4), {}, WHOLE),
     ("module.thinker.audio_model.layers.0.linear_fc1.weight", (8, 4), {}, WHOLE),
     ("audio_tower.layers.0.o_proj.weight", (8, 4), {}, WHOLE),
+    ("multi_modal_projector.proj.weight", (8, 4), {}, ROWS),
     ("mm_projector.linear_fc1.weight", (8, 4), {}, WHOLE),
     ("vision_model.model.layers.0.self_attn.o_proj.weight", (8, 4), {}, WHOLE),
     ("vision_model.encoder.layers.0.mlp.down_proj.weight", (8, 4), {}, WHOLE),

@@ -46,7 +46,7 @@ def make_text_config(
         **({"gated_linear_unit": False} if "ungated" in flags else {}),
         "num_layers": numbers.layers,
         "hidden_size": numbers.sizes["hidden"],
-        "ffn_hidden_size": text["intermediate_size"],
+        "ffn_hidden_size": numbers.sizes["ffn"],
         "num_attention_heads": numbers.heads,
         "add_bias_linear": bool({"output_bias", "mlp_bias"} & flags),
         "add_qkv_bias": "qkv_bias" in flags,
