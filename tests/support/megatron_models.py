@@ -148,7 +148,7 @@ def alike(family: str) -> dict:
         "interleave_moe_layer_step": 1,
         "indexer_types": ["full"] * 3,
     }
-    return every if uneven else {}
+    return (every if uneven else {}) | routed.ALIKE.get(family, {})
 
 
 #: Family, layout, changes of its config: as it is, and with all layers alike.

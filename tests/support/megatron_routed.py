@@ -18,8 +18,20 @@ CONFIGS = {
     "sarvam_moe": _ROUTED | {"n_routed_experts": 3, "n_shared_experts": 2},
     "sarvam_mla": _LING | _LATENT,
     "exaone_moe": _LING | {"num_nextn_predict_layers": 1},
+    "mimo_v2_flash": {
+        "n_routed_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 4,
+        "moe_layer_freq": [0, 1, 1],
+        "hybrid_layer_pattern": [0, 1, 1],
+        "swa_num_key_value_heads": 4,
+        "v_head_dim": 3,
+        "num_nextn_predict_layers": 1,
+    },
 }
-PREDICTING = {"hy_v3": 1, "bailing_moe_v2": 1, "exaone_moe": 1}
+PREDICTING = {"hy_v3": 1, "bailing_moe_v2": 1, "exaone_moe": 1, "mimo_v2_flash": 1}
+#: After which all layers of a family are of one kind.
+ALIKE = {"mimo_v2_flash": {"moe_layer_freq": [1] * 3, "hybrid_layer_pattern": [1] * 3}}
 #: Which of the three layers have experts.
 MOE = {name: {1, 2} for name in CONFIGS} | {"gpt_oss": {0, 1, 2}}
 
@@ -34,6 +46,8 @@ def list_shapes(family: str, config: dict) -> Shapes:
         "lm_head.weight": (11, hidden),
     }
     dense = set(range(config.get("first_k_dense_replace", 0)))
+    if family == "mimo_v2_flash":
+        return shapes | _list_mimo(config)
     for layer in range(layers + config.get("num_nextn_predict_layers", 0)):
         found = _attention(family, hidden) | {
             "input_layernorm.weight": (hidden,),
@@ -53,6 +67,31 @@ def list_shapes(family: str, config: dict) -> Shapes:
             found |= {f"{name}.weight": (hidden,) for name in ("enorm", "hnorm", "final_layernorm")}
             found["eh_proj.weight"] = (hidden, 2 * hidden)
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
+    return shapes
+
+
+def _list_mimo(config: dict) -> Shapes:
+    """Two key and value heads or four with sinks; values are three wide, keys two."""
+    shapes: Shapes = {}
+    kinds = zip(config["hybrid_layer_pattern"], config["moe_layer_freq"], strict=True)
+    names = [f"model.layers.{layer}" for layer in range(3)] + ["model.mtp.layers.0"]
+    for name, (sliding, moe) in zip(names, [*kinds, (1, 0)], strict=True):
+        groups = 4 if sliding else 2
+        found: Shapes = {
+            "input_layernorm.weight": (6,),
+            "self_attn.q_proj.weight": (8, 6),
+            "self_attn.k_proj.weight": (2 * groups, 6),
+            "self_attn.v_proj.weight": (3 * groups, 6),
+            "self_attn.o_proj.weight": (6, 12),
+        }
+        found |= {"self_attn.attention_sink_bias": (4,)} if sliding else {}
+        found |= _experts("mimo_v2_flash", 6) if moe else _gated("mlp", 6, 5)
+        if ".mtp." in name:
+            found |= {f"{part}.weight": (6,) for part in ("enorm", "hnorm", "final_layernorm")}
+            found |= {"pre_mlp_layernorm.weight": (6,), "eh_proj.weight": (6, 12)}
+        else:
+            found["post_attention_layernorm.weight"] = (6,)
+        shapes |= {f"{name}.{part}": shape for part, shape in found.items()}
     return shapes
 
 
@@ -106,9 +145,10 @@ def _experts(family: str, hidden: int) -> Shapes:
         "bailing_moe_v2": ("mlp.gate", "mlp.shared_experts", "mlp.gate.expert_bias"),
         "sarvam_moe": ("mlp.gate", "mlp.shared_experts", "mlp.gate.expert_bias"),
         "exaone_moe": ("mlp.gate", "mlp.shared_experts", "mlp.e_score_correction_bias"),
+        "mimo_v2_flash": ("mlp.gate", "", "mlp.gate.e_score_correction_bias"),
         "sarvam_mla": ("mlp.gate", "mlp.shared_experts", "mlp.gate.e_score_correction_bias"),
     }[family]
     shapes: Shapes = {f"{gate}.weight": (3, hidden), bias: (3,)}
     for expert in range(3):
         shapes |= _gated(f"mlp.experts.{expert}", hidden, 4)
-    return shapes | _gated(shared, hidden, 8)
+    return shapes | (_gated(shared, hidden, 8) if shared else {})

@@ -53,13 +53,14 @@ class MegatronRows:
     """The rows of a family's layers; those outside of layers are the same for all.
 
     ``attentions``: rows in place of ``attention``, by the kinds of layers that ``layer_types`` of
-    the config has.
+    the config has; ``mtp`` is the kind of layers for multi-token prediction.
     ``flags``: True, or the config key that decides and what holds where the key is absent.
     ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
     their own even where all are alike. ``mtp_prefix`` is that of a layer for multi-token
     prediction on the Hub, with its ``number``, or how many layers it comes ``after``;
     ``mtp_repeats``: it has copies of the embedding and the head there; ``mtp_top``: before the
-    names of ``mtp`` where these are not below a layer; there is one layer then. ``trunk`` is before
+    names of ``mtp`` where these are not below a layer; there is one layer then.
+    ``mtp_dense``: rows in place of ``dense`` there. ``trunk`` is before
     the names of the language model on the Hub, ``head`` before that of its head, ``embedding`` the
     name of its embedding there. ``towers``: prefixes below which tensors are the same on both
     sides, those of modules that a trainer takes from transformers. Of a family with ``vision`` too,
@@ -81,6 +82,7 @@ class MegatronRows:
     mtp_prefix: str = "model.layers.{after}."
     mtp_repeats: bool = True
     mtp_top: str = ""
+    mtp_dense: Rows = ()
     vision: Vision | None = None
     trunk: str = "model."
     head: str = ""

@@ -153,5 +153,49 @@ EXAONE_MOE = MegatronRows(
     mtp_repeats=False,
     mtp_top="mtp.",
 )
+
+
+def _mimo_attention(op: str, groups: str, sinks: str) -> Rows:
+    """Heads whose values are narrower than keys; ``groups``: what the words of sizes begin with."""
+    qkv = f"query,hidden {groups}key,hidden {groups}value,hidden"
+    return (
+        GROUPED[0],
+        Row("self_attn.{q,k,v}_proj.weight", "self_attention.linear_qkv.weight", op, shape=qkv),
+        Row(
+            "self_attn.{q,k,v}_proj.bias",
+            "self_attention.linear_qkv.bias",
+            op,
+            "qkv_bias",
+            shape=qkv.replace(",hidden", ""),
+        ),
+        Row(
+            "self_attn.o_proj.weight",
+            "self_attention.linear_proj.weight",
+            shape="hidden,latent_out",
+        ),
+        replace(SINKS[0], hf="self_attn.attention_sink_bias", when=sinks),
+    )
+
+
+_MIMO_SLIDING = _mimo_attention("sliding_qkv", "swa_", "sliding_sinks")
+MIMO_V2 = MegatronRows(
+    _mimo_attention("wide_qkv", "", "full_sinks"),
+    DENSE,
+    MOE + ROUTER_BIAS,
+    _FINAL_NORM_MTP,
+    attentions={"sliding_attention": _MIMO_SLIDING, "mtp": _MIMO_SLIDING},
+    flags={
+        "qkv_bias": ("attention_bias", False),
+        "sliding_sinks": ("add_swa_attention_sink_bias", True),
+        "full_sinks": ("add_full_attention_sink_bias", False),
+        "wide_heads": True,
+        "dense_ahead": True,
+        "mtp_unsaid": True,
+    },
+    differing=True,
+    mtp_prefix="model.mtp.layers.{number}.",
+    mtp_repeats=False,
+    mtp_dense=_rename(DENSE, "post_attention_layernorm.", "pre_mlp_layernorm."),
+)
 #: Without a rank of queries, but for its config DeepSeek's.
 SARVAM_MLA = MegatronRows(LATENT, DENSE, MOE + SHARED + ROUTER_BIAS, differing=True)

@@ -173,6 +173,8 @@ FAMILIES: dict[str, Family] = {
     "llama4_text": Family(
         "Llama4ForCausalLM", torchtitan=LLAMA4_TEXT, megatron=towers.LLAMA4_TEXT, float32=None
     ),
+    "llama4_text": Family("Llama4ForCausalLM", torchtitan=LLAMA4_TEXT),
+    "mimo_v2_flash": Family("MiMoV2FlashForCausalLM", megatron=routed.MIMO_V2),
     "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
     "minimax_m2": Family("MiniMaxM2ForCausalLM", MINIMAX_M2_EXPERTS, megatron=mcore.MINIMAX_M2),
     "mixtral": Family("MixtralForCausalLM", MIXTRAL_EXPERTS, megatron=mcore.MIXTRAL_MOE),

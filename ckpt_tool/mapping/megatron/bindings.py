@@ -169,7 +169,8 @@ def _spell_layer(
     """A layer whose attention is of a kind, and which has experts or has not."""
     (kind, moe), (attention, mlp) = kinds, places
     yield from _spell(family.attentions.get(kind, family.attention), attention, numbers)
-    yield from _spell(family.moe if moe else family.dense, mlp, numbers)
+    dense = (kind == "mtp" and family.mtp_dense) or family.dense
+    yield from _spell(family.moe if moe else dense, mlp, numbers)
 
 
 def _spell_mtp(
@@ -185,7 +186,7 @@ def _spell_mtp(
     if layout == "hybrid":
         places = _place_parts(hf, f"{layer}mtp_model_layer.", 0, 1, layout)
     moe = numbers.layers - 1 in numbers.moe and "dense_ahead" not in numbers.flags
-    yield from _spell_layer(family, ("", moe), places, numbers)
+    yield from _spell_layer(family, ("mtp", moe), places, numbers)
 
 
 def _spell_vision(vision: Vision, numbers: Numbers, layout: str) -> Iterator[Binding]:

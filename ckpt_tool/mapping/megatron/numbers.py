@@ -16,6 +16,8 @@ from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, read_sizes
 
 #: How configs call every how many layers one has experts.
 _STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
+#: How many layers there are for multi-token prediction.
+MTP_KEY = "num_nextn_predict_layers"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         head_dim=text.size("head_dim", text.size("hidden_size") // max(heads, 1)),
         experts=experts if moe else 0,
         moe=moe,
-        mtp=text.size("num_nextn_predict_layers", 0) if family.mtp else 0,
+        mtp=text.size(MTP_KEY, 0) if family.mtp else 0,
         sizes=read_sizes(text, vision),
         flags=_find_flags(family, text.values, tied=bool(config.tied)),
         vocab_size=vocab,
@@ -127,7 +129,10 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
 
 
 def _find_kinds(text: Fields, layers: int) -> tuple[str, ...]:
-    kinds = tuple(text.texts("layer_types"))
+    pattern = text.sizes("hybrid_layer_pattern")  # as MiMo-V2 says it on the Hub
+    kinds = tuple(text.texts("layer_types")) or tuple(
+        "sliding_attention" if number else "full_attention" for number in pattern
+    )
     if len(kinds) != layers:
         raise MappingError(
             f"{text.path}: layer_types has {len(kinds)} entries, but there are {layers} layers"
@@ -140,8 +145,12 @@ def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
 
     ERNIE has a step too, a first and a last one, of which -1 is that of the model.
     Where a list names the kind of each layer, as GLM-4.7-Flash has it, or those with experts, as
-    Llama 4's does, nothing else counts.
+    Llama 4's does, nothing else counts, nor where one has a number for each, as MiMo-V2 has it on
+    the Hub.
     """
+    if keys.values.get("hybrid_layer_pattern"):
+        numbers = keys.sizes("moe_layer_freq")
+        return frozenset(i for i, number in enumerate(numbers[:layers]) if number)
     kinds = keys.texts("mlp_layer_types")
     if kinds:
         return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")

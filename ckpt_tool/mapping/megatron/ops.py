@@ -105,17 +105,20 @@ class GateUp:
 class QueryGroups:
     """Query, key and value rows, interleaved by query group.
 
-    ``heads`` query heads share ``groups`` key and value heads; each head has ``head_dim`` rows.
+    ``heads`` query heads share ``groups`` key and value heads; each head has ``head_dim`` rows,
+    that of values ``value_dim`` where it is not 0.
     """
 
     heads: int
     groups: int
     head_dim: int
+    value_dim: int = 0
 
     @property
     def rows(self) -> tuple[int, int, int]:
         """Rows of query, key and value."""
-        return self.heads * self.head_dim, self.groups * self.head_dim, self.groups * self.head_dim
+        value = self.groups * (self.value_dim or self.head_dim)
+        return self.heads * self.head_dim, self.groups * self.head_dim, value
 
     def find_fault(self, shapes: Sequence[Shape]) -> str:
         found = tuple(shape[0] if shape else 0 for shape in shapes)

@@ -19,7 +19,7 @@ from ckpt_tool.mapping.megatron.bindings import (
     has_expert_rows,
     make_bindings,
 )
-from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers, require_rows
+from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, require_rows
 from ckpt_tool.mapping.megatron.towers import find_towers
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -50,6 +50,7 @@ def make_rules(
     given = frozenset(names)
     _require_possible(config, numbers, len(given))
     _require_held(config, numbers, len(given), len(given) if has_expert_rows(family) else None)
+    numbers = _count_ahead(config, numbers, given, family.mtp_prefix)
     if "score.weight" in given:
         numbers = _put_value_head(numbers, "score.bias" in given)
     prefixes = tuple(format_mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
@@ -59,10 +60,11 @@ def make_rules(
             " none of their tensors: written without them"
         )
         numbers = replace(numbers, mtp=0)
-    if layout == "stacked" and 0 < len(numbers.moe) < numbers.layers:
+    uneven = 0 < len(numbers.moe) < numbers.layers
+    if layout == "stacked" and (uneven or len(set(numbers.kinds)) > 1):
+        what = "have experts and some have not" if uneven else "have another attention"
         raise MappingError(
-            "`layers='stacked'`: some layers have experts and some have not, so that they cannot"
-            " be stacked",
+            f"`layers='stacked'`: some layers {what}, so that they cannot be stacked",
             hint="Leave `layers` out: this model is then written per layer.",
         )
     if layout == "hybrid" and (family.sees or "norms_beside" in numbers.flags):
@@ -76,6 +78,18 @@ def make_rules(
     layout = layout or choose_layout(family, numbers)
     bindings = make_bindings(family, numbers, layout, towers)
     return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)
+
+
+def _count_ahead(
+    config: ModelConfig, numbers: Numbers, names: Iterable[str], prefix: str
+) -> Numbers:
+    """As many layers for multi-token prediction as there are, where the config need not say it."""
+    if "mtp_unsaid" not in numbers.flags or config.text.get(MTP_KEY) is not None:
+        return numbers
+    before, _, after = map(re.escape, prefix.partition("{number}"))
+    layer = re.compile(rf"{before}(\d+){after}")
+    found = {matched[1] for matched in map(layer.match, names) if matched}
+    return replace(numbers, mtp=len(found))
 
 
 def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None:
@@ -128,6 +142,7 @@ def infer_rules(
     layers, experts = _count_held(tensors, "layers.", 1), _count_held(tensors, "experts.", 2)
     _require_held(config, numbers, layers, experts)
     prefix = family.prefix
+    numbers = _count_ahead(config, numbers, tensors, f"{prefix}mtp.layers.{{number}}.")
     if not any(key.startswith(f"{prefix}mtp.layers.") for key in tensors):
         numbers = replace(numbers, mtp=0)
     head = tensors.get(f"{prefix}output_layer.weight")

@@ -23,6 +23,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     )
     width = vision.size("hidden_size", 0)
     groups = text.size("num_key_value_heads", heads)
+    sliding = text.size("swa_num_key_value_heads", 2 * groups)
     found = {
         "one": 1,
         "vocab": text.size("vocab_size"),
@@ -32,6 +33,11 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "heads": heads,
         "query": heads * head,
         "key": groups * head,
+        "value": groups * value,
+        "value_head": value,
+        "swa_groups": sliding,
+        "swa_key": sliding * head,
+        "swa_value": sliding * value,
         "query_key_value": (heads + 2 * groups) * head,
         "ffn": ffn,
         "two_ffn": 2 * ffn,

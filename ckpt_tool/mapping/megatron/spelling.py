@@ -25,6 +25,13 @@ from ckpt_tool.mapping.megatron.turned_ops import Turned
 #: The shape of a tensor; None: a size that the config does not say.
 Sizes = tuple[int | None, ...]
 
+
+def _make_wide(numbers: Numbers, groups: int) -> Op:
+    """Heads whose values are not as wide as their keys."""
+    value = numbers.sizes.get("value_head", 0)
+    return QueryGroups(numbers.heads, groups, numbers.head_dim, value)
+
+
 _OPS: dict[str, Callable[[Numbers], Op]] = {
     "same": lambda _: Same(),
     "gate_up": lambda _: GateUp(),
@@ -35,6 +42,8 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "packed_turned": lambda _: Packed(transpose=True),
     "qkv": lambda numbers: QueryGroups(numbers.heads, numbers.groups, numbers.head_dim),
     "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads),
+    "wide_qkv": lambda numbers: _make_wide(numbers, numbers.groups),
+    "sliding_qkv": lambda numbers: _make_wide(numbers, numbers.sizes.get("swa_groups", 0)),
     "grouped_qkv": lambda numbers: StackedHeads(numbers.heads, numbers.groups),
     "alternating": lambda _: Alternating(),
     "vocabulary": lambda numbers: Vocabulary(numbers.vocab_size, numbers.padded_vocab_size),

@@ -40,7 +40,7 @@ BRIDGES = {
     "DeciLMForCausalLM": ("nemotron-nas", "layers without attention, or without an MLP"),
     "Qwen2ForCausalLM": ("qwen2", ""),
     "MiMoForCausalLM": ("mimo", ""),
-    "MiMoV2FlashForCausalLM": ("mimo_v2_flash", "values of another width than keys, sinks"),
+    "MiMoV2FlashForCausalLM": ("mimo_v2_flash", ""),
     "MiniMaxM2ForCausalLM": ("minimax_m2", ""),
     "MiniMaxM3SparseForConditionalGeneration": (
         "minimax_m3_vl",

@@ -59,6 +59,11 @@ def _modules(request: Request) -> dict[str, Any]:
     _require_plain_queries(request)
     if "sinks" in request.numbers.flags and read_release() < (0, 15):
         raise UnknownModelError("attention has sinks there since 0.15")
+    if "wide_heads" in request.numbers.flags:
+        raise UnknownModelError(
+            "heads of values are as wide there as those of keys, and all layers have as many:"
+            " trainers bring an attention of their own"
+        )
     hybrid = request.layout == "hybrid"
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
     if hybrid:
