@@ -100,11 +100,12 @@ def test_a_hybrid_model_that_lost_a_layer_names_what_is_missing(megatron_cases, 
     assert Counter(name.split(".")[2] for name in caught.value.names) == {"8": 3, "9": 3}
 
 
+@pytest.mark.parametrize("model_type", ["kimi_k2", "sarvam_mla"])
 @pytest.mark.parametrize(("name", "size"), [row for row in LOADED if row[0] == "deepseek_v3"])
-def test_kimi_k2_is_deepseek_v3_by_another_name(megatron_cases, tmp_path, name, size):
+def test_deepseek_v3_by_another_name(megatron_cases, tmp_path, name, size, model_type):
     """The same layers, saved by real ranks: transformers has no class of this name to judge by."""
     model = megatron.hf(megatron_cases, name)
-    config = json.loads((model / "config.json").read_text()) | {"model_type": "kimi_k2"}
+    config = json.loads((model / "config.json").read_text()) | {"model_type": model_type}
     renamed = tmp_path / "config"
     renamed.mkdir()
     (renamed / "config.json").write_text(json.dumps(config))
