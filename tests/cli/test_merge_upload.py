@@ -16,7 +16,7 @@ from tests.plans.test_resume_complete import files
 from tests.support import hub_server, megatron
 from tests.support.hub_server import READS, UNKNOWN, WRITES, Hub, Repo, serving
 from tests.support.merging import TINY, values, write_rank
-from tests.support.torchrun import torchrun_command
+from tests.support.torchrun import ranks_command
 
 hub = hub_server.hub
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
@@ -214,8 +214,8 @@ def program(hub: Hub, home: Path) -> dict[str, str]:
     return os.environ | settings
 
 
-def torchrun(hub: Hub, *arguments: object) -> subprocess.CompletedProcess[str]:
-    launcher = torchrun_command(2)
+def run_together(hub: Hub, *arguments: object) -> subprocess.CompletedProcess[str]:
+    launcher = ranks_command(2)
     return subprocess.run(
         [*launcher, "-m", "ckpt_tool", "merge", "fsdp", "--no-check-load", *map(str, arguments)],
         cwd=PROJECT,
@@ -231,14 +231,14 @@ def test_of_two_ranks_one_uploads(source: Path, tmp_path: Path) -> None:
     with serving() as hub:
         arguments = (source, tmp_path / "out", "--upload", "lab/model", *SMALL)
         hub.fails = lambda _method, path: 413 if "/commit/" in path else None
-        failed = torchrun(hub, *arguments)
+        failed = run_together(hub, *arguments)
         assert failed.returncode != 0
         assert failed.stderr.count("ckpt: error:") == 1
         assert "The model is complete in" in failed.stderr
         before, first = files(tmp_path / "out"), list(hub.sent)
         assert len(first) == len(set(first)) == 4
         hub.fails = lambda _method, _path: None
-        done = torchrun(hub, *arguments, "--resume", "--json")
+        done = run_together(hub, *arguments, "--resume", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["upload"]["repo"] == "lab/model"
         assert files(tmp_path / "out") == before
@@ -250,7 +250,7 @@ def test_of_two_ranks_one_uploads(source: Path, tmp_path: Path) -> None:
 @pytest.mark.real
 def test_of_two_ranks_one_is_refused_for_both(source: Path, tmp_path: Path) -> None:
     with serving() as hub:
-        done = torchrun(hub, source, tmp_path / "out", "--upload", "other/model")
+        done = run_together(hub, source, tmp_path / "out", "--upload", "other/model")
     assert done.returncode != 0
     assert done.stderr.count("ckpt: error:") == 1
     assert "may write to ada, lab only" in done.stderr

@@ -19,7 +19,7 @@ from tests.support.merging import write_rank
 from tests.support.objects.buckets import Bucket
 from tests.support.objects.faults import ALWAYS
 from tests.support.tiny_llama import LLAMA, make_llama
-from tests.support.torchrun import torchrun_command
+from tests.support.torchrun import ranks_command
 
 BARE = ("--config", "none", "--max-shard-size", "20KB")
 
@@ -178,7 +178,7 @@ def test_what_a_run_let_appear_that_was_killed_is_removed_by_the_next(
 @pytest.mark.real
 def test_processes_of_a_run_send_their_shares(source: Path, sink: Bucket, tmp_path: Path) -> None:
     words = ("merge", source, f"{sink.url}/out", *BARE, "--verify")
-    process = start([*torchrun_command(2), "-m", "ckpt_tool"], *words)
+    process = start([*ranks_command(2), "-m", "ckpt_tool"], *words)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert run("merge", source, tmp_path / "out", *BARE).exit_code == 0
@@ -196,7 +196,7 @@ def test_where_one_process_fails_none_leaves_anything(source: Path, sink: Bucket
             times=ALWAYS,
         )
     words = ("merge", source, f"{sink.url}/out", *BARE)
-    process = start([*torchrun_command(2), "-m", "ckpt_tool"], *words)
+    process = start([*ranks_command(2), "-m", "ckpt_tool"], *words)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "model-00002-of-00003.safetensors: refused: 403 AccessDenied" in stderr

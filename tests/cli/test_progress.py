@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 from ckpt_tool.cli.progress import Bar, Lines
 from tests.common.test_parallel import PROJECT
 from tests.support.merging import TINY, values, write_rank
-from tests.support.torchrun import torchrun_command
+from tests.support.torchrun import ranks_command
 
 #: The program, which speaks whenever it is told of something in place of every 30 seconds.
 TALKS = """
@@ -218,7 +218,7 @@ def test_a_clock_of_its_own_makes_it_speak(source: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_of_several_processes_one_speaks(source: Path, talks: str, tmp_path: Path) -> None:
-    launcher = tuple(torchrun_command(2))
+    launcher = tuple(ranks_command(2))
     found = run(talks, *words(source, tmp_path / "out"), launcher=launcher).stderr.splitlines()
     first = [line for line in found if "FSDP checkpoint of step 7" in line]
     assert len(first) == 1

@@ -10,11 +10,12 @@ from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
 from tests.cli.test_reference import keys
+from tests.common.test_parallel import PROJECT
 from tests.operations.test_check_folder import flip
 from tests.plans.test_manifest import MANIFEST_NAME, contents, write_run
 from tests.support import hub_server
 from tests.support.hub_server import Hub
-from tests.support.torchrun import torchrun_command
+from tests.support.torchrun import ranks_command
 
 hub = hub_server.hub
 
@@ -123,10 +124,10 @@ def test_it_needs_neither_torch_nor_transformers(out: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_processes_of_torchrun_say_it_once(out: Path) -> None:
+def test_of_several_processes_one_says_it(out: Path) -> None:
     flip(out / "config.json", 5)
-    words = [*torchrun_command(2), "-m", "ckpt_tool", "verify", str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    words = [*ranks_command(2), "-m", "ckpt_tool", "verify", str(out)]
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("Different: 1 of 4 files") == 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.torchrun import torchrun_command
+from tests.support.torchrun import ranks_command
 from tests.support.verifying import Tensors, planted
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def run(
     """What was printed, and the exit code of each rank."""
     program = folder / "recording.py"
     program.write_text(RECORDING)
-    launcher = torchrun_command(ranks)
+    launcher = ranks_command(ranks)
     done = subprocess.run(
         [*launcher, str(program), "verify", *map(str, arguments)],
         cwd=PROJECT,

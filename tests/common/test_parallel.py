@@ -13,7 +13,7 @@ from ckpt_tool.common import launchers, parallel
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.parallel import World
 from tests.support import megatron
-from tests.support.torchrun import torchrun_command
+from tests.support.torchrun import ranks_command, torchrun_command
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -65,8 +65,8 @@ def test_jobs_have_an_upper_end() -> None:
             parallel.choose_jobs(jobs)
 
 
-def torchrun(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    launcher = torchrun_command(ranks)
+def run_together(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    launcher = ranks_command(ranks)
     command = [*launcher, "-m", "ckpt_tool", *arguments]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     environment["OMP_NUM_THREADS"] = "1"
@@ -110,7 +110,7 @@ def test_what_fails_in_all_ranks_is_said_once(megatron_cases, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "kept").write_text("mine")
-    done = torchrun("to-mcore", str(megatron.hf(megatron_cases, "llama")), str(out))
+    done = run_together("to-mcore", str(megatron.hf(megatron_cases, "llama")), str(out))
     assert done.returncode != 0
     assert done.stderr.count("exists and is not empty") == 1
     assert [path.name for path in out.iterdir()] == ["kept"]
@@ -128,7 +128,7 @@ def test_what_cannot_be_sent_has_failed_where_it_was_made(tmp_path) -> None:
         "    print(world.rank, world.everyone(lambda: world.rank))\n"
     )
     done = subprocess.run(
-        [*torchrun_command(2), str(program)],
+        [*ranks_command(2), str(program)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,

@@ -26,7 +26,7 @@ from ckpt_tool.operations import watching
 from ckpt_tool.operations.options import VerifyOptions
 from ckpt_tool.operations.watching import Watch
 from ckpt_tool.plans.options import WriteOptions
-from tests.common.test_parallel import torchrun
+from tests.common.test_parallel import run_together
 from tests.support.merging import values, write_rank
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -256,7 +256,7 @@ def test_what_was_opened_stays_what_it_was_or_cannot_be_read(bucket):
 
 def test_several_processes_share_what_they_find_elsewhere(bucket, run, tmp_path):
     put(bucket, run, "source")
-    torchrun("merge", f"{bucket.url}/source", str(tmp_path / "ours"), "--step", "latest")
+    run_together("merge", f"{bucket.url}/source", str(tmp_path / "ours"), "--step", "latest")
     merge_checkpoint(run, tmp_path / "theirs")
     ours, theirs = (tmp_path / name / "model.safetensors" for name in ("ours", "theirs"))
     assert ours.read_bytes() == theirs.read_bytes()

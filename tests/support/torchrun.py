@@ -15,10 +15,18 @@ def torchrun_command(ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *options]
 
 
+def ranks_command(ranks: int) -> list[str]:
+    """What does the same with one import of torch, where torchrun itself is not what is tested.
+
+    It is run where ``tests`` can be imported: in the project, or with that in PYTHONPATH.
+    """
+    return [sys.executable, "-m", "tests.support.forking", str(ranks)]
+
+
 def run_ranks(module: str, out: Path, ranks: int) -> Path:
     """Have so many ranks run a module of the tests, which writes to ``out``, and wait for them."""
     done = subprocess.run(
-        [*torchrun_command(ranks), "-m", module, str(out)],
+        [*ranks_command(ranks), "-m", module, str(out)],
         cwd=_PROJECT,
         capture_output=True,
         text=True,

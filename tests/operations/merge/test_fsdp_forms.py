@@ -9,7 +9,7 @@ import pytest
 
 from ckpt_tool import MergeOptions, WriteOptions, merge_fsdp, merge_megatron
 from ckpt_tool.common.progress import NoProgress
-from tests.common.test_parallel import assert_same_folders, torchrun
+from tests.common.test_parallel import assert_same_folders, run_together
 from tests.support import megatron
 
 SMALL = "100KB"
@@ -49,7 +49,7 @@ def test_three_ranks_go_on_where_one_process_stopped(megatron_cases, tmp_path):
     arguments = ["--config", str(config), "--max-shard-size", SMALL, "--resume", "--verify"]
     out = tmp_path / "three"
     result = succeeded(
-        torchrun("merge", "megatron", str(source), str(out), *arguments, "--json", ranks=3)
+        run_together("merge", "megatron", str(source), str(out), *arguments, "--json", ranks=3)
     )
     assert result["verified"] is True
     assert len(result["files"]) > 5
@@ -64,7 +64,9 @@ def test_two_ranks_prove_replicas_and_write_a_single_file(checkpoints, tmp_path)
     merge_fsdp([source], tmp_path / "one", MergeOptions(check_replicas=True, write=write))
     out = tmp_path / "two"
     result = succeeded(
-        torchrun("merge", "fsdp", str(source), str(out), "--check-replicas", "--verify", "--json")
+        run_together(
+            "merge", "fsdp", str(source), str(out), "--check-replicas", "--verify", "--json"
+        )
     )
     assert [Path(file["path"]).name for file in result["files"]] == ["model.safetensors"]
     assert_same_folders(tmp_path / "one", out)
@@ -73,7 +75,7 @@ def test_two_ranks_prove_replicas_and_write_a_single_file(checkpoints, tmp_path)
 def test_what_one_rank_refuses_ends_all(checkpoints, tmp_path):
     source = shutil.copytree(checkpoints["fsdp2_w3"] / "dcp", tmp_path / "in")
     next(source.glob("__2_*.distcp")).unlink()
-    done = torchrun("merge", "dcp", str(source), str(tmp_path / "out"), "--config", "none")
+    done = run_together("merge", "dcp", str(source), str(tmp_path / "out"), "--config", "none")
     assert done.returncode != 0
     assert done.stdout == ""
     assert done.stderr.count("problem in this checkpoint") + done.stderr.count("problems in") == 1

@@ -2,8 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.operations import logits as module
+from ckpt_tool.operations import logits_child
 from ckpt_tool.operations.logits import Logits
 from tests.support.verifying import verify
 
@@ -41,6 +44,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The models are run in this process, which has imported all: another takes four seconds to."""
+
+    def ask(_module: str, _runs: str, request: Mapping[str, Any]) -> SimpleNamespace:
+        said: list[str] = []
+        asked = json.loads(json.dumps(request))
+        monkeypatch.setattr(logits_child, "serve", lambda do: said.append(json.dumps(do(asked))))
+        logits_child.main()
+        return SimpleNamespace(answer=lambda: json.loads(said[0]), stop=lambda: None)
+
+    monkeypatch.setattr(module, "Child", ask)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def changed(model: Path, out: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
@@ -98,6 +119,7 @@ def test_numbers_are_those_of_transformers(model: Path, tmp_path: Path) -> None:
         assert [share for _, share in said] == pytest.approx(shares.tolist(), rel=1e-4)
 
 
+@pytest.mark.usefixtures("here")
 def test_bfloat16_is_run_in_float32(model: Path, tmp_path: Path) -> None:
     def round_all(tensors: dict[str, torch.Tensor]) -> None:
         tensors |= {name: tensor.bfloat16() for name, tensor in tensors.items()}
@@ -111,6 +133,7 @@ def test_bfloat16_is_run_in_float32(model: Path, tmp_path: Path) -> None:
     assert found.max_abs == pytest.approx(float(expected.abs().max()), rel=1e-3)
 
 
+@pytest.mark.usefixtures("here")
 def test_what_is_not_finite_is_counted(model: Path, tmp_path: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors[HEAD][2] = torch.nan
@@ -123,6 +146,7 @@ def drop_head(tensors: dict[str, torch.Tensor]) -> None:
     del tensors[HEAD]
 
 
+@pytest.mark.usefixtures("here")
 def test_a_model_that_misses_weights_is_not_run(model: Path, tmp_path: Path) -> None:
     """Transformers would make some up."""
     with pytest.raises(UsageError, match=r"LlamaForCausalLM misses lm_head\.weight"):
@@ -147,11 +171,13 @@ def test_what_is_needed_is_said(model: Path, tmp_path: Path) -> None:
         of(model, model, "")
 
 
+@pytest.mark.usefixtures("here")
 def test_a_text_that_is_too_long_is_refused(model: Path) -> None:
     with pytest.raises(UsageError, match="the text has 513 tokens, expected 1 to 512"):
         of(model, model, "fox " * 513)
 
 
+@pytest.mark.usefixtures("here")
 def test_other_tokens_are_not_compared(model: Path, tmp_path: Path) -> None:
     other = without(model, tmp_path / "other")
     text = (other / "tokenizer.json").read_text()
