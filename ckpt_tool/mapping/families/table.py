@@ -173,7 +173,6 @@ FAMILIES: dict[str, Family] = {
     "llama4_text": Family(
         "Llama4ForCausalLM", torchtitan=LLAMA4_TEXT, megatron=towers.LLAMA4_TEXT, float32=None
     ),
-    "llama4_text": Family("Llama4ForCausalLM", torchtitan=LLAMA4_TEXT),
     "mimo_v2_flash": Family("MiMoV2FlashForCausalLM", megatron=routed.MIMO_V2),
     "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
     "minimax_m2": Family("MiniMaxM2ForCausalLM", MINIMAX_M2_EXPERTS, megatron=mcore.MINIMAX_M2),
@@ -202,8 +201,6 @@ FAMILIES: dict[str, Family] = {
     "internvl_chat": Family(megatron=towers.INTERNVL_CHAT, float32=None),
     "kimi_k25": Family("Kimi_K25ForConditionalGeneration", megatron=towers.KIMI_K25, float32=None),
     "kimi_vl": Family(megatron=towers.KIMI_VL, float32=_ROUTER_BIAS),
-    "llama4": Family(torchtitan=LLAMA4),
-    "gemma3": Family("Gemma3ForConditionalGeneration", tied=True, megatron=gemma.GEMMA3_VL),
     "llama4": Family(torchtitan=LLAMA4, megatron=towers.LLAMA4, float32=None),
     "mistral3": Family("Mistral3ForConditionalGeneration", megatron=mcore.MISTRAL3),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),

@@ -32,8 +32,6 @@ BRIDGES = {
     "Glm4vMoeForConditionalGeneration": ("glm4v_moe", ""),
     "GptOssForCausalLM": ("gpt_oss", ""),
     "HYV3ForCausalLM": ("hy_v3", ""),
-    "GptOssForCausalLM": ("gpt_oss", "gate and up in turns, sinks, experts transposed"),
-    "HYV3ForCausalLM": ("hy_v3", "names of its own on the Hub"),
     "KimiK2ForCausalLM": ("kimi_k2", ""),
     "KimiK25ForConditionalGeneration": ("kimi_k25", ""),
     "LlamaForCausalLM": ("llama", ""),
