@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ckpt_tool import StoreError, merge_checkpoint
 from ckpt_tool.cli.app import app
-from ckpt_tool.common.remote import files, stores
+from ckpt_tool.common.remote import patience, stores
 from tests.support.merging import TINY, values, write_rank
 from tests.support.objects.buckets import Bucket
 from tests.support.objects.faults import ALWAYS
@@ -29,8 +29,8 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     backoff = stores._RETRY["backoff"] | {"max_backoff": timedelta(milliseconds=300)}
     short = {"retry_timeout": timedelta(seconds=2), "backoff": backoff}
     monkeypatch.setattr(stores, "_RETRY", stores._RETRY | short)
-    monkeypatch.setattr(files, "_PAUSE", 0.01)
-    monkeypatch.setattr(files, "_PATIENCE", 1)
+    monkeypatch.setattr(patience, "_PAUSES", (0.01,) * 4)
+    monkeypatch.setattr(patience, "_PATIENCE", 1)
 
 
 @pytest.fixture

@@ -8,26 +8,20 @@ from __future__ import annotations
 import errno
 import io
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeVar
 
 from ckpt_tool.common.errors import StoreError
-from ckpt_tool.common.remote.address import find_address
+from ckpt_tool.common.remote.address import Address, find_address
 from ckpt_tool.common.remote.failures import explain, make_change_error
 from ckpt_tool.common.remote.objects import RemoteObject
+from ckpt_tool.common.remote.patience import ask_again
 from ckpt_tool.common.remote.pool import Pool
 from ckpt_tool.common.remote.ranges import Ranges
 
 T = TypeVar("T")
-
-#: An answer that breaks off is asked for again: by obstore, from where it ended, if there is an
-#: ETag that says that it is the same; else here.
-_ATTEMPTS = 5
-_PAUSE = 0.2  # seconds, twice as long each time
-_PATIENCE = 30.0  # seconds after which it is not asked for again
 
 #: A tag of this kind never matches where one is asked for.
 _WEAK = "W/"
@@ -47,26 +41,18 @@ class RemoteFile:
     def __post_init__(self) -> None:
         self.ranges = Ranges(self.found.size, self._fetch, _POOL)
 
-    def _fetch(self, start: int, stop: int) -> memoryview:
-        """Bytes ``[start, stop)`` of the very version that was listed."""
+    @property
+    def _address(self) -> Address:
         address = find_address(self.path)
         assert address is not None
-        begun = time.monotonic()
-        for attempt in range(_ATTEMPTS):
-            try:
-                content = self._ask(start, stop)
-            except Exception as error:
-                is_last = attempt == _ATTEMPTS - 1 or time.monotonic() > begun + _PATIENCE
-                if is_last or not _is_of_connection(error):
-                    raise explain(error, address) from error
-            else:
-                if len(content) == stop - start:
-                    return content
-            time.sleep(_PAUSE * 2**attempt)
-        raise StoreError(
-            f"{address}: gives {len(content):,} bytes for {stop - start:,} from byte {start:,} on",
-            hint="The store or a proxy on the way cuts answers short; try again.",
-        )
+        return address
+
+    def _fetch(self, start: int, stop: int) -> memoryview:
+        """Bytes ``[start, stop)`` of the very version that was listed."""
+        try:
+            return ask_again(lambda: self._ask(start, stop), _is_of_connection)
+        except Exception as error:
+            raise explain(error, self._address) from error
 
     def _ask(self, start: int, stop: int) -> memoryview:
         """What the store gives; FormatError where it is of another version."""
@@ -77,15 +63,29 @@ class RemoteFile:
             options["if_match"] = self.found.etag
         answer = obstore.get(self.found.store, self.found.key, options=options)
         if not self.found.is_of(answer.meta):
-            raise make_change_error(str(find_address(self.path)))
-        return memoryview(answer.bytes())
+            raise make_change_error(str(self._address))
+        content = memoryview(answer.bytes())
+        if len(content) != stop - start:
+            wanted = f"{stop - start:,} from byte {start:,} on"
+            raise _CutShortError(
+                f"{self._address}: gives {len(content):,} bytes for {wanted}",
+                hint="The store or a proxy on the way cuts answers short; try again.",
+            )
+        return content
+
+
+class _CutShortError(StoreError):
+    """An answer that ends before it should."""
 
 
 def _is_of_connection(error: Exception) -> bool:
-    """Whether a connection broke in the middle of an answer, so that another one may do.
+    """Whether an answer broke off, so that another one may do.
 
-    Where none could be made, or the answer is a refusal, obstore has asked again itself.
+    obstore asks again from where it ended, if there is an ETag that says that it is the same. Where
+    there was no connection, or the answer is a refusal, it has asked again itself.
     """
+    if isinstance(error, _CutShortError):
+        return True
     text = str(error)
     is_asked_again = "max_retries" in text or "status code" in text
     return type(error).__name__ == "GenericError" and not is_asked_again

@@ -7,7 +7,6 @@ of the moment at which the repository was listed: what is pushed later is anothe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,11 @@ from ckpt_tool.common.errors import CkptError, StoreError, UsageError
 from ckpt_tool.common.packages import require_packages
 from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.remote.objects import RemoteObject
+from ckpt_tool.common.remote.patience import ask_again
 from ckpt_tool.common.remote.stores import open_url
 from ckpt_tool.common.remote.web import BUSY
 from ckpt_tool.common.version import __version__
 
-_ATTEMPTS = 5
-_PAUSE = 0.2  # seconds, twice as long each time
 _LOG_IN = "Log in with: hf auth login, or set HF_TOKEN."
 
 
@@ -91,16 +89,22 @@ def _find_place(address: Address) -> _Place:
 
 def _ask(api: Any, place: _Place, address: Address) -> Any:
     """What there is in a repository, and at which commit."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            return api.model_info(place.repository, revision=place.revision, files_metadata=True)
-        except Exception as error:  # of requests or httpx: whatever this version is built on
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            is_busy = status in BUSY if status else _is_of_network(error)
-            if not is_busy or attempt == _ATTEMPTS - 1:
-                raise _explain(error, status, api.endpoint, place, address) from error
-        time.sleep(_PAUSE * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+    try:
+        return ask_again(
+            lambda: api.model_info(place.repository, revision=place.revision, files_metadata=True),
+            _is_passing,
+        )
+    except Exception as error:  # of requests or httpx: whatever this version is built on
+        raise _explain(error, _find_status(error), api.endpoint, place, address) from error
+
+
+def _find_status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_passing(error: Exception) -> bool:
+    status = _find_status(error)
+    return status in BUSY if status else _is_of_network(error)
 
 
 def _is_of_network(error: BaseException) -> bool:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckpt_tool.common.errors import StoreError
 from ckpt_tool.common.remote.address import Address
+from ckpt_tool.common.remote.patience import ask_again
 from ckpt_tool.common.version import __version__
 
-_ATTEMPTS = 5
-_PAUSE = 0.2  # seconds, twice as long each time
 _SECONDS = 30  # without a byte
 #: What is worth asking again.
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -33,6 +31,10 @@ class Answer:
         return self.headers.get("Content-Type", "").partition(";")[0].strip() == "text/html"
 
 
+class _BusyError(OSError):
+    """An answer that says to ask later."""
+
+
 def ask(method: str, url: str, address: Address, *, most: int = 0) -> Answer:
     """What a server answers, with ``most`` bytes of the body; a refusal is an answer, too.
 
@@ -40,18 +42,20 @@ def ask(method: str, url: str, address: Address, *, most: int = 0) -> Answer:
     """
     from http.client import HTTPException
 
-    for attempt in range(_ATTEMPTS):
-        try:
-            answer = _ask(method, url, most)
-        except (OSError, HTTPException) as error:
-            cause = getattr(error, "reason", error)
-            said = f"not reached: {getattr(cause, 'strerror', '') or cause or type(cause).__name__}"
-        else:
-            if answer.status not in BUSY:
-                return answer
-            said = f"the server answers {answer.status}"
-        if attempt < _ATTEMPTS - 1:
-            time.sleep(_PAUSE * 2**attempt)
+    def ask_once() -> Answer:
+        answer = _ask(method, url, most)
+        if answer.status in BUSY:
+            raise _BusyError(f"the server answers {answer.status}")
+        return answer
+
+    kinds = (OSError, HTTPException)
+    try:
+        return ask_again(ask_once, lambda error: isinstance(error, kinds))
+    except _BusyError as error:
+        said = str(error)
+    except kinds as error:
+        cause = getattr(error, "reason", error)
+        said = f"not reached: {getattr(cause, 'strerror', '') or cause or type(cause).__name__}"
     raise StoreError(f"{address}: {said}", hint="Look at the address and the network.")
 
 

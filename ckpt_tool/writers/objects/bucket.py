@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.remote.failures import explain
 from ckpt_tool.common.remote.listing import list_objects
 from ckpt_tool.common.remote.objects import RemoteObject
+from ckpt_tool.common.remote.patience import ask_again
 from ckpt_tool.common.remote.stores import open_store
 from ckpt_tool.writers.objects.parts import choose_part
 from ckpt_tool.writers.objects.sending import GivenUpError, Sender, Upload
@@ -136,14 +136,7 @@ class Bucket:
 
     def _try(self, work: Callable[[Any], Any]) -> Any:
         """The same, once more where a connection broke: what has a condition obstore asks once."""
-        for pause in _PAUSES:
-            try:
-                return self._raw(work)
-            except Exception as error:
-                if _BROKEN not in str(error):
-                    raise
-            time.sleep(pause)
-        return self._raw(work)
+        return ask_again(lambda: self._raw(work), lambda error: _BROKEN in str(error), _PAUSES)
 
     def _wait(self, work: Callable[[], T]) -> T:
         """The same of what has no asynchronous form."""

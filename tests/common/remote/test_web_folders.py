@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ckpt_tool import CkptError, FormatError
 from ckpt_tool.cli.app import app
 from ckpt_tool.common.regular import read_regular
-from ckpt_tool.common.remote import files
+from ckpt_tool.common.remote import patience
 from ckpt_tool.common.remote.address import Address
 from ckpt_tool.common.remote.index_page import list_names
 from ckpt_tool.common.remote.listing import list_objects
@@ -240,7 +240,7 @@ def test_a_page_lists_what_is_directly_below_it(link, name):
 @pytest.fixture
 def shaky(served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Web, Proxy]]:
     """The same server, behind a proxy."""
-    monkeypatch.setattr(files, "_PAUSE", 0.01)
+    monkeypatch.setattr(patience, "_PAUSES", (0.01,) * 4)
     root, url = served
     with proxy.before((urlsplit(url).hostname or "", urlsplit(url).port or 0)) as found:
         yield Web(root, found.url), found
