@@ -18,7 +18,9 @@ from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.threads import Threads
 from ckpt_tool.compare.parts import multiply
 from ckpt_tool.compare.values import Values, count_values, decode_into
+from ckpt_tool.tensors.ahead import Read, flow_ahead, list_reads
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.equality import count_steps
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.sweep import find_step
 
@@ -119,20 +121,22 @@ def _measure(threes: Sequence[Three], jobs: int, advance: Callable[[int], None])
     count = sum(-(-three.left.numel // _span(three)) for three in threes)
     with FileTable() as files, Threads(jobs, tasks=count) as pool:
 
-        def work(task: tuple[Three, int, int]) -> Moves:
+        def work(task: tuple[Three, int, int]) -> list[Moves]:
             if not hasattr(local, "blocks"):
                 local.blocks = _Blocks(files)
             three, start, stop = task
-            moves = Moves(three.name)
             step = find_step(three.left.shape, _ELEMENTS)
             with np.errstate(all="ignore"):  # float64 may overflow
-                for at in range(start, stop, step):
-                    moves.add(local.blocks.measure(three, at, min(at + step, stop)))
+                parts = [
+                    local.blocks.measure(three, at, min(at + step, stop))
+                    for at in range(start, stop, step)
+                ]
             advance((stop - start) * three.left.dtype.itemsize)
-            return moves
+            return parts
 
-        for moves in pool.flow(work, _cut(threes)):
-            found[moves.name].add(moves)
+        for parts in flow_ahead(pool, work, _cut(threes), _list_reads):
+            for moves in parts:  # one by one: sums are the same then, however tasks are cut
+                found[moves.name].add(moves)
     return list(found.values())
 
 
@@ -143,8 +147,14 @@ def _cut(threes: Sequence[Three]) -> Iterator[tuple[Three, int, int]]:
             yield three, start, min(start + _span(three), three.left.numel)
 
 
+def _list_reads(task: tuple[Three, int, int]) -> Iterator[Read]:
+    three, start, stop = task
+    for side in (three.left, three.right, three.origin):
+        yield from list_reads(side, start, stop)
+
+
 def _span(three: Three) -> int:
-    return _STEPS * find_step(three.left.shape, _ELEMENTS)
+    return count_steps(_STEPS) * find_step(three.left.shape, _ELEMENTS)
 
 
 class _Blocks:

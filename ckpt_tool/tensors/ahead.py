@@ -6,10 +6,11 @@ follow each other are ordered together, where they touch in one request.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ckpt_tool.common.regular import order
 from ckpt_tool.common.remote.files import are_there
@@ -59,6 +60,19 @@ def order_ahead(
             yield from first
             ahead -= size
     yield from chain.from_iterable(group for group, _ in waiting)
+
+
+class Ahead(Generic[Task]):
+    """The same for threads, of which each takes the next task when it has time."""
+
+    def __init__(self, tasks: Iterable[Task], list_reads: Callable[[Task], Iterable[Read]]) -> None:
+        self._tasks = order_ahead(tasks, list_reads)
+        self._lock = threading.Lock()
+
+    def take(self, otherwise: Task) -> Task:
+        """The next task; ``otherwise`` where none is left."""
+        with self._lock:  # one thread at a time may ask a generator
+            return next(self._tasks, otherwise)
 
 
 def flow_ahead(

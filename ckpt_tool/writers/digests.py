@@ -10,7 +10,7 @@ import xxhash
 
 from ckpt_tool.common.regular import close_descriptor, measure, open_descriptor, pread_into
 from ckpt_tool.common.threads import Threads
-from ckpt_tool.tensors.ahead import Read, order_ahead
+from ckpt_tool.tensors.ahead import Ahead, Read
 from ckpt_tool.tensors.blocks import BLOCK_BYTES
 
 
@@ -29,20 +29,16 @@ def digest_together(path: Path, jobs: int, advance: Callable[[int], None]) -> st
 def _digest(path: Path, descriptor: int, jobs: int, advance: Callable[[int], None]) -> str:
     size = measure(descriptor)
     digests = [b""] * -(-size // BLOCK_BYTES)
-    stop, lock = threading.Event(), threading.Lock()
+    stop = threading.Event()
 
     def list_reads(number: int) -> list[Read]:
         return [Read(str(path), number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)]
 
-    numbers = order_ahead(range(len(digests)), list_reads)
-
-    def take() -> int:
-        with lock:  # one thread at a time may ask a generator
-            return -1 if stop.is_set() else next(numbers, -1)
+    numbers = Ahead(range(len(digests)), list_reads)
 
     def work() -> None:
         buffer = memoryview(bytearray(min(size, BLOCK_BYTES)))
-        while (number := take()) >= 0:
+        while not stop.is_set() and (number := numbers.take(-1)) >= 0:
             length = _fill(descriptor, buffer, number * BLOCK_BYTES)
             digests[number] = xxhash.xxh3_128_digest(buffer[:length])
             advance(length)

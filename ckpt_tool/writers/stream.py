@@ -17,7 +17,7 @@ from queue import SimpleQueue
 import xxhash
 
 from ckpt_tool.common.threads import Threads
-from ckpt_tool.tensors.ahead import Read, list_reads, order_ahead
+from ckpt_tool.tensors.ahead import Ahead, Read, list_reads
 from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.rounding import CastError, CastErrors
@@ -204,12 +204,11 @@ class _Work:
         }
         self._seals: dict[int, bytes] = {}
         self._lock = threading.Lock()
-        self._starts = order_ahead(range(0, plan.size, _TASK_BYTES), self._list_reads)
+        self._starts = Ahead(range(0, plan.size, _TASK_BYTES), self._list_reads)
 
     def take(self) -> int:
         """Where the next task begins; the file's size where none is left."""
-        with self._lock:  # one thread at a time may ask a generator
-            return next(self._starts, self.plan.size)
+        return self._starts.take(self.plan.size)
 
     def _list_reads(self, start: int) -> Iterator[Read]:
         for index, begin, end in self.plan.spans(start, start + _TASK_BYTES):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ckpt_tool.compare.moves import Moves, Three, can_be_moved, find_moves
+from ckpt_tool.tensors import ahead, equality
 from tests.support.measuring import normal, stored
 from tests.support.teams import run_as_team
 
@@ -80,3 +81,19 @@ def test_only_numbers_of_one_shape_move(tmp_path):
     assert can_be_moved(whole, whole, whole)
     assert not can_be_moved(whole, whole, part)
     assert not can_be_moved(integers, whole, whole)
+
+
+def test_what_lies_elsewhere_is_ordered_ahead_and_gives_the_same_bits(tmp_path, monkeypatch):
+    shape = (700, 900)  # several steps of 128 Ki elements
+    three = [normal(*shape, seed=seed) for seed in (1, 2, 3)]
+    (here,) = moved(tmp_path, three)
+    ordered = []
+    monkeypatch.setattr(ahead, "are_there", lambda: True)
+    monkeypatch.setattr(equality, "are_there", lambda: True)
+    monkeypatch.setattr(ahead, "order", lambda *read: ordered.append(read))
+    (there,) = moved(tmp_path, three)
+    assert there == here
+    by_file = {}
+    for path, start, stop in ordered:
+        by_file[path] = by_file.get(path, 0) + stop - start
+    assert [*by_file.values()] == [700 * 900 * 4] * 3
