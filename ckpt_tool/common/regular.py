@@ -11,10 +11,12 @@ import io
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from ckpt_tool.common.remote.files import RemoteReader, find_number, get_file
+from ckpt_tool.common.remote.ranges import Span, join_near
 
 #: The system's file of zeros, which padding is read from.
 ZEROS = "/dev/zero"
@@ -72,12 +74,28 @@ def pread_into(descriptor: int, buffer: memoryview, offset: int) -> int:
     return get_file(descriptor).ranges.read(offset, buffer)
 
 
-def announce(descriptor: int, start: int, size: int) -> None:
-    """Have the system fetch bytes that will be read soon, while others are read."""
+def announce(spans: Iterable[Span]) -> None:
+    """Have bytes fetched that will be read soon, in this order, while others are read.
+
+    Of files that lie elsewhere what is near to each other comes in one request.
+    """
+    remote = []
+    for span in spans:
+        descriptor, start, stop = span
+        if descriptor < 0:
+            remote.append(span)
+        elif hasattr(os, "posix_fadvise"):  # macOS has none
+            with suppress(OSError, OverflowError):  # who reads there says so
+                os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+    for number, start, stop in join_near(remote):
+        get_file(number).ranges.expect(start, stop)
+
+
+def withdraw(descriptor: int) -> None:
+    """What was announced of a file and was not read yet never will be."""
     if descriptor < 0:
-        get_file(descriptor).ranges.expect(start, start + size)
-    elif hasattr(os, "posix_fadvise"):  # macOS has none
-        os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+        with suppress(FileNotFoundError):  # listed anew
+            get_file(descriptor).ranges.withdraw()
 
 
 def order(path: str, start: int, stop: int) -> None:

@@ -17,8 +17,10 @@ T = TypeVar("T")
 #: Of all windows together; and of those that were announced and wait to be read.
 _BUDGET, _AHEAD = 112 << 20, 64 << 20
 _MOST_AHEAD = 4096
-#: Requests that are under way at a time.
-_THREADS = 32
+#: Requests that are under way at a time: of short ones, as of headers, there are thousands.
+_THREADS = 96
+#: Seconds for which a thread waits for more to do: to start one costs more than a request.
+_IDLE = 0.05
 
 
 class Window:
@@ -75,9 +77,10 @@ class Pool:
         self._num_ahead = 0
         self._begun: deque[tuple[Holder, Window]] = deque()
         self._queue: deque[tuple[Holder, int, int]] = deque()
-        self._threads = self._busy = self._asking = 0
+        self._work_is_there = threading.Condition(self.lock)
+        self._threads = self._idle = self._busy = self._asking = 0
         self._waited_for: set[Window] = set()  # those that are being filled
-        self._is_over = False
+        self._is_coming = self._is_over = False
 
     def hold(self, holder: Holder, window: Window) -> None:
         """Count a new window, and let the oldest go where there are too many bytes."""
@@ -156,6 +159,11 @@ class Pool:
             self._queue.append((holder, first, stop))
             self._add_thread()
 
+    def withdraw(self, holder: Holder) -> None:
+        """Nobody reads any more what of a file is still queued."""
+        with self.lock:
+            self._queue = deque(task for task in self._queue if task[0] is not holder)
+
     def _see(self, window: Window) -> None:
         if window.is_expected:
             window.is_expected = False
@@ -165,12 +173,25 @@ class Pool:
                 self._add_thread()
 
     def _add_thread(self) -> None:
-        waiting = len(self._begun) + len(self._queue)
-        if self._threads < _THREADS and self._threads - self._busy < waiting:
+        """Have a thread for what is new: one that waits, or another one.
+
+        One at a time comes, and calls the next where there is more to do by then: a server that
+        answers at once needs few.
+        """
+        if self._idle:
+            self._work_is_there.notify()
+        elif not self._is_coming and self._threads < _THREADS:
             start(threading.Thread(target=self._work, name="ckpt-fetch"))
+            self._is_coming = True
             self._threads += 1
 
+    def _has_room(self) -> bool:
+        """Whether more may be fetched that waits to be read."""
+        return self._ahead <= _AHEAD and self._num_ahead <= _MOST_AHEAD
+
     def _work(self) -> None:
+        with self.lock:
+            self._is_coming = False
         while (task := self._take()) is not None:
             holder, window = task
             try:
@@ -183,25 +204,31 @@ class Pool:
     def _take(self) -> tuple[Holder, Window] | None:
         """What to fill next; None where a thread has nothing to do, and is not counted any more."""
         with self.lock:
-            while True:
-                if self._begun:
-                    return self._count(*self._begun.popleft())
-                is_alive = threading.main_thread().is_alive()
-                if (
-                    not is_alive
-                    or not self._queue
-                    or self._ahead > _AHEAD
-                    or self._num_ahead > _MOST_AHEAD
-                ):
-                    break
-                holder, first, stop = self._queue.popleft()
-                window = holder.fetch_expected(first, stop)
-                if window is not None:
-                    return self._count(holder, window)
-            self._threads -= 1
-            return None
+            is_woken = True
+            while (task := self._choose()) is None:
+                if not is_woken:
+                    self._threads -= 1
+                    return None
+                self._idle += 1
+                is_woken = self._work_is_there.wait(_IDLE)
+                self._idle -= 1
+            return self._count(*task)
+
+    def _choose(self) -> tuple[Holder, Window] | None:
+        """What to fill next, if there is to be something; the lock is held."""
+        if self._begun:
+            return self._begun.popleft()
+        if not threading.main_thread().is_alive():
+            self._queue.clear()
+        while self._queue and self._has_room():
+            holder, first, stop = self._queue.popleft()
+            if (window := holder.fetch_expected(first, stop)) is not None:
+                return holder, window
+        return None
 
     def _count(self, holder: Holder, window: Window) -> tuple[Holder, Window]:
         self._busy += 1
         self._waited_for.add(window)
+        if self._begun or (self._queue and self._has_room()):
+            self._add_thread()
         return holder, window

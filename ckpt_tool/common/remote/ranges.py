@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ckpt_tool.common.remote.pool import Pool, Window
 
@@ -25,6 +25,29 @@ _REQUEST = 2 << 20
 #: A read that begins so little behind another follows it.
 _GAP = 4 << 10
 _STREAMS = 64  # ends of reads that are remembered, by file
+#: Bytes between two announcements that cost no more than a request for the second.
+_NEAR = 128 << 10
+
+#: Bytes ``[start, stop)`` of the file of a number: that, start, stop.
+Span = tuple[int, int, int]
+
+
+def join_near(spans: Iterable[Span]) -> list[Span]:
+    """Spans for one request each that hold all of ``spans``, which may lie in many files.
+
+    They are in the order of what is first in each: that is read first.
+    """
+    runs: list[tuple[int, Span]] = []  # with the place of what is first in it
+    ordered = sorted((span, place) for place, span in enumerate(spans))
+    for (number, start, stop), place in ordered:
+        if runs:
+            first, (before, begin, end) = runs[-1]
+            longest = max(end, stop)
+            if number == before and start <= end + _NEAR and longest - begin <= _REQUEST:
+                runs[-1] = min(first, place), (number, begin, longest)
+                continue
+        runs.append((place, (number, start, stop)))
+    return [run for _, run in sorted(runs)]
 
 
 class Ranges:
@@ -64,6 +87,13 @@ class Ranges:
         if start < stop:
             self._pool.queue(self, start, stop)
 
+    def withdraw(self) -> None:
+        """Nothing is read any more of what was announced: it would hold back what is."""
+        with self._pool.lock:
+            self._pool.withdraw(self)
+            for window in [each for each in self._windows.values() if each.is_expected]:
+                self._pool.forget(self, window)
+
     def order(self, start: int, stop: int) -> None:
         """These bytes will be read next: they are fetched at once, and kept until they are read."""
         at, stop = max(0, start), min(stop, self.size)
@@ -76,16 +106,17 @@ class Ranges:
                 at = until
 
     def fetch_expected(self, start: int, stop: int) -> Window | None:
-        """A new window for bytes that were expected; None where somebody was faster.
+        """A new window for the first of these bytes that are in none; None where all are in one.
 
         The pool's lock is held.
         """
         window, until = self._find(start)
-        return (
-            None
-            if window is not None or until < stop
-            else self._take(start, stop, is_expected=True)
-        )
+        while window is not None and until < stop:
+            start = until
+            window, until = self._find(start)
+        if window is not None:
+            return None
+        return self._take(start, min(until, stop), is_expected=True)
 
     def fill(self, window: Window) -> None:
         """Fetch the bytes of a window; whoever waits for them gets what is raised, too.

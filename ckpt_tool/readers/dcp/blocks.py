@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ckpt_tool.common.errors import FormatError
-from ckpt_tool.common.regular import announce
+from ckpt_tool.common.remote.ranges import Span
 from ckpt_tool.readers.dcp.metadata import Place
 from ckpt_tool.readers.torch_save.alike import Form
 from ckpt_tool.readers.torch_save.archive import TorchArchive
@@ -36,13 +37,12 @@ class Blocks:
         self._known: dict[tuple[int, DType, Shape], tuple[Form, TensorRef, str]] = {}
         self.sums: dict[str, list[RecordSum]] = defaultdict(list)
 
-    def expect(self, path: str, place: Place) -> None:
-        """Announce what is read of an archive: both its ends, amid the elements of others."""
-        with suppress(OSError, OverflowError):  # who reads it says so
-            descriptor = self._table.descriptor(path)
-            last = place.offset + max(0, place.length - _END)
+    def list_ends(self, path: str, place: Place) -> Iterator[Span]:
+        """What is read of an archive: both its ends, amid the elements of others."""
+        last = place.offset + max(0, place.length - _END)
+        with suppress(OSError):  # who reads it says so
             for start in (place.offset, last):
-                announce(descriptor, start, _END)
+                yield self._table.descriptor(path), start, start + _END
 
     def recall(self, path: str, place: Place, dtype: DType, shape: Shape) -> Region | None:
         """The region of a block that is like one that was read; None where none is, or none can be.

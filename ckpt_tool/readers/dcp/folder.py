@@ -8,10 +8,12 @@ each block of each tensor lies: an archive of ``torch.save`` of its own. megatro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
+from ckpt_tool.common.regular import announce
+from ckpt_tool.common.remote.ranges import Span
 from ckpt_tool.common.untrusted import read_json_object, show
 from ckpt_tool.readers.base import (
     TANGLED,
@@ -119,12 +121,15 @@ class _Reader:
 
     def expect(self, tensors: Iterable[Described]) -> None:
         """Announce what will be read: one after the other, a disk takes 20 times as long."""
-        for place in (place for tensor in tensors for _, place in tensor.blocks):
+        announce(span for tensor in tensors for span in self._list_ends(tensor))
+
+    def _list_ends(self, tensor: Described) -> Iterator[Span]:
+        for _, place in tensor.blocks:
             if place is None or place.encoded or place.shared:
                 continue
             paths = self._places.get(place.file, [])
             if len(paths) == 1:
-                self._blocks.expect(str(paths[0]), place)
+                yield from self._blocks.list_ends(str(paths[0]), place)
 
     def entry(self, name: str, found: Described) -> Entry:
         """The tensor ``name`` with every block that is where the metadata says."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.lfs import REASON, starts_pointer
-from ckpt_tool.common.regular import announce, measure, pread
+from ckpt_tool.common.regular import announce, measure, pread, withdraw
 from ckpt_tool.readers.base import name_file
 from ckpt_tool.readers.torch_save.alike import Form, make_form
 from ckpt_tool.readers.torch_save.machine import Resolve
@@ -72,6 +72,7 @@ class TorchArchive:
         self.path = str(path)
         self._start = start
         self._own = FileTable()  # stays empty where the descriptors are somebody else's
+        self._is_own = files is None
         if files is None:
             files = self._own
         self._descriptor = files.descriptor(self.path)
@@ -96,6 +97,8 @@ class TorchArchive:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._is_own:
+            withdraw(self._descriptor)  # not all records whose headers were announced are read
         self._own.__exit__()
         # It reads through this archive: a circle, which would keep both until it is looked for.
         self.__dict__.pop("_directory", None)
@@ -108,8 +111,8 @@ class TorchArchive:
         """
         headers = self._directory.headers
         if len(headers) > _FEW_RECORDS:
-            for position, size in headers:
-                announce(self._descriptor, self._start + position, size)
+            begins = ((self._start + position, size) for position, size in headers)
+            announce((self._descriptor, begin, begin + size) for begin, size in begins)
         return self._directory.read(f"{self._root}data.pkl", _MAX_PICKLE)
 
     def load(self, resolver: Resolve = resolve, pickle: bytes | None = None) -> Any:

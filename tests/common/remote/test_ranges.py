@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ckpt_tool.common.errors import StoreError
 from ckpt_tool.common.remote.pool import Pool
-from ckpt_tool.common.remote.ranges import Ranges
+from ckpt_tool.common.remote.ranges import Ranges, join_near
 
 CONTENT = b"".join(n.to_bytes(4, "little") for n in range(1 << 18))  # every four bytes distinct
 SIZE = len(CONTENT)
@@ -109,6 +109,77 @@ def test_many_announcements_are_read_without_asking_again():
         asked.ranges.expect(at, at + 40)
     for at in range(0, SIZE, 1000):
         assert asked.read(at, 40) == CONTENT[at : at + 40]
+
+
+def test_an_announcement_of_which_some_is_there_is_of_the_rest():
+    asked = Asked()
+    assert asked.read(0, 300_000) == CONTENT[:300_000]  # kept for nobody
+    asked.ranges.order(0, 50_000)
+    asked.ranges.expect(20_000, 90_000)
+    assert asked.read(0, 90_000) == CONTENT[:90_000]
+    assert sorted(asked.spans[1:]) == [(0, 50_000), (50_000, 90_000)]
+
+
+def test_what_nobody_reads_any_more_holds_back_nothing():
+    pool = Pool()
+    unread, read = Asked(1 << 40), Asked()
+    unread.ranges, read.ranges = (
+        Ranges(each.ranges.size, each.fetch, pool) for each in (unread, read)
+    )
+    for start in range(0, 400 << 20, 2 << 20):
+        unread.ranges.expect(start, start + (2 << 20))
+    read.ranges.expect(0, 100)
+    unread.ranges.withdraw()
+    deadline = time.monotonic() + 30
+    while not read.spans and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert read.spans == [(0, 100)]
+    assert len(unread.spans) < 100
+    assert read.read(0, 100) == CONTENT[:100]
+
+
+def test_requests_one_after_the_other_are_made_by_one_thread():
+    asked, threads = Asked(), set()
+    fetch = asked.ranges._fetch
+
+    def note(start, stop):
+        threads.add(threading.get_ident())
+        return fetch(start, stop)
+
+    asked.ranges._fetch = note
+    for at in range(0, SIZE, 50_000):
+        asked.ranges.order(at, at + 10)
+        assert asked.read(at, 10) == CONTENT[at : at + 10]
+    assert len(threads) <= 3  # and not one for each of 21
+
+
+def test_thousands_of_short_requests_are_under_way_side_by_side():
+    asked = Slow()
+    for at in range(0, SIZE, 5_000):
+        asked.ranges.expect(at, at + 9)
+    for at in range(0, SIZE, 5_000):
+        assert asked.read(at, 9) == CONTENT[at : at + 9]
+    assert asked.most > 60
+
+
+numbered = st.tuples(st.integers(-3, -1), st.integers(0, 3 << 20), st.integers(1, 4096))
+
+
+@given(st.lists(numbered, max_size=40))
+def test_spans_that_are_joined_hold_all_of_them(found):
+    spans = [(number, start, start + size) for number, start, size in found]
+    joined = join_near(spans)
+    assert len(joined) <= len(spans)
+    for number, start, stop in spans:
+        assert any(n == number and a <= start and stop <= b for n, a, b in joined)
+    assert sum(stop - start for _, start, stop in joined) <= 132_000 * len(spans)
+    assert all(stop - start <= 2 << 20 for _, start, stop in joined)
+
+
+def test_spans_are_joined_where_they_are_near_and_stay_in_the_order_of_reading():
+    far = 1 << 20
+    spans = [(-2, far, far + 9), (-1, 0, 10), (-2, 0, 10), (-1, 60, 70), (-2, far + 50, far + 60)]
+    assert join_near(spans) == [(-2, far, far + 60), (-1, 0, 70), (-2, 0, 10)]
 
 
 def test_what_failed_is_asked_for_again():
