@@ -66,15 +66,23 @@ class Holder(Protocol):
         """It is not held any more."""
 
 
+#: By holder and start.
+_Held = OrderedDict[tuple[int, int], tuple[Holder, Window]]
+
+
 class Pool:
-    """Counts windows by bytes, lets the one go that was not read for longest, and fills them."""
+    """Counts windows by bytes, lets the one go that was not read for longest, and fills them.
+
+    Those that were announced and that nobody has looked at yet go last.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self._held: OrderedDict[tuple[int, int], tuple[Holder, Window]] = OrderedDict()
+        # Those that were read in part, and those that nobody has looked at.
+        self._seen: _Held = OrderedDict()
+        self._unseen: _Held = OrderedDict()
         self._bytes = 0
         self._ahead = 0  # bytes that wait to be read
-        self._num_ahead = 0
         self._begun: deque[tuple[Holder, Window]] = deque()
         self._queue: deque[tuple[Holder, int, int]] = deque()
         self._work_is_there = threading.Condition(self.lock)
@@ -83,33 +91,42 @@ class Pool:
         self._is_coming = self._is_over = False
 
     def hold(self, holder: Holder, window: Window) -> None:
-        """Count a new window, and let the oldest go where there are too many bytes."""
+        """Count a new window, and let others go where there are too many bytes."""
+        key = id(holder), window.start
         with self.lock:
-            self._held[id(holder), window.start] = holder, window
             self._bytes += window.size
             if window.is_expected:
+                self._unseen[key] = holder, window
                 self._ahead += window.size
-                self._num_ahead += 1
-            while self._bytes > _BUDGET and len(self._held) > 1:
-                self.forget(*next(iter(self._held.values())))
+            while self._bytes > _BUDGET and (held := self._seen or self._unseen):
+                oldest = next(iter(held.values()))
+                if oldest[1] is window:
+                    break
+                self.forget(*oldest)
+            if not window.is_expected:
+                self._seen[key] = holder, window
 
     def forget(self, holder: Holder, window: Window) -> None:
         """Let go of a window, if it is still held."""
+        key = id(holder), window.start
         with self.lock:
-            held = self._held.get((id(holder), window.start))
-            if held is None or held[1] is not window:
+            held = self._unseen if window.is_expected else self._seen
+            if key not in held or held[key][1] is not window:
                 return
-            del self._held[id(holder), window.start]
+            del held[key]
             holder.drop(window)
             self._bytes -= window.size
-            self._see(window)
+            self._count_read(window)
 
     def touch(self, holder: Holder, window: Window) -> None:
         """A window is being read."""
+        key = id(holder), window.start
         with self.lock:
-            if (id(holder), window.start) in self._held:
-                self._held.move_to_end((id(holder), window.start))
-            self._see(window)
+            if key in self._seen:
+                self._seen.move_to_end(key)
+            elif window.is_expected and key in self._unseen:
+                self._seen[key] = self._unseen.pop(key)
+            self._count_read(window)
 
     def start(self, holder: Holder, window: Window) -> None:
         """Have a window filled by a thread, at once."""
@@ -164,11 +181,10 @@ class Pool:
         with self.lock:
             self._queue = deque(task for task in self._queue if task[0] is not holder)
 
-    def _see(self, window: Window) -> None:
+    def _count_read(self, window: Window) -> None:
         if window.is_expected:
             window.is_expected = False
             self._ahead -= window.size
-            self._num_ahead -= 1
             if self._queue:
                 self._add_thread()
 
@@ -187,7 +203,7 @@ class Pool:
 
     def _has_room(self) -> bool:
         """Whether more may be fetched that waits to be read."""
-        return self._ahead <= _AHEAD and self._num_ahead <= _MOST_AHEAD
+        return self._ahead <= _AHEAD and len(self._unseen) <= _MOST_AHEAD
 
     def _work(self) -> None:
         with self.lock:

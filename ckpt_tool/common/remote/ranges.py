@@ -25,8 +25,9 @@ _REQUEST = 2 << 20
 #: A read that begins so little behind another follows it.
 _GAP = 4 << 10
 _STREAMS = 64  # ends of reads that are remembered, by file
-#: Bytes between two announcements that cost no more than a request for the second.
-_NEAR = 128 << 10
+#: Bytes between two announcements that cost no more than a request for the second; and those of a
+#: request for several.
+_NEAR, _LONGEST = 128 << 10, 512 << 10
 
 #: Bytes ``[start, stop)`` of the file of a number: that, start, stop.
 Span = tuple[int, int, int]
@@ -43,7 +44,7 @@ def join_near(spans: Iterable[Span]) -> list[Span]:
         if runs:
             first, (before, begin, end) = runs[-1]
             longest = max(end, stop)
-            if number == before and start <= end + _NEAR and longest - begin <= _REQUEST:
+            if number == before and start <= end + _NEAR and longest - begin <= _LONGEST:
                 runs[-1] = min(first, place), (number, begin, longest)
                 continue
         runs.append((place, (number, start, stop)))
