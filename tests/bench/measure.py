@@ -131,7 +131,7 @@ def run(argv: Sequence[str]) -> Run:
             (os.POSIX_SPAWN_DUP2, errors.fileno(), 2),
         ]
         started = time.perf_counter()
-        pid = os.posix_spawnp(argv[0], list(argv), os.environ, file_actions=actions)
+        pid = os.posix_spawnp(argv[0], list(argv), _environment(), file_actions=actions)
         with Sampler(pid) as sampler:
             status, usage = _wait(pid)
             seconds = time.perf_counter() - started
@@ -142,6 +142,11 @@ def run(argv: Sequence[str]) -> Run:
             raise CommandError(f"exit status {code}: {' '.join(argv)[:400]}\n{text[-2000:]}")
     memory = (sampler.peak, sampler.largest, sampler.resident)
     return Run(seconds, usage.ru_utime, usage.ru_stime, *memory)
+
+
+def _environment() -> dict[str, str]:
+    """That of this process; but modules are kept compiled, as those of a package are."""
+    return {name: at for name, at in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _wait(pid: int) -> tuple[int, resource.struct_rusage]:

@@ -3,11 +3,12 @@
 The server is ``rclone serve http`` on this machine, over the same disk. It stands for an object
 store: requests, ranges and connections are the same code of obstore's, and rclone's own S3 server
 does not answer ranges as S3 does. The download asks for 8 MiB at a time, 16 at once, as the
-clouds' own tools do. Each round runs all commands.
+clouds' own tools do, and writes what comes to a file. Each round runs all commands.
 
 The server works on the cores of this machine, too, so that it is the processor that is measured.
-With ``--each`` it is one that waits 50 ms before each answer, and sends so many megabytes a second
-to each connection, as object stores do (:mod:`tests.bench.paced`).
+With ``--limit`` it sends so many megabytes a second in all, as a network does. With ``--each`` it
+is one that waits 50 ms before each answer, and sends so many to each connection, as object stores
+do (:mod:`tests.bench.paced`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bench import servers
 from tests.bench.generate import generate, spec_of_size
-from tests.bench.measure import Command, Runs, measure
+from tests.bench.measure import Command, measure
 from tests.support.objects import rclone
-
-_BUDGET = 0.7  # of the rate of the download
-_MOST = 256 << 20  # bytes of memory
 
 _DOWNLOAD = """
 import os, sys
@@ -50,13 +49,13 @@ with ThreadPoolExecutor(16) as threads:
     list(threads.map(fetch, pieces))
 """
 
-_ROW = "{:<24} {:>8} {:>8} {:>8} {:>10} {:>10}"
+_MERGE, _DOWNLOADED = "merge, from the server", "download to a file"
 
 
 @contextmanager
-def _serving(folder: Path, each: float | None) -> Iterator[int]:
+def _serving(folder: Path, each: float | None, most: int) -> Iterator[int]:
     if each is None:
-        with rclone.serving("http", folder) as (_, port):
+        with rclone.serving("http", folder, *servers.QUICK, *servers.limit(most)) as (_, port):
             yield port
         return
     command = [sys.executable, "-m", "tests.bench.paced", str(folder), "0.05", str(each * 1e6)]
@@ -72,31 +71,19 @@ def _list_commands(folder: Path, url: str, names: list[str], size: int) -> list[
     out, file = folder / "out", folder / "file"
     local = str(folder / "ranks")
     return [
-        Command("merge, from the server", (*merge, url, str(out)), out, size),
+        Command(_MERGE, (*merge, url, str(out)), out, size),
         Command("merge, from the disk", (*merge, local, str(out)), out, size),
-        Command("download to a file", (*download, str(file), *names), file, size),
+        Command(_DOWNLOADED, (*download, str(file), *names), file, size),
         Command("download to nowhere", (*download, "", *names)),
-        Command("ckpt inspect", (sys.executable, "-m", "ckpt_tool", "inspect", "--json", url)),
+        Command(servers.LOOKING, (sys.executable, "-m", "ckpt_tool", "inspect", "--json", url)),
     ]
-
-
-def _show(found: dict[str, Runs], size: int) -> None:
-    print(_ROW.format("", "seconds", "GB/s", "user+sys", "MiB", "resident"))
-    for label, runs in found.items():
-        rate = "" if label == "ckpt inspect" else f"{size / runs.seconds / 1e9:.2f}"
-        cpu = f"{runs.user + runs.system:.2f}"
-        memory = f"{runs.anonymous >> 20}", f"{runs.resident >> 20}"
-        print(_ROW.format(label, f"{runs.seconds:.2f}", rate, cpu, *memory))
-    merge, download = found["merge, from the server"], found["download to a file"]
-    ratio = download.seconds / merge.seconds
-    print(f"\n{ratio:.2f} x a plain download to a file; budget: {_BUDGET} or more")
-    print(f"{merge.anonymous >> 20} MiB of memory; budget: {_MOST >> 20} or less")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.remote", description=__doc__)
     parser.add_argument("--gb", type=float, default=2.0, help="size (default: %(default)s)")
     parser.add_argument("--each", type=float, help="megabytes per second of a connection")
+    parser.add_argument("--limit", type=int, default=0, help="megabytes per second (default: none)")
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default: %(default)s)")
     parser.add_argument("--dir", type=Path, default=Path(), help="where a temporary folder is made")
     options = parser.parse_args()
@@ -105,12 +92,12 @@ def main() -> None:
         folder = Path(scratch).resolve()
         generate(folder / "ranks", spec)
         files = sorted(path for path in (folder / "ranks").glob("*.pt"))
-        with _serving(folder, options.each) as port:
+        with _serving(folder, options.each, options.limit) as port:
             url = f"http://127.0.0.1:{port}/ranks"
             names = [path.name for path in files]
             commands = _list_commands(folder, url, names, spec.nbytes)
             found = measure(commands, files, options.repeat, lambda text: print(text, end="\r"))
-        _show(found, sum(path.stat().st_size for path in files))
+        servers.show(found, sum(path.stat().st_size for path in files), _MERGE, _DOWNLOADED)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.bench import servers
 from tests.bench.generate import generate, spec_of_size
-from tests.bench.measure import Command, Runs, measure
+from tests.bench.measure import Command, measure
 from tests.support.objects import rclone
 from tests.support.objects.buckets import ACCESS_KEY, SECRET_KEY
-
-_BUDGET = 0.7  # of the rate of the upload
-_MOST = 256 << 20  # bytes of memory
 
 #: Both remove what they have sent, lest the disk be filled.
 _BEGIN = """
@@ -50,7 +48,7 @@ _END = """
 obstore.delete(store, [row["path"] for row in obstore.list(store, key).collect()])
 """
 
-_ROW = "{:<24} {:>8} {:>8} {:>8} {:>10} {:>10}"
+_SENT, _UPLOADED = "merge, to the server", "upload of its files"
 
 
 def _list_commands(folder: Path, size: int) -> list[Command]:
@@ -61,8 +59,8 @@ def _list_commands(folder: Path, size: int) -> list[Command]:
     files = sorted(map(str, model.glob("*.safetensors")))
     upload, merge = (_BEGIN + work + _END for work in (_UPLOAD, _MERGE))
     return [
-        Command("merge, to the server", (sys.executable, "-c", merge, *words)),
-        Command("upload of its files", (sys.executable, "-c", upload, *files)),
+        Command(_SENT, (sys.executable, "-c", merge, *words)),
+        Command(_UPLOADED, (sys.executable, "-c", upload, *files)),
         Command(
             "merge, to the disk",
             (sys.executable, "-m", "ckpt_tool", *words, str(folder / "out")),
@@ -70,18 +68,6 @@ def _list_commands(folder: Path, size: int) -> list[Command]:
             size,
         ),
     ]
-
-
-def _show(found: dict[str, Runs], size: int) -> None:
-    print(_ROW.format("", "seconds", "GB/s", "user+sys", "MiB", "resident"))
-    for label, runs in found.items():
-        cpu = f"{runs.user + runs.system:.2f}"
-        memory = f"{runs.anonymous >> 20}", f"{runs.resident >> 20}"
-        rate = f"{size / runs.seconds / 1e9:.2f}"
-        print(_ROW.format(label, f"{runs.seconds:.2f}", rate, cpu, *memory))
-    merge, upload = found["merge, to the server"], found["upload of its files"]
-    print(f"\n{upload.seconds / merge.seconds:.2f} x a plain upload; budget: {_BUDGET} or more")
-    print(f"{merge.anonymous >> 20} MiB of memory; budget: {_MOST >> 20} or less")
 
 
 def main() -> None:
@@ -97,8 +83,8 @@ def main() -> None:
         generate(folder / "ranks", spec)
         files = sorted((folder / "ranks").glob("*.pt"))
         (folder / "bucket").mkdir()
-        more = ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--dir-cache-time", "1h"]
-        more += ["--bwlimit", f"{options.limit * 1_000_000}B"] if options.limit else []
+        more = ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", *servers.QUICK]
+        more += servers.limit(options.limit)
         with rclone.serving("s3", folder, *more) as (host, port):
             os.environ |= {
                 "AWS_ENDPOINT_URL": f"http://{host}:{port}",
@@ -108,7 +94,7 @@ def main() -> None:
             }
             commands = _list_commands(folder, spec.nbytes)
             found = measure(commands, files, options.repeat, lambda text: print(text, end="\r"))
-        _show(found, spec.nbytes)
+        servers.show(found, spec.nbytes, _SENT, _UPLOADED)
 
 
 if __name__ == "__main__":
