@@ -137,9 +137,9 @@ def _layers(config: ModelConfig, options: ToMcoreOptions) -> str:
     Megatron-LM's loader is told that layers have keys of their own, and then asks for those, be
     the run's ``--moe-layer-freq`` a number or a list; of a model with experts it could not know.
     """
-    if not options.layers and options.layout == "megatron-lm" and read_numbers(config).experts:
-        return "per-layer"
-    return options.layers
+    if options.layers or options.layout != "megatron-lm" or require_rows(config).is_patterned:
+        return options.layers
+    return "per-layer" if read_numbers(config).experts else ""
 
 
 def _require_choices(options: ToMcoreOptions) -> None:

@@ -13,6 +13,8 @@ from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from . import megatron_nemotron as nemotron
+from .megatron_deci import is_deci
 from .megatron_gpt import HuggingFaceConfig, dense_layers, expert_count
 from .megatron_hybrid import gpt_name
 from .megatron_routed import take_biases, use_plain_names
@@ -36,12 +38,16 @@ def read_tensors(folder: Path) -> State:
 
 def copy_into(model: GPTModel, folder: Path) -> None:
     """Fill a model that no other process has a part of."""
-    state = full_state(read_tensors(folder), read_config(folder))
+    config = read_config(folder)
+    is_other = nemotron.is_nemotron(config)
+    state = (nemotron.full_state if is_other else full_state)(read_tensors(folder), config)
     if any("linear_qkv_down_proj" in name for name in model.state_dict()):
         state = _fused(state)
     wanted = {
         # The module since 0.17.
-        gpt_name(model, name).replace(".mtp_model_layer.", ".transformer_layer."): tensor
+        name
+        if is_other
+        else gpt_name(model, name).replace(".mtp_model_layer.", ".transformer_layer."): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
         if not name.endswith("_extra_state")
     }
@@ -99,6 +105,8 @@ def _put(state: State, prefix: str, part: State) -> None:
 def _layer(hf: State, config: HuggingFaceConfig, index: int) -> State:
     if "feed_forward.down_proj.weight" in hf or "feed_forward.router.weight" in hf:
         hf = _unpack(hf)
+    if is_deci(config):
+        return _uneven(hf, config)
     state = _norms(hf)
     state["self_attention.linear_proj.weight"] = hf.pop("self_attn.o_proj.weight")
     attention = _latent_attention(hf) if "kv_lora_rank" in config else _attention(hf, config)
@@ -140,6 +148,22 @@ def _norms(hf: State) -> State:
         for kind in ("weight", "bias")
         if f"{theirs}.{kind}" in hf
     }
+
+
+def _uneven(hf: State, config: HuggingFaceConfig) -> State:
+    """A layer that may have no attention, or no MLP, and has as many groups as keys are there."""
+    state = {}
+    if "self_attn.k_proj.weight" in hf:
+        groups = len(hf["self_attn.k_proj.weight"]) // config["head_dim"]
+        state["input_layernorm.weight"] = hf.pop("input_layernorm.weight")
+        state["self_attention.linear_proj.weight"] = hf.pop("self_attn.o_proj.weight")
+        own = {**config, "num_key_value_heads": groups}
+        _put(state, "self_attention.", _attention(hf, own))
+    if hf:
+        state["pre_mlp_layernorm.weight"] = hf.pop("post_attention_layernorm.weight")
+        _put(state, "mlp.", _mlp(hf, "mlp."))
+    assert not hf, f"nothing is known of {sorted(hf)}"
+    return state
 
 
 def _attention(hf: State, config: HuggingFaceConfig) -> State:

@@ -31,6 +31,8 @@ from torch.nn.functional import rms_norm, silu
 from ckpt_tool.plans.checks.megatron_child.cpu import call
 from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 
+from . import megatron_deci as deci
+from . import megatron_nemotron as nemotron
 from .megatron_hybrid import make_pattern
 from .megatron_jobs import Sizes
 from .megatron_norms import describe, find_theta, fit_layers, fit_model
@@ -109,6 +111,7 @@ def build_chunks(
 
     Of a `hybrid` one it is a HybridModel. `fused`: latent attention has one down projection.
     """
+    hybrid = hybrid or nemotron.is_nemotron(hf)
     config = transformer_config(hf, sizes, dtype, hybrid=hybrid)
     vocab = padded_vocab(hf["vocab_size"], vocab_multiple * sizes.tp)
     stages: list[int | None] = [None] if sizes.vpp is None else list(range(sizes.vpp))
@@ -140,6 +143,8 @@ def padded_vocab(size: int, multiple: int) -> int:
 
 
 def _hybrid_pattern(hf: HuggingFaceConfig, sizes: Sizes) -> str:
+    if nemotron.is_nemotron(hf):
+        return nemotron.make_pattern(hf, sizes.pp * (sizes.vpp or 1))
     dense = dense_layers(hf)
     kinds = [
         bool(expert_count(hf)) and index not in dense for index in range(hf["num_hidden_layers"])
@@ -159,8 +164,14 @@ def _build_chunk(
     fused: bool,
 ) -> GPTModel:
     options = _options(hf, vocab, stage)
+    if "M" in pattern:
+        options["mamba"] = nemotron.describe_layer()
     if pattern:
         return make_hybrid_model(config, pattern, LatentDotProductAttention, **options)
+    if deci.is_deci(hf):
+        return call(
+            GPTModel, config=config, transformer_layer_spec=deci.describe(config, stage), **options
+        )
     spec = call(
         get_gpt_decoder_block_spec,
         config=config,
@@ -191,16 +202,22 @@ def _build_chunk(
 def _options(hf: HuggingFaceConfig, vocab: int, stage: int | None) -> dict[str, Any]:
     """What is outside of the layers."""
     where = {"ignore_virtual": stage is None, "vp_stage": stage}
+    if nemotron.is_nemotron(hf):
+        positions: dict[str, Any] = {"position_embedding_type": "none"}
+    else:
+        positions = {
+            "position_embedding_type": "rope",
+            "rotary_base": find_theta(hf),
+            "rotary_percent": hf["rope_parameters"].get("partial_rotary_factor", 1.0),
+        }
     return {
         "vocab_size": vocab,
         "max_sequence_length": hf["max_position_embeddings"],
         "pre_process": call(parallel_state.is_pipeline_first_stage, **where),
         "post_process": call(parallel_state.is_pipeline_last_stage, **where),
         "share_embeddings_and_output_weights": hf["tie_word_embeddings"],
-        "position_embedding_type": "rope",
-        "rotary_base": find_theta(hf),
-        "rotary_percent": hf["rope_parameters"].get("partial_rotary_factor", 1.0),
         "vp_stage": stage,
+        **positions,
     }
 
 
@@ -241,6 +258,13 @@ def transformer_config(
     hf: HuggingFaceConfig, sizes: Sizes, dtype: torch.dtype, *, hybrid: bool = False
 ) -> TransformerConfig:
     """Translate the Hugging Face config of any family in `megatron_models`."""
+    if nemotron.is_nemotron(hf):
+        return call(TransformerConfig, **nemotron.shape(hf) | _parallel(sizes, dtype) | _CPU)
+    if deci.is_deci(hf):
+        groups = {"num_key_value_heads": hf["num_attention_heads"]}
+        return deci.make_config(
+            hf, _shape(hf) | _attention({**hf, **groups}) | _parallel(sizes, dtype) | _CPU
+        )
     is_latent = "kv_lora_rank" in hf
     config_class = MLATransformerConfig if is_latent else TransformerConfig
     values = _shape(hf) | _parallel(sizes, dtype) | _CPU

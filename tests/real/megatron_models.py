@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from . import megatron_deci as deci
+from . import megatron_nemotron as nemotron
 from . import megatron_routed as routed
 from .fill import fill_distinct
 from .fsdp_reference import logits_of
@@ -236,12 +238,14 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     **routed.MODELS,
+    **nemotron.MODELS,
+    **deci.MODELS,
 }
 NAMES = tuple(_MODELS)
 CLASSES = frozenset(name for name, _ in _MODELS.values())
 _DENSE = (
     *("llama", "mistral", "qwen2", "qwen3", "ministral3"),
-    *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron", "glm4"),
+    *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron", "glm4", "nemotron-nas"),
 )
 WITH_EXPERTS = tuple(name for name in NAMES if name not in _DENSE)
 
@@ -272,6 +276,12 @@ class _PredictionHead(nn.Module):
 def write_model(name: str, folder: Path) -> Path:
     """Write the model below `folder` and return the Hugging Face folder."""
     class_name, overrides = _MODELS[name]
+    if name in nemotron.MODELS:
+        return _write_nemotron(class_name, overrides, folder)
+    if name in deci.MODELS:
+        hf, model = deci.write_model(folder)
+        save_file(_reference(model), folder / "reference.safetensors")
+        return hf
     config = {**_DECODER, **overrides}
     depth = config.get("num_nextn_predict_layers", 0)
     model = _build(class_name, {**config, "num_hidden_layers": config["num_hidden_layers"] + depth})
@@ -296,6 +306,25 @@ def _publish(name: str, hf: Path) -> None:
         file.unlink()
     save_file(found, hf / "model.safetensors", metadata={"format": "pt"})
     path.write_text(json.dumps(said, indent=2))
+
+
+def _write_nemotron(class_name: str, config: Mapping[str, Any], folder: Path) -> Path:
+    """A model whose last layers, which transformers has no room for, predict a further token."""
+    kinds = config["layers_block_type"]
+    model = _build(class_name, nemotron.lengthen(config))
+    ahead = nemotron.Ahead(model.config)
+    fill_distinct(ahead)
+    hf = folder / "hf"
+    model.save_pretrained(hf)
+    nemotron.publish(hf, ahead, len(kinds))
+    layers, model.model.layers = model.model.layers[len(kinds) :], model.model.layers[: len(kinds)]
+    model.config.layers_block_type = list(kinds)
+    model.config.num_nextn_predict_layers = config["num_nextn_predict_layers"]
+    model.config.save_pretrained(hf)
+    found = _reference(model)
+    found["mtp_logits"] = nemotron.predict(model, layers, ahead, found["input_ids"])
+    save_file(found, folder / "reference.safetensors")
+    return hf
 
 
 def _build(class_name: str, config: Mapping[str, Any]) -> PreTrainedModel:

@@ -25,6 +25,7 @@ _LAYER = re.compile(
 # (local, Transformer Engine), by kind of layer.
 _DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
+_MAMBA = {"norm.weight": "mixer.in_proj.layer_norm_weight"}
 _LATENT = {
     "self_attention.q_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
     "self_attention.kv_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight",
@@ -46,6 +47,9 @@ def _renamed(key: str, keys: Collection[str], *, back: bool) -> str:
     if not found:
         return key
     prefix, name = found.groups()
+    if f"{prefix}mixer.A_log" in keys:
+        names = {engine: local for local, engine in _MAMBA.items()} if back else _MAMBA
+        return prefix + names.get(name, name)
     has_experts = f"{prefix}mlp.router.weight" in keys
     is_latent = f"{prefix}self_attention.linear_kv_down_proj.weight" in keys
     has_indexers = any(".core_attention.indexer." in key for key in keys)
@@ -79,7 +83,7 @@ def engine_states(state: ShardedStateDict) -> dict[str, ShardedObject]:
     found = {}
     for name, entry in state.items():
         module, _, kind = entry.key.rpartition(".")
-        if kind == "weight" and module.endswith("norm"):
+        if kind == "weight" and module.endswith("norm") and not module.endswith("mixer.norm"):
             found[f"{name}._extra_state"] = _object_like(entry, f"{module}._extra_state")
         for norm in (".input_layernorm.weight", ".self_attention.linear_qkv.layer_norm_weight"):
             if entry.key.endswith(norm):

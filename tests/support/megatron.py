@@ -111,6 +111,9 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("gpt_oss", "tp2"): {},
     ("gpt_oss", "ep2"): {"experts": "sequential", "names": "local", "style": "megatron-lm"},
     ("bailing_moe_v2", "tp2_ep2"): {},
+    ("nemotron_h", "tp2_ep2"): {"style": "megatron-lm"},
+    ("nemotron-nas", "tp2"): {"names": "local"},
+    ("nemotron_h", "pp2"): {"names": "local", "experts": "sequential"},
 }
 #: What the installed transformers cannot build, and why.
 UNKNOWN: dict[str, str] = {}
@@ -129,6 +132,7 @@ if TRANSFORMERS < (5, 0):
         "glm4",
         *ROUTED,
         "llama4_text",
+        "nemotron_h",
     )
     UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")
 #: What the installed megatron-core has no layers for, and why.
@@ -138,6 +142,8 @@ if MEGATRON_CORE >= (0, 19):
     REFUSED = dict.fromkeys(("moonlight", "deepseek_v2_lite"), _PLAIN)
 else:
     REFUSED = dict.fromkeys(("glm_moe_dsa_mtp", "deepseek_v32"), "it has no such attention")
+if MEGATRON_CORE < (0, 19):
+    REFUSED["nemotron_h"] = "its HybridModel is tried since 0.19"
 #: What HybridModels of megatron-core, which it has since 0.18, load of ours and save.
 HYBRID = [
     ("llama", "tp1"),

@@ -53,21 +53,25 @@ class MegatronRows:
     """The rows of a family's layers; those outside of layers are the same for all.
 
     ``attentions``: rows in place of ``attention``, by the kinds of layers that ``layer_types`` of
-    the config has; ``mtp`` is the kind of layers for multi-token prediction.
+    the config has; ``mtp`` is the kind of layers for multi-token prediction. Of a family with the
+    flag ``patterned`` a layer is one of a HybridModel, that is attention or Mamba or an MLP, and
+    its kind the symbol that it has there.
     ``flags``: True, or the config key that decides and what holds where the key is absent.
     ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
     their own even where all are alike. ``mtp_prefix`` is that of a layer for multi-token
     prediction on the Hub, with its ``number``, or how many layers it comes ``after``;
     ``mtp_repeats``: it has copies of the embedding and the head there; ``mtp_top``: before the
-    names of ``mtp`` where these are not below a layer; there is one layer then.
-    ``mtp_dense``: rows in place of ``dense`` there. ``trunk`` is before
-    the names of the language model on the Hub, ``head`` before that of its head, ``embedding`` the
-    name of its embedding there. ``towers``: prefixes below which tensors are the same on both
-    sides, those of modules that a trainer takes from transformers. Of a family with ``vision`` too,
-    checkpoints have either. ``moved``: what Megatron has in place of such a prefix, where that is
-    another. ``outside`` is before all of its names. ``absent``: prefixes of what is on the Hub and
-    in no model of Megatron's. ``inner``: there are no rows here, the language model's are those of
-    the model type that its own config names. ``kinds_by``: what says the kinds of layers, where
+    names of ``mtp`` where these are not below a layer; there is one layer then. ``mtp_dense``: rows
+    in place of ``dense`` there. ``mtp_end``: what a layer for multi-token prediction ends with,
+    where it is several on the Hub; ``mtp`` is then what it begins with. ``trunk`` is before the
+    names of the language model on the Hub, ``head`` before that of its head, ``embedding`` the name
+    of its embedding there; ``ends``: what the rows outside of layers are called on the Hub, where
+    that is otherwise. ``towers``: prefixes below which tensors are the same on both sides, those of
+    modules that a trainer takes from transformers. Of a family with ``vision`` too, checkpoints
+    have either. ``moved``: what Megatron has in place of such a prefix, where that is another.
+    ``outside`` is before all of its names. ``absent``: prefixes of what is on the Hub and in no
+    model of Megatron's. ``inner``: there are no rows here, the language model's are those of the
+    model type that its own config names. ``kinds_by``: what says the kinds of layers, where
     ``layer_types`` does not. ``beside``: rows of modules beside the layers, by their whole names on
     both sides. ``defaults``: sizes that the config's class has where ``config.json`` leaves them
     out.
@@ -95,12 +99,18 @@ class MegatronRows:
     kinds_by: str = "layer_types"
     beside: Rows = ()
     defaults: dict[str, int] = field(default_factory=dict)
-    embedding: str = "embed_tokens"
+    ends: dict[str, str] = field(default_factory=dict)
+    mtp_end: Rows = ()
 
     @property
     def sees(self) -> bool:
         """Whether there is more than a language model."""
         return self.vision is not None or bool(self.towers)
+
+    @property
+    def is_patterned(self) -> bool:
+        """Whether a layer is one of a HybridModel, whatever is asked for."""
+        return "patterned" in self.flags
 
     @property
     def prefix(self) -> str:

@@ -131,7 +131,7 @@ BAILING_V2 = MegatronRows(
     flags=_STACKED_FLAGS,
     differing=True,
     mtp_repeats=False,
-    embedding="word_embeddings",
+    ends={"embed_tokens": "word_embeddings"},
 )
 SARVAM_MOE = replace(
     BAILING_V2, mtp=(), flags=_STACKED_FLAGS | {"qkv_bias": ("attention_bias", False)}

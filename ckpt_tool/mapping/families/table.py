@@ -15,6 +15,7 @@ from ckpt_tool.mapping.families import megatron_families as mcore
 from ckpt_tool.mapping.families import routed_rows as routed
 from ckpt_tool.mapping.families import sparse_rows as sparse
 from ckpt_tool.mapping.families import tower_rows as towers
+from ckpt_tool.mapping.families.deci_rows import DECI
 from ckpt_tool.mapping.families.dense_nemotron_rows import NEMOTRON
 from ckpt_tool.mapping.families.hub_rules import (
     ERNIE_EXPERTS,
@@ -30,6 +31,7 @@ from ckpt_tool.mapping.families.hub_rules import (
     HubRules,
 )
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
+from ckpt_tool.mapping.families.nemotron_rows import FALCON_H1, NEMOTRON_H
 from ckpt_tool.mapping.families.torchtitan_rows import (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
@@ -111,6 +113,7 @@ FAMILIES: dict[str, Family] = {
         legacy=Legacy(local_rope=True),
         megatron=gemma.GEMMA3,
     ),
+    "falcon_h1": Family("FalconH1ForCausalLM", SAME, megatron=FALCON_H1),
     "gemma3n_text": Family("Gemma3nForCausalLM", legacy=Legacy(local_rope=True)),
     "glm": Family("GlmForCausalLM", SAME),
     "glm4": Family("Glm4ForCausalLM", SAME, megatron=towers.GLM4),
@@ -122,6 +125,7 @@ FAMILIES: dict[str, Family] = {
     "ministral": Family("MinistralForCausalLM", SAME),
     "ministral3": Family("Ministral3ForCausalLM", SAME, megatron=mcore.MISTRAL),
     "nemotron": Family("NemotronForCausalLM", SAME, megatron=NEMOTRON),
+    "nemotron-nas": Family(hub=SAME, megatron=DECI),
     "olmo": Family("OlmoForCausalLM", SAME),
     "olmo2": Family("Olmo2ForCausalLM", SAME),
     "olmo3": Family("Olmo3ForCausalLM", SAME),
@@ -177,6 +181,7 @@ FAMILIES: dict[str, Family] = {
     "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
     "minimax_m2": Family("MiniMaxM2ForCausalLM", MINIMAX_M2_EXPERTS, megatron=mcore.MINIMAX_M2),
     "mixtral": Family("MixtralForCausalLM", MIXTRAL_EXPERTS, megatron=mcore.MIXTRAL_MOE),
+    "nemotron_h": Family("NemotronHForCausalLM", float32=None, megatron=NEMOTRON_H),
     "olmoe": Family("OlmoeForCausalLM", EXPERTS, megatron=mcore.OLMOE),
     "qwen2_moe": Family("Qwen2MoeForCausalLM", EXPERTS, megatron=mcore.QWEN2_MOE),
     "qwen3_5_moe_text": Family("Qwen3_5MoeForCausalLM"),

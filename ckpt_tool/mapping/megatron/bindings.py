@@ -72,6 +72,8 @@ class _Place:
 
 def choose_layout(family: MegatronRows, numbers: Numbers) -> str:
     """How megatron-core itself lays the layers out: stacked only where all are of one kind."""
+    if "patterned" in numbers.flags:
+        return "hybrid"
     alike = not numbers.moe or len(numbers.moe) == numbers.layers
     return "stacked" if alike and not family.differing else "per-layer"
 
@@ -98,11 +100,12 @@ def make_bindings(
     found += _spell(family.beside, _Place("", ""), numbers)
     if layout == "hybrid":
         found = [replace(one, names=tuple(map(_name_hybrid, one.names))) for one in found]
+    apart = "per-layer" if "patterned" in numbers.flags else layout
     for layer in range(numbers.layers):
         hf, megatron = f"{family.trunk}layers.{layer}.", f"{prefix}decoder."
-        places = _place_parts(hf, megatron, layer, numbers.layers, layout)
+        places = _place_parts(hf, megatron, layer, numbers.layers, apart)
         kind = numbers.kinds[layer] if numbers.kinds else ""
-        found += _spell_layer(family, (kind, layer in numbers.moe), places, numbers)
+        found += _spell_layer(family, (kind, layer in numbers.moe), places, numbers.at(layer))
     for number in range(numbers.mtp):
         found += _spell_mtp(family, numbers, number, prefix, layout)
     alike = [
@@ -121,7 +124,8 @@ def _name_top(family: MegatronRows) -> Iterator[Row]:
     """The rows outside of layers as the family calls them on the Hub."""
     for row in TOP:
         _, trunk, name = row.hf.rpartition("model.")
-        name = name.replace("embed_tokens", family.embedding)
+        module, _, kind = name.rpartition(".")
+        name = f"{family.ends.get(module, module)}.{kind}"
         yield replace(row, hf=(family.trunk if trunk else family.head) + name)
 
 
@@ -143,7 +147,8 @@ def find_repeats(family: MegatronRows, numbers: Numbers) -> list[Repeat]:
 
 def format_mtp_prefix(family: MegatronRows, numbers: Numbers, number: int) -> str:
     """The prefix, on the Hub, of the layer for multi-token prediction ``number``."""
-    return family.mtp_prefix.format(after=numbers.layers + number, number=number)
+    first = number * len(numbers.mtp_kinds)
+    return family.mtp_prefix.format(after=numbers.layers + number, number=number, first=first)
 
 
 def _place_layer(hf: str, megatron: str, layer: int, layers: int, layout: str) -> _Place:
@@ -177,8 +182,11 @@ def _spell_mtp(
     family: MegatronRows, numbers: Numbers, number: int, prefix: str, layout: str
 ) -> Iterator[Binding]:
     """A layer for multi-token prediction: mostly of the kind of the last layer, never stacked."""
-    hf = format_mtp_prefix(family, numbers, number)
     layer = f"{prefix}mtp.layers.{number}."
+    if numbers.mtp_kinds:
+        yield from _spell_parts_ahead(family, numbers, number, layer)
+        return
+    hf = format_mtp_prefix(family, numbers, number)
     if not (family.mtp_top and number):
         yield from _spell(family.mtp, _Place(family.mtp_top or hf, layer), numbers)
     place = _Place(hf, f"{layer}transformer_layer.")
@@ -187,6 +195,19 @@ def _spell_mtp(
         places = _place_parts(hf, f"{layer}mtp_model_layer.", 0, 1, layout)
     moe = numbers.layers - 1 in numbers.moe and "dense_ahead" not in numbers.flags
     yield from _spell_layer(family, ("mtp", moe), places, numbers)
+
+
+def _spell_parts_ahead(
+    family: MegatronRows, numbers: Numbers, number: int, megatron: str
+) -> Iterator[Binding]:
+    """The same of layers that are one part each: the first has what goes in, the last what ends."""
+    count = len(numbers.mtp_kinds)
+    for at, kind in enumerate(numbers.mtp_kinds):
+        hf = family.mtp_prefix.format(first=number * count + at)
+        ends = (family.mtp if at == 0 else ()) + (family.mtp_end if at == count - 1 else ())
+        yield from _spell(ends, _Place(hf, megatron), numbers)
+        place = _Place(hf, f"{megatron}mtp_model_layer.layers.{at}.")
+        yield from _spell_layer(family, (kind, kind == "E"), (place, place), numbers)
 
 
 def _spell_vision(vision: Vision, numbers: Numbers, layout: str) -> Iterator[Binding]:

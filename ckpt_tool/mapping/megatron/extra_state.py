@@ -9,13 +9,24 @@ ask for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.tensors.geometry import Shape
 
 #: Modules with a weight and without extra state: plain parameters, and the vocabulary's layers.
-_WITHOUT = ("router", "word_embeddings", "output_layer", "patch_embed.proj", "pos_embed")
+_WITHOUT = (
+    "router",
+    "conv1d",
+    "mixer.norm",
+    "word_embeddings",
+    "output_layer",
+    "patch_embed.proj",
+    "pos_embed",
+)
+#: What one tensor of a module is in several keys.
+_PART = re.compile(r"(?<=\.weight)\.\w+$")
 #: A HybridModel asks for that of its head, be it tied or not; a GPTModel leaves it out.
 _HYBRID_HEAD = "output_layer._extra_state/shard_0_1"
 
@@ -25,7 +36,7 @@ def list_extra_states(bindings: Iterable[Binding], *, hybrid: bool = False) -> l
     keys: dict[str, None] = {}
     own = (each for each in bindings if not each.foreign)
     for binding, name in ((each, name) for each in own for name in each.names):
-        module, _, kind = name.rpartition(".")
+        module, _, kind = _PART.sub("", name).rpartition(".")
         if kind != "weight" or module.endswith(_WITHOUT):
             continue
         keys |= dict.fromkeys(_make_keys(module, binding))

@@ -72,6 +72,9 @@ _DENSE = {
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
     "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
 }
+_MAMBA = {"norm.weight": "mixer.in_proj.layer_norm_weight"}
+#: As modules, but not checkpoints, call a convolution's since 0.19.
+_CONVOLUTION = re.compile(r"(?<=mixer\.conv1d)_(?=(?:weight|bias)$)")
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
 
 
@@ -111,6 +114,8 @@ def _name_engine_key(key: str, keys: frozenset[str], of_latent: dict[str, str]) 
     if found is None:
         return key
     prefix, name = found.groups()
+    if f"{prefix}mixer.A_log" in keys:
+        return str(prefix) + _MAMBA.get(name, name)
     latent = f"{prefix}self_attention.linear_kv_down_proj.weight" in keys
     table = _EXPERTS if f"{prefix}mlp.router.weight" in keys else _DENSE
     return str(prefix) + (table | (of_latent if latent else _GROUPED)).get(name, name)
@@ -120,6 +125,7 @@ def _strip(name: str, multimodal: bool) -> str:
     name = _SWIFT.sub("", _PREFIX.sub("", name))
     if not multimodal:
         name = name.removeprefix("language_model.")
+    name = _CONVOLUTION.sub(".", name)
     return _AHEAD.sub(".transformer_layer.", _name_expert(name))
 
 

@@ -11,6 +11,8 @@ from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES, find_family
+from ckpt_tool.mapping.megatron.blocks import Block, read_blocks
+from ckpt_tool.mapping.megatron.kinds import find_kinds, find_symbols, find_symbols_ahead
 from ckpt_tool.mapping.megatron.own_kinds import OWN_KINDS
 from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, read_sizes
 
@@ -24,7 +26,10 @@ MTP_KEY = "num_nextn_predict_layers"
 class Numbers:
     """``moe``: which layers have experts. ``flags``: which optional rows are there.
 
-    ``kinds``: that of each layer's attention, in a family that has several.
+    ``kinds``: that of each layer's attention, in a family that has several; of a family that is
+    always a HybridModel the symbol of each layer. ``mtp_kinds``: there, those of the layers that
+    are one for multi-token prediction. ``blocks``: what layers have of their own, in a family where
+    they have sizes of their own.
 
     ``sizes``: the words of the tables' shapes, those that the config gives.
 
@@ -47,6 +52,21 @@ class Numbers:
     vision_heads: int = 0
     vision_mergers: int = 0
     kinds: tuple[str, ...] = ()
+    mtp_kinds: tuple[str, ...] = ()
+    blocks: tuple[Block, ...] = ()
+
+    def at(self, layer: int) -> Numbers:
+        """Those of one layer: flags say what is there of it."""
+        if not self.blocks:
+            return self
+        block = self.blocks[layer]
+        parts = {"attention": block.groups, "mlp": block.ffn}
+        return replace(
+            self,
+            groups=block.groups,
+            sizes=self.sizes | {"key": block.groups * self.head_dim, "ffn": block.ffn},
+            flags=self.flags | {part for part, size in parts.items() if size},
+        )
 
     @property
     def hybrid_pattern(self) -> str:
@@ -55,6 +75,8 @@ class Numbers:
         ``D``, ``+`` and ``*`` are sparse, latent and plain attention, ``E`` and ``-`` experts and a
         plain MLP; what follows a ``/`` is a layer for multi-token prediction.
         """
+        if self.kinds and "patterned" in self.flags:
+            return "".join(self.kinds) + ("/" + "".join(self.mtp_kinds)) * self.mtp
         attention = "D" if "sparse" in self.flags else "+" if "latent" in self.flags else "*"
         layers = [attention + ("E" if i in self.moe else "-") for i in range(self.layers)]
         ahead = f"{attention}-" if "dense_ahead" in self.flags else layers[-1]
@@ -101,20 +123,28 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     """
     family = require_rows(config)
     text = Fields(family.defaults | config.text, config.path)
-    layers = text.size("num_hidden_layers")
+    kinds = _find_kinds(family, text)
+    layers = len(kinds) or text.size("num_hidden_layers")
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")
     experts = next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0)
     moe = _find_moe_layers(text, layers) if family.moe and experts else frozenset[int]()
+    mtp = text.size(MTP_KEY, 0) if family.mtp else 0
+    ahead: tuple[str, ...] = ()
+    if kinds and family.is_patterned:
+        if text.find_bool("mtp_use_repeated_layer"):
+            mtp = min(mtp, 1)
+        moe = frozenset(layer for layer, kind in enumerate(kinds) if kind == "E")
+        ahead = find_symbols_ahead(text) if mtp else ()
     vision = Fields(config.raw, config.path).inside("vision_config")
     return Numbers(
         layers=layers,
         heads=heads,
         groups=text.size("num_key_value_heads", heads),
         head_dim=text.size("head_dim", text.size("hidden_size") // max(heads, 1)),
-        experts=experts if moe else 0,
+        experts=experts if moe or "E" in ahead else 0,
         moe=moe,
-        mtp=text.size(MTP_KEY, 0) if family.mtp else 0,
+        mtp=mtp,
         sizes=read_sizes(text, vision),
         flags=_find_flags(family, text.values, tied=bool(config.tied)),
         vocab_size=vocab,
@@ -122,22 +152,18 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         vision_layers=vision.size("depth") if family.vision else 0,
         vision_heads=vision.size("num_heads") if family.vision else 0,
         vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.vision else 0,
-        kinds=OWN_KINDS.get(family.kinds_by, _find_kinds)(text, layers)
-        if family.attentions
-        else (),
+        kinds=kinds,
+        mtp_kinds=ahead,
+        blocks=read_blocks(text, layers, heads) if "blocks" in family.flags else (),
     )
 
 
-def _find_kinds(text: Fields, layers: int) -> tuple[str, ...]:
-    pattern = text.sizes("hybrid_layer_pattern")  # as MiMo-V2 says it on the Hub
-    kinds = tuple(text.texts("layer_types")) or tuple(
-        "sliding_attention" if number else "full_attention" for number in pattern
-    )
-    if len(kinds) != layers:
-        raise MappingError(
-            f"{text.path}: layer_types has {len(kinds)} entries, but there are {layers} layers"
-        )
-    return kinds
+def _find_kinds(family: MegatronRows, text: Fields) -> tuple[str, ...]:
+    if not family.attentions:
+        return ()
+    if family.is_patterned:
+        return find_symbols(text)
+    return OWN_KINDS.get(family.kinds_by, find_kinds)(text, text.size("num_hidden_layers"))
 
 
 def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:

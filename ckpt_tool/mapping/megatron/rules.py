@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 from ckpt_tool.common.errors import MappingError
@@ -20,6 +21,8 @@ from ckpt_tool.mapping.megatron.bindings import (
     make_bindings,
 )
 from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, require_rows
+from ckpt_tool.mapping.megatron.ops import Same
+from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.towers import find_towers
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -60,6 +63,26 @@ def make_rules(
             " none of their tensors: written without them"
         )
         numbers = replace(numbers, mtp=0)
+    _require_layout(layout, config, numbers)
+    towers = NO_TOWERS if family.vision else find_towers(config, given)
+    layout = layout or choose_layout(family, numbers)
+    bindings = make_bindings(family, numbers, layout, towers)
+    return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)
+
+
+def _require_layout(layout: str, config: ModelConfig, numbers: Numbers) -> None:
+    """MappingError where the model has no such layout; empty is Megatron's own."""
+    family = require_rows(config)
+    if layout not in ("", "hybrid") and family.is_patterned:
+        raise MappingError(
+            f"`layers={layout!r}`: a {config.model_type} is a HybridModel of megatron-core",
+            hint="Leave `layers` out: the model is then written for one.",
+        )
+    if layout not in ("", "per-layer") and numbers.blocks:
+        raise MappingError(
+            f"`layers={layout!r}`: layers of a {config.model_type} have sizes of their own",
+            hint="Leave `layers` out: this model is then written per layer.",
+        )
     uneven = 0 < len(numbers.moe) < numbers.layers
     if layout == "stacked" and (uneven or len(set(numbers.kinds)) > 1):
         what = "have experts and some have not" if uneven else "have another attention"
@@ -67,17 +90,14 @@ def make_rules(
             f"`layers='stacked'`: some layers {what}, so that they cannot be stacked",
             hint="Leave `layers` out: this model is then written per layer.",
         )
-    if layout == "hybrid" and (family.sees or "norms_beside" in numbers.flags):
-        what = "a vision tower" if family.sees else "norms beside attention and MLP"
+    seen = family.sees and not family.is_patterned
+    if layout == "hybrid" and (seen or "norms_beside" in numbers.flags):
+        what = "a vision tower" if seen else "norms beside attention and MLP"
         raise MappingError(
             f"`layers='hybrid'`: a {config.model_type} has {what}, which megatron-core's"
             " HybridModel has not",
             hint="Leave `layers` out: the model is then written for a GPTModel.",
         )
-    towers = NO_TOWERS if family.vision else find_towers(config, given)
-    layout = layout or choose_layout(family, numbers)
-    bindings = make_bindings(family, numbers, layout, towers)
-    return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)
 
 
 def _count_ahead(
@@ -155,7 +175,19 @@ def infer_rules(
     layout, vision = (find_layout(tensors, name) for name in (prefix, "vision_model."))
     towers = find_towers(config, tensors, in_megatron=True)
     bindings = make_bindings(family, numbers, layout, towers, vision)
+    bindings = list(map(partial(_use_whole, names=tensors), bindings))
     return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), [])
+
+
+def _use_whole(binding: Binding, names: Collection[str]) -> Binding:
+    """The binding to the one tensor whose parts it has, where ``names`` have that in their place.
+
+    So ranks have it, and what they write each for itself.
+    """
+    whole = binding.names[0].rpartition(".")[0]
+    if not isinstance(binding.op, RowsSplit) or whole not in names:
+        return binding
+    return replace(binding, names=(whole,), op=Same(), wholes=())
 
 
 def find_layout(names: Collection[str], prefix: str = "") -> str:

@@ -7,6 +7,17 @@ from ckpt_tool.mapping.config import EXPERT_KEYS
 
 #: How configs call the number of experts that see every token; the sizes have their width.
 SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts")
+#: How they call the width of those together.
+_SHARED_WIDTHS = ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size")
+#: Heads, their width, groups, the state of a head, and what the convolution sees. Falcon-H1 says
+#: how wide heads are together.
+_MAMBA_KEYS = (
+    ("mamba_num_heads", "mamba_n_heads"),
+    ("mamba_head_dim",),
+    ("n_groups", "mamba_n_groups"),
+    ("ssm_state_size", "mamba_d_state"),
+    ("conv_kernel", "mamba_d_conv"),
+)
 
 
 def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
@@ -43,7 +54,8 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "two_ffn": 2 * ffn,
         "expert_ffn": expert or ffn,
         "two_expert_ffn": 2 * (expert or ffn),
-        "shared_ffn": text.size("shared_expert_intermediate_size", 0) or shared,
+        "expert_hidden": text.size("moe_latent_size", 0) or hidden,
+        "shared_ffn": next(filter(None, (text.size(key, 0) for key in _SHARED_WIDTHS)), shared),
         "experts": next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0),
         "query_rank": text.size("q_lora_rank", 0),
         "latent_query": heads * (nope + rope),
@@ -60,4 +72,21 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "vision_ffn": vision.size("intermediate_size", 0),
         "merged": width * vision.size("spatial_merge_size", 2) ** 2,
     }
-    return {word: size for word, size in found.items() if size}
+    return {word: size for word, size in (found | _read_mamba(text)).items() if size}
+
+
+def _read_mamba(text: Fields) -> dict[str, int]:
+    """Those of Mamba's mixers, by the keys of Nemotron-H or of Falcon-H1."""
+    heads, head, groups, state, kernel = (
+        next((text.size(key) for key in keys if text.values.get(key)), 0) for keys in _MAMBA_KEYS
+    )
+    inner = heads * head or text.size("mamba_d_ssm", 0)
+    inner, states = inner or text.size("mamba_expand", 0) * text.size("hidden_size"), groups * state
+    return {
+        "mamba_heads": heads,
+        "mamba_inner": inner,
+        "mamba_state": states,
+        "mamba_in": 2 * (inner + states) + heads,
+        "mamba_conv": inner + 2 * states,
+        "mamba_kernel": kernel,
+    }

@@ -8,6 +8,7 @@ the same. Source: ``megatron/training/checkpointing.py`` and ``arguments.py`` of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ _SAME = {
     "ffn_hidden_size": ("intermediate_size",),
     "max_position_embeddings": ("max_position_embeddings",),
     "seq_length": ("max_position_embeddings",),
-    "norm_epsilon": ("rms_norm_eps", "norm_eps"),
+    "norm_epsilon": ("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
     "moe_router_topk": ("num_experts_per_tok", "moe_k"),
     "moe_ffn_hidden_size": ("moe_intermediate_size",),
     "moe_router_topk_scaling_factor": ("routed_scaling_factor", "router_scaling_factor"),
@@ -34,6 +35,15 @@ _SAME = {
     "dsa_indexer_n_heads": ("index_n_heads",),
     "dsa_indexer_head_dim": ("index_head_dim",),
     "dsa_indexer_topk": ("index_topk",),
+    "moe_latent_size": ("moe_latent_size",),
+}
+
+#: The sizes of Mamba's mixers: argument, which is a field of megatron-core's config -> config key.
+MAMBA_SIZES = {
+    "mamba_state_dim": "ssm_state_size",
+    "mamba_head_dim": "mamba_head_dim",
+    "mamba_num_groups": "n_groups",
+    "mamba_num_heads": "mamba_num_heads",
 }
 
 #: The same for every family here.
@@ -91,6 +101,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
         | _make_rotary(Fields(text, rules.config.path))
         | (_make_experts(rules) if numbers.experts else {})
         | (_make_hybrid(rules) if rules.layout == "hybrid" else {})
+        | (_make_blocks(rules) if numbers.blocks else {})
     )
 
 
@@ -106,7 +117,30 @@ def describe_content(rules: Rules) -> dict[str, Any]:
 def _make_hybrid(rules: Rules) -> dict[str, Any]:
     """What tells its loader that the model is a HybridModel; it counts each part of a layer."""
     pattern = rules.numbers.hybrid_pattern
-    return {"hybrid_layer_pattern": pattern, "num_layers": 2 * rules.numbers.layers}
+    if not rules.numbers.kinds and "patterned" in rules.numbers.flags:
+        return {}  # Falcon-H1's layers have no symbol
+    found: dict[str, Any] = {"hybrid_layer_pattern": pattern}
+    found["num_layers"] = len(pattern.partition("/")[0])
+    return found | _make_mamba(rules)
+
+
+def _make_blocks(rules: Rules) -> dict[str, Any]:
+    """The config itself, from which it takes the sizes of each layer; of groups the first."""
+    return {
+        "heterogeneous_layers_config_encoded_json": json.dumps(rules.config.raw),
+        "num_query_groups": next(filter(None, (one.groups for one in rules.numbers.blocks)), None),
+    }
+
+
+def _make_mamba(rules: Rules) -> dict[str, Any]:
+    """The sizes of Mamba's mixers, and what else a model with some has otherwise."""
+    text, flags = Fields(rules.config.text, rules.config.path), rules.numbers.flags
+    found: dict[str, Any] = {}
+    if "M" in rules.numbers.kinds:
+        found = {name: text.size(key) for name, key in MAMBA_SIZES.items()}
+    if "no_positions" in flags:
+        found |= {"position_embedding_type": "none", "use_rotary_position_embeddings": False}
+    return found
 
 
 def _make_layers(flags: frozenset[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ckpt_tool.readers.megatron.mixers import find_mixer_dim, find_sections
 from ckpt_tool.tensors.geometry import Box, Shape
 
 _COLUMN = re.compile(
@@ -40,13 +41,15 @@ _DOWN = re.compile(r"linear_(q|kv)_down_proj\.weight$")
 class Cut:
     """Along which dimension ranks share a tensor, None where each has all of it.
 
-    ``halves``: a rank has a piece of the first half and one of the second. ``stacked``: what ranks
-    have is no piece of a whole, only one after the other along a dimension of their own.
+    ``halves``: a rank has a piece of the first half and one of the second. ``sections``: it has
+    one of each of several parts, of so many rows. ``stacked``: what ranks have is no piece of a
+    whole, only one after the other along a dimension of their own.
     """
 
     dim: int | None
     halves: bool = False
     stacked: bool = False
+    sections: tuple[int, ...] = ()
 
     def whole(self, local: Shape, parts: int) -> Shape:
         """The global shape of a tensor whose ``parts`` ranks have ``local`` each."""
@@ -66,12 +69,12 @@ class Cut:
             yield 0, Box(zeros, local)
             return
         dim = self.dim
-        count = 2 if self.halves else 1
-        length = local[dim] // count
-        for half in range(count):
-            start = (half * parts + part) * length
-            offsets = (*zeros[:dim], start, *zeros[dim + 1 :])
-            yield half * length, Box(offsets, (*local[:dim], length, *local[dim + 1 :]))
+        half = local[dim] // 2
+        at = 0
+        for length in self.sections or ((half, half) if self.halves else (local[dim],)):
+            offsets = (*zeros[:dim], at * parts + part * length, *zeros[dim + 1 :])
+            yield at, Box(offsets, (*local[:dim], length, *local[dim + 1 :]))
+            at += length
 
     def text(self, leading: int = 0) -> str:
         """As a placement, in a tensor that has ``leading`` dimensions before this one's."""
@@ -79,7 +82,8 @@ class Cut:
             return "stacked"
         if self.dim is None:
             return "replicated"
-        return f"Shard({self.dim + leading}){', gated' if self.halves else ''}"
+        kind = f", {len(self.sections)} parts" if self.sections else ""
+        return f"Shard({self.dim + leading}){', gated' if self.halves else kind}"
 
 
 WHOLE = Cut(None)
@@ -88,15 +92,20 @@ STACKED = Cut(None, stacked=True)
 
 def find_cut(name: str, shapes: Mapping[str, Shape]) -> Cut:
     """How the parameter ``name`` is cut; ``shapes``: the local shapes of what is beside it."""
-    shape = shapes[name]
     adapter = _ADAPTER.search(name)
     if adapter is not None:
         return _adapter(name, adapter, shapes)
     if _RANKS_OWN.search(name):
         return STACKED
-    if _DOWN.search(name):
-        return _latent_down(name, shapes)
-    tower = _TOWER.match(name)
+    mixer = find_mixer_dim(name)
+    if mixer is not None and len(shapes[name]) > mixer:
+        return Cut(mixer, sections=find_sections(name, shapes))
+    return _latent_down(name, shapes) if _DOWN.search(name) else _layer(name, shapes)
+
+
+def _layer(name: str, shapes: Mapping[str, Shape]) -> Cut:
+    """A linear layer that is cut along its outputs or its inputs; anything else is whole."""
+    shape, tower = shapes[name], _TOWER.match(name)
     if _ROW.search(name) and len(shape) == 2 and not tower:
         return Cut(1)
     if tower or not _COLUMN.search(name) or not shape or _is_value_head(name, shape):

@@ -7,6 +7,7 @@ from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts
 from ckpt_tool.mapping.families.megatron_rows import LATENT, WIDE_NORMS
 from ckpt_tool.mapping.families.table import FAMILIES, Family
 from tests.mapping.families.bridges import BRIDGES
+from tests.real import megatron_deci as deci
 from tests.real.megatron_models import CLASSES
 from tests.real.megatron_routed import UNNAMED
 
@@ -59,6 +60,10 @@ def describe_megatron(family: Family) -> str:
         said.append("sinks")
     if rows.moe:
         shared = any(row.megatron.startswith("mlp.shared_experts.") for row in rows.moe)
+    if rows.is_patterned:
+        said.append("Mamba")
+    if rows.moe:
+        shared = any("shared_experts." in row.megatron for row in rows.moe)
         said.append("experts, shared expert" if shared else "experts")
     return ", ".join(said)
 
@@ -73,6 +78,7 @@ def describe_vision(family: Family) -> str:
 GIVEN = {
     "ernie4_5_moe": "its router's softmax is the tests'",
     "olmoe": "its norms are the tests'",
+    "nemotron_h": "its scan and latent projections are the tests'",
     "minimax_m2": "its norms are the tests'",
     "gemma": "its norms are the tests'",
     "gemma2": "its norms and softcaps are the tests'",
@@ -95,7 +101,7 @@ def judge(model_type: str, family: Family) -> str:
     if model_type in NAMED:
         return "names"
     given = f" ({GIVEN[model_type]})" if model_type in GIVEN else ""
-    is_real = family.architecture in CLASSES or model_type in UNNAMED
+    is_real = family.architecture in CLASSES or model_type in (*UNNAMED, *deci.MODELS)
     return f"logits{given}" if is_real else "keys"
 
 

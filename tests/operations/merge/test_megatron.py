@@ -25,6 +25,8 @@ from tests.support import megatron
 from tests.support.megatron import FUSED, HYBRID, HYBRID_FILES, LOADED, NATIVE, SAVED
 from tests.support.merging import assert_same, load_folder
 
+#: Models of classes that transformers has not.
+FOREIGN = ("nemotron-nas",)
 UNSYNCED = WriteOptions(fsync=False)
 
 
@@ -132,6 +134,8 @@ def test_there_and_back_is_the_identity(megatron_cases, tmp_path, name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in UNNAMED])
 def test_transformers_computes_the_logits_of_the_original(megatron_cases, tmp_path, name):
+    if name in FOREIGN:
+        pytest.skip("transformers has no class of it")
     model = megatron.hf(megatron_cases, name)
     merged(megatron.native(megatron_cases, name, "tp1"), tmp_path / "out", model)
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(

@@ -50,6 +50,10 @@ LATENT = ("deepseek", "moonlight", "kimi", "glm4_moe_lite", "glm_moe_dsa")
 #: What no HybridModel has: towers, and norms beside attention and MLP.
 NO_HYBRID = ("qwen2_5_vl", "glm4")
 
+#: Models that are a HybridModel whatever is asked for, and are tried since 0.19.
+MIXED = ("nemotron_h",)
+ABSENT = {*UNKNOWN, *(MIXED if MEGATRON_CORE < (0, 19) else ())}
+
 #: Many requests in one process, as starting megatron-core takes seconds.
 DRIVER = """
 import json, sys
@@ -100,12 +104,16 @@ def write_mimo(qwen2: Path, out: Path) -> Path:
 
 
 def list_layouts(name: str) -> tuple[str, ...]:
+    if name in MIXED:
+        return ("hybrid",)
+    if name == "nemotron-nas":
+        return ("per-layer",)
     plain = ("per-layer",) if name.startswith(DIFFERING) else ("stacked", "per-layer")
     return plain if name in NO_HYBRID else (*plain, "hybrid")
 
 
 def models(folder: Path, vlm: Path) -> Iterator[tuple[str, Path]]:
-    for name in (name for name in NAMES if name not in UNKNOWN):
+    for name in (name for name in NAMES if name not in ABSENT):
         yield name, write_model(name, folder / name)
     merge_fsdp([vlm], folder / "qwen2_5_vl")
     yield "qwen2_5_vl", folder / "qwen2_5_vl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import gelu, silu
 
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.numbers import Numbers
+from ckpt_tool.mapping.megatron.training_args import MAMBA_SIZES
 from ckpt_tool.plans.checks.megatron_child.cpu import call
 from ckpt_tool.plans.checks.megatron_child.sparse import describe_indexer
 
@@ -46,7 +48,7 @@ def make_text_config(
         **({"gated_linear_unit": False} if "ungated" in flags else {}),
         "num_layers": numbers.layers,
         "hidden_size": numbers.sizes["hidden"],
-        "ffn_hidden_size": numbers.sizes["ffn"],
+        "ffn_hidden_size": numbers.sizes.get("ffn"),
         "num_attention_heads": numbers.heads,
         "add_bias_linear": bool({"output_bias", "mlp_bias"} & flags),
         "add_qkv_bias": "qkv_bias" in flags,
@@ -58,14 +60,25 @@ def make_text_config(
     if numbers.experts:
         values |= _experts(numbers)
     if hybrid:
-        values["num_layers"] = 2 * numbers.layers
+        values |= _hybrid(config, numbers)
         values.pop("moe_layer_freq", None)  # its pattern says it
     if "sparse" in flags:
         values |= describe_indexer(numbers, hybrid=hybrid)
     if "latent" in flags:
         return call(MLATransformerConfig, **values | _latent(text))
     values |= {"num_query_groups": numbers.groups, "kv_channels": numbers.head_dim}
+    if numbers.blocks:
+        return _make_uneven(config, values)
     return call(TransformerConfig, **values)
+
+
+def _make_uneven(config: ModelConfig, values: dict[str, Any]) -> TransformerConfig:
+    """Of layers that have sizes of their own: it reads them from the model's config."""
+    from megatron.core.transformer.heterogeneous import heterogeneous_config  # since 0.12
+
+    kind = heterogeneous_config.HeterogeneousTransformerConfig
+    encoded = json.dumps(config.raw)
+    return call(kind, **values | {"heterogeneous_layers_config_encoded_json": encoded})
 
 
 def make_vision_config(
@@ -104,6 +117,17 @@ def make_projection_config(vision: dict[str, Any], text: TransformerConfig) -> T
 def compute_joined_width(vision: dict[str, Any]) -> int:
     """The width of a square of patches that become one token."""
     return int(vision["hidden_size"]) * int(vision.get("spatial_merge_size") or 2) ** 2
+
+
+def _hybrid(config: ModelConfig, numbers: Numbers) -> dict[str, Any]:
+    """The number of layers, and what those of Mamba and experts beside them are made of."""
+    text = config.text
+    values: dict[str, Any] = {"num_layers": len(numbers.hybrid_pattern.partition("/")[0])}
+    if "latent_experts" in numbers.flags:
+        values["moe_latent_size"] = text["moe_latent_size"]
+    if "M" in numbers.kinds:
+        values |= {name: text[key] for name, key in MAMBA_SIZES.items()}
+    return values
 
 
 def _latent(text: dict[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def _modules(request: Request) -> dict[str, Any]:
             " trainers bring an attention of their own"
         )
     hybrid = request.layout == "hybrid"
+    if "patterned" in request.numbers.flags and not request.numbers.kinds:
+        raise UnknownModelError("megatron-core has no layer with Mamba beside attention")
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
     if hybrid:
         options = _describe_ends(request)
@@ -107,7 +109,7 @@ def _require_plain_queries(request: Request) -> None:
 
 
 def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
-    spec = _block_spec(config)
+    spec = _uneven_spec(config) if request.numbers.blocks else _block_spec(config)
     if "shared_gate" in request.numbers.flags and not hasattr(config, "moe_shared_expert_gate"):
         _gate_shared_experts(spec)
     for layer in spec.layer_specs:
@@ -134,7 +136,7 @@ def _describe_ends(request: Request) -> dict[str, Any]:
         "vocab_size": request.numbers.padded_vocab_size,
         "max_sequence_length": 1,  # of no account: positions are computed
         "share_embeddings_and_output_weights": "untied" not in request.numbers.flags,
-        "position_embedding_type": "rope",
+        "position_embedding_type": "none" if "no_positions" in request.numbers.flags else "rope",
     }
 
 
@@ -160,6 +162,15 @@ def _dense_spec(config: TransformerConfig) -> Any:
         qk_layernorm=config.qk_layernorm,
         normalization=config.normalization,
     )
+
+
+def _uneven_spec(config: TransformerConfig) -> Any:
+    """Of layers that have sizes of their own."""
+    from megatron.core.models.gpt.heterogeneous.heterogeneous_layer_specs import (
+        get_gpt_heterogeneous_layer_spec,  # since 0.12
+    )
+
+    return get_gpt_heterogeneous_layer_spec(config, use_te=False)
 
 
 def _gate_shared_experts(spec: Any) -> None:

@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call, replace_attribute
+from ckpt_tool.plans.checks.megatron_child.mamba import build_without_gpu, describe_mamba
 from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
 from ckpt_tool.plans.checks.megatron_child.sparse import use_indexers
 
@@ -32,11 +33,12 @@ def make_hybrid_model(
     latent_attention: type,
     *,
     flags: frozenset[str] = frozenset(),
+    mamba: ModuleSpec | None = None,
     **options: Any,
 ) -> Any:
     """The model of the layers in ``pattern``, whose ``options`` are those of a GPTModel.
 
-    ``flags``: what its family says of its norms, and of an indexer.
+    ``flags``: what its family says of its norms, and of an indexer. ``mamba``: a layer of it.
     ``latent_attention`` is the core of latent attention. UnknownModelError where this megatron-core
     cannot have it; raises whatever it raises of a model that it cannot build.
     """
@@ -52,10 +54,13 @@ def make_hybrid_model(
         use_indexers([parts["dsa_layer"]])
     for name in ("attention_layer", "mlp_layer") if not config.multi_latent_attention else ():
         fit_norms(parts[name], flags)
+    if "M" in pattern:
+        parts["mamba_layer"] = mamba or describe_mamba()
     stack = ModuleSpec(
         hybrid_block.HybridStack, submodules=hybrid_block.HybridStackSubmodules(**parts)
     )
-    with replace_attribute(hybrid_block, "TENorm", WrappedTorchNorm):  # of the last norm
+    last_norm = replace_attribute(hybrid_block, "TENorm", WrappedTorchNorm)
+    with last_norm, build_without_gpu(config):
         return call(
             hybrid_model.HybridModel,
             config=config,

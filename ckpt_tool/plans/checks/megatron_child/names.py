@@ -39,7 +39,7 @@ def list_engine_states(tensors: Iterable[ShardedTensor]) -> list[ShardedObject]:
         module, _, kind = tensor.key.rpartition(".")
         if kind != "weight":
             continue
-        if module.endswith("norm"):
+        if module.endswith("norm") and not module.endswith("mixer.norm"):
             found.append(_state_beside(tensor, module))
         if old and module.endswith("self_attention.linear_proj"):
             attention = module.removesuffix("linear_proj") + "core_attention"

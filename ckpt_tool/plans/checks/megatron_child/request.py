@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.megatron.blocks import Block
 from ckpt_tool.mapping.megatron.numbers import Numbers
 
 
@@ -24,9 +25,10 @@ class Request:
         """The request that :func:`ckpt_tool.plans.checks.megatron.make_request` wrote down."""
         numbers = value["numbers"]
         sets = {name: frozenset(numbers[name]) for name in ("moe", "flags")}
+        blocks = {"blocks": tuple(Block(**block) for block in numbers["blocks"])}
         return cls(
             ModelConfig(Path(), value["config"], {}),
-            Numbers(**numbers | sets),
+            Numbers(**numbers | sets | blocks),
             value["layout"],
             value["folder"],
         )
