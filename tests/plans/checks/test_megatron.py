@@ -45,7 +45,7 @@ DIFFERING = (
     "ernie",
     "qwen3_moe_mlp_only",
 )
-DIFFERING += ("hy_v3", "bailing", "sarvam", "exaone_moe")
+DIFFERING += ("hy_v3", "bailing", "sarvam", "exaone_moe", "llama4")
 LATENT = ("deepseek", "moonlight", "kimi", "glm4_moe_lite", "glm_moe_dsa")
 #: What no HybridModel has: towers, and norms beside attention and MLP.
 NO_HYBRID = ("qwen2_5_vl", "glm4")
