@@ -1,4 +1,4 @@
-"""How much memory there is for more, and giving back what was freed."""
+"""How much memory there is for more."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ _GROUPS = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
 _ROOT = Path("/sys/fs/cgroup")
-
-#: glibc's ``M_MMAP_THRESHOLD`` (malloc.h), and what it is set to.
-_MMAP_THRESHOLD, _LARGE = -3, 256 << 10
 
 
 def find_available_memory() -> int:
@@ -45,16 +42,3 @@ def _read_number(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def give_back_at_once() -> None:
-    """From now on freed blocks of 256 KiB and more go back to the system.
-
-    glibc keeps those that it has seen before, between others: with megabytes that many threads take
-    and free, half as much again as is in use. Nothing happens where there is no glibc.
-    """
-    import ctypes
-
-    call = getattr(ctypes.CDLL(None), "mallopt", None)
-    if call is not None:
-        call(_MMAP_THRESHOLD, _LARGE)

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 #: Bytes that are ordered together, and those that are on their way: a store sends those of one
 #: request no faster than 50 MB/s, after a wait, so that it takes dozens of requests to fill a line.
-_GROUP, _AHEAD = 4 << 20, 56 << 20
+_GROUP, _AHEAD = 4 << 20, 40 << 20
 #: Where many files have a part of that, as with ranks of many GPUs: what one of them is asked for
 #: at a time, and how much is ordered together for that.
 _OF_A_FILE, _LARGEST_GROUP = 256 << 10, 24 << 20

@@ -1,8 +1,5 @@
 """Memory that is left: of the machine, or of a group of processes that has less."""
 
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,35 +50,3 @@ def test_groups_of_the_first_version(system: Path) -> None:
 
 def test_there_is_some_here() -> None:
     assert find_available_memory() > 10 * MIB
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from ckpt_tool.common.memory import give_back_at_once
-
-def resident():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) >> 10
-
-if sys.argv[1] == "told":
-    give_back_at_once()
-del (blocks := [bytes(8 << 20)])[0]  # from now on such blocks lie between others
-begun = resident()
-blocks = [(b"1" * (4 << 20), b"2" * 200_000) for _ in range(40)]
-kept = [small for _, small in blocks]
-del blocks
-print(resident() - begun)
-"""
-
-
-def count_left(word: str) -> int:
-    """MiB that a process keeps of 160 that it has freed."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, word], capture_output=True, check=True)
-    return int(done.stdout)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
-def test_large_blocks_that_are_freed_are_the_systems_again():
-    assert count_left("told") < 40
-    assert count_left("not told") > 100  # or else it is no use

@@ -14,8 +14,9 @@ from ckpt_tool.common.threads import start
 
 T = TypeVar("T")
 
-#: Of all windows together; and of those that were announced and wait to be read.
-_BUDGET, _AHEAD = 112 << 20, 64 << 20
+#: Bytes of all windows together, for which the library below takes as much again; and of those that
+#: were announced and wait to be read.
+_BUDGET, _AHEAD = 64 << 20, 40 << 20
 _MOST_AHEAD = 4096
 #: Requests that are under way at a time: of short ones, as of headers, there are thousands.
 _THREADS = 96
@@ -78,9 +79,8 @@ class Pool:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        # Those that were read in part, and those that nobody has looked at.
-        self._seen: _Held = OrderedDict()
-        self._unseen: _Held = OrderedDict()
+        self._seen: _Held = OrderedDict()  # read in part
+        self._unseen: _Held = OrderedDict()  # expected
         self._bytes = 0
         self._ahead = 0  # bytes that wait to be read
         self._begun: deque[tuple[Holder, Window]] = deque()

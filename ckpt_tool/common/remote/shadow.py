@@ -20,7 +20,6 @@ from itertools import count
 from pathlib import Path
 
 from ckpt_tool.common.errors import StoreError, UsageError
-from ckpt_tool.common.memory import give_back_at_once
 from ckpt_tool.common.remote.address import Address, find_address
 from ckpt_tool.common.remote.files import ask, drop_files
 from ckpt_tool.common.remote.folders import put, refuse_opening
@@ -154,7 +153,6 @@ def _make_root() -> str:
     import tempfile  # takes long to import
 
     if not find_root():
-        give_back_at_once()
         root = os.path.realpath(tempfile.mkdtemp(prefix="ckpt-"))
         atexit.register(clear)
         set_root(root)
