@@ -5,8 +5,8 @@
 
 Torchrun imports torch, which takes two seconds of a processor, and so does every rank of its own.
 The variables are the same, and so is where the ranks meet: a store that is the launcher's. But it
-ends no rank because another has failed: they shall know by themselves. What a module of the tests
-imports is imported before the fork too.
+ends no rank because another has failed: they shall know by themselves, within a minute. What a
+module of the tests imports is imported before the fork too.
 """
 
 import atexit
@@ -16,7 +16,8 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 
 
 def main() -> int:
@@ -39,12 +40,25 @@ def main() -> int:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for _, tell in pipes:
         tell.send(store.port)
-    for process in ranks:
-        process.join()
-    return int(any(process.exitcode for process in ranks))
+    return int(any(_wait(ranks)))
 
 
-def _be(rank: int, size: int, words: Sequence[str], port: Connection) -> None:
+def _wait(ranks: Sequence[BaseProcess]) -> list[int | None]:
+    """The exit codes. Where one has failed, the others have a minute to know."""
+    running = {process.sentinel: process for process in ranks}
+    while running:
+        failed = any(process.exitcode for process in ranks)
+        ended = connection.wait(list(running), 60 if failed else None)
+        if not ended:
+            print("ranks go on where one has failed: they are killed", file=sys.stderr)
+            for process in running.values():
+                process.kill()
+        for sentinel in ended or list(running):
+            running.pop(sentinel).join()
+    return [process.exitcode for process in ranks]
+
+
+def _be(rank: int, size: int, words: Sequence[str], port: connection.Connection) -> None:
     """Do what the rank does, and end as a program ends: `multiprocessing` leaves that out."""
     os.environ |= {
         "RANK": str(rank),
