@@ -187,7 +187,7 @@ def build(out: Path) -> None:
         convert_to_mcore(hf(out, name), ours(out, f"{name}/per-layer"), options)
     for name in dict.fromkeys(name for name, _ in HYBRID):
         convert_to_mcore(hf(out, name), ours(out, f"{name}/hybrid"), _AS_HYBRID)
-    run_jobs([job for world in (1, 2, 4) for job in _jobs(out, world)], timeout=600)
+    run_jobs([job for world in (1, 2, 4) for job in _jobs(out, world)], timeout=1200)
 
 
 def hf(out: Path, name: str) -> Path:
