@@ -35,6 +35,7 @@ FLAGS = {
     "layout": "--layout",
     "layers": "--layers",
     "vocab_multiple": "--pad-vocab-to-multiple",
+    "tower": "--tower",
     "sums": "--crc",
     "tolerance.atol": "--atol",
     "tolerance.rtol": "--rtol",

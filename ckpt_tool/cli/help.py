@@ -17,7 +17,7 @@ GROUPS = {
     " fill_from",
     "Which step of a run": "step steps watch watch_every",
     "Which tensors": "prefix select rename weights patterns",
-    "Files and dtypes": "dtype max_shard_size layout layers pad_vocab_to_multiple crc",
+    "Files and dtypes": "dtype max_shard_size layout layers tower pad_vocab_to_multiple crc",
     "What counts as equal": "atol rtol cast_reference ignore",
     "Checks": "verify check_load check_crc check_replicas",
     "Writing": "dry_run overwrite resume fsync direct_io manifest card",

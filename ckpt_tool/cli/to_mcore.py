@@ -74,6 +74,15 @@ def to_mcore(
             help="How layers are laid out; hybrid: for a HybridModel. [default: as GPTModel does]",
         ),
     ] = "",
+    tower: Annotated[
+        str,
+        typer.Option(
+            metavar="transformers|megatron",
+            autocompletion=offer("transformers|megatron"),
+            help="Whose names a vision tower gets; megatron: verl's before 0.7 for Qwen2.5-VL."
+            " [default: what Megatron-Bridge loads]",
+        ),
+    ] = "",
     pad_vocab_to_multiple: Annotated[
         int, typer.Option(metavar="N", min=1, help="Pad the vocabulary with rows of zeros.")
     ] = 1,
@@ -113,6 +122,7 @@ def to_mcore(
         layout=layout,
         layers=layers,
         vocab_multiple=pad_vocab_to_multiple,
+        tower=tower,
         sums=crc,
         jobs=jobs,
         write=WriteOptions(

@@ -108,6 +108,8 @@ class ToMcoreOptions:
     ``megatron-lm`` for a folder that its ``--load`` takes. ``layers``: ``stacked``,
     ``per-layer`` or ``hybrid`` (for a HybridModel), empty for what megatron-core's GPTModel would
     write. ``vocab_multiple``: the vocabulary is padded with rows of zeros to a multiple of this.
+    ``tower``: of a model that sees, under the names of ``transformers``' modules or of
+    ``megatron``'s; empty for what Megatron-Bridge loads.
     ``sums``: with CRC-32.
     ``jobs``: threads, 0 for one per core, at least 2 and at most 4.
     """
@@ -117,6 +119,7 @@ class ToMcoreOptions:
     layout: str = "bare"
     layers: str = ""
     vocab_multiple: int = 1
+    tower: str = ""
     sums: bool = True
     jobs: int = 0
     write: WriteOptions = field(default_factory=WriteOptions)

@@ -25,7 +25,7 @@ from ckpt_tool.mapping.megatron.convert import to_megatron
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
-from ckpt_tool.mapping.megatron.towers import leave_out_absent
+from ckpt_tool.mapping.megatron.towers import TOWERS, leave_out_absent
 from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised, list_kinds
 from ckpt_tool.operations.elsewhere import settle_out
 from ckpt_tool.operations.hub_model import make_hub_model
@@ -128,7 +128,7 @@ def _plan_files(
 
 def _make_rules(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> Rules:
     layers = _layers(config, options)
-    return make_rules(config, model.tensors, layers, options.vocab_multiple)
+    return make_rules(config, model.tensors, layers, options.vocab_multiple, options.tower)
 
 
 def _layers(config: ModelConfig, options: ToMcoreOptions) -> str:
@@ -148,6 +148,8 @@ def _require_choices(options: ToMcoreOptions) -> None:
         raise UsageError(f"`layout={options.layout!r}`: expected one of {', '.join(LAYOUTS)}")
     if options.layers and options.layers not in LAYERS:
         raise UsageError(f"`layers={options.layers!r}`: expected one of {', '.join(LAYERS)}")
+    if options.tower and options.tower not in TOWERS:
+        raise UsageError(f"`tower={options.tower!r}`: expected one of {', '.join(TOWERS)}")
     if options.vocab_multiple < 1:
         raise UsageError(f"`vocab_multiple={options.vocab_multiple}`: expected 1 or more")
 

@@ -71,7 +71,14 @@ QWEN2_5_VL = MegatronRows(
 )
 QWEN2_VL = MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}, towers=("visual.",))
 QWEN3_VL = MegatronRows(
-    GROUPED, DENSE, flags=_QWEN3_FLAGS, vision=QWEN3_VISION, trunk="model.language_model."
+    GROUPED,
+    DENSE,
+    flags=_QWEN3_FLAGS,
+    vision=QWEN3_VISION,
+    native=True,
+    trunk="model.language_model.",
+    towers=("model.visual.",),
+    moved={"model.visual.": "visual."},
 )
 MISTRAL3 = MegatronRows(
     GROUPED,

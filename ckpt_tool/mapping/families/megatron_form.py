@@ -68,7 +68,8 @@ class MegatronRows:
     of its embedding there; ``ends``: what the rows outside of layers are called on the Hub, where
     that is otherwise. ``towers``: prefixes below which tensors are the same on both sides, those of
     modules that a trainer takes from transformers. Of a family with ``vision`` too, checkpoints
-    have either. ``moved``: what Megatron has in place of such a prefix, where that is another.
+    have either; written is ``vision`` where it is ``native``, Megatron-Bridge's own form.
+    ``moved``: what Megatron has in place of such a prefix, where that is another.
     ``outside`` is before all of its names. ``absent``: prefixes of what is on the Hub and in no
     model of Megatron's. ``inner``: there are no rows here, the language model's are those of the
     model type that its own config names. ``kinds_by``: what says the kinds of layers, where
@@ -96,6 +97,7 @@ class MegatronRows:
     outside: str = ""
     absent: tuple[str, ...] = ()
     inner: bool = False
+    native: bool = False
     kinds_by: str = "layer_types"
     beside: Rows = ()
     defaults: dict[str, int] = field(default_factory=dict)

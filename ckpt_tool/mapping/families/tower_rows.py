@@ -14,10 +14,10 @@ from ckpt_tool.mapping.families.megatron_families import (
     QWEN2,
     QWEN3,
     QWEN3_MOE,
+    QWEN3_VL,
 )
 from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row
 from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED, MOE
-from ckpt_tool.mapping.families.vision_rows import QWEN3_VISION
 
 _PACKED = (
     Row(
@@ -98,9 +98,7 @@ GLM4 = MegatronRows(
     flags={"qkv_bias": ("attention_bias", True), "norms_beside": True},
 )
 
-QWEN3_VL_MOE = replace(
-    QWEN3_MOE, moe=PACKED_MOE, vision=QWEN3_VISION, trunk="model.language_model."
-)
+QWEN3_VL_MOE = replace(QWEN3_VL, moe=PACKED_MOE)
 GLM4V = replace(
     GLM4,
     flags={"qkv_bias": True, "norms_beside": True},

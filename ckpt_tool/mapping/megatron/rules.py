@@ -23,7 +23,7 @@ from ckpt_tool.mapping.megatron.bindings import (
 from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import Same
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
-from ckpt_tool.mapping.megatron.towers import find_towers
+from ckpt_tool.mapping.megatron.towers import find_towers, takes_modules
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
@@ -40,13 +40,19 @@ class Rules:
 
 
 def make_rules(
-    config: ModelConfig, names: Iterable[str], layout: str = "", vocab_multiple: int = 1
+    config: ModelConfig,
+    names: Iterable[str],
+    layout: str = "",
+    vocab_multiple: int = 1,
+    tower: str = "",
 ) -> Rules:
     """The rules for a model with Hugging Face tensors ``names``; ``layout`` empty: Megatron's own.
 
-    The vocabulary is padded to a multiple of ``vocab_multiple``.
+    The vocabulary is padded to a multiple of ``vocab_multiple``. ``tower``: one of
+    :data:`~ckpt_tool.mapping.megatron.towers.TOWERS`, empty for what Megatron-Bridge has.
 
-    MappingError where the family has no table, or layers that differ cannot be stacked.
+    MappingError where the family has no table or no such tower, or layers that differ cannot be
+    stacked.
     """
     family, numbers = require_rows(config), read_numbers(config, vocab_multiple)
     warnings = []
@@ -64,7 +70,9 @@ def make_rules(
         )
         numbers = replace(numbers, mtp=0)
     _require_layout(layout, config, numbers)
-    towers = NO_TOWERS if family.vision else find_towers(config, given)
+    towers = find_towers(config, given) if takes_modules(config, tower) else NO_TOWERS
+    if towers:
+        numbers = replace(numbers, vision_layers=0, vision_mergers=0)
     layout = layout or choose_layout(family, numbers)
     bindings = make_bindings(family, numbers, layout, towers)
     return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)

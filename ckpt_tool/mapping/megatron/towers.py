@@ -18,12 +18,30 @@ from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.tensors.lazy import LazyTensor
 
+#: Whose names and layout a tower has: those of Megatron's modules, or of transformers'.
+TOWERS = ("megatron", "transformers")
+
 _ABSENT = "no part of Megatron's model: a merge takes it from this model with `fill_from`"
 
 #: What is before all names: of wrappers, of transformers' models in memory, of Omni models.
 _AROUND = r"(?:(?:module|model)\.)*(?:thinker\.)?(?:(?:module|model)\.)*"
 _LANGUAGE = re.compile(rf"{_AROUND}language_model\.")
 _START = re.compile(rf"{_AROUND}")
+
+
+def takes_modules(config: ModelConfig, tower: str) -> bool:
+    """Whether a tower is written as transformers' modules are, by what is asked for.
+
+    MappingError where the family's cannot be written so.
+    """
+    family = require_rows(config)
+    known = {"megatron": family.vision is not None, "transformers": bool(family.towers)}
+    if tower and not known[tower]:
+        raise MappingError(
+            f"`tower={tower!r}`: a {config.model_type} has no tower that is written so",
+            hint="Leave `tower` out.",
+        )
+    return tower == "transformers" or (not tower and not family.native)
 
 
 def find_towers(

@@ -8,7 +8,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
-from ckpt_tool import MergeOptions, ToMcoreOptions, convert_to_mcore, merge_megatron
+from ckpt_tool import (
+    MappingError,
+    MergeOptions,
+    ToMcoreOptions,
+    UsageError,
+    convert_to_mcore,
+    merge_megatron,
+)
 from tests.operations.to_mcore.test_inputs import (
     Tensors,
     archives,
@@ -136,7 +143,7 @@ def by_hand(hf: Tensors, layout: str) -> Tensors:
 @pytest.mark.parametrize("layout", ["stacked", "per-layer"])
 def test_every_tensor_of_both_parts(model, tmp_path, layout):
     hf = load_folder(model)
-    convert(model, tmp_path / "out", layers=layout)
+    convert(model, tmp_path / "out", layers=layout, tower="megatron")
     expected = by_hand(hf, layout)
     assert sum(t.numel() for t in expected.values()) == sum(t.numel() for t in hf.values())
     assert_same(loaded(tmp_path / "out"), expected)
@@ -177,9 +184,11 @@ def test_names_as_transformers_5_has_them_in_memory(model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", ["", "per-layer"])
-def test_there_and_back_is_the_identity(model, tmp_path, layers):
-    convert_to_mcore(model, tmp_path / "there", ToMcoreOptions(layers=layers))
+@pytest.mark.parametrize(
+    ("layers", "tower"), [("", "megatron"), ("per-layer", "megatron"), ("", "")]
+)
+def test_there_and_back_is_the_identity(model, tmp_path, layers, tower):
+    convert_to_mcore(model, tmp_path / "there", ToMcoreOptions(layers=layers, tower=tower))
     merge_megatron(tmp_path / "there", tmp_path / "back", MergeOptions(config=model))
     expected = load_folder(model)
     found = load_folder(tmp_path / "back")
@@ -189,3 +198,24 @@ def test_there_and_back_is_the_identity(model, tmp_path, layers):
         tmp_path / "back", output_loading_info=True
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.mark.parametrize("tower", ["", "transformers"])
+def test_megatron_bridge_has_the_tower_of_transformers(model, tmp_path, tower):
+    hf = load_folder(model)
+    convert(model, tmp_path / "out", layers="per-layer", tower=tower)
+    language = by_hand(hf, "per-layer")
+    expected = {n: t for n, t in language.items() if n.startswith("language_model.")}
+    expected |= {n: t for n, t in hf.items() if n.startswith("visual.")}
+    assert_same(loaded(tmp_path / "out"), expected)
+
+
+def test_a_tower_that_the_family_has_not_is_refused(model, tmp_path):
+    with pytest.raises(UsageError, match="`tower='mine'`: expected one of megatron, transformers"):
+        convert(model, tmp_path / "out", tower="mine")
+    raw = json.loads((model / "config.json").read_text())
+    other = rewritten(model, tmp_path / "hf")
+    save_file(load_folder(model), other / "model.safetensors")
+    (other / "config.json").write_text(json.dumps(raw | {"model_type": "qwen2_vl"}))
+    with pytest.raises(MappingError, match="a qwen2_vl has no tower that is written so"):
+        convert(other, tmp_path / "out", tower="megatron")
