@@ -256,3 +256,33 @@ def test_a_part_of_gpt_oss_is_filled_from_mxfp4(tmp_path) -> None:
     merge_fsdp([run], tmp_path / "out", MergeOptions(fill_from=base, write=NO_SYNC))
     assert_same(load_folder(tmp_path / "out"), wide)
     assert verify_checkpoint(base, tmp_path / "out").equal
+
+
+def put_around(folder: Path, out: Path) -> Path:
+    """A model as the language model of a Kimi-K2.5, whose config says how it is quantised."""
+    towers = ("vision_tower.encoder.blocks.0.wqkv.weight", "mm_projector.proj.0.weight")
+    tensors = {f"language_model.{name}": tensor for name, tensor in load_folder(folder).items()}
+    tensors |= {name: torch.arange(12.0).reshape(3, 4).bfloat16() for name in towers}
+    raw = json.loads((folder / "config.json").read_text())
+    out.mkdir()
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    (out / "config.json").write_text(json.dumps({"model_type": "kimi_k25", "text_config": raw}))
+    return out
+
+
+def test_packed_experts_inside_of_a_model_that_sees(models, tmp_path) -> None:
+    packed, wide = (put_around(each, tmp_path / each.name) for each in models)
+    convert(packed, tmp_path / "of_packed")
+    convert(wide, tmp_path / "of_wide")
+    found = loaded(tmp_path / "of_packed")
+    assert_same(found, loaded(tmp_path / "of_wide"))
+    assert {name.partition(".")[0] for name in found} == {
+        "language_model",
+        "vision_tower",
+        "mm_projector",
+    }
+    convert(models[0], tmp_path / "alone")
+    alone = {
+        f"language_model.{name}": tensor for name, tensor in loaded(tmp_path / "alone").items()
+    }
+    assert_same({n: t for n, t in found.items() if n in alone}, alone)
