@@ -173,6 +173,8 @@ def _attention(hf: State, config: HuggingFaceConfig) -> State:
         if f"self_attn.q_proj.{kind}" in hf:
             query, key, value = (hf.pop(f"self_attn.{which}_proj.{kind}") for which in "qkv")
             groups = config["num_key_value_heads"]
+            if "v_head_dim" in config:  # then layers differ
+                groups = len(key) // config["head_dim"]
             rows = []
             for group in range(groups):
                 rows += [part.chunk(groups)[group] for part in (query, key, value)]

@@ -38,6 +38,7 @@ from .megatron_jobs import Sizes
 from .megatron_norms import describe, find_theta, fit_layers, fit_model
 from .megatron_routed import DENSE_AHEAD, adapt
 from .megatron_sparse import describe_indexer, use_indexers
+from .megatron_wide import widen
 
 HuggingFaceConfig = Mapping[str, Any]
 
@@ -186,6 +187,8 @@ def _build_chunk(
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = WideQueryNorm, WideKeyNorm
     fit_layers(spec, hf, config)
+    if hf["model_type"] == "mimo_v2_flash":
+        widen(spec, hf, config)
     if "index_topk" in hf:
         use_indexers(spec)
     if fused:

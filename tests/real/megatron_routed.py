@@ -72,6 +72,28 @@ MODELS["exaone_moe"] = (
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse", "dense"],
     },
 )
+_TURNED = {"rope_type": "default", "partial_rotary_factor": 0.5}
+MODELS["mimo_v2_flash"] = (
+    "MiMoV2FlashForCausalLM",
+    {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.7,
+        "head_dim": 24,
+        "v_head_dim": 16,
+        "sliding_window": 64,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+        "rope_parameters": {
+            "full_attention": {**_TURNED, "rope_theta": 50000.0},
+            "sliding_attention": {**_TURNED, "rope_theta": 300.0},
+        },
+    },
+)
 #: Whose layers for multi-token prediction have no experts.
 DENSE_AHEAD = ("exaone_moe",)
 #: transformers has no class for them.
@@ -167,6 +189,10 @@ def _plain_exaone(hf: State, config: HuggingFaceConfig) -> State:
     return _add_copies(_rename(hf, _list_exaone(config["num_hidden_layers"])), config)
 
 
+def _plain_mimo(hf: State, config: HuggingFaceConfig) -> State:
+    return _rename(hf, {".self_attn.attention_sink_bias": ".self_attn.sinks"})
+
+
 def _plain_ling(hf: State, config: HuggingFaceConfig) -> State:
     found = _rename(hf, _LING | _AHEAD)
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
@@ -212,6 +238,7 @@ _PLAIN: dict[str, Callable[[State, HuggingFaceConfig], State]] = {
     "sarvam_moe": _plain_ling,
     "gpt_oss": _plain_gpt_oss,
     "exaone_moe": _plain_exaone,
+    "mimo_v2_flash": _plain_mimo,
 }
 
 
@@ -247,6 +274,8 @@ def adapt(hf: HuggingFaceConfig) -> dict[str, Any]:
             "softmax_type": "learnable",
             "moe_router_pre_softmax": False,
         }
+    if family == "mimo_v2_flash":
+        return _biased(hf, hf["routed_scaling_factor"])
     if family == "hy_v3":
         return _biased(hf, hf["router_scaling_factor"]) | {"qk_layernorm": True}
     if family in ("bailing_moe_v2", "sarvam_moe"):
@@ -265,10 +294,10 @@ def adapt(hf: HuggingFaceConfig) -> dict[str, Any]:
 
 
 def _biased(hf: HuggingFaceConfig, scale: float) -> dict[str, Any]:
-    shared = hf.get("num_shared_experts") or hf["n_shared_experts"]
+    shared = hf.get("num_shared_experts") or hf.get("n_shared_experts") or 0
     return {
         "moe_router_score_function": "sigmoid",
         "moe_router_enable_expert_bias": True,
         "moe_router_topk_scaling_factor": scale,
-        "moe_shared_expert_intermediate_size": hf["moe_intermediate_size"] * shared,
+        "moe_shared_expert_intermediate_size": hf["moe_intermediate_size"] * shared or None,
     }

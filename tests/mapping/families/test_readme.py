@@ -86,20 +86,15 @@ GIVEN = {
     "exaone4": "its norms are the tests'",
     "glm4": "its norms are the tests'",
     "nemotron": "its norms are the tests'",
+    "mimo_v2_flash": "its attention is the tests'",
     "bailing_moe_v2": "of a GLM-4.5-MoE under its names",
 }
-
-
-#: Of shapes that no module of megatron-core has.
-NAMED = ("mimo_v2_flash",)
 
 
 def judge(model_type: str, family: Family) -> str:
     """What the rows of a family in megatron-core are held against."""
     if family.megatron is None:
         return ""
-    if model_type in NAMED:
-        return "names"
     given = f" ({GIVEN[model_type]})" if model_type in GIVEN else ""
     is_real = family.architecture in CLASSES or model_type in (*UNNAMED, *deci.MODELS)
     return f"logits{given}" if is_real else "keys"

@@ -1,7 +1,7 @@
 """MiMo-V2-Flash to Megatron and back, against the names and layouts of Megatron-Bridge.
 
-No released megatron-core has attention whose values are narrower than keys, with heads that differ
-from layer to layer: `NAMES` are rows of Megatron-Bridge 0.6.2 (`mimo_v2_flash`), copied.
+`NAMES` are rows of Megatron-Bridge 0.6.2 (`mimo_v2_flash`), copied: those of layers that predict
+further tokens, which transformers' model has not, are held against nothing else.
 """
 
 import json

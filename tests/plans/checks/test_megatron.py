@@ -45,7 +45,7 @@ DIFFERING = (
     "ernie",
     "qwen3_moe_mlp_only",
 )
-DIFFERING += ("hy_v3", "bailing", "sarvam", "exaone_moe", "llama4")
+DIFFERING += ("hy_v3", "bailing", "sarvam", "exaone_moe", "llama4", "mimo_v2")
 LATENT = ("deepseek", "moonlight", "kimi", "glm4_moe_lite", "glm_moe_dsa")
 #: What no HybridModel has: towers, and norms beside attention and MLP.
 NO_HYBRID = ("qwen2_5_vl", "glm4")
@@ -141,6 +141,9 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
     subprocess.run([sys.executable, "-W", "ignore", "-c", DRIVER, asked, answered], check=True)
     found = json.loads(answered.read_text())
     assert found.keys() == requests.keys()
+    for case in [case for case in found if case.startswith("mimo_v2")]:
+        assert "bring an attention of their own" in found.pop(case)["unusable"]
+        del sizes[case]
     for case in [case for case in found if case.partition("/")[0] in REFUSED]:
         assert "0.19" in found.pop(case)["unusable"]
         del sizes[case]
