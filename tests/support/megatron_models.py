@@ -82,6 +82,11 @@ CONFIGS = {
     "gemma2": _DECODER | {"tie_word_embeddings": True},
     "gemma3_text": _DECODER | {"tie_word_embeddings": True},
     "exaone4": _DECODER,
+    "exaone4_5": _DECODER
+    | {
+        "num_nextn_predict_layers": 1,
+        "vision_config": {"depth": 2, "num_heads": 2, "num_key_value_heads": 1, "hidden_size": 4},
+    },
     "nemotron": _DECODER,
     "qwen2_5_vl": _DECODER | _VISION,
     "qwen2_vl": _DECODER,
@@ -104,11 +109,12 @@ CONFIGS = {
     **{name: _DECODER | config for name, config in routed.CONFIGS.items()},
 }
 FAMILIES = tuple(CONFIGS)
-CENTRED = ("gemma2", "gemma3_text", "gemma3", "exaone4", "nemotron")
+CENTRED = ("gemma2", "gemma3_text", "gemma3", "exaone4", "exaone4_5", "nemotron")
 SPARSE = ("deepseek_v32", "glm_moe_dsa")
 LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", "sarvam_mla", *SPARSE)
 #: The layers that they have for multi-token prediction.
 PREDICTING = {"deepseek_v3": 1, "kimi_k2": 1, "glm4_moe": 1, "glm4_moe_lite": 1, "mimo": 2}
+PREDICTING["exaone4_5"] = 1
 PREDICTING |= dict.fromkeys(SPARSE, 1) | routed.PREDICTING
 #: Which of the three layers have experts.
 MOE = {
@@ -155,9 +161,9 @@ def alike(family: str) -> dict:
 CASES = [(family, "per-layer", {}) for family in FAMILIES]
 CASES += [(family, "per-layer", alike(family)) for family in FAMILIES if alike(family)]
 CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
-SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3", "gemma3")
+SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3", "gemma3", "exaone4_5")
 #: Those whose towers have rows.
-WITH_BLOCKS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+WITH_BLOCKS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "exaone4_5")
 #: Experts of a layer are one tensor on the Hub too.
 PACKED = ("qwen3_vl_moe", "llama4_text")
 #: A HybridModel has no vision tower, and no norms beside attention and MLP.
@@ -213,6 +219,12 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
         trunk = "model.language_model."
         shapes = {name.replace("model.", trunk, 1): shape for name, shape in shapes.items()}
         return shapes | _qwen3_vision(hidden)
+    if family == "exaone4_5":
+        trunk = "model.language_model."
+        shapes = {name.replace("model.", trunk, 1): shape for name, shape in shapes.items()}
+        tower = {f"model.{name}": shape for name, shape in _vision(hidden).items()}
+        cut = {name: (8, *tower[name][1:]) for name in tower if ".qkv." in name}  # one key head
+        return shapes | tower | cut
     return shapes | (_vision(hidden) if family == "qwen2_5_vl" else TOWERS.get(family, {}))
 
 
@@ -284,7 +296,7 @@ def _centred(family: str, shapes: dict, hidden: int, width: int) -> dict[str, tu
             "mlp.down_proj.weight": (hidden, width),
         }
     shapes["post_feedforward_layernorm.weight"] = (hidden,)
-    if family == "exaone4":
+    if family.startswith("exaone4"):
         del shapes["input_layernorm.weight"]
     else:
         shapes["pre_feedforward_layernorm.weight"] = (hidden,)
@@ -352,6 +364,7 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
         "gemma3_text",
         "gemma3",
         "exaone4",
+        "exaone4_5",
     )
     if family in normed:
         shapes |= {f"self_attn.{n}_norm.weight": (2,) for n in "qk"}
@@ -385,10 +398,17 @@ def _latent(config: dict) -> dict[str, tuple[int, ...]]:
     }
 
 
+_BEFORE_FC = ("pre_fc_norm_embedding", "pre_fc_norm_hidden")
+
+
 def _mtp(family: str, config: dict, number: int, moe: bool) -> dict[str, tuple[int, ...]]:
     hidden = config["hidden_size"]
     names = ("enorm", "hnorm", "shared_head.norm", "eh_proj")
     prefix = f"model.layers.{config['num_hidden_layers'] + number}."
+    if family == "exaone4_5":
+        top = {f"mtp.{name}.weight": (hidden,) for name in ("norm", *_BEFORE_FC)}
+        layer = {f"mtp.layers.0.{n}": shape for n, shape in _layer(family, config, moe).items()}
+        return {**top, "mtp.fc.weight": (hidden, 2 * hidden), **layer}
     if family == "mimo":
         names = ("token_layernorm", "hidden_layernorm", "final_layernorm", "input_proj")
         prefix = f"model.mtp_layers.{number}."

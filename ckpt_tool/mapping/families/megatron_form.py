@@ -43,6 +43,11 @@ class Vision:
     prefix: str = "visual."
 
     @property
+    def projects(self) -> bool:
+        """Whether the blocks end with a norm, and two layers of megatron-core's own after it."""
+        return any(row.megatron.startswith("vision_model.projection.") for row in self.rows)
+
+    @property
     def gated(self) -> bool:
         """Whether the MLP of a block has a gate; then there are norms without bias too."""
         return any(row.op == "gate_up" for row in self.block)

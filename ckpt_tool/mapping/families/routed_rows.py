@@ -136,7 +136,7 @@ BAILING_V2 = MegatronRows(
 SARVAM_MOE = replace(
     BAILING_V2, mtp=(), flags=_STACKED_FLAGS | {"qkv_bias": ("attention_bias", False)}
 )
-_EXAONE_MTP = (
+EXAONE_MTP = (
     Row("pre_fc_norm_embedding.weight", "enorm.weight", shape="hidden"),
     Row("pre_fc_norm_hidden.weight", "hnorm.weight", shape="hidden"),
     Row("fc.weight", "eh_proj.weight", shape="hidden,two_hidden"),
@@ -146,7 +146,7 @@ EXAONE_MOE = MegatronRows(
     GROUPED,
     DENSE,
     MOE + SHARED + _rename(ROUTER_BIAS, "mlp.gate.", "mlp."),
-    _EXAONE_MTP,
+    EXAONE_MTP,
     flags={"qk_norm": True, "dense_ahead": True},
     differing=True,
     mtp_prefix="mtp.layers.{number}.",

@@ -17,6 +17,7 @@ from ckpt_tool.mapping.families import sparse_rows as sparse
 from ckpt_tool.mapping.families import tower_rows as towers
 from ckpt_tool.mapping.families.deci_rows import DECI
 from ckpt_tool.mapping.families.dense_nemotron_rows import NEMOTRON
+from ckpt_tool.mapping.families.exaone45_rows import EXAONE4_5
 from ckpt_tool.mapping.families.hub_rules import (
     ERNIE_EXPERTS,
     EXPERTS,
@@ -196,6 +197,7 @@ FAMILIES: dict[str, Family] = {
     "sarvam_mla": Family(megatron=routed.SARVAM_MLA),
     "sarvam_moe": Family("Glm4MoeForCausalLM", megatron=routed.SARVAM_MOE),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
+    "exaone4_5": Family("Exaone4_5_ForConditionalGeneration", SAME, megatron=EXAONE4_5),
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True, megatron=gemma.GEMMA3_VL),
     "glm46v": Family("Glm46VForConditionalGeneration", megatron=towers.GLM4V, float32=None),
     "glm4v": Family("Glm4vForConditionalGeneration", megatron=towers.GLM4V, float32=None),

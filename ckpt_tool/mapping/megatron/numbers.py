@@ -50,6 +50,7 @@ class Numbers:
     padded_vocab_size: int
     vision_layers: int = 0
     vision_heads: int = 0
+    vision_groups: int = 0
     vision_mergers: int = 0
     kinds: tuple[str, ...] = ()
     mtp_kinds: tuple[str, ...] = ()
@@ -151,6 +152,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
         vision_layers=vision.size("depth") if family.vision else 0,
         vision_heads=vision.size("num_heads") if family.vision else 0,
+        vision_groups=vision.size("num_key_value_heads", 0) if family.vision else 0,
         vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.vision else 0,
         kinds=kinds,
         mtp_kinds=ahead,

@@ -33,6 +33,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
     )
     width = vision.size("hidden_size", 0)
+    parts, shared_by = vision.size("num_heads", 1) or 1, vision.size("num_key_value_heads", 0)
     groups = text.size("num_key_value_heads", heads)
     sliding = text.size("swa_num_key_value_heads", 2 * groups)
     found = {
@@ -67,7 +68,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "index_heads": text.size("index_n_heads", 0),
         "index_query": text.size("index_n_heads", 0) * text.size("index_head_dim", 0),
         "vision": width,
-        "vision_qkv": 3 * width,
+        "vision_qkv": width + 2 * (shared_by * (width // parts) if shared_by else width),
         "positions": vision.size("num_position_embeddings", 0),
         "vision_ffn": vision.size("intermediate_size", 0),
         "merged": width * vision.size("spatial_merge_size", 2) ** 2,

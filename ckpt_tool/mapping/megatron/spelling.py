@@ -44,6 +44,7 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads),
     "wide_qkv": lambda numbers: _make_wide(numbers, numbers.groups),
     "sliding_qkv": lambda numbers: _make_wide(numbers, numbers.sizes.get("swa_groups", 0)),
+    "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads, numbers.vision_groups),
     "grouped_qkv": lambda numbers: StackedHeads(numbers.heads, numbers.groups),
     "alternating": lambda _: Alternating(),
     "vocabulary": lambda numbers: Vocabulary(numbers.vocab_size, numbers.padded_vocab_size),

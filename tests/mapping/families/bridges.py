@@ -14,10 +14,7 @@ BRIDGES = {
         "a vision tower, and two kinds of experts",
     ),
     "Exaone4ForCausalLM": ("exaone4", ""),
-    "Exaone4_5_ForConditionalGeneration": (
-        "exaone4_5",
-        "norms after attention and MLP, a vision tower",
-    ),
+    "Exaone4_5_ForConditionalGeneration": ("exaone4_5", ""),
     "ExaoneMoeForCausalLM": ("exaone_moe", ""),
     "FalconH1ForCausalLM": ("falcon_h1", ""),
     "Gemma2ForCausalLM": ("gemma2", ""),

@@ -87,6 +87,8 @@ GIVEN = {
     "glm4": "its norms are the tests'",
     "nemotron": "its norms are the tests'",
     "mimo_v2_flash": "its attention is the tests'",
+    "glm_moe_dsa": "its indexer's linear layers are the tests'",
+    "deepseek_v32": "its indexer's linear layers are the tests'",
     "bailing_moe_v2": "of a GLM-4.5-MoE under its names",
 }
 

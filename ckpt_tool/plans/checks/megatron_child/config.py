@@ -93,6 +93,7 @@ def make_vision_config(
         "hidden_size": vision["hidden_size"],
         "ffn_hidden_size": vision["intermediate_size"],
         "num_attention_heads": numbers.vision_heads,
+        "num_query_groups": numbers.vision_groups or numbers.vision_heads,
         "add_bias_linear": True,
         "add_qkv_bias": True,
     }

@@ -81,8 +81,9 @@ def _modules(request: Request) -> dict[str, Any]:
 def _tower(request: Request, text: TransformerConfig) -> dict[str, Any]:
     """The blocks of a vision tower and, of one that ends as they do, what is after them."""
     vision, rows = request.config.raw["vision_config"], require_rows(request.config).vision
-    ends = rows is not None and rows.gated
-    config = make_vision_config(vision, request.numbers, gated=ends)
+    ends = rows is not None and rows.projects
+    gated = rows is not None and rows.gated
+    config = make_vision_config(vision, request.numbers, gated=gated)
     blocks = TransformerBlock(config=config, spec=_block_spec(config), post_layer_norm=ends)
     if not ends:
         return {"vision_model.decoder.": blocks}
