@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -79,8 +79,9 @@ class MegatronRows:
     model of Megatron's. ``inner``: there are no rows here, the language model's are those of the
     model type that its own config names. ``kinds_by``: what says the kinds of layers, where
     ``layer_types`` does not. ``beside``: rows of modules beside the layers, by their whole names on
-    both sides. ``defaults``: sizes that the config's class has where ``config.json`` leaves them
-    out.
+    both sides. ``apart``: rows that layers of a kind have more, and Megatron elsewhere, by
+    whole names with the number of the ``layer``. ``defaults``: sizes that the config's class has
+    where ``config.json`` leaves them out.
     """
 
     attention: Rows
@@ -105,9 +106,15 @@ class MegatronRows:
     native: bool = False
     kinds_by: str = "layer_types"
     beside: Rows = ()
+    apart: dict[str, Rows] = field(default_factory=dict)
     defaults: dict[str, int] = field(default_factory=dict)
     ends: dict[str, str] = field(default_factory=dict)
     mtp_end: Rows = ()
+
+    def list_apart(self, kind: str, layer: int) -> Rows:
+        """The rows that a layer has more by its kind, and Megatron elsewhere."""
+        rows = self.apart.get(kind, ())
+        return tuple(replace(row, megatron=row.megatron.format(layer=layer)) for row in rows)
 
     @property
     def sees(self) -> bool:

@@ -32,6 +32,7 @@ from ckpt_tool.mapping.families.hub_rules import (
     HubRules,
 )
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
+from ckpt_tool.mapping.families.minimax_rows import MINIMAX_M3
 from ckpt_tool.mapping.families.nemotron_rows import FALCON_H1, NEMOTRON_H
 from ckpt_tool.mapping.families.torchtitan_rows import (
     DEEPSEEK_V2,
@@ -209,6 +210,7 @@ FAMILIES: dict[str, Family] = {
     "kimi_k25": Family("Kimi_K25ForConditionalGeneration", megatron=towers.KIMI_K25, float32=None),
     "kimi_vl": Family(megatron=towers.KIMI_VL, float32=_ROUTER_BIAS),
     "llama4": Family(torchtitan=LLAMA4, megatron=towers.LLAMA4, float32=None),
+    "minimax_m3_vl": Family("MiniMaxM3SparseForConditionalGeneration", megatron=MINIMAX_M3),
     "mistral3": Family("Mistral3ForConditionalGeneration", megatron=mcore.MISTRAL3),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_5_VL),

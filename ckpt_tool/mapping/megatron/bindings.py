@@ -99,13 +99,15 @@ def make_bindings(
     found = list(_spell(tuple(_name_top(family)), _Place("", prefix), numbers))
     found += _spell(family.beside, _Place("", ""), numbers)
     if layout == "hybrid":
-        found = [replace(one, names=tuple(map(_name_hybrid, one.names))) for one in found]
+        renamed = (tuple(n.replace(_FINAL_NORM, _HYBRID_NORM) for n in one.names) for one in found)
+        found = [replace(one, names=names) for one, names in zip(found, renamed, strict=True)]
     apart = "per-layer" if "patterned" in numbers.flags else layout
     for layer in range(numbers.layers):
         hf, megatron = f"{family.trunk}layers.{layer}.", f"{prefix}decoder."
         places = _place_parts(hf, megatron, layer, numbers.layers, apart)
         kind = numbers.kinds[layer] if numbers.kinds else ""
         found += _spell_layer(family, (kind, layer in numbers.moe), places, numbers.at(layer))
+        found += _spell(family.list_apart(kind, layer), _Place(hf, ""), numbers)
     for number in range(numbers.mtp):
         found += _spell_mtp(family, numbers, number, prefix, layout)
     alike = [
@@ -114,10 +116,6 @@ def make_bindings(
     if family.vision is not None and not alike:
         found += _spell_vision(family.vision, numbers, vision_layout or layout)
     return found + alike
-
-
-def _name_hybrid(name: str) -> str:
-    return name.replace(_FINAL_NORM, _HYBRID_NORM)
 
 
 def _name_top(family: MegatronRows) -> Iterator[Row]:

@@ -21,6 +21,7 @@ Tensors = Mapping[str, LazyTensor]
 _TOP = (
     r"decoder|embedding|output_layer|mtp|language_model|vision_model"
     r"|visual|vision_tower|multi_modal_projector"  # transformers' own modules
+    r"|lightning_indexers"
 )
 _PREFIX = re.compile(rf"^(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
 #: ms-swift has transformers' tower in a module of that name.

@@ -161,7 +161,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
 
 
 def _find_kinds(family: MegatronRows, text: Fields) -> tuple[str, ...]:
-    if not family.attentions:
+    if not family.attentions and not family.apart:
         return ()
     if family.is_patterned:
         return find_symbols(text)
@@ -173,15 +173,15 @@ def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
 
     ERNIE has a step too, a first and a last one, of which -1 is that of the model.
     Where a list names the kind of each layer, as GLM-4.7-Flash has it, or those with experts, as
-    Llama 4's does, nothing else counts, nor where one has a number for each, as MiMo-V2 has it on
-    the Hub.
+    Llama 4's does, nothing else counts, nor where one has a number for each, as MiMo-V2 and
+    MiniMax-M3 have it on the Hub.
     """
-    if keys.values.get("hybrid_layer_pattern"):
-        numbers = keys.sizes("moe_layer_freq")
-        return frozenset(i for i, number in enumerate(numbers[:layers]) if number)
     kinds = keys.texts("mlp_layer_types")
     if kinds:
         return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")
+    if isinstance(keys.values.get("moe_layer_freq"), list):
+        numbers = keys.sizes("moe_layer_freq")
+        return frozenset(i for i, number in enumerate(numbers[:layers]) if number)
     if isinstance(keys.values.get("moe_layers"), list):
         return frozenset(layer for layer in keys.sizes("moe_layers") if layer < layers)
     step = next((keys.size(key) for key in _STEPS if keys.values.get(key)), 1)

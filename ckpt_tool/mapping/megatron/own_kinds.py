@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 
+_SPARSE = ("full_attention", "minimax_m3_sparse")
 _INDEXERS = {"F": "full", "S": "shared"}
 
 
@@ -36,5 +37,25 @@ def find_indexers(text: Fields, layers: int) -> tuple[str, ...]:
     return tuple(kinds[:layers])
 
 
+def find_sparse(text: Fields, layers: int) -> tuple[str, ...]:
+    """``minimax_m3_sparse`` where a layer has an indexer, else ``full_attention``.
+
+    A list of kinds, or, as released, of zeros and ones. Source: ``configuration_minimax_m3_vl.py``
+    of transformers 5.24. MappingError for what none can be.
+    """
+    said = text.inside("sparse_attention_config").sizes("sparse_attention_freq")
+    kinds = text.texts("layer_types") or [_SPARSE[bool(one)] for one in said]
+    kinds = kinds or [_SPARSE[0]] * layers
+    if len(kinds) != layers or not set(kinds) <= set(_SPARSE):
+        raise MappingError(
+            f"{text.path}: layer_types or sparse_attention_freq is {', '.join(kinds[:9])}, expected"
+            f" {' or '.join(_SPARSE)} for each of {layers} layers"
+        )
+    return tuple(kinds)
+
+
 #: What says the kinds of layers, where ``layer_types`` does not.
-OWN_KINDS: dict[str, Callable[[Fields, int], tuple[str, ...]]] = {"indexer_types": find_indexers}
+OWN_KINDS: dict[str, Callable[[Fields, int], tuple[str, ...]]] = {
+    "indexer_types": find_indexers,
+    "sparse_attention_config": find_sparse,
+}

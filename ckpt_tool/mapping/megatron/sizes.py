@@ -25,9 +25,12 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
     head = text.size("head_dim", hidden // max(heads, 1))
     ffn, expert = text.size("intermediate_size", 0), text.size("moe_intermediate_size", 0)
-    shared = max(text.size(key, 0) for key in SHARED_KEYS) * expert
+    count = max(text.size(key, 0) for key in SHARED_KEYS)
+    shared = text.size("shared_intermediate_size", 0) * (count or 1) or count * expert
     if text.values.get("intermediate_size_mlp"):  # Llama 4's, whose experts have the other width
         expert, shared, ffn = ffn, ffn, text.size("intermediate_size_mlp")
+    if text.values.get("dense_intermediate_size"):  # and MiniMax-M3's
+        expert, ffn = ffn, text.size("dense_intermediate_size")
     nope, rope, value, rank = (
         text.size(key, 0)
         for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")

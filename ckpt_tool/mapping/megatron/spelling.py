@@ -41,7 +41,6 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "packed": lambda _: Packed(),
     "packed_turned": lambda _: Packed(transpose=True),
     "qkv": lambda numbers: QueryGroups(numbers.heads, numbers.groups, numbers.head_dim),
-    "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads),
     "wide_qkv": lambda numbers: _make_wide(numbers, numbers.groups),
     "sliding_qkv": lambda numbers: _make_wide(numbers, numbers.sizes.get("swa_groups", 0)),
     "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads, numbers.vision_groups),

@@ -148,7 +148,7 @@ def _make_layers(flags: frozenset[str]) -> dict[str, Any]:
     return {
         "normalization": "LayerNorm" if "layer_norm" in flags else "RMSNorm",
         "apply_layernorm_1p": "zero_centred" in flags,
-        "swiglu": not {"gelu", "ungated", "quick_geglu"} & flags,
+        "swiglu": not {"gelu", "ungated", "quick_geglu", "clamped"} & flags,
         "squared_relu": "ungated" in flags,
     }
 

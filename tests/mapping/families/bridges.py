@@ -37,10 +37,7 @@ BRIDGES = {
     "MiMoForCausalLM": ("mimo", ""),
     "MiMoV2FlashForCausalLM": ("mimo_v2_flash", ""),
     "MiniMaxM2ForCausalLM": ("minimax_m2", ""),
-    "MiniMaxM3SparseForConditionalGeneration": (
-        "minimax_m3_vl",
-        "an indexer in its attention, a vision tower",
-    ),
+    "MiniMaxM3SparseForConditionalGeneration": ("minimax_m3_vl", ""),
     "Mistral3ForConditionalGeneration": (
         "mistral3",
         "",

@@ -29,6 +29,7 @@ _FOREIGN = (
     "vision_model.merger.",
     "vision_model.decoder.deepstack_merger_list.",
     "multi_modal_projector.",
+    "lightning_indexers.",
 )
 
 #: A loader that misses a key quotes all keys there are.
