@@ -34,13 +34,15 @@ Flag = Literal[True] | tuple[str, bool]
 class Vision:
     """A vision tower: rows outside of its blocks, rows of each block, and of each merger.
 
-    ``prefix``: of all of it on the Hub.
+    ``prefix``: of all of it on the Hub. ``always``: it is in every checkpoint, whatever towers the
+    family has beside it, and its config names an architecture of RADIO.
     """
 
     rows: Rows
     block: Rows
     merger: Rows = ()
     prefix: str = "visual."
+    always: bool = False
 
     @property
     def projects(self) -> bool:
@@ -135,3 +137,10 @@ class MegatronRows:
     def megatron_towers(self) -> tuple[str, ...]:
         """What is before the names of the towers' tensors in Megatron, one for each of these."""
         return tuple(self.moved.get(tower, tower) for tower in self.towers)
+
+    @property
+    def unbuilt(self) -> tuple[str, ...]:
+        """What is before the names of what is no part of the model that is built to load it."""
+        around = ("vision_model.", "vision_projection.", "sound_")
+        always = self.vision is not None and self.vision.always
+        return self.megatron_towers + tuple(self.outside + name for name in around if always)

@@ -126,6 +126,7 @@ NEMOTRON_H = MegatronRows(
     trunk="backbone.",
     attentions={"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": ()},
     ends={"embed_tokens": "embeddings", "norm": "norm_f"},
+    defaults={"attention_head_dim": 128},
 )
 
 FALCON_H1 = MegatronRows(

@@ -34,6 +34,7 @@ from ckpt_tool.mapping.families.hub_rules import (
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.minimax_rows import MINIMAX_M3
 from ckpt_tool.mapping.families.nemotron_rows import FALCON_H1, NEMOTRON_H
+from ckpt_tool.mapping.families.radio_rows import NEMOTRON_OMNI, NEMOTRON_VL
 from ckpt_tool.mapping.families.torchtitan_rows import (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
@@ -208,6 +209,8 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family("InternVLForConditionalGeneration", megatron=towers.INTERNVL, float32=None),
     "internvl_chat": Family(megatron=towers.INTERNVL_CHAT, float32=None),
     "kimi_k25": Family("Kimi_K25ForConditionalGeneration", megatron=towers.KIMI_K25, float32=None),
+    "NemotronH_Nano_VL_V2": Family(megatron=NEMOTRON_VL),
+    "NemotronH_Nano_Omni_Reasoning_V3": Family(megatron=NEMOTRON_OMNI, float32=_ROUTER_BIAS),
     "kimi_vl": Family(megatron=towers.KIMI_VL, float32=_ROUTER_BIAS),
     "llama4": Family(torchtitan=LLAMA4, megatron=towers.LLAMA4, float32=None),
     "minimax_m3_vl": Family("MiniMaxM3SparseForConditionalGeneration", megatron=MINIMAX_M3),

@@ -53,14 +53,6 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
-    """A Hugging Face tensor that repeats another one and has no counterpart of its own."""
-
-    hf: str
-    of: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Place:
     """Where rows are put: prefixes of both sides, and the leading axes of their tensors."""
 
@@ -113,8 +105,9 @@ def make_bindings(
     alike = [
         Binding((hf,), (name,), (), (), Same(), "", foreign=True) for hf, name in towers.items()
     ]
-    if family.vision is not None and not alike:
-        found += _spell_vision(family.vision, numbers, vision_layout or layout)
+    if family.vision is not None and (family.vision.always or not alike):
+        place = _Place(family.vision.prefix, family.outside)
+        found += _spell_vision(family.vision, place, numbers, vision_layout or layout)
     return found + alike
 
 
@@ -125,22 +118,6 @@ def _name_top(family: MegatronRows) -> Iterator[Row]:
         module, _, kind = name.rpartition(".")
         name = f"{family.ends.get(module, module)}.{kind}"
         yield replace(row, hf=(family.trunk if trunk else family.head) + name)
-
-
-def find_repeats(family: MegatronRows, numbers: Numbers) -> list[Repeat]:
-    """What layers for multi-token prediction repeat of the model: the embedding and the head.
-
-    A value model has no head that they could repeat.
-    """
-    embedding = f"{family.trunk}embed_tokens.weight"
-    head = f"{family.head}lm_head.weight" if "untied" in numbers.flags else embedding
-    found = []
-    for number in range(numbers.mtp if family.mtp_repeats else 0):
-        layer = format_mtp_prefix(family, numbers, number)
-        found.append(Repeat(f"{layer}embed_tokens.weight", embedding))
-        if "value" not in numbers.flags:
-            found.append(Repeat(f"{layer}shared_head.head.weight", head))
-    return found
 
 
 def format_mtp_prefix(family: MegatronRows, numbers: Numbers, number: int) -> str:
@@ -208,9 +185,12 @@ def _spell_parts_ahead(
         yield from _spell_layer(family, (kind, kind == "E"), (place, place), numbers)
 
 
-def _spell_vision(vision: Vision, numbers: Numbers, layout: str) -> Iterator[Binding]:
-    yield from _spell(vision.rows, _Place(vision.prefix, ""), numbers)
-    decoder, count = "vision_model.decoder.", numbers.vision_layers
+def _spell_vision(
+    vision: Vision, place: _Place, numbers: Numbers, layout: str
+) -> Iterator[Binding]:
+    yield from _spell(vision.rows, place, numbers)
+    decoder, count = f"{place.megatron}vision_model.decoder.", numbers.vision_layers
+    layout = "stacked" if vision.always and layout == "hybrid" else layout
     for layer in range(count):
         hf = f"{vision.prefix}blocks.{layer}."
         yield from _spell(vision.block, _place_layer(hf, decoder, layer, count, layout), numbers)

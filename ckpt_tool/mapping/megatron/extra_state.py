@@ -27,12 +27,14 @@ _WITHOUT = (
 )
 #: What one tensor of a module is in several keys.
 _PART = re.compile(r"(?<=\.weight)\.\w+$")
-#: A HybridModel asks for that of its head, be it tied or not; a GPTModel leaves it out.
-_HYBRID_HEAD = "output_layer._extra_state/shard_0_1"
+_HYBRID_NORM = "decoder.final_norm"
 
 
 def list_extra_states(bindings: Iterable[Binding], *, hybrid: bool = False) -> list[str]:
-    """The keys, without repetition, in the order of the modules; of a ``hybrid`` model too."""
+    """The keys, without repetition, in the order of the modules; of a ``hybrid`` model too.
+
+    That asks for the state of its head, be it tied or not; a GPTModel leaves it out.
+    """
     keys: dict[str, None] = {}
     own = (each for each in bindings if not each.foreign)
     for binding, name in ((each, name) for each in own for name in each.names):
@@ -43,7 +45,10 @@ def list_extra_states(bindings: Iterable[Binding], *, hybrid: bool = False) -> l
         if module.endswith("self_attention.linear_proj"):
             attention = module.removesuffix("linear_proj") + "core_attention"
             keys[_make_key(attention, binding.index, binding.extent)] = None
-    return [*keys, _HYBRID_HEAD] if hybrid else list(keys)
+        if hybrid and module.endswith(_HYBRID_NORM):
+            head = module.removesuffix(_HYBRID_NORM) + "output_layer"
+            keys[_make_key(head, binding.index, binding.extent)] = None
+    return list(keys)
 
 
 def _make_keys(module: str, binding: Binding) -> Iterator[str]:

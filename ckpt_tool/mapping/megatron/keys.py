@@ -19,7 +19,7 @@ from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 Tensors = Mapping[str, LazyTensor]
 
 _TOP = (
-    r"decoder|embedding|output_layer|mtp|language_model|vision_model"
+    r"decoder|embedding|output_layer|mtp|language_model|vision_model|llava_model"
     r"|visual|vision_tower|multi_modal_projector"  # transformers' own modules
     r"|lightning_indexers"
 )

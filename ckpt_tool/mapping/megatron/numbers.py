@@ -14,7 +14,8 @@ from ckpt_tool.mapping.families.table import FAMILIES, find_family
 from ckpt_tool.mapping.megatron.blocks import Block, read_blocks
 from ckpt_tool.mapping.megatron.kinds import find_kinds, find_symbols, find_symbols_ahead
 from ckpt_tool.mapping.megatron.own_kinds import OWN_KINDS
-from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, read_sizes
+from ckpt_tool.mapping.megatron.radio import read_radio
+from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, find_head_dim, read_sizes
 
 #: How configs call every how many layers one has experts.
 _STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
@@ -107,14 +108,22 @@ def _surround(rows: MegatronRows, config: ModelConfig) -> MegatronRows:
         )
     return replace(
         inner,
-        mtp_prefix=rows.trunk + inner.mtp_prefix.removeprefix("model."),
+        mtp_prefix=_surround_ahead(rows, inner.mtp_prefix),
         trunk=rows.trunk,
         head=rows.head,
         towers=rows.towers,
         moved=rows.moved,
         outside=rows.outside,
         absent=rows.absent,
+        vision=rows.vision,
+        beside=rows.beside,
     )
+
+
+def _surround_ahead(rows: MegatronRows, prefix: str) -> str:
+    """What is before the names of layers for multi-token prediction, in the model or beside it."""
+    inside = prefix.removeprefix("model.")
+    return (rows.head if inside == prefix else rows.trunk) + inside
 
 
 def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
@@ -138,26 +147,39 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         moe = frozenset(layer for layer, kind in enumerate(kinds) if kind == "E")
         ahead = find_symbols_ahead(text) if mtp else ()
     vision = Fields(config.raw, config.path).inside("vision_config")
+    seen, eyes = _read_vision(family, vision)
+    flags = _find_flags(family, text.values, tied=bool(config.tied))
+    if vision.values.get("separate_video_embedder"):
+        flags |= {"video_embedder"}
     return Numbers(
         layers=layers,
         heads=heads,
         groups=text.size("num_key_value_heads", heads),
-        head_dim=text.size("head_dim", text.size("hidden_size") // max(heads, 1)),
+        head_dim=find_head_dim(text),
         experts=experts if moe or "E" in ahead else 0,
         moe=moe,
         mtp=mtp,
         sizes=read_sizes(text, vision),
-        flags=_find_flags(family, text.values, tied=bool(config.tied)),
+        flags=flags,
         vocab_size=vocab,
         padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
-        vision_layers=vision.size("depth") if family.vision else 0,
-        vision_heads=vision.size("num_heads") if family.vision else 0,
+        vision_layers=seen,
+        vision_heads=eyes,
         vision_groups=vision.size("num_key_value_heads", 0) if family.vision else 0,
         vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.vision else 0,
         kinds=kinds,
         mtp_kinds=ahead,
         blocks=read_blocks(text, layers, heads) if "blocks" in family.flags else (),
     )
+
+
+def _read_vision(family: MegatronRows, vision: Fields) -> tuple[int, int]:
+    """Layers and heads of the tower, if it has rows."""
+    if family.vision is None:
+        return 0, 0
+    if family.vision.always:
+        return read_radio(vision)
+    return vision.size("depth"), vision.size("num_heads")
 
 
 def _find_kinds(family: MegatronRows, text: Fields) -> tuple[str, ...]:

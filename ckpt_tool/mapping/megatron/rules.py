@@ -13,15 +13,14 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.bindings import (
     NO_TOWERS,
     Binding,
-    Repeat,
     choose_layout,
-    find_repeats,
     format_mtp_prefix,
     has_expert_rows,
     make_bindings,
 )
 from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import Same
+from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.towers import find_towers, takes_modules
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -70,8 +69,10 @@ def make_rules(
         )
         numbers = replace(numbers, mtp=0)
     _require_layout(layout, config, numbers)
-    towers = find_towers(config, given) if takes_modules(config, tower) else NO_TOWERS
-    if towers:
+    always = family.vision is not None and family.vision.always
+    apart = always or takes_modules(config, tower)
+    towers = find_towers(config, given) if apart else NO_TOWERS
+    if towers and not always:
         numbers = replace(numbers, vision_layers=0, vision_mergers=0)
     layout = layout or choose_layout(family, numbers)
     bindings = make_bindings(family, numbers, layout, towers)
@@ -180,7 +181,9 @@ def infer_rules(
         numbers = replace(numbers, flags=numbers.flags | {"untied"})
     else:
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
-    layout, vision = (find_layout(tensors, name) for name in (prefix, "vision_model."))
+    layout, vision = (
+        find_layout(tensors, name) for name in (prefix, f"{family.outside}vision_model.")
+    )
     towers = find_towers(config, tensors, in_megatron=True)
     bindings = make_bindings(family, numbers, layout, towers, vision)
     bindings = list(map(partial(_use_whole, names=tensors), bindings))

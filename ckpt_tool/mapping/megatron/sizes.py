@@ -20,10 +20,16 @@ _MAMBA_KEYS = (
 )
 
 
+def find_head_dim(text: Fields) -> int:
+    """The width of a head of plain attention: Nemotron-H has another name for it."""
+    share = text.size("hidden_size") // max(text.size("num_attention_heads"), 1)
+    return text.size("head_dim", text.size("attention_head_dim", share))
+
+
 def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     """The size of each word, of the language model and of the tower."""
     heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
-    head = text.size("head_dim", hidden // max(heads, 1))
+    head = find_head_dim(text)
     ffn, expert = text.size("intermediate_size", 0), text.size("moe_intermediate_size", 0)
     count = max(text.size(key, 0) for key in SHARED_KEYS)
     shared = text.size("shared_intermediate_size", 0) * (count or 1) or count * expert

@@ -61,7 +61,7 @@ def find_towers(
         ends = [name.removeprefix(own) for name in given if name.startswith(own)]
         found |= {hub + end: megatron + end for end in ends}
         absent += [] if ends else [own]
-    if absent and not family.vision:
+    if absent and (family.vision is None or family.vision.always):
         raise MappingError(
             f"{' and '.join(absent)}: none of their tensors is there, but a {config.model_type}"
             f" has some, by {config.path}"

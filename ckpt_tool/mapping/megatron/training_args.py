@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.rules import Rules
 
 #: Arguments that are a config's value under another name: argument -> config keys, first found.
@@ -107,10 +108,12 @@ def make_args(rules: Rules) -> dict[str, Any]:
 
 def describe_content(rules: Rules) -> dict[str, Any]:
     """What Megatron-LM's loader is told about the keys: it asks for those that follow from it."""
+    vision = require_rows(rules.config).vision
+    stacked = rules.layout == "stacked" or (vision is not None and vision.always)
     return {
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
-        "non_homogeneous_layers": rules.layout != "stacked",
+        "non_homogeneous_layers": not stacked,
     }
 
 

@@ -90,9 +90,11 @@ def make_request(rules: Rules, folder: Path) -> dict[str, Any]:
 
 def _model(rules: Rules) -> str:
     """What is compared: what comes before a vision tower's blocks is not of megatron-core."""
+    if rules.layout == "hybrid":
+        return "HybridModel (without the towers)" if rules.numbers.vision_layers else "HybridModel"
     if rules.numbers.vision_layers:
         without = "its blocks" if rules.numbers.vision_mergers else "without patch_embed"
         return f"GPTModel and vision tower ({without})"
     if require_rows(rules.config).towers:
         return "GPTModel (without the tower)"
-    return "HybridModel" if rules.layout == "hybrid" else "GPTModel"
+    return "GPTModel"

@@ -19,6 +19,7 @@ _COLUMN = re.compile(
     r"(^|\.)(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|linear_fc1|eh_proj"
     r"|gate_up_proj)\.(weight|bias)$"
     r"|(^|\.)(word_embeddings|output_layer|embed_tokens|lm_head|multi_modal_projector\.proj)\.weight$"
+    r"|(^|\.)vision_model\.(video_)?embedder\.weight$"  # of RADIO
     r"|(^|\.)core_attention\.softmax_offset$"  # a sink for each head
 )
 _ROW = re.compile(r"(^|\.)(linear_proj|linear_fc2|o_proj|down_proj)\.weight$")
@@ -27,8 +28,9 @@ _RANKS_OWN = re.compile(r"(^|\.)self_attn\.qkv_proj\.(weight|bias)$")
 #: Modules of transformers, which every rank has whole: towers of Megatron-Bridge and of ms-swift;
 #: the projector of Gemma 3 it brings itself.
 _TOWER = re.compile(
-    r"^(?:(?:module|model)\.)*(?:thinker\.)?(?:visual|vision_tower|audio_tower|audio_model"
-    r"|multi_modal_projector(?!\.proj\.weight$)|mm_projector|mlp1|vision_model\.(?:encoder|model|vision_adapter))\."
+    r"^(?:(?:module|model)\.)*(?:thinker\.|llava_model\.)?(?:visual|vision_tower|audio_tower"
+    r"|audio_model|sound_model|multi_modal_projector(?!\.proj\.weight$)|mm_projector|mlp1"
+    r"|vision_model\.(?:encoder|model|vision_adapter))\."
 )
 _FIRST = re.compile(r"(linear_fc1|gate_up_proj)\.(weight|bias)$")
 _SECOND = {"linear_fc1": "linear_fc2", "gate_up_proj": "down_proj"}

@@ -9,14 +9,13 @@ import pytest
 from ckpt_tool.mapping.megatron.bindings import (
     LAYOUTS,
     Binding,
-    Repeat,
     choose_layout,
-    find_repeats,
     make_bindings,
 )
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import QueryGroups, StackedHeads, SwapHalves, Vocabulary
+from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
 from tests.support.megatron_models import (
     CASES,
     FAMILIES,

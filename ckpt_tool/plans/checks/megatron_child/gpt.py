@@ -68,11 +68,11 @@ def _modules(request: Request) -> dict[str, Any]:
     if "patterned" in request.numbers.flags and not request.numbers.kinds:
         raise UnknownModelError("megatron-core has no layer with Mamba beside attention")
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
+    prefix = require_rows(request.config).prefix
     if hybrid:
         options = _describe_ends(request)
         pattern, flags = request.numbers.hybrid_pattern, request.numbers.flags
-        return {"": make_hybrid_model(config, pattern, NoAttention, flags=flags, **options)}
-    prefix = require_rows(request.config).prefix
+        return {prefix: make_hybrid_model(config, pattern, NoAttention, flags=flags, **options)}
     if not request.numbers.vision_layers:
         return {prefix: _language_model(request, config)}
     return {prefix: _language_model(request, config), **_tower(request, config)}
