@@ -23,6 +23,10 @@ _STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_ste
 MTP_KEY = "num_nextn_predict_layers"
 
 
+#: Configs with these have, on the Hub, a number for each layer in ``moe_layer_freq``.
+_NUMBERED = ("hybrid_layer_pattern", "sparse_attention_config")
+
+
 @dataclass(frozen=True)
 class Numbers:
     """``moe``: which layers have experts. ``flags``: which optional rows are there.
@@ -201,7 +205,7 @@ def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
     kinds = keys.texts("mlp_layer_types")
     if kinds:
         return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")
-    if isinstance(keys.values.get("moe_layer_freq"), list):
+    if any(keys.values.get(key) for key in _NUMBERED):
         numbers = keys.sizes("moe_layer_freq")
         return frozenset(i for i, number in enumerate(numbers[:layers]) if number)
     if isinstance(keys.values.get("moe_layers"), list):
