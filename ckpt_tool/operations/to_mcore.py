@@ -24,6 +24,7 @@ from ckpt_tool.mapping.megatron.bindings import LAYOUTS as LAYERS
 from ckpt_tool.mapping.megatron.convert import to_megatron
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
+from ckpt_tool.mapping.megatron.rounding import round_as_stored
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.mapping.megatron.towers import TOWERS, leave_out_absent
 from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised, list_kinds
@@ -117,7 +118,7 @@ def _plan_files(
         checkpoint=checkpoint,
         rules=rules,
         layout=options.layout,
-        model=tensors,
+        model=round_as_stored(tensors, rules.bindings),
         files=folder.files,
         folder=folder,
         dropped=model.dropped,
@@ -243,7 +244,4 @@ def _require_floats(tensors: dict[str, LazyTensor]) -> None:
 def _with_fixed_dtypes(rules: Rules, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """What Megatron keeps in one dtype whatever the weights are, in that dtype."""
     fixed = {n: BY_NAME[each.dtype] for each in rules.bindings if each.dtype for n in each.hf}
-    return {
-        name: tensor.to(fixed[name]) if name in fixed else tensor
-        for name, tensor in tensors.items()
-    }
+    return tensors | {name: tensors[name].to(to) for name, to in fixed.items() if name in tensors}

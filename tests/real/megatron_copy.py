@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import megatron_nemotron as nemotron
 from .megatron_deci import is_deci
+from .megatron_gated_copy import beside_prediction, delta_net, gated_query
 from .megatron_gpt import HuggingFaceConfig, dense_layers, expert_count
 from .megatron_hybrid import gpt_name
 from .megatron_routed import take_biases, use_plain_names
@@ -71,9 +72,14 @@ def full_state(hf: State, config: HuggingFaceConfig) -> State:
     depth = config["num_hidden_layers"]
     for index in range(depth):
         _put(state, f"decoder.layers.{index}.", _layer(_take(hf, index), config, index))
-    for index in range(config.get("num_nextn_predict_layers") or 0):
+    repeated = (config.get("num_nextn_predict_layers") or 0) if "mtp.fc.weight" not in hf else 0
+    for index in range(repeated):
         prediction = _prediction(_take(hf, depth + index), config, depth + index, state)
         _put(state, f"mtp.layers.{index}.", prediction)
+    if "mtp.fc.weight" in hf:
+        _put(state, "mtp.layers.0.", beside_prediction(hf))
+        layer = _layer(_take(hf, 0, "mtp."), config, depth - 1)
+        _put(state, "mtp.layers.0.transformer_layer.", layer)
     assert not hf, f"nothing is known of {sorted(hf)}"
     return state
 
@@ -92,9 +98,9 @@ def _fused(state: State) -> State:
     return {name: value for name, value in state.items() if not name.endswith(dropped)} | found
 
 
-def _take(hf: State, index: int) -> State:
+def _take(hf: State, index: int, stem: str = "model.") -> State:
     """Remove and return a layer's tensors, named from the layer on."""
-    prefix = f"model.layers.{index}."
+    prefix = f"{stem}layers.{index}."
     return {name.removeprefix(prefix): hf.pop(name) for name in list(hf) if name.startswith(prefix)}
 
 
@@ -107,9 +113,12 @@ def _layer(hf: State, config: HuggingFaceConfig, index: int) -> State:
         hf = _unpack(hf)
     if is_deci(config):
         return _uneven(hf, config)
+    linear = delta_net(hf, config) if "linear_attn.A_log" in hf else {}
     state = _norms(hf)
-    state["self_attention.linear_proj.weight"] = hf.pop("self_attn.o_proj.weight")
-    attention = _latent_attention(hf) if "kv_lora_rank" in config else _attention(hf, config)
+    if not linear:
+        state["self_attention.linear_proj.weight"] = hf.pop("self_attn.o_proj.weight")
+    latent = "kv_lora_rank" in config
+    attention = linear or (_latent_attention(hf) if latent else _attention(hf, config))
     _put(state, "self_attention.", attention)
     state |= take_biases(hf)
     has_experts = expert_count(config) and index not in dense_layers(config)
@@ -175,6 +184,8 @@ def _attention(hf: State, config: HuggingFaceConfig) -> State:
             groups = config["num_key_value_heads"]
             if "v_head_dim" in config:  # then layers differ
                 groups = len(key) // config["head_dim"]
+            if len(query) == 2 * config["num_attention_heads"] * config.get("head_dim", 0):
+                query = gated_query(query, config)
             rows = []
             for group in range(groups):
                 rows += [part.chunk(groups)[group] for part in (query, key, value)]

@@ -33,6 +33,7 @@ from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 
 from . import megatron_deci as deci
 from . import megatron_nemotron as nemotron
+from .megatron_gated import count_from_zero, gated_settings, is_gated, put_delta_nets
 from .megatron_hybrid import make_pattern
 from .megatron_jobs import Sizes
 from .megatron_norms import describe, find_theta, fit_layers, fit_model
@@ -49,10 +50,12 @@ class NormedColumnParallelLinear(ColumnParallelLinear):  # type: ignore[misc]
     def __init__(self, input_size: int, *arguments: Any, **options: Any) -> None:
         super().__init__(input_size, *arguments, **options)
         self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size))
+        self.counts_from = 0
 
     def forward(self, hidden: Tensor, *arguments: Any, **options: Any) -> Any:
         epsilon = self.config.layernorm_epsilon
-        normed = rms_norm(hidden, hidden.shape[-1:], self.layer_norm_weight, epsilon)
+        weight = self.layer_norm_weight + self.counts_from
+        normed = rms_norm(hidden, hidden.shape[-1:], weight, epsilon)
         return super().forward(normed, *arguments, **options)
 
 
@@ -125,6 +128,8 @@ def build_chunks(
     if hf["model_type"] == "ernie4_5_moe":
         _choose_by_softmax(chunks)
     fit_model(chunks, hf)
+    if is_gated(hf):
+        count_from_zero(chunks)
     return chunks
 
 
@@ -191,6 +196,8 @@ def _build_chunk(
         widen(spec, hf, config)
     if "index_topk" in hf:
         use_indexers(spec)
+    if is_gated(hf):
+        put_delta_nets(spec, config, stage, NormedColumnParallelLinear)
     if fused:
         _fuse_down_projections(spec)
     return call(
@@ -299,7 +306,7 @@ def _shape(hf: HuggingFaceConfig) -> dict[str, Any]:
     return {
         "num_layers": hf["num_hidden_layers"],
         "hidden_size": hf["hidden_size"],
-        "ffn_hidden_size": hf["intermediate_size"],
+        "ffn_hidden_size": hf.get("intermediate_size") or hf["moe_intermediate_size"],
         "num_attention_heads": hf["num_attention_heads"],
         "layernorm_epsilon": hf.get("rms_norm_eps") or hf["norm_eps"],
         "normalization": "RMSNorm",
@@ -336,6 +343,7 @@ def _attention(hf: HuggingFaceConfig) -> dict[str, Any]:
         or hf.get("use_qk_norm", False),
         "rotary_interleaved": family in ("ernie4_5_moe", "glm4", "llama4_text"),
         "add_qkv_bias": family.startswith("qwen2") or hf.get("attention_bias", False),
+        **gated_settings(hf),
     }
 
 
@@ -378,7 +386,7 @@ def _experts(hf: HuggingFaceConfig) -> dict[str, Any]:
     values = {
         "num_moe_experts": expert_count(hf),
         "moe_router_topk": hf.get("moe_k") or hf["num_experts_per_tok"],
-        "moe_ffn_hidden_size": hf.get("moe_intermediate_size", hf["intermediate_size"]),
+        "moe_ffn_hidden_size": hf.get("moe_intermediate_size") or hf["intermediate_size"],
     }
     dense = dense_layers(hf)
     if dense:
@@ -449,6 +457,8 @@ _ROUTING = {
     "mixtral": _softmax_routing,
     "qwen2_moe": _softmax_routing,
     "qwen3_moe": _softmax_routing,
+    "qwen3_next": _softmax_routing,
+    "qwen3_5_moe_text": _softmax_routing,
     "deepseek_v3": _biased_routing,
     "glm4_moe": _biased_routing,
     "glm4_moe_lite": _biased_routing,

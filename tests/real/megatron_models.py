@@ -107,6 +107,17 @@ _GLM4 = {
     "use_qk_norm": True,
     "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
 }
+#: Neither heads nor their widths are alike; two of four layers have linear attention. The fifth
+#: predicts further.
+_GATED = {
+    "head_dim": 24,
+    "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.25},
+    "layer_types": [*["linear_attention", "full_attention"] * 2, "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 10,
+}
 
 #: One layer that sees all, and windows that are shorter than what is read.
 _SLIDING = {
@@ -174,6 +185,28 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
             "head_dim": 24,
             "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3NextForCausalLM",
+        {
+            **_EXPERTS,
+            **_GATED,
+            "shared_expert_intermediate_size": 56,
+            "norm_topk_prob": True,
+            "vocab_size": 101,
+            "num_nextn_predict_layers": 1,
+        },
+    ),
+    "qwen3_5": ("Qwen3_5ForCausalLM", {**_GATED, "num_nextn_predict_layers": 1, "vocab_size": 101}),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeForCausalLM",
+        {
+            **_EXPERTS,
+            **_GATED,
+            "shared_expert_intermediate_size": 56,
+            "num_nextn_predict_layers": 1,
+            "vocab_size": 101,
         },
     ),
     "ministral3": ("Ministral3ForCausalLM", {"head_dim": 24, "rope_parameters": _SCALED}),
@@ -245,7 +278,7 @@ NAMES = tuple(_MODELS)
 CLASSES = frozenset(name for name, _ in _MODELS.values())
 _DENSE = (
     *("llama", "mistral", "qwen2", "qwen3", "ministral3"),
-    *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron", "glm4", "nemotron-nas"),
+    *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron", "glm4", "nemotron-nas", "qwen3_5"),
 )
 WITH_EXPERTS = tuple(name for name in NAMES if name not in _DENSE)
 
@@ -259,10 +292,11 @@ class _PredictionHead(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         hidden, epsilon = model.config.hidden_size, model.config.rms_norm_eps
-        self.enorm = nn.RMSNorm(hidden, eps=epsilon)
-        self.hnorm = nn.RMSNorm(hidden, eps=epsilon)
+        norm = type(model.model.norm)  # which counts from one, or from zero
+        self.enorm = norm(hidden, eps=epsilon)
+        self.hnorm = norm(hidden, eps=epsilon)
         self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
-        self.shared_head = nn.ModuleDict({"norm": nn.RMSNorm(hidden, eps=epsilon)})
+        self.shared_head = nn.ModuleDict({"norm": norm(hidden, eps=epsilon)})
 
     def tensors(self, prefix: str, model: PreTrainedModel) -> dict[str, Tensor]:
         """All tensors under `prefix`; embedding and head are repeated, as DeepSeek publishes it."""
@@ -271,6 +305,13 @@ class _PredictionHead(nn.Module):
             f"{prefix}embed_tokens.weight": model.model.embed_tokens.weight.detach().clone(),
             f"{prefix}shared_head.head.weight": model.lm_head.weight.detach().clone(),
         }
+
+    def tensors_of_qwen(self) -> dict[str, Tensor]:
+        """All tensors as Qwen3-Next has them, which repeats nothing."""
+        names = {"enorm": "pre_fc_norm_embedding", "hnorm": "pre_fc_norm_hidden"}
+        names |= {"eh_proj": "fc", "shared_head.norm": "norm"}
+        state = self.state_dict()
+        return {f"mtp.{new}.weight": state[f"{old}.weight"] for old, new in names.items()}
 
 
 def write_model(name: str, folder: Path) -> Path:
@@ -360,19 +401,33 @@ def _add_prediction(model: PreTrainedModel, hf: Path) -> dict[str, Tensor]:
     last = len(layers) - 1
     head = _PredictionHead(model)
     fill_distinct(head)
-    extra = head.tensors(f"model.layers.{last}.", model)
-    save_file(extra, hf / _PREDICTION_FILE, metadata={"format": "pt"})
-    _update_index(hf / "model.safetensors.index.json", extra)
     config = json.loads((hf / "config.json").read_text())
     keys = ("layer_types", "mlp_layer_types", "indexer_types")
     lists = {key: config[key][:last] for key in keys if key in config}
     said = {**config, **lists, "num_hidden_layers": last}
     (hf / "config.json").write_text(json.dumps(said, indent=2))
+    if config["model_type"].startswith("qwen3"):
+        _rename_layer(hf, last, head.tensors_of_qwen())
+    else:
+        extra = head.tensors(f"model.layers.{last}.", model)
+        save_file(extra, hf / _PREDICTION_FILE, metadata={"format": "pt"})
+        _update_index(hf / "model.safetensors.index.json", extra)
 
     layer, model.model.layers = layers[last], layers[:last]
     model.config.num_hidden_layers = last
     reference = _reference(model)
     return {**reference, "mtp_logits": _predict(model, layer, head, reference["input_ids"])}
+
+
+def _rename_layer(hf: Path, last: int, extra: Mapping[str, Tensor]) -> None:
+    """Have the last layer be called as Qwen's are, with `extra` beside it; one file is left."""
+    tensors = dict(extra)
+    for shard in hf.glob("*.safetensors"):
+        for name, tensor in load_file(shard).items():
+            tensors[name.replace(f"model.layers.{last}.", "mtp.layers.0.")] = tensor
+        shard.unlink()
+    (hf / "model.safetensors.index.json").unlink()
+    save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
 
 
 def _update_index(path: Path, extra: Mapping[str, Tensor]) -> None:

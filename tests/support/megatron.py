@@ -117,6 +117,9 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("nemotron_h", "tp2_ep2"): {"style": "megatron-lm"},
     ("nemotron-nas", "tp2"): {"names": "local"},
     ("nemotron_h", "pp2"): {"names": "local", "experts": "sequential"},
+    ("qwen3_next", "tp2"): {},
+    ("qwen3_next", "pp2"): {"style": "megatron-lm"},
+    ("qwen3_5", "tp2"): {"style": "megatron-lm"},
 }
 #: What the installed transformers cannot build, and why.
 UNKNOWN: dict[str, str] = {}
@@ -139,6 +142,9 @@ if TRANSFORMERS < (5, 0):
         *ROUTED,
         "llama4_text",
         "nemotron_h",
+        "qwen3_next",
+        "qwen3_5",
+        "qwen3_5_moe",
     )
     UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")
 #: What the installed megatron-core has no layers for, and why.
@@ -150,6 +156,9 @@ else:
     REFUSED = dict.fromkeys(("glm_moe_dsa_mtp", "deepseek_v32"), "it has no such attention")
 if MEGATRON_CORE < (0, 19):
     REFUSED["nemotron_h"] = "its HybridModel is tried since 0.19"
+if MEGATRON_CORE < (0, 19):
+    _DELTA_NET = "gated DeltaNet is held against 0.19, the first that has it by torch"
+    REFUSED |= {name: _DELTA_NET for name in NAMES if name.startswith(("qwen3_next", "qwen3_5"))}
 #: What HybridModels of megatron-core, which it has since 0.18, load of ours and save.
 HYBRID = [
     ("llama", "tp1"),

@@ -37,6 +37,21 @@ _LATENT = {
     "v_head_dim": 4,
 }
 _INDEXER = {"index_n_heads": 2, "index_head_dim": 2}
+_LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 3,
+    "linear_value_head_dim": 2,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 2,
+}
+_QWEN3_5_MOE = {
+    **_EXPERTS,
+    **_LINEAR,
+    "shared_expert_intermediate_size": 5,
+    "mtp_num_hidden_layers": 1,
+}
+_VISION_3 = {"vision_config": {"depth": 2, "num_heads": 2}}
 _VISION = {"vision_config": {"depth": 2, "num_heads": 2}}
 
 CONFIGS = {
@@ -77,6 +92,15 @@ CONFIGS = {
     "olmoe": _DECODER | {"num_experts": 3, "num_experts_per_tok": 2},
     "minimax_m2": _DECODER | {"num_local_experts": 3, "num_experts_per_tok": 2},
     "ministral3": _DECODER,
+    "qwen3_next": _DECODER
+    | _EXPERTS
+    | _LINEAR
+    | {"shared_expert_intermediate_size": 5, "mlp_only_layers": [1]}
+    | {"num_nextn_predict_layers": 1},
+    "qwen3_5_text": _DECODER | _LINEAR | {"mtp_num_hidden_layers": 1},
+    "qwen3_5_moe_text": _DECODER | _QWEN3_5_MOE,
+    "qwen3_5": _DECODER | _LINEAR | {"mtp_num_hidden_layers": 1} | _VISION_3,
+    "qwen3_5_moe": _DECODER | _QWEN3_5_MOE | _VISION_3,
     "mimo": _DECODER | {"num_nextn_predict_layers": 2},
     "gemma": _DECODER | {"tie_word_embeddings": True},
     "gemma2": _DECODER | {"tie_word_embeddings": True},
@@ -116,6 +140,8 @@ LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", "sarvam_mla"
 PREDICTING = {"deepseek_v3": 1, "kimi_k2": 1, "glm4_moe": 1, "glm4_moe_lite": 1, "mimo": 2}
 PREDICTING["exaone4_5"] = 1
 PREDICTING |= dict.fromkeys(SPARSE, 1) | routed.PREDICTING
+PREDICTING |= {"qwen3_next": 1, "qwen3_5_text": 1, "qwen3_5_moe_text": 1}
+PREDICTING |= {"qwen3_5": 1, "qwen3_5_moe": 1}
 #: Which of the three layers have experts.
 MOE = {
     "qwen2_moe": {0, 2},
@@ -135,7 +161,12 @@ MOE = {
     "qwen3_vl_moe": {0, 1, 2},
     "llama4_text": {1},
     **routed.MOE,
+    "qwen3_next": {0, 2},
+    "qwen3_5_moe_text": {0, 1, 2},
+    "qwen3_5_moe": {0, 1, 2},
 }
+#: Of three layers the second one has full attention.
+GATED = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe")
 
 
 def config_of(family: str, **changes) -> ModelConfig:
@@ -154,7 +185,8 @@ def alike(family: str) -> dict:
         "interleave_moe_layer_step": 1,
         "indexer_types": ["full"] * 3,
     }
-    return (every if uneven else {}) | routed.ALIKE.get(family, {})
+    gated = {"layer_types": ["full_attention"] * 3} if family in GATED else {}
+    return (every if uneven else {}) | gated | routed.ALIKE.get(family, {})
 
 
 #: Family, layout, changes of its config: as it is, and with all layers alike.
@@ -162,10 +194,11 @@ CASES = [(family, "per-layer", {}) for family in FAMILIES]
 CASES += [(family, "per-layer", alike(family)) for family in FAMILIES if alike(family)]
 CASES += [(family, "stacked", alike(family)) for family in FAMILIES]
 SEEING = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3", "gemma3", "exaone4_5")
+SEEING += ("qwen3_5", "qwen3_5_moe")
 #: Those whose towers have rows.
-WITH_BLOCKS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "exaone4_5")
+WITH_BLOCKS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "exaone4_5", "qwen3_5", "qwen3_5_moe")
 #: Experts of a layer are one tensor on the Hub too.
-PACKED = ("qwen3_vl_moe", "llama4_text")
+PACKED = ("qwen3_vl_moe", "llama4_text", "qwen3_5_moe")
 #: A HybridModel has no vision tower, and no norms beside attention and MLP.
 CASES += [(family, "hybrid", {}) for family in FAMILIES if family not in (*SEEING, "glm4")]
 
@@ -200,14 +233,17 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
         return routed.list_shapes(family, config)
     hidden, vocab, layers = (config[k] for k in ("hidden_size", "vocab_size", "num_hidden_layers"))
     moe = set(range(layers)) if changes.get("first_k_dense_replace") == 0 else MOE.get(family, ())
-    ahead = config.get("num_nextn_predict_layers", 0) if family in PREDICTING else 0
+    ahead = (
+        config.get("num_nextn_predict_layers", int(family in GATED)) if family in PREDICTING else 0
+    )
     shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
     if family == "nemotron":
         shapes["model.norm.bias"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)
     for layer in range(layers):
-        found = _layer(family, config, layer in moe)
+        linear = family in GATED and layer != 1 and "layer_types" not in changes
+        found = _layer(family, config, layer in moe, linear=linear)
         if config.get("indexer_types", ["full"] * layers)[layer] == "shared":
             found = {name: shape for name, shape in found.items() if "indexer" not in name}
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
@@ -215,10 +251,15 @@ def hub_shapes(family: str, **changes) -> dict[str, tuple[int, ...]]:
         shapes |= _mtp(family, config, number, layers - 1 in moe)
     if family in ("mistral3", "gemma3"):
         shapes = {f"language_model.{name}": shape for name, shape in shapes.items()}
-    if family.startswith("qwen3_vl"):
+    if family == "qwen3_5_moe":
+        shapes = _pack(shapes, hidden)
+    if family.startswith("qwen3_vl") or family in ("qwen3_5", "qwen3_5_moe"):
         trunk = "model.language_model."
         shapes = {name.replace("model.", trunk, 1): shape for name, shape in shapes.items()}
-        return shapes | _qwen3_vision(hidden)
+        vision = _qwen3_vision(hidden)
+        if family in GATED:
+            vision = {name: shape for name, shape in vision.items() if "deepstack" not in name}
+        return shapes | vision
     if family == "exaone4_5":
         trunk = "model.language_model."
         shapes = {name.replace("model.", trunk, 1): shape for name, shape in shapes.items()}
@@ -249,13 +290,14 @@ def whole(sharded: TiledTensor) -> torch.Tensor:
     return result
 
 
-def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
+def _layer(
+    family: str, config: dict, moe: bool, *, linear: bool = False
+) -> dict[str, tuple[int, ...]]:
     hidden, width = config["hidden_size"], config["intermediate_size"]
     shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
     if family in _OTHERS:
         return shapes | _OTHERS[family](config, moe) | _grouped(family, config)
-    latent = family in LATENT
-    shapes |= _latent(config) if latent else _grouped(family, config)
+    shapes |= _linear(family, hidden) if linear else _attention(family, config)
     if family in CENTRED:
         return _centred(family, shapes, hidden, width)
     if not moe:
@@ -264,8 +306,8 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
             shapes |= {f"mlp.{name}_proj.bias": (width,) for name in ("gate", "up")}
             shapes["mlp.down_proj.bias"] = (hidden,)
         return shapes
-    if family == "minimax_m2":
-        shapes["block_sparse_moe.e_score_correction_bias"] = (3,)
+    bias = {"block_sparse_moe.e_score_correction_bias": (3,)}
+    shapes |= bias if family == "minimax_m2" else {}
     if family in ("mixtral", "minimax_m2"):
         shapes["block_sparse_moe.gate.weight"] = (3, hidden)
         for expert in range(3):
@@ -275,7 +317,7 @@ def _layer(family: str, config: dict, moe: bool) -> dict[str, tuple[int, ...]]:
         return shapes
     shapes["mlp.gate.weight"] = (3, hidden)
     shapes |= _routed(family, hidden, config.get("moe_intermediate_size", width))
-    if family == "qwen2_moe":
+    if family in ("qwen2_moe", *GATED):
         shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
         shapes |= _gated("mlp.shared_expert", hidden, config["shared_expert_intermediate_size"])
     if family == "ernie4_5_moe":
@@ -304,7 +346,7 @@ def _centred(family: str, shapes: dict, hidden: int, width: int) -> dict[str, tu
 
 
 def _routed(family: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
-    if family in PACKED:
+    if family in PACKED and family not in GATED:
         packed = {"gate_up_proj": (3, hidden, 2 * width), "down_proj": (3, width, hidden)}
         return {f"mlp.experts.{name}": shape for name, shape in packed.items()}
     every = (_gated(f"mlp.experts.{expert}", hidden, width) for expert in range(3))
@@ -335,6 +377,10 @@ def _gated(stem: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{stem}.down_proj.weight": (hidden, width)}
 
 
+def _attention(family: str, config: dict) -> dict[str, tuple[int, ...]]:
+    return _latent(config) if family in LATENT else _grouped(family, config)
+
+
 def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
     hidden, rows = config["hidden_size"], {"q": 8, "k": 4, "v": 4}
     shapes = {f"self_attn.{n}_proj.weight": (size, hidden) for n, size in rows.items()}
@@ -352,6 +398,8 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
         shapes |= {f"self_attn.{n}_proj.bias": (size,) for n, size in rows.items()}
     if family == "llama":
         shapes["self_attn.o_proj.bias"] = (hidden,)
+    if family in GATED:
+        shapes["self_attn.q_proj.weight"] = (16, hidden)
     if family in ("olmoe", "minimax_m2"):
         shapes |= {"self_attn.q_norm.weight": (8,), "self_attn.k_norm.weight": (4,)}
     normed = (
@@ -365,6 +413,7 @@ def _grouped(family: str, config: dict) -> dict[str, tuple[int, ...]]:
         "gemma3",
         "exaone4",
         "exaone4_5",
+        *GATED,
     )
     if family in normed:
         shapes |= {f"self_attn.{n}_norm.weight": (2,) for n in "qk"}
@@ -378,6 +427,29 @@ _INDEXER_SHAPES = {
     "k_norm.bias": (2,),
     "weights_proj.weight": (2, 6),
 }
+
+
+def _pack(shapes: dict[str, tuple[int, ...]], hidden: int) -> dict[str, tuple[int, ...]]:
+    """With the experts of each layer in one tensor, but for those of what predicts further."""
+    found = {
+        name: shape
+        for name, shape in shapes.items()
+        if ".mlp.experts." not in name or name.startswith("mtp.")
+    }
+    for layer in range(3):
+        stem = f"model.layers.{layer}.mlp.experts."
+        found |= {f"{stem}gate_up_proj": (3, 8, hidden), f"{stem}down_proj": (3, hidden, 4)}
+    return found
+
+
+def _linear(family: str, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Gated DeltaNet of two key heads of three, and four value heads of two."""
+    names = {"A_log": (4,), "dt_bias": (4,), "norm.weight": (2,), "out_proj.weight": (hidden, 8)}
+    apart = {"qkv": 20, "z": 8, "b": 4, "a": 4}
+    rows = {"qkvz": 28, "ba": 8} if family == "qwen3_next" else apart
+    names |= {f"in_proj_{name}.weight": (count, hidden) for name, count in rows.items()}
+    names["conv1d.weight"] = (20, 1, 4)
+    return {f"linear_attn.{name}": shape for name, shape in names.items()}
 
 
 def _latent(config: dict) -> dict[str, tuple[int, ...]]:
@@ -403,6 +475,12 @@ _BEFORE_FC = ("pre_fc_norm_embedding", "pre_fc_norm_hidden")
 
 def _mtp(family: str, config: dict, number: int, moe: bool) -> dict[str, tuple[int, ...]]:
     hidden = config["hidden_size"]
+    if family in GATED:
+        names = ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
+        shapes = {f"mtp.{name}.weight": (hidden,) for name in names}
+        layer = _layer(family, config, moe)
+        shapes |= {f"mtp.layers.0.{name}": shape for name, shape in layer.items()}
+        return shapes | {"mtp.fc.weight": (hidden, 2 * hidden)}
     names = ("enorm", "hnorm", "shared_head.norm", "eh_proj")
     prefix = f"model.layers.{config['num_hidden_layers'] + number}."
     if family == "exaone4_5":

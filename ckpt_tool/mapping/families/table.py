@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckpt_tool.mapping.families import gated_rows as gated
 from ckpt_tool.mapping.families import gemma_rows as gemma
 from ckpt_tool.mapping.families import megatron_families as mcore
 from ckpt_tool.mapping.families import routed_rows as routed
@@ -135,7 +136,7 @@ FAMILIES: dict[str, Family] = {
     "openai-gpt": Family("OpenAIGPTLMHeadModel", conv1d=True),
     "phi": Family("PhiForCausalLM", SAME),
     "phi3": Family("Phi3ForCausalLM", SAME, legacy=Legacy(longrope_only=True)),
-    "qwen3_5_text": Family("Qwen3_5ForCausalLM"),
+    "qwen3_5_text": Family("Qwen3_5ForCausalLM", megatron=gated.QWEN3_5),
     "seed_oss": Family("SeedOssForCausalLM", SAME),
     "smollm3": Family("SmolLM3ForCausalLM", SAME, tied=True),
     "stablelm": Family("StableLmForCausalLM", SAME),
@@ -187,7 +188,7 @@ FAMILIES: dict[str, Family] = {
     "nemotron_h": Family("NemotronHForCausalLM", float32=None, megatron=NEMOTRON_H),
     "olmoe": Family("OlmoeForCausalLM", EXPERTS, megatron=mcore.OLMOE),
     "qwen2_moe": Family("Qwen2MoeForCausalLM", EXPERTS, megatron=mcore.QWEN2_MOE),
-    "qwen3_5_moe_text": Family("Qwen3_5MoeForCausalLM"),
+    "qwen3_5_moe_text": Family("Qwen3_5MoeForCausalLM", megatron=gated.QWEN3_5_MOE),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
         EXPERTS,
@@ -195,9 +196,9 @@ FAMILIES: dict[str, Family] = {
         torchtitan=QWEN3_MOE,
         megatron=mcore.QWEN3_MOE,
     ),
-    "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS),
     "sarvam_mla": Family(megatron=routed.SARVAM_MLA),
     "sarvam_moe": Family("Glm4MoeForCausalLM", megatron=routed.SARVAM_MOE),
+    "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS, megatron=gated.QWEN3_NEXT),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
     "exaone4_5": Family("Exaone4_5_ForConditionalGeneration", SAME, megatron=EXAONE4_5),
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True, megatron=gemma.GEMMA3_VL),
@@ -220,8 +221,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_omni": Family(megatron=towers.QWEN2_5_OMNI, float32=None),
     "qwen2_audio": Family(megatron=towers.QWEN2_AUDIO, float32=None),
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_VL),
-    "qwen3_5": Family(hub=SAME),
-    "qwen3_5_moe": Family(hub=FUSED_EXPERTS),
+    "qwen3_5": Family(hub=SAME, megatron=gated.QWEN3_5_VL),
+    "qwen3_5_moe": Family(hub=FUSED_EXPERTS, megatron=gated.QWEN3_5_MOE_VL),
     "qwen3_asr": Family(megatron=towers.QWEN3_ASR, float32=None),
     "qwen3_omni_moe": Family(megatron=towers.QWEN3_OMNI, float32=None),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", SAME, megatron=mcore.QWEN3_VL),

@@ -10,6 +10,7 @@ from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row, Rows, Vi
 from ckpt_tool.mapping.families.megatron_rows import TOP
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import Op, Same
+from ckpt_tool.mapping.megatron.packing import name_ahead
 from ckpt_tool.mapping.megatron.spelling import Sizes, expand, make_op, read_shapes
 from ckpt_tool.tensors.geometry import Shape
 
@@ -68,11 +69,6 @@ def choose_layout(family: MegatronRows, numbers: Numbers) -> str:
         return "hybrid"
     alike = not numbers.moe or len(numbers.moe) == numbers.layers
     return "stacked" if alike and not family.differing else "per-layer"
-
-
-def has_expert_rows(family: MegatronRows) -> bool:
-    """Whether experts are tensors of their own on the Hub, not one of all of a layer."""
-    return any("{e}" in row.hf for row in family.moe)
 
 
 def make_bindings(
@@ -169,7 +165,7 @@ def _spell_mtp(
     if layout == "hybrid":
         places = _place_parts(hf, f"{layer}mtp_model_layer.", 0, 1, layout)
     moe = numbers.layers - 1 in numbers.moe and "dense_ahead" not in numbers.flags
-    yield from _spell_layer(family, ("mtp", moe), places, numbers)
+    yield from _spell_layer(family, ("mtp", moe), places, name_ahead(numbers))
 
 
 def _spell_parts_ahead(

@@ -27,6 +27,8 @@ _WITHOUT = (
 )
 #: What one tensor of a module is in several keys.
 _PART = re.compile(r"(?<=\.weight)\.\w+$")
+#: How names of modules' parameters end; of those that are stored in parts, the norm's before them.
+_WEIGHTS = ("weight", "layer_norm_weight")
 _HYBRID_NORM = "decoder.final_norm"
 
 
@@ -39,7 +41,7 @@ def list_extra_states(bindings: Iterable[Binding], *, hybrid: bool = False) -> l
     own = (each for each in bindings if not each.foreign)
     for binding, name in ((each, name) for each in own for name in each.names):
         module, _, kind = _PART.sub("", name).rpartition(".")
-        if kind != "weight" or module.endswith(_WITHOUT):
+        if kind not in _WEIGHTS or module.endswith(_WITHOUT):
             continue
         keys |= dict.fromkeys(_make_keys(module, binding))
         if module.endswith("self_attention.linear_proj"):

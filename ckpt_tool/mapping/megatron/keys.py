@@ -69,6 +69,8 @@ _SPARSE = {
     "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
 }
 _INDEXER = ".core_attention.indexer."
+#: Of gated DeltaNet, where the norm is by itself.
+_LINEAR = {"input_layernorm.weight": "self_attention.in_proj.layer_norm_weight"}
 _DENSE = {
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
     "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
@@ -119,7 +121,9 @@ def _name_engine_key(key: str, keys: frozenset[str], of_latent: dict[str, str]) 
         return str(prefix) + _MAMBA.get(name, name)
     latent = f"{prefix}self_attention.linear_kv_down_proj.weight" in keys
     table = _EXPERTS if f"{prefix}mlp.router.weight" in keys else _DENSE
-    return str(prefix) + (table | (of_latent if latent else _GROUPED)).get(name, name)
+    linear = f"{prefix}self_attention.A_log" in keys
+    attention = of_latent if latent else _LINEAR if linear else _GROUPED
+    return str(prefix) + (table | attention).get(name, name)
 
 
 def _strip(name: str, multimodal: bool) -> str:

@@ -13,6 +13,7 @@ from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES, find_family
 from ckpt_tool.mapping.megatron.blocks import Block, read_blocks
 from ckpt_tool.mapping.megatron.kinds import find_kinds, find_symbols, find_symbols_ahead
+from ckpt_tool.mapping.megatron.linear import is_linear
 from ckpt_tool.mapping.megatron.own_kinds import OWN_KINDS
 from ckpt_tool.mapping.megatron.radio import read_radio
 from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, find_head_dim, read_sizes
@@ -78,14 +79,17 @@ class Numbers:
     def hybrid_pattern(self) -> str:
         """The layers of a HybridModel, a symbol each: ``hybrid_layer_allocation.py`` of 0.19.
 
-        ``D``, ``+`` and ``*`` are sparse, latent and plain attention, ``E`` and ``-`` experts and a
-        plain MLP; what follows a ``/`` is a layer for multi-token prediction.
+        ``D``, ``+`` and ``*`` are sparse, latent and plain attention, ``G`` gated DeltaNet, ``E``
+        and ``-`` experts and a plain MLP; what follows a ``/`` is a layer for multi-token
+        prediction.
         """
         if self.kinds and "patterned" in self.flags:
             return "".join(self.kinds) + ("/" + "".join(self.mtp_kinds)) * self.mtp
         attention = "D" if "sparse" in self.flags else "+" if "latent" in self.flags else "*"
-        layers = [attention + ("E" if i in self.moe else "-") for i in range(self.layers)]
-        ahead = f"{attention}-" if "dense_ahead" in self.flags else layers[-1]
+        linear = {i for i, kind in enumerate(self.kinds) if is_linear(kind)}
+        mlp = ["E" if i in self.moe else "-" for i in range(self.layers)]
+        layers = [("G" if i in linear else attention) + mlp[i] for i in range(self.layers)]
+        ahead = attention + ("-" if "dense_ahead" in self.flags else mlp[-1])
         return "".join(layers) + f"/{ahead}" * self.mtp
 
 
@@ -143,7 +147,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     vocab = text.size("vocab_size")
     experts = next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0)
     moe = _find_moe_layers(text, layers) if family.moe and experts else frozenset[int]()
-    mtp = text.size(MTP_KEY, 0) if family.mtp else 0
+    mtp = text.size(MTP_KEY, text.size("mtp_num_hidden_layers", 0)) if family.mtp else 0
     ahead: tuple[str, ...] = ()
     if kinds and family.is_patterned:
         if text.find_bool("mtp_use_repeated_layer"):
@@ -237,4 +241,6 @@ def _find_flags(family: MegatronRows, values: Mapping[str, Any], *, tied: bool) 
     }
     for flag, source in family.flags.items():
         found[flag] = source is True or bool(values.get(source[0], source[1]))
+    if any(row.when == "packed" for row in family.moe):
+        found["unpacked"] = not found.get("packed", False)
     return frozenset(flag for flag, holds in found.items() if holds)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.megatron.linear import find_linear_kinds
 
 _SPARSE = ("full_attention", "minimax_m3_sparse")
 _INDEXERS = {"F": "full", "S": "shared"}
@@ -58,4 +59,5 @@ def find_sparse(text: Fields, layers: int) -> tuple[str, ...]:
 OWN_KINDS: dict[str, Callable[[Fields, int], tuple[str, ...]]] = {
     "indexer_types": find_indexers,
     "sparse_attention_config": find_sparse,
+    "full_attention_interval": find_linear_kinds,
 }

@@ -15,11 +15,12 @@ from ckpt_tool.mapping.megatron.bindings import (
     Binding,
     choose_layout,
     format_mtp_prefix,
-    has_expert_rows,
     make_bindings,
 )
+from ckpt_tool.mapping.megatron.linear import spell_kinds
 from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import Same
+from ckpt_tool.mapping.megatron.packing import count_experts, note_packed
 from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.towers import find_towers, takes_modules
@@ -57,7 +58,8 @@ def make_rules(
     warnings = []
     given = frozenset(names)
     _require_possible(config, numbers, len(given))
-    _require_held(config, numbers, len(given), len(given) if has_expert_rows(family) else None)
+    numbers = note_packed(family, numbers, given)
+    _require_held(config, numbers, len(given), len(given))
     numbers = _count_ahead(config, numbers, given, family.mtp_prefix)
     if "score.weight" in given:
         numbers = _put_value_head(numbers, "score.bias" in given)
@@ -135,18 +137,18 @@ def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None
         )
 
 
-def _require_held(config: ModelConfig, numbers: Numbers, layers: int, experts: int | None) -> None:
+def _require_held(config: ModelConfig, numbers: Numbers, layers: int, experts: int) -> None:
     """MappingError where the config says more layers or experts than tensors can have.
 
-    ``layers`` and ``experts`` of all layers together: the most that there can be, None where
-    nothing is made for each. All that follows takes time and memory for what the config says.
+    ``layers`` and ``experts`` of all layers together: the most that there can be. All that follows
+    takes time and memory for what the config says.
     """
     said = {
         "layers": (numbers.layers + numbers.mtp + numbers.vision_layers, layers),
-        "experts": ((len(numbers.moe) + numbers.mtp) * numbers.experts, experts),
+        "experts": (count_experts(require_rows(config), numbers), experts),
     }
     for what, (count, most) in said.items():
-        if most is not None and count > most:
+        if count > most:
             raise MappingError(
                 f"{config.path}: {count:,} {what} in all, but the tensors have no more than"
                 f" {most:,}: the weights and the config.json are of different models"
@@ -181,6 +183,7 @@ def infer_rules(
         numbers = replace(numbers, flags=numbers.flags | {"untied"})
     else:
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
+    numbers = _spell_kinds(numbers, tensors) if numbers.kinds else numbers
     layout, vision = (
         find_layout(tensors, name) for name in (prefix, f"{family.outside}vision_model.")
     )
@@ -207,6 +210,13 @@ def find_layout(names: Collection[str], prefix: str = "") -> str:
         return "hybrid"
     numbered = re.compile(rf"{re.escape(prefix)}decoder\.layers\.\d+\.")
     return "per-layer" if any(map(numbered.match, names)) else "stacked"
+
+
+def _spell_kinds(numbers: Numbers, keys: Collection[str]) -> Numbers:
+    """The kinds of layers as the trainer stores them, which tells how it stores queries."""
+    kinds = spell_kinds(numbers.kinds, keys)
+    by_head = {"by_head"} if any("ms-swift" in kind for kind in kinds) else set()
+    return replace(numbers, kinds=kinds, flags=numbers.flags | by_head)
 
 
 def _put_value_head(numbers: Numbers, bias: bool) -> Numbers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS
+from ckpt_tool.mapping.megatron.linear import read_linear_sizes
 
 #: How configs call the number of experts that see every token; the sizes have their width.
 SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts")
@@ -53,6 +54,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "head": head,
         "heads": heads,
         "query": heads * head,
+        "two_query": 2 * heads * head,
         "key": groups * head,
         "value": groups * value,
         "value_head": value,
@@ -81,6 +83,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "positions": vision.size("num_position_embeddings", 0),
         "vision_ffn": vision.size("intermediate_size", 0),
         "merged": width * vision.size("spatial_merge_size", 2) ** 2,
+        **read_linear_sizes(text),
     }
     return {word: size for word, size in (found | _read_mamba(text)).items() if size}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ckpt_tool.mapping.families.megatron_form import Row
 from ckpt_tool.mapping.megatron.alternating_ops import Alternating
+from ckpt_tool.mapping.megatron.gated_ops import GATED_OPS
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
@@ -47,6 +48,7 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "grouped_qkv": lambda numbers: StackedHeads(numbers.heads, numbers.groups),
     "alternating": lambda _: Alternating(),
     "vocabulary": lambda numbers: Vocabulary(numbers.vocab_size, numbers.padded_vocab_size),
+    **GATED_OPS,
 }
 
 

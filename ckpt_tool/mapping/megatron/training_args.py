@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_tool.common.untrusted import Fields
-from ckpt_tool.mapping.megatron.numbers import require_rows
+from ckpt_tool.mapping.megatron.linear import describe_linear
+from ckpt_tool.mapping.megatron.numbers import Numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import Rules
 
 #: Arguments that are a config's value under another name: argument -> config keys, first found.
@@ -94,11 +95,13 @@ def make_args(rules: Rules) -> dict[str, Any]:
         "multi_latent_attention": "latent" in numbers.flags,
         "mtp_num_layers": numbers.mtp or None,
         "experimental_attention_variant": "dsa" if "sparse" in numbers.flags else None,
+        "attention_output_gate": "output_gate" in numbers.flags,
     }
     return (
         found
         | _make_layers(numbers.flags)
         | (_make_gpt_oss(text) if "quick_geglu" in numbers.flags else {})
+        | _make_linear(numbers)
         | _make_rotary(Fields(text, rules.config.path))
         | (_make_experts(rules) if numbers.experts else {})
         | (_make_hybrid(rules) if rules.layout == "hybrid" else {})
@@ -144,6 +147,11 @@ def _make_mamba(rules: Rules) -> dict[str, Any]:
     if "no_positions" in flags:
         found |= {"position_embedding_type": "none", "use_rotary_position_embeddings": False}
     return found
+
+
+def _make_linear(numbers: Numbers) -> dict[str, Any]:
+    found = describe_linear(numbers.kinds, numbers.sizes)
+    return {"experimental_attention_variant": "gated_delta_net", **found} if found else {}
 
 
 def _make_layers(flags: frozenset[str]) -> dict[str, Any]:

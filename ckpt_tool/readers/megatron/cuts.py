@@ -3,7 +3,7 @@
 Column-parallel layers are cut along their outputs (dimension 0), row-parallel ones along their
 inputs (dimension 1); the first layer of a gated MLP is cut within gate and within up, so that a
 rank has a piece of each. All else is on every rank. Sources: ``megatron/core/tensor_parallel/
-layers.py``, and the ``sharded_state_dict`` of attention, MLP and embedding.
+layers.py``, and the ``sharded_state_dict`` of attention, MLP, embedding and gated DeltaNet.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ _COLUMN = re.compile(
     r"|(^|\.)(word_embeddings|output_layer|embed_tokens|lm_head|multi_modal_projector\.proj)\.weight$"
     r"|(^|\.)vision_model\.(video_)?embedder\.weight$"  # of RADIO
     r"|(^|\.)core_attention\.softmax_offset$"  # a sink for each head
+    r"|(^|\.)self_attention\.((in_proj|conv1d)\.weight\.\w+|A_log|dt_bias)$"  # gated DeltaNet
 )
-_ROW = re.compile(r"(^|\.)(linear_proj|linear_fc2|o_proj|down_proj)\.weight$")
+_ROW = re.compile(
+    r"(^|\.)(linear_proj|linear_fc2|o_proj|down_proj|self_attention\.out_proj)\.weight$"
+)
 #: verl 0.3's: query, key and value heads of a rank, so that cutting the whole is no cut at all.
 _RANKS_OWN = re.compile(r"(^|\.)self_attn\.qkv_proj\.(weight|bias)$")
 #: Modules of transformers, which every rank has whole: towers of Megatron-Bridge and of ms-swift;

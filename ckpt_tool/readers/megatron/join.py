@@ -14,6 +14,7 @@ from ckpt_tool.readers.base import TANGLED, Entry, Holding
 from ckpt_tool.readers.megatron.cuts import WHOLE, Cut, find_cut
 from ckpt_tool.readers.megatron.file import Part, RankFile, is_grouped, ungroup
 from ckpt_tool.readers.megatron.fused import is_fused, separate
+from ckpt_tool.readers.megatron.linear import is_linear, separate_linear
 from ckpt_tool.readers.megatron.mesh import Rank, Sizes
 from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.dtypes import DType
@@ -109,7 +110,7 @@ class _Joiner:
                 self._hold(_renumbered(part.name, starts), part, place)
 
     def _single(self, held: list[Part]) -> list[Part]:
-        """The parts with every expert, and each of latent attention's projections, by itself."""
+        """The parts with every expert, and each of what modules fuse, by itself."""
         held = self._separate(held)
         if not any(is_grouped(part) for part in held):
             return held
@@ -128,13 +129,14 @@ class _Joiner:
         return result
 
     def _separate(self, held: list[Part]) -> list[Part]:
-        if not any(map(is_fused, held)):
-            return held
         shapes = {part.name: part.shape for part in held}
         result: list[Part] = []
         for part in held:
             try:
-                result += separate(part, shapes, self._sizes.tp) if is_fused(part) else [part]
+                if is_linear(part, shapes):
+                    result += separate_linear(part, shapes)
+                else:
+                    result += separate(part, shapes, self._sizes.tp) if is_fused(part) else [part]
             except FormatError as error:
                 self._note("tensor", part.name, f"{error} ({_file(part.region)})")
         return result

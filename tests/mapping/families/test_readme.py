@@ -50,6 +50,8 @@ def describe_megatron(family: Family) -> str:
     said = ["MLA" if set(LATENT) & set(rows.attention[1:]) else "GQA"]
     if "sparse" in rows.flags:
         said.append("indexer")
+    if "linear_attention" in rows.attentions:
+        said = ["GQA with a gate, gated DeltaNet"]
     if set(WIDE_NORMS) & set(rows.attention):
         said.append("norms of all heads")
     if any(".post_layernorm." in row.megatron for row in rows.attention):
@@ -90,6 +92,9 @@ GIVEN = {
     "glm_moe_dsa": "its indexer's linear layers are the tests'",
     "deepseek_v32": "its indexer's linear layers are the tests'",
     "bailing_moe_v2": "of a GLM-4.5-MoE under its names",
+    "qwen3_next": "norms from zero are the tests'",
+    "qwen3_5_text": "norms from zero are the tests'",
+    "qwen3_5_moe_text": "norms from zero are the tests'",
 }
 
 

@@ -13,6 +13,7 @@ import ckpt_tool
 from ckpt_tool.mapping.families.hub_rules import Rename, SplitExperts, TransposeExperts
 from ckpt_tool.mapping.families.megatron_rows import TOP
 from ckpt_tool.mapping.families.table import FAMILIES, UNKNOWN, Family, find_family
+from ckpt_tool.mapping.megatron.gated_ops import GATED_OPS
 from tests.support.every_class import find_wide, make_config
 from tests.support.megatron_models import CONFIGS, config_of, rules_of
 from tests.support.tiny_models import MODELS, build
@@ -22,6 +23,8 @@ ROOT = Path(ckpt_tool.__file__).parent
 OPS = {"same", "vocabulary", "gate_up", "qkv", "stacked_qkv", "swap_halves", "one_row", "turned"}
 OPS |= {"packed", "packed_turned"}
 OPS |= {"grouped_qkv", "alternating", "wide_qkv", "sliding_qkv"}
+WHEN_PACKED = {"packed", "unpacked"}
+OPS |= GATED_OPS.keys() | {"rows"}
 #: Rows that are there where the model or its config says so, beside the flags of families.
 WHEN = {
     "",
@@ -121,11 +124,11 @@ def test_rows_of_megatron_are_spelled_in_words_that_are_known(model_type):
         *tower,
     ):
         assert row.op in OPS
-        assert row.when in WHEN | rows.flags.keys() | {"qk_norm", "qkv_bias"} | {
+        assert row.when in WHEN | WHEN_PACKED | rows.flags.keys() | {"qk_norm", "qkv_bias"} | {
             "output_bias",
             "mlp_bias",
         }
-        assert set(row.shape.replace(",", " ").split()) <= sizes
+        assert set(f"{row.shape} {row.whole}".replace(",", " ").split()) <= sizes
         assert row.hf.count("{e}") == row.megatron.count("{e}")
     prefix = rows.mtp_prefix.format(after=3, number=0)
     assert prefix.endswith(".")

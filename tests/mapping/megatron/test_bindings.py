@@ -19,6 +19,7 @@ from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
 from tests.support.megatron_models import (
     CASES,
     FAMILIES,
+    GATED,
     MOE,
     PACKED,
     TOWERS,
@@ -28,7 +29,7 @@ from tests.support.megatron_models import (
     hub_shapes,
 )
 
-_LAYERED = r"(?:\w+\.){0,2}layers\.([012])\.|(?:model\.)?visual\.blocks\.(\d)\."
+_LAYERED = r"(?!mtp\.)(?:\w+\.){0,2}layers\.([012])\.|(?:model\.)?visual\.blocks\.(\d)\."
 
 
 def bindings(family: str, layout: str = "per-layer", **changes) -> list[Binding]:
@@ -88,7 +89,7 @@ def test_experts_are_entries_of_one_tensor(family, layout):
     assert kinds == {"linear_fc1.weight", "linear_fc2.weight"}
     for hub, binding in experts.items():
         layer, expert = int(hub.split(".")[2]), int(hub.split(".experts.")[1].split(".")[0])
-        inside = layout == "stacked" and layer < 3
+        inside = layout == "stacked" and layer < 3 and not hub.startswith("mtp.")
         assert binding.index == ((layer, expert) if inside else (expert,))
         assert binding.extent == ((3, 3) if inside else (3,))
 
@@ -96,7 +97,7 @@ def test_experts_are_entries_of_one_tensor(family, layout):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_default_layout_is_stacked_where_megatron_cores_is(family):
     config = config_of(family)
-    differing = 0 < len(MOE.get(family, ())) < 3
+    differing = 0 < len(MOE.get(family, ())) < 3 or family in GATED
     expected = "per-layer" if differing else "stacked"
     assert choose_layout(require_rows(config), read_numbers(config)) == expected
 
@@ -282,7 +283,9 @@ def test_extra_states_are_not_repeated_and_include_attention(family, layout, cha
     found = list_extra_states(bindings(family, layout, **changes))
     assert len(found) == len(set(found))
     attention = {name for name in found if ".self_attention.core_attention._" in name}
-    towers = 3 + read_numbers(config_of(family, **changes)).mtp + 2 * (family in WITH_BLOCKS)
+    numbers = read_numbers(config_of(family, **changes))
+    towers = 3 + numbers.mtp + 2 * (family in WITH_BLOCKS)
+    towers -= numbers.kinds.count("linear_attention")
     assert len(attention) == towers
     plain = ("router", "word_embeddings", "output_layer", "gate_weight", "patch_embed")
     assert not [name for name in found if any(word in name for word in plain)]

@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from torch.nn.functional import gelu, silu
 
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.megatron.linear import describe_linear
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.training_args import MAMBA_SIZES
 from ckpt_tool.plans.checks.megatron_child.cpu import call
@@ -48,20 +49,23 @@ def make_text_config(
         **({"gated_linear_unit": False} if "ungated" in flags else {}),
         "num_layers": numbers.layers,
         "hidden_size": numbers.sizes["hidden"],
-        "ffn_hidden_size": numbers.sizes.get("ffn"),
+        "ffn_hidden_size": numbers.sizes.get("ffn") or numbers.sizes.get("expert_ffn"),
         "num_attention_heads": numbers.heads,
         "add_bias_linear": bool({"output_bias", "mlp_bias"} & flags),
         "add_qkv_bias": "qkv_bias" in flags,
         "qk_layernorm": bool({"qk_norm", "wide_norms", "latent"} & flags),
         "mtp_num_layers": numbers.mtp or None,
+        "attention_output_gate": "output_gate" in flags,
     }
     if "sinks" in flags:
         values["softmax_type"] = "learnable"
     if numbers.experts:
         values |= _experts(numbers)
+    values |= describe_linear(numbers.kinds, numbers.sizes)
     if hybrid:
         values |= _hybrid(config, numbers)
-        values.pop("moe_layer_freq", None)  # its pattern says it
+        for said in ("moe_layer_freq", "linear_attention_freq"):  # its pattern says it
+            values.pop(said, None)
     if "sparse" in flags:
         values |= describe_indexer(numbers, hybrid=hybrid)
     if "latent" in flags:

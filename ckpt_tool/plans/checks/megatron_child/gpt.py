@@ -14,6 +14,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from ckpt_tool.mapping.megatron.linear import is_linear
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.plans.checks.megatron_child.config import (
     compute_joined_width,
@@ -23,6 +24,7 @@ from ckpt_tool.plans.checks.megatron_child.config import (
 )
 from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call, read_release
 from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
+from ckpt_tool.plans.checks.megatron_child.linear import put_delta_net
 from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
 from ckpt_tool.plans.checks.megatron_child.request import Request
 from ckpt_tool.plans.checks.megatron_child.sparse import use_indexers
@@ -123,6 +125,9 @@ def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
         prediction["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(
             config, last, use_transformer_engine=False
         )
+    for number, kind in enumerate(request.numbers.kinds):  # none of what predicts further
+        if is_linear(kind):
+            spec.layer_specs[number] = put_delta_net(spec.layer_specs[number])
     return GPTModel(
         config=config,
         transformer_layer_spec=spec,

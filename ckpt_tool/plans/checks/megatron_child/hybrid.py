@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call, replace_attribute
+from ckpt_tool.plans.checks.megatron_child.linear import put_delta_net
 from ckpt_tool.plans.checks.megatron_child.mamba import build_without_gpu, describe_mamba
 from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
 from ckpt_tool.plans.checks.megatron_child.sparse import use_indexers
@@ -56,6 +57,8 @@ def make_hybrid_model(
         fit_norms(parts[name], flags)
     if "M" in pattern:
         parts["mamba_layer"] = mamba or describe_mamba()
+    if "G" in pattern:
+        parts["gdn_layer"] = put_delta_net(parts["attention_layer"])
     stack = ModuleSpec(
         hybrid_block.HybridStack, submodules=hybrid_block.HybridStackSubmodules(**parts)
     )
