@@ -44,7 +44,7 @@ every_family = pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_row_says_something_and_its_rules_change_something(model_type):
     family = FAMILIES[model_type]
     assert family != UNKNOWN
-    assert re.fullmatch(r"[a-z0-9_-]+", model_type)
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", model_type)
     for rule in family.hub or ():
         assert isinstance(rule, (Rename, SplitExperts, TransposeExperts))
         if isinstance(rule, Rename):
