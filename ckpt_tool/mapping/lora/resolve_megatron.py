@@ -26,6 +26,7 @@ from ckpt_tool.mapping.lora.options import LoraNote, LoraOptions
 from ckpt_tool.mapping.lora.resolve import Place, make_adapter_files, refuse_base, refuse_options
 from ckpt_tool.mapping.lora.settings import read_settings
 from ckpt_tool.mapping.megatron.convert import restore_model, to_megatron
+from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.rules import make_rules
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -92,7 +93,10 @@ def _require_all_layers(
     """MappingError where layers have no adapter.
 
     verl 0.7 saves the adapters of the first chunk only where a stage of the pipeline has several.
+    Where layers are one part each, as Nemotron-H's, some have none of what has adapters.
     """
+    if require_rows(config).is_patterned:
+        return
     numbers = {number for number, _ in _list_parts(adapters)}
     count = config.text.get("num_hidden_layers")
     if not numbers or not isinstance(count, int):
@@ -116,7 +120,7 @@ def _bring_into_megatron(
 ) -> Tensors:
     """The base by Megatron's names, its layers stacked as those of the adapters are."""
     layout = "per-layer" if any(map(_LAYER.match, adapters)) else "stacked"
-    if _are_hybrid(adapters, config):
+    if require_rows(config).is_patterned or _are_hybrid(adapters, config):
         layout = "hybrid"
     stored = to_megatron(base.tensors, make_rules(config, base.tensors, layout))
     return {name: tiled.tensor() for name, tiled in stored.items()}

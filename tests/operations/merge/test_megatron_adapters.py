@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ckpt_tool import open_checkpoint
 from ckpt_tool.common.errors import CheckpointError, MappingError, UsageError
@@ -13,8 +14,11 @@ from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.operations.merge import merge_megatron
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.options import WriteOptions
+from tests.real.fill import fill_distinct
+from tests.real.megatron_nemotron import CONFIG
 from tests.support.merging import assert_same, load_folder
 from tests.support.resaving import resaved, tensors_of
+from tests.support.versions import needs_transformers_5
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 #: Base and adapters, of two layers; see `test_merge_megatron_lora`.
@@ -127,6 +131,30 @@ def test_layers_of_a_hybrid_model_that_have_none_are_named(tmp_path, base):
     with pytest.raises(MappingError, match="adapters of 1 layer, the base has 2") as caught:
         merge(resaved(WRITTEN, tmp_path / "in", change), tmp_path / "out", base)
     assert caught.value.names == (f"{LAYER}.0",)
+
+
+@needs_transformers_5
+def test_adapters_of_some_layers_of_a_nemotron(tmp_path):
+    """Its layers are attention, Mamba or an MLP, so that not each has what adapters are of."""
+    config = AutoConfig.for_model("nemotron_h", **CONFIG | {"num_nextn_predict_layers": 0})
+    model = AutoModelForCausalLM.from_config(config).float()
+    fill_distinct(model)
+    model.save_pretrained(tmp_path / "base")
+    module = f"{LAYER}.3.mlp.linear_fc1"
+    rows, columns = CONFIG["intermediate_size"], CONFIG["hidden_size"]
+    left, right = torch.randn(rows, 4), torch.randn(4, columns)
+    adapters = {
+        f"{module}.adapter.linear_in.weight": right,
+        f"{module}.adapter.linear_out.weight": left,
+    }
+    source = resaved(WRITTEN, tmp_path / "in", lambda _: adapters)
+    options = MergeOptions(lora=LoraOptions(None, 8.0, tmp_path / "base"))
+    result = merge_megatron(source, tmp_path / "out", options)
+    assert (result.lora.num_modules, result.lora.rank) == (1, 4)
+    expected, found = load_folder(tmp_path / "base"), load_folder(tmp_path / "out")
+    name = "backbone.layers.3.mixer.up_proj.weight"
+    torch.testing.assert_close(found.pop(name), expected.pop(name) + 2 * left @ right)
+    assert_same(found, expected)
 
 
 def test_a_base_with_a_tied_head(tmp_path, base, expected):
