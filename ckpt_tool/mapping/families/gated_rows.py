@@ -187,5 +187,6 @@ QWEN3_5_VL = replace(
     trunk="model.language_model.",
     towers=("model.visual.",),
     moved={"model.visual.": "visual."},
+    native=True,
 )
 QWEN3_5_MOE_VL = replace(QWEN3_5_VL, moe=_EITHER, flags=_FLAGS | {"packed": True})
