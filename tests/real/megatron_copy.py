@@ -184,7 +184,7 @@ def _attention(hf: State, config: HuggingFaceConfig) -> State:
             groups = config["num_key_value_heads"]
             if "v_head_dim" in config:  # then layers differ
                 groups = len(key) // config["head_dim"]
-            if len(query) == 2 * config["num_attention_heads"] * config.get("head_dim", 0):
+            if len(query) == 2 * config["num_attention_heads"] * (config.get("head_dim") or 0):
                 query = gated_query(query, config)
             rows = []
             for group in range(groups):
