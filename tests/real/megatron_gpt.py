@@ -306,7 +306,7 @@ def _shape(hf: HuggingFaceConfig) -> dict[str, Any]:
     return {
         "num_layers": hf["num_hidden_layers"],
         "hidden_size": hf["hidden_size"],
-        "ffn_hidden_size": hf.get("intermediate_size") or hf["moe_intermediate_size"],
+        "ffn_hidden_size": hf.get("intermediate_size") or hf.get("moe_intermediate_size"),
         "num_attention_heads": hf["num_attention_heads"],
         "layernorm_epsilon": hf.get("rms_norm_eps") or hf["norm_eps"],
         "normalization": "RMSNorm",
