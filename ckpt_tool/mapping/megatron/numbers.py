@@ -101,6 +101,8 @@ def require_rows(config: ModelConfig) -> MegatronRows:
         raise MappingError(
             f"{config.folder / 'config.json'}: model_type {config.model_type!r} has no table of"
             f" megatron-core names; supported: {', '.join(supported)}",
+            hint="A family is a few rows of a table: 'A new model family' in CONTRIBUTING.md says"
+            " which.",
         )
     return _surround(rows, config) if rows.inner else rows
 

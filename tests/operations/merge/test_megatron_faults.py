@@ -110,8 +110,10 @@ def test_a_vocabulary_that_padding_does_not_explain(megatron_cases, tmp_path, re
 
 def test_a_family_without_a_table(megatron_cases, tmp_path, refused, source):
     hf = megatron.hf(megatron_cases, "qwen3_moe")
-    config = rewritten(hf, tmp_path / "config", config={"model_type": "gemma2"})
-    assert "supported: llama" in refused(source, MappingError, config).message
+    config = rewritten(hf, tmp_path / "config", config={"model_type": "olmo2"})
+    error = refused(source, MappingError, config)
+    assert "'olmo2' has no table of megatron-core names; supported: llama" in error.message
+    assert "A new model family" in str(error.hint)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Files that Megatron's ranks saved each for itself, against the models that they are."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,17 @@ def test_fused_heads_are_held_against_the_config(megatron_cases, tmp_path, chang
         merge_megatron(folder, tmp_path / "out")
     assert len(refused.value.names) == 8  # weight and bias of four layers
     assert "qkv_proj.bias: [2, 64]" in refused.value.names[0]
+
+
+def test_ranks_of_ms_swift_are_told_by_the_norm_of_delta_net(megatron_cases, tmp_path):
+    source = megatron.ranks(megatron_cases, "qwen3_next", "tp2")
+    folder = Path(shutil.copytree(source, tmp_path / "actor"))
+    for path in folder.glob("model/*/model.pt"):
+        (state,) = torch.load(path, weights_only=False)
+        norms = [name for name in state if name.endswith("out_norm.weight")]
+        assert norms
+        torch.save([dict(state) | {name: state[name] + 1 for name in norms}], path)
+    with pytest.raises(MappingError, match=r"near 1 they are ms-swift's") as caught:
+        merge_megatron(folder, tmp_path / "out")
+    assert "torch_dist" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
