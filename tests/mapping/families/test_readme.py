@@ -175,3 +175,5 @@ def test_the_readme_says_which_families_of_megatron_bridge_are_not_here():
     assert said in README.read_text(), said
     table = make_bridges()
     assert table in README.read_text(), f"the table is now:\n{table}"
+    front = README.parents[2] / "README.md"
+    assert f"{len(covered)} of the {len(BRIDGES)} model classes" in front.read_text()
