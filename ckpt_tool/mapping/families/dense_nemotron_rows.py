@@ -27,4 +27,5 @@ NEMOTRON = MegatronRows(
         "output_bias": ("attention_bias", False),
         "mlp_bias": ("mlp_bias", False),
     },
+    defaults={"partial_rotary_factor": 0.5},
 )

@@ -178,6 +178,7 @@ QWEN3_NEXT = MegatronRows(
     mtp_repeats=False,
     attentions=NEXT_KINDS,
     kinds_by="full_attention_interval",
+    defaults={"partial_rotary_factor": 0.25},
 )
 QWEN3_5 = replace(QWEN3_NEXT, moe=(), flags=_FLAGS, attentions=APART_KINDS)
 QWEN3_5_MOE = replace(QWEN3_5, moe=_EITHER)

@@ -38,6 +38,7 @@ GEMMA = MegatronRows(GROUPED, DENSE, flags=_COUNTED)
 GEMMA2 = MegatronRows(*_SANDWICH, flags=_COUNTED | {"post_norms": True})
 #: Their configs leave out what is their class's default.
 _SIZES = {
+    "rope_theta": 1000000.0,
     "vocab_size": 262208,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,

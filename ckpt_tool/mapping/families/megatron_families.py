@@ -52,7 +52,12 @@ GLM4_MOE = MegatronRows(
 )
 DOTS1 = MegatronRows(GROUPED, DENSE, MOE + SHARED + ROUTER_BIAS, flags=_QWEN3_FLAGS, differing=True)
 ERNIE = MegatronRows(
-    GROUPED, DENSE, MOE + SHARED + ERNIE_BIAS, flags={"interleaved": True}, differing=True
+    GROUPED,
+    DENSE,
+    MOE + SHARED + ERNIE_BIAS,
+    flags={"interleaved": True},
+    differing=True,
+    absent=("model.mtp_",),
 )
 OLMOE = MegatronRows(GROUPED + WIDE_NORMS, (), MOE, flags={"wide_norms": True})
 MINIMAX_M2 = MegatronRows(

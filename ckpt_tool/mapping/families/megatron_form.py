@@ -82,7 +82,7 @@ class MegatronRows:
     model type that its own config names. ``kinds_by``: what says the kinds of layers, where
     ``layer_types`` does not. ``beside``: rows of modules beside the layers, by their whole names on
     both sides. ``apart``: rows that layers of a kind have more, and Megatron elsewhere, by
-    whole names with the number of the ``layer``. ``defaults``: sizes that the config's class has
+    whole names with the number of the ``layer``. ``defaults``: numbers that the config's class has
     where ``config.json`` leaves them out.
     """
 
@@ -109,7 +109,7 @@ class MegatronRows:
     kinds_by: str = "layer_types"
     beside: Rows = ()
     apart: dict[str, Rows] = field(default_factory=dict)
-    defaults: dict[str, int] = field(default_factory=dict)
+    defaults: dict[str, float] = field(default_factory=dict)
     ends: dict[str, str] = field(default_factory=dict)
     mtp_end: Rows = ()
 

@@ -66,6 +66,7 @@ GPT_OSS = MegatronRows(
         "sinks": True,
         "quick_geglu": True,
     },
+    defaults={"rope_theta": 150000.0},
 )
 
 #: What a layer for multi-token prediction ends with, in families that call it as Megatron does.

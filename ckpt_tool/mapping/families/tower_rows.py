@@ -71,6 +71,8 @@ LLAMA4_TEXT = MegatronRows(
         "qkv_bias": ("attention_bias", False),
         "output_bias": ("attention_bias", False),
         "shared_experts": True,
+        "interleaved": True,
+        "sigmoid": True,
     },
 )
 LLAMA4 = replace(
@@ -95,13 +97,14 @@ GLM4 = MegatronRows(
         Row("mlp.gate_up_proj.weight", "mlp.linear_fc1.weight", shape="two_ffn,hidden"),
         Row("post_mlp_layernorm.weight", "post_mlp_layernorm.weight", shape="hidden"),
     ),
-    flags={"qkv_bias": ("attention_bias", True), "norms_beside": True},
+    flags={"qkv_bias": ("attention_bias", True), "norms_beside": True, "interleaved": True},
+    defaults={"partial_rotary_factor": 0.5},
 )
 
 QWEN3_VL_MOE = replace(QWEN3_VL, moe=PACKED_MOE)
 GLM4V = replace(
     GLM4,
-    flags={"qkv_bias": True, "norms_beside": True},
+    flags={"qkv_bias": True, "norms_beside": True, "interleaved": True},
     trunk="model.language_model.",
     towers=("model.visual.",),
     moved={"model.visual.": "visual."},
@@ -120,7 +123,16 @@ KIMI_K25 = replace(_AROUND, towers=("vision_tower.", "mm_projector."))
 KIMI_VL = replace(_AROUND, towers=("vision_tower.", "multi_modal_projector."))
 INTERNVL = KIMI_VL
 INTERNVL_CHAT = replace(_AROUND, towers=("vision_model.", "mlp1."))
-QWEN2_AUDIO = replace(_AROUND, towers=("audio_tower.", "multi_modal_projector."))
+QWEN2_AUDIO = replace(
+    _AROUND,
+    towers=("audio_tower.", "multi_modal_projector."),
+    defaults={
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+)
 
 _HEARS = {"thinker.audio_tower.": "thinker.audio_model."}
 QWEN3_ASR = replace(

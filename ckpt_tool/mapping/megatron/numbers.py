@@ -125,6 +125,7 @@ def _surround(rows: MegatronRows, config: ModelConfig) -> MegatronRows:
         moved=rows.moved,
         outside=rows.outside,
         absent=rows.absent,
+        defaults=inner.defaults | rows.defaults,
         vision=rows.vision,
         beside=rows.beside,
     )

@@ -20,12 +20,10 @@ from ckpt_tool.mapping.megatron.rules import Rules
 #: Arguments that are a config's value under another name: argument -> config keys, first found.
 _SAME = {
     "hidden_size": ("hidden_size",),
-    "ffn_hidden_size": ("intermediate_size",),
     "max_position_embeddings": ("max_position_embeddings",),
     "seq_length": ("max_position_embeddings",),
     "norm_epsilon": ("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
     "moe_router_topk": ("num_experts_per_tok", "moe_k"),
-    "moe_ffn_hidden_size": ("moe_intermediate_size",),
     "moe_router_topk_scaling_factor": ("routed_scaling_factor", "router_scaling_factor"),
     "moe_router_num_groups": ("n_group",),
     "moe_router_group_topk": ("topk_group",),
@@ -81,6 +79,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
     bias = {"output_bias", "mlp_bias"} & numbers.flags
     found |= {
         "num_layers": numbers.layers,
+        **({"ffn_hidden_size": numbers.sizes["ffn"]} if "ffn" in numbers.sizes else {}),
         "num_attention_heads": numbers.heads,
         "num_query_groups": numbers.groups,
         "group_query_attention": numbers.groups < numbers.heads,
@@ -102,7 +101,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
         | _make_layers(numbers.flags)
         | (_make_gpt_oss(text) if "quick_geglu" in numbers.flags else {})
         | _make_linear(numbers)
-        | _make_rotary(Fields(text, rules.config.path))
+        | _make_rotary(_with_defaults(rules))
         | (_make_experts(rules) if numbers.experts else {})
         | (_make_hybrid(rules) if rules.layout == "hybrid" else {})
         | (_make_blocks(rules) if numbers.blocks else {})
@@ -174,7 +173,14 @@ def _make_gpt_oss(text: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _with_defaults(rules: Rules) -> Fields:
+    """The language model's config; null is what it does not say."""
+    said = {key: value for key, value in rules.config.text.items() if value is not None}
+    return Fields(require_rows(rules.config).defaults | said, rules.config.path)
+
+
 def _make_rotary(text: Fields) -> dict[str, Any]:
+    """By the config, or the defaults that most classes have."""
     rope = text.inside("rope_parameters")
     if "full_attention" in rope.values:  # where layers with a window have another one
         rope = rope.inside("full_attention")
@@ -196,13 +202,15 @@ def _make_rotary(text: Fields) -> dict[str, Any]:
 def _make_experts(rules: Rules) -> dict[str, Any]:
     text, numbers = rules.config.text, rules.numbers
     layers = [int(layer in numbers.moe) for layer in range(numbers.layers)]
-    sigmoid = "expert_bias" in numbers.flags
+    biased = "expert_bias" in numbers.flags
+    sigmoid = biased or "sigmoid" in numbers.flags
     return {
         "num_experts": numbers.experts,
+        "moe_ffn_hidden_size": numbers.sizes.get("expert_ffn"),
         "moe_layer_freq": layers,
         "moe_shared_expert_intermediate_size": numbers.sizes.get("shared_ffn"),
         "moe_router_score_function": "sigmoid" if sigmoid else "softmax",
-        "moe_router_enable_expert_bias": sigmoid,
-        "moe_router_pre_softmax": sigmoid or text.get("norm_topk_prob") is False,
+        "moe_router_enable_expert_bias": biased,
+        "moe_router_pre_softmax": biased or text.get("norm_topk_prob") is False,
         "moe_grouped_gemm": True,
     }

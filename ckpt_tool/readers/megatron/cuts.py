@@ -124,11 +124,25 @@ def _adapter(name: str, found: re.Match[str], shapes: Mapping[str, Shape]) -> Cu
     Source: ``megatron/bridge/peft/utils.py`` (ParallelLinearAdapter).
     """
     if found["part"] == "out":
-        return Cut(0, halves=found["layer"] == "linear_fc1")
+        stem, layer = name[: found.start("layer")], found["layer"]
+        if layer == "in_proj":  # a mixer's, as that is cut
+            rows = {f"{stem}in_proj.weight": shapes[name]}
+            return Cut(0, sections=find_sections(f"{stem}in_proj.weight", {**shapes, **rows}))
+        return Cut(0, halves=layer == "linear_fc1" and not _is_ungated(name, stem, shapes))
     other = shapes.get(name.removesuffix("linear_in.weight") + "linear_out.weight")
     if other is None or len(other) != 2 or len(shapes[name]) != 2:
         return WHOLE
     return Cut(1) if shapes[name][0] == other[1] else Cut(0)
+
+
+def _is_ungated(name: str, stem: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether what is beside the B of a first layer says that there is one number for each input.
+
+    That is the second layer, or the A of its adapter.
+    """
+    beside = (f"{stem}linear_fc2{end}.weight" for end in ("", ".to_wrap", ".adapter.linear_in"))
+    second = next((shapes[each] for each in beside if len(shapes.get(each, ())) == 2), None)
+    return second is not None and shapes[name][:1] == second[1:]
 
 
 def _is_value_head(name: str, shape: Shape) -> bool:

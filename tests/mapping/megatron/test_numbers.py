@@ -31,7 +31,7 @@ def flags(family: str, **changes) -> set[str]:
 
 def test_every_family_has_a_config_here():
     every = {name for name, family in FAMILIES.items() if family.megatron}
-    assert CONFIGS.keys() | HYBRIDS.keys() | {"nemotron-nas", "minimax_m3_vl"} == every - SURROUNDED
+    assert CONFIGS.keys() | HYBRIDS.keys() | {"nemotron-nas"} == every - SURROUNDED
 
 
 #: Their language models are others of these: ``operations/to_mcore/test_towers.py`` has them.

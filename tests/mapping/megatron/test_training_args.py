@@ -111,6 +111,7 @@ EXPECTED = {
         "swiglu": False,
         "squared_relu": True,
         "qk_layernorm": False,
+        "rotary_percent": 0.5,
     },
     "olmoe": {
         "qk_layernorm": True,
@@ -249,3 +250,34 @@ def test_groups_are_said_where_heads_share_keys():
 def test_absent_prediction_layers_are_not_said():
     assert make_args(rules_of("mimo"))["mtp_num_layers"] == 2
     assert make_args(rules_of("mimo", num_nextn_predict_layers=0))["mtp_num_layers"] is None
+
+
+#: What these classes have where their configs say nothing, and what of them is no weight.
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("glm4", {"rotary_percent": 0.5, "rotary_interleaved": True}),
+        ("nemotron", {"rotary_percent": 0.5, "rotary_interleaved": False}),
+        ("qwen3_next", {"rotary_percent": 0.25}),
+        ("gpt_oss", {"rotary_base": 150000}),
+        ("gemma3_text", {"rotary_base": 1000000, "rotary_percent": 1.0}),
+    ],
+)
+def test_defaults_of_a_class(family, expected):
+    said = dict.fromkeys(("rope_theta", "partial_rotary_factor", "rope_parameters"))
+    assert expected.items() <= make_args(rules_of(family, **said)).items()
+
+
+def test_llama_4_chooses_by_sigmoid_without_a_bias_and_has_two_widths():
+    found = make_args(rules_of("llama4_text"))
+    sizes = rules_of("llama4_text").numbers.sizes
+    assert sizes["ffn"] != sizes["expert_ffn"]
+    expected = {
+        "rotary_interleaved": True,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": False,
+        "moe_router_pre_softmax": False,
+        "ffn_hidden_size": sizes["ffn"],
+        "moe_ffn_hidden_size": sizes["expert_ffn"],
+    }
+    assert expected.items() <= found.items()

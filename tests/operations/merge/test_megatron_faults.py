@@ -155,3 +155,35 @@ def test_damage_to_what_is_left_out_does_not_matter(megatron_cases, tmp_path):
     assert [problem.where for problem in problems] == ["optimizer.a"]
     options = MergeOptions(config=megatron.hf(megatron_cases, "llama"))
     assert merge_megatron(source, tmp_path / "out", options).num_tensors == 39
+
+
+def whole(tensors, module, parts):
+    """The parts of every ``module`` put together, as Megatron-FSDP has had them."""
+    found = dict(tensors)
+    for name in tensors:
+        stem, end, last = name.rpartition(f"{module}.weight.{parts[0]}")
+        if end and not last:
+            pieces = [found.pop(f"{stem}{module}.weight.{part}") for part in parts]
+            found[f"{stem}{module}.weight"] = torch.cat(pieces)
+    assert len(found) < len(tensors)
+    return found
+
+
+def test_rows_of_delta_net_under_the_keys_of_another_trainer(megatron_cases, tmp_path, refused):
+    def change(tensors):
+        names = ("query", "key", "value", "z", "beta", "alpha")
+        return whole(whole(tensors, "in_proj", names), "conv1d", names[:3])
+
+    source = resaved(megatron.saved(megatron_cases, "qwen3_next", "tp1"), tmp_path / "in", change)
+    error = refused(source, MappingError, megatron.hf(megatron_cases, "qwen3_next"))
+    assert "are ordered as ms-swift's by their keys, and are megatron-core's by" in error.message
+    assert "torch_dist" in str(error.hint)
+
+
+def test_mamba_of_megatron_fsdp_has_no_known_order(megatron_cases, tmp_path, refused):
+    saved = megatron.saved(megatron_cases, "nemotron_h", "tp1")
+    source = resaved(
+        saved, tmp_path / "in", lambda t: whole(t, "in_proj", ("z", "x", "B", "C", "dt"))
+    )
+    error = refused(source, MappingError, megatron.hf(megatron_cases, "nemotron_h"))
+    assert "mixer.in_proj.weight is whole" in error.message

@@ -52,6 +52,32 @@ PARAMETERS = [
         {f"{MLP}shared_experts.linear_fc2.weight": (8, 3)},
         GATED,
     ),
+    # B of an adapter: by the second layer beside it, or the A of that one's adapter.
+    (f"{MLP}linear_fc1.adapter.linear_out.weight", (10, 4), {}, GATED),
+    (
+        f"{MLP}linear_fc1.adapter.linear_out.weight",
+        (10, 4),
+        {f"{MLP}linear_fc2.weight": (8, 5)},
+        GATED,
+    ),
+    (
+        f"{MLP}linear_fc1.adapter.linear_out.weight",
+        (10, 4),
+        {f"{MLP}linear_fc2.weight": (8, 10)},
+        ROWS,
+    ),
+    (
+        f"{MLP}linear_fc1.adapter.linear_out.weight",
+        (10, 4),
+        {f"{MLP}linear_fc2.adapter.linear_in.weight": (4, 10)},
+        ROWS,
+    ),
+    (
+        f"{LAYER}mixer.in_proj.adapter.linear_out.weight",
+        (26, 4),
+        {f"{LAYER}mixer.A_log": (2,), f"{LAYER}mixer.out_proj.weight": (8, 8)},
+        Cut(0, sections=(8, 8, 4, 4, 2)),
+    ),
     (f"{ATTENTION}in_proj.weight.query", (4, 8), {}, ROWS),
     (f"{ATTENTION}conv1d.weight.value", (4, 1, 4), {}, ROWS),
     (f"{ATTENTION}A_log", (2,), {}, ROWS),

@@ -1,0 +1,71 @@
+"""In which order Megatron's checkpoints have rows that are called alike in several orders.
+
+Gated DeltaNet's: ms-swift orders them by head, and megatron-core, where it has them in one tensor,
+by what they are. Its keys then are the same: in the files of single ranks, and in what
+Megatron-FSDP saved up to 0.17. The output's norm tells them apart, which the one counts from one
+and the other from zero. Mamba's: Megatron-FSDP has the rows of one tensor-parallel rank after the
+other, and nothing in its folder says how many there were. Sources: ``ssm/gated_delta_net``,
+``ssm/mamba_mixer.py`` and ``fsdp_dtensor_checkpoint.py`` of megatron-core 0.16 to 0.19.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.dtypes import FLOAT32
+from ckpt_tool.tensors.lazy import LazyTensor
+
+_NORM = ".self_attention.out_norm.weight"
+_BY_HEAD = re.compile(r"\.self_attention\.in_proj(?:_qkvz|_ba)?\.weight$")
+_MIXER = re.compile(r"\.mixer\.in_proj\.weight$")
+_RANKS = "megatron-ranks"
+#: Halfway between norms that count from zero and from one.
+_MIDDLE = 0.5
+
+
+def require_known_order(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -> None:
+    """MappingError where rows are not in the order that keys say, or nothing says which.
+
+    Reads the norms of gated DeltaNet, and nothing else.
+    """
+    mixers = [name for name in tensors if _MIXER.search(name)]
+    if mixers and checkpoint.format != _RANKS:
+        raise MappingError(
+            f"{checkpoint.path}: {mixers[0]} is whole: Megatron-FSDP has its rows by"
+            " tensor-parallel rank, and nothing here says how many there were",
+            hint="Have the run save torch_dist, which has Mamba's parts apart.",
+        )
+    norms = [tensor for name, tensor in tensors.items() if name.endswith(_NORM)]
+    if norms:
+        _require_norms(checkpoint, _find_mean(norms), any(map(_BY_HEAD.search, tensors)))
+
+
+def _require_norms(checkpoint: Checkpoint, mean: float, by_head: bool) -> None:
+    """MappingError where norms of that ``mean`` are not of whom the keys are."""
+    if not (mean > _MIDDLE if by_head else mean <= _MIDDLE):
+        expected, found = ("ms-swift's", "megatron-core's")[:: 1 if by_head else -1]
+        raise MappingError(
+            f"{checkpoint.path}: rows of gated DeltaNet are ordered as {expected} by their keys,"
+            f" and are {found} by *{_NORM}, whose elements are {mean:.2f} on average: near 0 in"
+            " megatron-core, near 1 in ms-swift",
+            hint="Have the run save torch_dist, with megatron-core 0.18 or newer: its keys say"
+            " whose they are.",
+        )
+
+
+def _find_mean(tensors: list[LazyTensor]) -> float:
+    import numpy as np
+
+    total, count = 0.0, 0
+    with FileTable() as files:
+        reader = BlockReader(files)
+        for tensor in tensors:
+            found = np.empty(tensor.numel, np.float32)
+            reader.read(tensor.to(FLOAT32), 0, tensor.numel, found.data.cast("B"))
+            total += float(found.sum(dtype=np.float64))
+            count += tensor.numel
+    return total / max(count, 1)
