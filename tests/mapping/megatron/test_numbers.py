@@ -295,3 +295,11 @@ def test_sizes_are_those_of_the_config():
     assert found["two_hidden"] == 2 * found["hidden"]
     assert found["kv_down"] > found["kv_rank"]
     assert "vision" not in found
+
+
+def test_what_qwen2_audio_leaves_out_is_its_class_default():
+    text = {"model_type": "qwen2", "vocab_size": 156032, "intermediate_size": 11008}
+    found = read_numbers(
+        ModelConfig(Path("model"), {"model_type": "qwen2_audio", "text_config": text}, {})
+    )
+    assert (found.layers, found.heads, found.groups, found.head_dim) == (32, 32, 32, 128)

@@ -22,6 +22,7 @@ from ckpt_tool.plans.options import WriteResult
 from tests.real.fill import fill_distinct
 from tests.real.megatron_models import write_model
 from tests.support.merging import load_folder, values
+from tests.support.versions import TRANSFORMERS
 
 Tensors = dict[str, Tensor]
 NO_SYNC = WriteOptions(verify=True, fsync=False)
@@ -257,3 +258,17 @@ def test_adapters_are_to_be_merged_first(models, tmp_path, part):
         convert_to_mcore(model, tmp_path / "out")
     assert refused.value.names == (name,)
     assert "ckpt merge" in refused.value.hint
+
+
+@pytest.mark.skipif(TRANSFORMERS < (5, 0), reason="transformers 4 has no such model")
+def test_layers_ahead_of_ernie_are_left_out_and_said(tmp_path):
+    model = write_model("ernie4_5_moe", tmp_path / "model")
+    convert_to_mcore(model, tmp_path / "without", ToMcoreOptions(write=NO_SYNC))
+    ahead = {"model.mtp_block.0.input_layernorm.weight": torch.ones(32)}
+    tensors = load_folder(model) | ahead
+    for path in [*model.glob("*.safetensors"), *model.glob("*.index.json")]:
+        path.unlink()
+    save_file(tensors, model / "model.safetensors")
+    result = convert_to_mcore(model, tmp_path / "with", ToMcoreOptions(write=NO_SYNC))
+    assert result.dropped.keys() == ahead.keys()
+    assert archives(tmp_path / "with") == archives(tmp_path / "without")
