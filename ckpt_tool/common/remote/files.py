@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeVar
 
-from ckpt_tool.common.errors import StoreError
+from ckpt_tool.common.errors import FormatError, StoreError
 from ckpt_tool.common.remote.address import Address, find_address
 from ckpt_tool.common.remote.failures import explain, make_change_error
 from ckpt_tool.common.remote.objects import RemoteObject
@@ -51,6 +51,8 @@ class RemoteFile:
         """Bytes ``[start, stop)`` of the very version that was listed."""
         try:
             return ask_again(lambda: self._ask(start, stop), _is_of_connection)
+        except (StoreError, FormatError):  # is explained
+            raise
         except Exception as error:
             raise explain(error, self._address) from error
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from typing import Protocol, TypeVar
+from concurrent.futures import Future
+from typing import TypeVar
 
-from ckpt_tool.common.errors import StoreError
+from ckpt_tool.common.remote.windows import Holder, Window
 from ckpt_tool.common.threads import start
 
 T = TypeVar("T")
@@ -22,50 +21,6 @@ _MOST_AHEAD = 4096
 _THREADS = 96
 #: Seconds for which a thread waits for more to do: to start one costs more than a request.
 _IDLE = 0.05
-
-
-class Window:
-    """Bytes ``[start, stop)`` of a file, fetched or on their way; ``left``: not read yet."""
-
-    __slots__ = ("content", "is_expected", "left", "start", "stop")
-
-    def __init__(self, start: int, stop: int, *, is_expected: bool) -> None:
-        self.start = start
-        self.stop = stop
-        self.is_expected = is_expected
-        self.left = stop - start
-        self.content: Future[memoryview] = Future()
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self.stop - self.start
-
-    def settle(self, content: memoryview | BaseException) -> None:
-        """The bytes are there, or why they are not."""
-        with suppress(InvalidStateError):  # given up meanwhile
-            if isinstance(content, BaseException):
-                self.content.set_exception(content)
-            else:
-                self.content.set_result(content)
-
-    def give_up(self) -> None:
-        """Whoever waits for the bytes waits no longer."""
-        self.settle(StoreError("interrupted"))
-
-
-class Holder(Protocol):
-    """A file: whose windows the pool holds."""
-
-    def fetch_expected(self, start: int, stop: int) -> Window | None:
-        """A new window for bytes that were expected, if there is to be one."""
-
-    def fill(self, window: Window) -> None:
-        """Fetch its bytes."""
-
-    def drop(self, window: Window) -> None:
-        """It is not held any more."""
-
 
 #: By holder and start.
 _Held = OrderedDict[tuple[int, int], tuple[Holder, Window]]
@@ -129,7 +84,7 @@ class Pool:
             self._count_read(window)
 
     def start(self, holder: Holder, window: Window) -> None:
-        """Have a window filled by a thread, at once."""
+        """Have a window filled by a thread, at once; who waits for it is told where none starts."""
         with self.lock:
             if self._is_over:
                 window.give_up()
@@ -173,6 +128,8 @@ class Pool:
     def queue(self, holder: Holder, first: int, stop: int) -> None:
         """Have bytes fetched by a thread some time, if nobody has read them by then."""
         with self.lock:
+            if self._is_over:
+                return
             self._queue.append((holder, first, stop))
             self._add_thread()
 
@@ -192,14 +149,29 @@ class Pool:
         """Have a thread for what is new: one that waits, or another one.
 
         One at a time comes, and calls the next where there is more to do by then: a server that
-        answers at once needs few.
+        answers at once needs few. Where the system gives no more, those that are there do it all.
         """
         if self._idle:
             self._work_is_there.notify()
         elif not self._is_coming and self._threads < _THREADS:
-            start(threading.Thread(target=self._work, name="ckpt-fetch"))
+            try:
+                start(threading.Thread(target=self._work, name="ckpt-fetch"))
+            except (MemoryError, RuntimeError) as error:
+                if not self._threads:
+                    self._refuse(error)
+                return
             self._is_coming = True
             self._threads += 1
+
+    def _refuse(self, error: Exception) -> None:
+        """There is no thread that could fill what is begun: whoever waits for it is told why.
+
+        What is only queued stays so: nobody waits for it, and a thread that comes later takes it.
+        """
+        while self._begun:
+            holder, window = self._begun.popleft()
+            window.settle(error)
+            self.forget(holder, window)
 
     def _has_room(self) -> bool:
         """Whether more may be fetched that waits to be read."""

@@ -11,7 +11,8 @@ from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from ckpt_tool.common.remote.pool import Pool, Window
+from ckpt_tool.common.remote.pool import Pool
+from ckpt_tool.common.remote.windows import Window
 
 #: Asks for bytes ``[start, stop)`` of a file.
 Fetch = Callable[[int, int], memoryview]
