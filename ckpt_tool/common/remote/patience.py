@@ -10,7 +10,8 @@ T = TypeVar("T")
 
 #: Seconds between attempts.
 _PAUSES = (0.2, 0.4, 0.8, 1.6)
-#: Seconds after which nothing is asked again: a silent server takes long for each attempt.
+#: Seconds after which nothing is asked again, but for once: a silent server takes long for each
+#: attempt, as long as all of this, and a single silent connection says nothing of the server.
 _PATIENCE = 30.0
 
 
@@ -25,11 +26,12 @@ def ask_again(
     between attempts, some usual ones without it.
     """
     begun = time.monotonic()
-    for pause in _PAUSES if pauses is None else pauses:
+    for attempt, pause in enumerate(_PAUSES if pauses is None else pauses):
         try:
             return work()
         except Exception as error:
-            if not is_passing(error) or time.monotonic() > begun + _PATIENCE:
+            is_late = attempt > 0 and time.monotonic() > begun + _PATIENCE
+            if is_late or not is_passing(error):
                 raise
         time.sleep(pause)
     return work()
