@@ -5,8 +5,8 @@
 
 Torchrun imports torch, which takes two seconds of a processor, and so does every rank of its own.
 The variables are the same, and so is where the ranks meet: a store that is the launcher's. But it
-ends no rank because another has failed: they shall know by themselves, within a minute. What a
-module of the tests imports is imported before the fork too.
+ends no rank because another has failed: they shall know by themselves, within a minute. Where it
+ends itself, none goes on. What a module of the tests imports is imported before the fork too.
 """
 
 import atexit
@@ -14,6 +14,7 @@ import importlib
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from multiprocessing import connection
@@ -35,12 +36,17 @@ def main() -> int:
         context.Process(target=_be, args=(rank, int(size), words, port))
         for rank, (port, _) in enumerate(pipes)
     ]
-    for process in ranks:
-        process.start()
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    for _, tell in pipes:
-        tell.send(store.port)
-    return int(any(_wait(ranks)))
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        for process in ranks:
+            process.start()
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        for _, tell in pipes:
+            tell.send(store.port)
+        return int(any(_wait(ranks)))
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()
 
 
 def _wait(ranks: Sequence[BaseProcess]) -> list[int | None]:
@@ -60,6 +66,7 @@ def _wait(ranks: Sequence[BaseProcess]) -> list[int | None]:
 
 def _be(rank: int, size: int, words: Sequence[str], port: connection.Connection) -> None:
     """Do what the rank does, and end as a program ends: `multiprocessing` leaves that out."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
