@@ -27,9 +27,12 @@ FAULTS ?= --folder /dev/shm
 # What is imported is compiled then: to compile all of torch and transformers takes as long as to
 # unpack it.
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
-# One more than there are processors: many tests wait, for their processes or for time to pass.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# One more than there are processors: many tests wait, for their processes or for time to pass. But
+# each takes memory, and of many processors this process may have few.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); \
+	if [ "$$n" -lt 16 ]; then expr "$$n" + 1; else echo 16; fi)
 PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: install install-oldest demo test test-all test-fast test-oldest fuzz faults check format \
