@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,16 @@ class Part:
     shape: Shape
     dtype: DType
     region: Region
+
+    def take_rows(self, name: str, start: int, rows: int) -> Part:
+        """Some of its rows, as a part of another name."""
+        offset = self.region.offset + start * self.region.strides[0] * self.dtype.itemsize
+        return replace(
+            self,
+            name=name,
+            shape=(rows, *self.shape[1:]),
+            region=self.region._replace(offset=offset),
+        )
 
 
 @dataclass(frozen=True, slots=True)

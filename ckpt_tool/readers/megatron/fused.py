@@ -9,11 +9,9 @@ are apart. Source: ``FusedMLASelfAttention.sharded_state_dict`` of ``multi_laten
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.megatron.file import Part
-from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.geometry import Shape
 
 _FUSED = "linear_qkv_down_proj."
@@ -41,14 +39,10 @@ def separate(part: Part, beside: Mapping[str, Shape], ranks: int) -> Sequence[Pa
             f"{part.name}: {list(part.shape)}, expected a share of {query[1]} and more than"
             f" {keys[1]} rows"
         )
-    region = part.region
-    offset = region.offset + rows * region.strides[0] * part.dtype.itemsize
-    after = Region(region.path, offset, region.strides)
+    query_name, keys_name = (
+        part.name.replace(_FUSED, f"linear_{kind}_down_proj.") for kind in ("q", "kv")
+    )
     return [
-        _cut(part, "linear_q_down_proj.", rows),
-        replace(_cut(part, "linear_kv_down_proj.", part.shape[0] - rows), region=after),
+        part.take_rows(query_name, 0, rows),
+        part.take_rows(keys_name, rows, part.shape[0] - rows),
     ]
-
-
-def _cut(part: Part, name: str, rows: int) -> Part:
-    return replace(part, name=part.name.replace(_FUSED, name), shape=(rows, part.shape[1]))

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.readers.megatron.file import Part
-from ckpt_tool.tensors.chunks import Region
 from ckpt_tool.tensors.geometry import Shape
 
 _LINEAR = re.compile(r"(?P<stem>.*self_attention\.)(?P<layer>in_proj|conv1d)\.weight")
@@ -51,13 +49,5 @@ def separate_linear(part: Part, beside: Mapping[str, Shape]) -> Iterator[Part]:
     for name, rows in zip(
         _PARTS[found["layer"]], (keys, keys, value, value, heads, heads), strict=False
     ):
-        yield _cut(part, name, at, rows)
+        yield part.take_rows(f"{part.name}.{name}", at, rows)
         at += rows
-
-
-def _cut(part: Part, name: str, start: int, rows: int) -> Part:
-    path, offset, strides, computed = part.region
-    offset += start * strides[0] * part.dtype.itemsize
-    region = Region(path, offset, strides, computed)
-    shape = (rows, *part.shape[1:])
-    return replace(part, name=f"{part.name}.{name}", shape=shape, region=region)
