@@ -195,7 +195,7 @@ def _name(checkpoint: Checkpoint, config: ModelConfig, team: Team) -> HubModel:
 
 def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> HubModel:
     """The model in the dtype that is written, scales of quantised weights applied."""
-    model = leave_out_absent(model, require_rows(config))
+    model = leave_out_absent(model, require_rows(config).around)
     tensors, target = model.tensors, choose_dtype(options.dtype, config)
     if is_quantised(tensors) or list_kinds(tensors):
         tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))

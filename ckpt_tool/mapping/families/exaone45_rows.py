@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckpt_tool.mapping.families.gemma_rows import EXAONE4
-from ckpt_tool.mapping.families.megatron_form import Row, Vision
-from ckpt_tool.mapping.families.routed_rows import EXAONE_MTP
+from ckpt_tool.mapping.families.megatron_form import Around, Row, Vision
+from ckpt_tool.mapping.families.megatron_rows import TRANSFORMERS_MTP
 from ckpt_tool.mapping.families.vision_rows import QWEN_VISION
 
 _MERGER = "vision_model.merger."
@@ -27,10 +27,6 @@ _VISION = Vision(
 )
 EXAONE4_5 = replace(
     EXAONE4,
-    mtp=EXAONE_MTP,
-    mtp_prefix="mtp.layers.{number}.",
-    mtp_repeats=False,
-    mtp_top="mtp.",
-    vision=_VISION,
-    trunk="model.language_model.",
+    mtp=TRANSFORMERS_MTP,
+    around=Around(trunk="model.language_model.", vision=_VISION),
 )

@@ -12,9 +12,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ckpt_tool.mapping.families.megatron_families import QWEN3_VL
 from ckpt_tool.mapping.families.megatron_form import Flag, MegatronRows, Row, Rows
-from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED, MOE, SHARED_GATE
-from ckpt_tool.mapping.families.vision_rows import QWEN3_VISION
+from ckpt_tool.mapping.families.megatron_rows import (
+    DENSE,
+    GROUPED,
+    MOE,
+    SHARED_GATE,
+    TRANSFORMERS_MTP,
+)
 
 #: Query heads have a gate each.
 GATED = tuple(
@@ -130,13 +136,6 @@ APART_KINDS = {
     "linear_attention of slime": _keep(_APART),
 }
 
-#: What is beside the layer that predicts further.
-MTP = (
-    Row("pre_fc_norm_embedding.weight", "enorm.weight", shape="hidden"),
-    Row("pre_fc_norm_hidden.weight", "hnorm.weight", shape="hidden"),
-    Row("fc.weight", "eh_proj.weight", shape="hidden,two_hidden"),
-    Row("norm.weight", "final_layernorm.weight", shape="hidden"),
-)
 _FLAGS: dict[str, Flag] = {
     "qk_norm": True,
     "output_gate": True,
@@ -170,24 +169,14 @@ QWEN3_NEXT = MegatronRows(
     GATED,
     DENSE,
     MOE + SHARED_GATE,
-    MTP,
+    TRANSFORMERS_MTP,
     flags=_FLAGS | {"mtp_unsaid": True},
     differing=True,
-    mtp_prefix="mtp.layers.{number}.",
-    mtp_top="mtp.",
-    mtp_repeats=False,
     attentions=NEXT_KINDS,
     kinds_by="full_attention_interval",
     defaults={"partial_rotary_factor": 0.25},
 )
 QWEN3_5 = replace(QWEN3_NEXT, moe=(), flags=_FLAGS, attentions=APART_KINDS)
 QWEN3_5_MOE = replace(QWEN3_5, moe=_EITHER)
-QWEN3_5_VL = replace(
-    QWEN3_5,
-    vision=QWEN3_VISION,
-    trunk="model.language_model.",
-    towers=("model.visual.",),
-    moved={"model.visual.": "visual."},
-    native=True,
-)
+QWEN3_5_VL = replace(QWEN3_5, around=QWEN3_VL.around)
 QWEN3_5_MOE_VL = replace(QWEN3_5_VL, moe=_EITHER, flags=_FLAGS | {"packed": True})

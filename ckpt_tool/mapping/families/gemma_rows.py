@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_tool.mapping.families.megatron_form import Flag, MegatronRows, Row
+from ckpt_tool.mapping.families.megatron_form import Around, Flag, MegatronRows, Row
 from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED
 
 _NORM, *_ATTENTION = GROUPED
@@ -49,21 +49,23 @@ GEMMA3 = MegatronRows(
 )
 GEMMA3_VL = replace(
     GEMMA3,
-    trunk="language_model.model.",
-    head="language_model.",
-    towers=("vision_tower.",),
-    beside=(
-        Row(
-            "multi_modal_projector.mm_input_projection_weight",
-            "multi_modal_projector.proj.weight",
-            "turned",
-            shape="vision,hidden",
-            whole="hidden,vision",
-        ),
-        Row(
-            "multi_modal_projector.mm_soft_emb_norm.weight",
-            "multi_modal_projector.mm_soft_embed_norm.weight",
-            shape="vision",
+    around=Around(
+        trunk="language_model.model.",
+        head="language_model.",
+        towers=("vision_tower.",),
+        beside=(
+            Row(
+                "multi_modal_projector.mm_input_projection_weight",
+                "multi_modal_projector.proj.weight",
+                "turned",
+                shape="vision,hidden",
+                whole="hidden,vision",
+            ),
+            Row(
+                "multi_modal_projector.mm_soft_emb_norm.weight",
+                "multi_modal_projector.mm_soft_embed_norm.weight",
+                shape="vision",
+            ),
         ),
     ),
 )

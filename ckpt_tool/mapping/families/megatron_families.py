@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ckpt_tool.mapping.families.megatron_form import Flag, MegatronRows
+from dataclasses import replace
+
+from ckpt_tool.mapping.families.megatron_form import Ahead, Around, Flag, MegatronRows
 from ckpt_tool.mapping.families.megatron_rows import (
     DENSE,
     ERNIE_BIAS,
@@ -39,14 +41,14 @@ QWEN2 = MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True})
 QWEN3 = MegatronRows(GROUPED, DENSE, flags=_QWEN3_FLAGS)
 QWEN3_MOE = MegatronRows(GROUPED, DENSE, MOE, flags=_QWEN3_FLAGS)
 MIXTRAL_MOE = MegatronRows(GROUPED, (), MIXTRAL)
-DEEPSEEK = MegatronRows(LATENT, DENSE, MOE + SHARED + ROUTER_BIAS, MTP, differing=True)
+DEEPSEEK = MegatronRows(LATENT, DENSE, MOE + SHARED + ROUTER_BIAS, Ahead(MTP), differing=True)
 DEEPSEEK_V2 = MegatronRows(LATENT, DENSE, MOE + SHARED, differing=True)
 QWEN2_MOE = MegatronRows(GROUPED, DENSE, MOE + SHARED_GATE, flags={"qkv_bias": ("qkv_bias", True)})
 GLM4_MOE = MegatronRows(
     GROUPED,
     DENSE,
     MOE + SHARED + ROUTER_BIAS,
-    MTP,
+    Ahead(MTP),
     flags={"qkv_bias": ("attention_bias", False), "qk_norm": ("use_qk_norm", False)},
     differing=True,
 )
@@ -57,7 +59,7 @@ ERNIE = MegatronRows(
     MOE + SHARED + ERNIE_BIAS,
     flags={"interleaved": True},
     differing=True,
-    absent=("model.mtp_",),
+    around=Around(absent=("model.mtp_",)),
 )
 OLMOE = MegatronRows(GROUPED + WIDE_NORMS, (), MOE, flags={"wide_norms": True})
 MINIMAX_M2 = MegatronRows(
@@ -66,29 +68,34 @@ MINIMAX_M2 = MegatronRows(
 MIMO = MegatronRows(
     GROUPED,
     DENSE,
-    mtp=MIMO_MTP,
+    mtp=Ahead(MIMO_MTP, prefix="model.mtp_layers.{number}.", repeats=False),
     flags={"qkv_bias": True},
-    mtp_prefix="model.mtp_layers.{number}.",
-    mtp_repeats=False,
 )
 QWEN2_5_VL = MegatronRows(
-    GROUPED, DENSE, flags={"qkv_bias": True}, vision=QWEN_VISION, towers=("visual.",)
+    GROUPED,
+    DENSE,
+    flags={"qkv_bias": True},
+    around=Around(vision=QWEN_VISION, towers=("visual.",)),
 )
-QWEN2_VL = MegatronRows(GROUPED, DENSE, flags={"qkv_bias": True}, towers=("visual.",))
+QWEN2_VL = replace(QWEN2_5_VL, around=Around(towers=("visual.",)))
 QWEN3_VL = MegatronRows(
     GROUPED,
     DENSE,
     flags=_QWEN3_FLAGS,
-    vision=QWEN3_VISION,
-    native=True,
-    trunk="model.language_model.",
-    towers=("model.visual.",),
-    moved={"model.visual.": "visual."},
+    around=Around(
+        trunk="model.language_model.",
+        vision=QWEN3_VISION,
+        towers=("model.visual.",),
+        moved={"model.visual.": "visual."},
+        native=True,
+    ),
 )
 MISTRAL3 = MegatronRows(
     GROUPED,
     DENSE,
-    trunk="language_model.model.",
-    head="language_model.",
-    towers=("vision_tower.", "multi_modal_projector."),
+    around=Around(
+        trunk="language_model.model.",
+        head="language_model.",
+        towers=("vision_tower.", "multi_modal_projector."),
+    ),
 )

@@ -56,67 +56,52 @@ class Vision:
 
 
 @dataclass(frozen=True, slots=True)
-class MegatronRows:
-    """The rows of a family's layers; those outside of layers are the same for all.
+class Ahead:
+    """Layers for multi-token prediction: what they have beside attention and MLP, and where.
 
-    ``attentions``: rows in place of ``attention``, by the kinds of layers that ``layer_types`` of
-    the config has; ``mtp`` is the kind of layers for multi-token prediction. Of a family with the
-    flag ``patterned`` a layer is one of a HybridModel, that is attention or Mamba or an MLP, and
-    its kind the symbol that it has there.
-    ``flags``: True, or the config key that decides and what holds where the key is absent.
-    ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
-    their own even where all are alike. ``mtp_prefix`` is that of a layer for multi-token
-    prediction on the Hub, with its ``number``, or how many layers it comes ``after``;
-    ``mtp_repeats``: it has copies of the embedding and the head there; ``mtp_top``: before the
-    names of ``mtp`` where these are not below a layer; there is one layer then. ``mtp_dense``: rows
-    in place of ``dense`` there. ``mtp_end``: what a layer for multi-token prediction ends with,
-    where it is several on the Hub; ``mtp`` is then what it begins with. ``trunk`` is before the
-    names of the language model on the Hub, ``head`` before that of its head, ``embedding`` the name
-    of its embedding there; ``ends``: what the rows outside of layers are called on the Hub, where
-    that is otherwise. ``towers``: prefixes below which tensors are the same on both sides, those of
-    modules that a trainer takes from transformers. Of a family with ``vision`` too, checkpoints
-    have either; written is ``vision`` where it is ``native``, Megatron-Bridge's own form.
-    ``moved``: what Megatron has in place of such a prefix, where that is another.
-    ``outside`` is before all of its names. ``absent``: prefixes of what is on the Hub and in no
-    model of Megatron's. ``inner``: there are no rows here, the language model's are those of the
-    model type that its own config names. ``kinds_by``: what says the kinds of layers, where
-    ``layer_types`` does not. ``beside``: rows of modules beside the layers, by their whole names on
-    both sides. ``apart``: rows that layers of a kind have more, and Megatron elsewhere, by
-    whole names with the number of the ``layer``. ``defaults``: numbers that the config's class has
-    where ``config.json`` leaves them out.
+    ``rows``: what is before such a layer and after it; none: a family has no such layers.
+    ``prefix`` is that of one on the Hub, with its ``number``, or how many layers it comes
+    ``after``; ``repeats``: it has copies of the embedding and the head there; ``top``: before the
+    names of ``rows`` where these are not below a layer; there is one layer then. ``dense``: rows in
+    place of the family's there. ``end``: what a layer ends with, where it is several on the Hub;
+    ``rows`` is then what it begins with.
     """
 
-    attention: Rows
-    dense: Rows
-    moe: Rows = ()
-    mtp: Rows = ()
-    flags: dict[str, Flag] = field(default_factory=dict)
-    differing: bool = False
-    mtp_prefix: str = "model.layers.{after}."
-    mtp_repeats: bool = True
-    mtp_top: str = ""
-    mtp_dense: Rows = ()
-    vision: Vision | None = None
+    rows: Rows = ()
+    prefix: str = "model.layers.{after}."
+    repeats: bool = True
+    top: str = ""
+    dense: Rows = ()
+    end: Rows = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What is around the layers of a language model: prefixes on both sides, towers, the rest.
+
+    ``trunk`` is before the names of the language model on the Hub, ``head`` before that of its
+    head; ``ends``: what the rows outside of layers are called on the Hub, where that is otherwise.
+    ``outside`` is before all names in Megatron.
+    ``towers``: prefixes below which tensors are the same on both sides, those of modules that a
+    trainer takes from transformers. Of a family with ``vision`` too, checkpoints have either;
+    written is ``vision`` where it is ``native``, Megatron-Bridge's own form. ``moved``: what
+    Megatron has in place of such a prefix, where that is another. ``beside``: rows of modules
+    beside the layers, by their whole names on both sides. ``absent``: prefixes of what is on the
+    Hub and in no model of Megatron's. ``inner``: the layers' rows are those of the model type that
+    the language model's own config names.
+    """
+
     trunk: str = "model."
     head: str = ""
-    towers: tuple[str, ...] = ()
-    attentions: dict[str, Rows] = field(default_factory=dict)
-    moved: dict[str, str] = field(default_factory=dict)
+    ends: dict[str, str] = field(default_factory=dict)
     outside: str = ""
+    vision: Vision | None = None
+    towers: tuple[str, ...] = ()
+    moved: dict[str, str] = field(default_factory=dict)
+    native: bool = False
+    beside: Rows = ()
     absent: tuple[str, ...] = ()
     inner: bool = False
-    native: bool = False
-    kinds_by: str = "layer_types"
-    beside: Rows = ()
-    apart: dict[str, Rows] = field(default_factory=dict)
-    defaults: dict[str, float] = field(default_factory=dict)
-    ends: dict[str, str] = field(default_factory=dict)
-    mtp_end: Rows = ()
-
-    def list_apart(self, kind: str, layer: int) -> Rows:
-        """The rows that a layer has more by its kind, and Megatron elsewhere."""
-        rows = self.apart.get(kind, ())
-        return tuple(replace(row, megatron=row.megatron.format(layer=layer)) for row in rows)
 
     @property
     def sees(self) -> bool:
@@ -124,9 +109,9 @@ class MegatronRows:
         return self.vision is not None or bool(self.towers)
 
     @property
-    def is_patterned(self) -> bool:
-        """Whether a layer is one of a HybridModel, whatever is asked for."""
-        return "patterned" in self.flags
+    def has_radio(self) -> bool:
+        """Whether the tower that has rows is in every checkpoint."""
+        return self.vision is not None and self.vision.always
 
     @property
     def prefix(self) -> str:
@@ -141,6 +126,45 @@ class MegatronRows:
     @property
     def unbuilt(self) -> tuple[str, ...]:
         """What is before the names of what is no part of the model that is built to load it."""
-        around = ("vision_model.", "vision_projection.", "sound_")
-        always = self.vision is not None and self.vision.always
-        return self.megatron_towers + tuple(self.outside + name for name in around if always)
+        always = ("vision_model.", "vision_projection.", "sound_") if self.has_radio else ()
+        return self.megatron_towers + tuple(self.outside + name for name in always)
+
+
+@dataclass(frozen=True, slots=True)
+class MegatronRows:
+    """The rows of a family's layers; those outside of layers are the same for all.
+
+    ``mtp``: its layers for multi-token prediction; ``around``: what is around all layers.
+    ``attentions``: rows in place of ``attention``, by the kinds of layers that ``layer_types`` of
+    the config has; ``mtp`` is the kind of layers for multi-token prediction. Of a family with the
+    flag ``patterned`` a layer is one of a HybridModel, that is attention or Mamba or an MLP, and
+    its kind the symbol that it has there. ``kinds_by``: what says the kinds of layers, where
+    ``layer_types`` does not. ``apart``: rows that layers of a kind have more, and Megatron
+    elsewhere, by whole names with the number of the ``layer``.
+    ``flags``: True, or the config key that decides and what holds where the key is absent.
+    ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
+    their own even where all are alike. ``defaults``: numbers that the config's class has where
+    ``config.json`` leaves them out.
+    """
+
+    attention: Rows
+    dense: Rows
+    moe: Rows = ()
+    mtp: Ahead = field(default_factory=Ahead)
+    around: Around = field(default_factory=Around)
+    attentions: dict[str, Rows] = field(default_factory=dict)
+    kinds_by: str = "layer_types"
+    apart: dict[str, Rows] = field(default_factory=dict)
+    flags: dict[str, Flag] = field(default_factory=dict)
+    differing: bool = False
+    defaults: dict[str, float] = field(default_factory=dict)
+
+    def list_apart(self, kind: str, layer: int) -> Rows:
+        """The rows that a layer has more by its kind, and Megatron elsewhere."""
+        rows = self.apart.get(kind, ())
+        return tuple(replace(row, megatron=row.megatron.format(layer=layer)) for row in rows)
+
+    @property
+    def is_patterned(self) -> bool:
+        """Whether a layer is one of a HybridModel, whatever is asked for."""
+        return "patterned" in self.flags

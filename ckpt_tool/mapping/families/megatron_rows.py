@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_tool.mapping.families.megatron_form import Row
+from ckpt_tool.mapping.families.megatron_form import Ahead, Row
 
 TOP = (
     Row(
@@ -189,4 +189,16 @@ MIMO_MTP = (
     Row("hidden_layernorm.weight", "hnorm.weight", shape="hidden"),
     Row("input_proj.weight", "eh_proj.weight", "swap_halves", shape="hidden,two_hidden"),
     Row("final_layernorm.weight", "final_layernorm.weight", shape="hidden"),
+)
+#: As transformers' own classes have it: beside the layer, not in it.
+TRANSFORMERS_MTP = Ahead(
+    (
+        Row("pre_fc_norm_embedding.weight", "enorm.weight", shape="hidden"),
+        Row("pre_fc_norm_hidden.weight", "hnorm.weight", shape="hidden"),
+        Row("fc.weight", "eh_proj.weight", shape="hidden,two_hidden"),
+        Row("norm.weight", "final_layernorm.weight", shape="hidden"),
+    ),
+    prefix="mtp.layers.{number}.",
+    repeats=False,
+    top="mtp.",
 )

@@ -6,7 +6,7 @@ change no more. Source: ``minimax_m3/`` of Megatron-Bridge 0.6.2.
 
 from __future__ import annotations
 
-from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row
+from ckpt_tool.mapping.families.megatron_form import Around, MegatronRows, Row
 from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED, MIXTRAL, MIXTRAL_BIAS
 
 _SHARED = (
@@ -34,9 +34,11 @@ MINIMAX_M3 = MegatronRows(
         "clamped": True,
     },
     differing=True,
-    trunk="language_model.model.",
-    head="language_model.",
-    towers=("vision_tower.", "multi_modal_projector.", "patch_merge_mlp."),
+    around=Around(
+        trunk="language_model.model.",
+        head="language_model.",
+        towers=("vision_tower.", "multi_modal_projector.", "patch_merge_mlp."),
+    ),
     kinds_by="sparse_attention_config",
     apart={
         "minimax_m3_sparse": (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row, Rows
+from ckpt_tool.mapping.families.megatron_form import Ahead, Around, MegatronRows, Row, Rows
 from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED, MTP, ROUTER_BIAS
 
 _CONVOLVED = (
@@ -113,19 +113,20 @@ NEMOTRON_H = MegatronRows(
     _ATTENTION,
     (),
     _EXPERTS,
-    tuple(row for row in MTP if not row.hf.startswith("shared_head")),
+    Ahead(
+        tuple(row for row in MTP if not row.hf.startswith("shared_head")),
+        prefix="mtp.layers.{first}.",
+        repeats=False,
+        end=(Row("final_layernorm.weight", "final_layernorm.weight", shape="hidden"),),
+    ),
+    around=Around(trunk="backbone.", ends={"embed_tokens": "embeddings", "norm": "norm_f"}),
     flags={
         "patterned": True,
         "no_positions": True,
         "ungated": True,
         "latent_experts": ("moe_latent_size", False),
     },
-    mtp_prefix="mtp.layers.{first}.",
-    mtp_repeats=False,
-    mtp_end=(Row("final_layernorm.weight", "final_layernorm.weight", shape="hidden"),),
-    trunk="backbone.",
     attentions={"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": ()},
-    ends={"embed_tokens": "embeddings", "norm": "norm_f"},
     defaults={"attention_head_dim": 128},
 )
 
@@ -147,5 +148,5 @@ FALCON_H1 = MegatronRows(
         if not row.when
     ),
     flags={"patterned": True, "mamba_norm": ("mamba_rms_norm", False)},
-    ends={"norm": "final_layernorm"},
+    around=Around(ends={"norm": "final_layernorm"}),
 )

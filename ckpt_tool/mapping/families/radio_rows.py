@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row, Rows, Vision
+from ckpt_tool.mapping.families.megatron_form import Around, MegatronRows, Row, Rows, Vision
 
 _OUTSIDE = "llava_model."
 _PATCHES = "patch_generator."
@@ -59,21 +59,28 @@ _HEARD = _project(
     ("sound_projection.norm", "sound_projection.linear1", "sound_projection.linear2"),
     "sound_projection",
 )
+#: What comes before the tower has numbers on the Hub, and none in Megatron.
+_PREPARED = ("vision_model.radio_model.input_conditioner.",)
 NEMOTRON_VL = MegatronRows(
     (),
     (),
-    inner=True,
-    vision=_RADIO,
-    beside=_SEEN,
-    trunk="language_model.backbone.",
-    head="language_model.",
-    outside=_OUTSIDE,
-    absent=("vision_model.radio_model.input_conditioner.",),
+    around=Around(
+        trunk="language_model.backbone.",
+        head="language_model.",
+        outside=_OUTSIDE,
+        vision=_RADIO,
+        beside=_SEEN,
+        absent=_PREPARED,
+        inner=True,
+    ),
 )
 NEMOTRON_OMNI = replace(
     NEMOTRON_VL,
-    beside=_SEEN + _HEARD,
-    towers=("sound_encoder.encoder.",),
-    moved={"sound_encoder.encoder.": f"{_OUTSIDE}sound_model.encoder."},
-    absent=(*NEMOTRON_VL.absent, "sound_encoder.feature_extractor."),
+    around=replace(
+        NEMOTRON_VL.around,
+        towers=("sound_encoder.encoder.",),
+        moved={"sound_encoder.encoder.": f"{_OUTSIDE}sound_model.encoder."},
+        beside=_SEEN + _HEARD,
+        absent=(*_PREPARED, "sound_encoder.feature_extractor."),
+    ),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_tool.mapping.families.megatron_form import Flag, MegatronRows, Row, Rows
+from ckpt_tool.mapping.families.megatron_form import Ahead, Around, Flag, MegatronRows, Row, Rows
 from ckpt_tool.mapping.families.megatron_rows import (
     DENSE,
     GROUPED,
@@ -19,6 +19,7 @@ from ckpt_tool.mapping.families.megatron_rows import (
     MTP,
     ROUTER_BIAS,
     SHARED,
+    TRANSFORMERS_MTP,
 )
 
 
@@ -70,7 +71,7 @@ GPT_OSS = MegatronRows(
 )
 
 #: What a layer for multi-token prediction ends with, in families that call it as Megatron does.
-_FINAL_NORM_MTP = _rename(MTP, "shared_head.norm.", "final_layernorm.")
+_FINAL_NORM_MTP = Ahead(_rename(MTP, "shared_head.norm.", "final_layernorm."), repeats=False)
 HY_V3 = MegatronRows(
     GROUPED,
     DENSE,
@@ -85,7 +86,6 @@ HY_V3 = MegatronRows(
         "mlp_bias": ("mlp_bias", False),
     },
     differing=True,
-    mtp_repeats=False,
 )
 
 _STACKED = (
@@ -131,28 +131,18 @@ BAILING_V2 = MegatronRows(
     _FINAL_NORM_MTP,
     flags=_STACKED_FLAGS,
     differing=True,
-    mtp_repeats=False,
-    ends={"embed_tokens": "word_embeddings"},
+    around=Around(ends={"embed_tokens": "word_embeddings"}),
 )
 SARVAM_MOE = replace(
-    BAILING_V2, mtp=(), flags=_STACKED_FLAGS | {"qkv_bias": ("attention_bias", False)}
-)
-EXAONE_MTP = (
-    Row("pre_fc_norm_embedding.weight", "enorm.weight", shape="hidden"),
-    Row("pre_fc_norm_hidden.weight", "hnorm.weight", shape="hidden"),
-    Row("fc.weight", "eh_proj.weight", shape="hidden,two_hidden"),
-    Row("norm.weight", "final_layernorm.weight", shape="hidden"),
+    BAILING_V2, mtp=Ahead(), flags=_STACKED_FLAGS | {"qkv_bias": ("attention_bias", False)}
 )
 EXAONE_MOE = MegatronRows(
     GROUPED,
     DENSE,
     MOE + SHARED + _rename(ROUTER_BIAS, "mlp.gate.", "mlp."),
-    EXAONE_MTP,
+    TRANSFORMERS_MTP,
     flags={"qk_norm": True, "dense_ahead": True},
     differing=True,
-    mtp_prefix="mtp.layers.{number}.",
-    mtp_repeats=False,
-    mtp_top="mtp.",
 )
 
 
@@ -183,7 +173,11 @@ MIMO_V2 = MegatronRows(
     _mimo_attention("wide_qkv", "", "full_sinks"),
     DENSE,
     MOE + ROUTER_BIAS,
-    _FINAL_NORM_MTP,
+    replace(
+        _FINAL_NORM_MTP,
+        prefix="model.mtp.layers.{number}.",
+        dense=_rename(DENSE, "post_attention_layernorm.", "pre_mlp_layernorm."),
+    ),
     attentions={"sliding_attention": _MIMO_SLIDING, "mtp": _MIMO_SLIDING},
     flags={
         "qkv_bias": ("attention_bias", False),
@@ -194,9 +188,6 @@ MIMO_V2 = MegatronRows(
         "mtp_unsaid": True,
     },
     differing=True,
-    mtp_prefix="model.mtp.layers.{number}.",
-    mtp_repeats=False,
-    mtp_dense=_rename(DENSE, "post_attention_layernorm.", "pre_mlp_layernorm."),
 )
 #: Without a rank of queries, but for its config DeepSeek's.
 SARVAM_MLA = MegatronRows(LATENT, DENSE, MOE + SHARED + ROUTER_BIAS, differing=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row
+from ckpt_tool.mapping.families.megatron_form import Ahead, MegatronRows, Row
 from ckpt_tool.mapping.families.megatron_rows import (
     DENSE,
     LATENT,
@@ -44,6 +44,11 @@ SPARSE = (
 )
 
 DEEPSEEK_V32 = MegatronRows(
-    SPARSE, DENSE, MOE + SHARED + ROUTER_BIAS, MTP, flags={"sparse": True}, differing=True
+    SPARSE,
+    DENSE,
+    MOE + SHARED + ROUTER_BIAS,
+    Ahead(MTP),
+    flags={"sparse": True},
+    differing=True,
 )
 GLM5 = replace(DEEPSEEK_V32, attentions={"shared": SHARING}, kinds_by="indexer_types")

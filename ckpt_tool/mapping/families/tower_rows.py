@@ -16,7 +16,7 @@ from ckpt_tool.mapping.families.megatron_families import (
     QWEN3_MOE,
     QWEN3_VL,
 )
-from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row
+from ckpt_tool.mapping.families.megatron_form import Ahead, Around, MegatronRows, Row
 from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED, MOE
 
 _PACKED = (
@@ -77,9 +77,11 @@ LLAMA4_TEXT = MegatronRows(
 )
 LLAMA4 = replace(
     LLAMA4_TEXT,
-    trunk="language_model.model.",
-    head="language_model.",
-    towers=("vision_model.", "multi_modal_projector."),
+    around=Around(
+        trunk="language_model.model.",
+        head="language_model.",
+        towers=("vision_model.", "multi_modal_projector."),
+    ),
 )
 
 #: Norms after attention and after the MLP, beside the layer as slime has them.
@@ -105,27 +107,32 @@ QWEN3_VL_MOE = replace(QWEN3_VL, moe=PACKED_MOE)
 GLM4V = replace(
     GLM4,
     flags={"qkv_bias": True, "norms_beside": True, "interleaved": True},
-    trunk="model.language_model.",
-    towers=("model.visual.",),
-    moved={"model.visual.": "visual."},
+    around=Around(
+        trunk="model.language_model.",
+        towers=("model.visual.",),
+        moved={"model.visual.": "visual."},
+    ),
 )
 GLM4V_MOE = replace(
     GLM4_MOE,
-    mtp=(),
+    mtp=Ahead(),
     flags={"qkv_bias": ("attention_bias", True), "qk_norm": ("use_qk_norm", False)},
-    trunk=GLM4V.trunk,
-    towers=GLM4V.towers,
-    moved=GLM4V.moved,
+    around=GLM4V.around,
 )
 
-_AROUND = MegatronRows((), (), trunk="language_model.model.", head="language_model.", inner=True)
-KIMI_K25 = replace(_AROUND, towers=("vision_tower.", "mm_projector."))
-KIMI_VL = replace(_AROUND, towers=("vision_tower.", "multi_modal_projector."))
+
+def _surround(*towers: str) -> MegatronRows:
+    """Towers beside a language model of any family."""
+    around = Around("language_model.model.", "language_model.", towers=towers, inner=True)
+    return MegatronRows((), (), around=around)
+
+
+KIMI_K25 = _surround("vision_tower.", "mm_projector.")
+KIMI_VL = _surround("vision_tower.", "multi_modal_projector.")
 INTERNVL = KIMI_VL
-INTERNVL_CHAT = replace(_AROUND, towers=("vision_model.", "mlp1."))
+INTERNVL_CHAT = _surround("vision_model.", "mlp1.")
 QWEN2_AUDIO = replace(
-    _AROUND,
-    towers=("audio_tower.", "multi_modal_projector."),
+    _surround("audio_tower.", "multi_modal_projector."),
     defaults={
         "hidden_size": 4096,
         "num_hidden_layers": 32,
@@ -134,30 +141,14 @@ QWEN2_AUDIO = replace(
     },
 )
 
-_HEARS = {"thinker.audio_tower.": "thinker.audio_model."}
-QWEN3_ASR = replace(
-    QWEN3,
+_HEARS = Around(
     trunk="thinker.model.",
     head="thinker.",
     outside="thinker.",
     towers=("thinker.audio_tower.",),
-    moved=_HEARS,
+    moved={"thinker.audio_tower.": "thinker.audio_model."},
 )
-QWEN2_5_OMNI = replace(
-    QWEN2,
-    trunk="thinker.model.",
-    head="thinker.",
-    outside="thinker.",
-    towers=("thinker.visual.", "thinker.audio_tower."),
-    moved=_HEARS,
-    absent=("talker.", "token2wav."),
-)
-QWEN3_OMNI = replace(
-    QWEN3_MOE,
-    trunk="thinker.model.",
-    head="thinker.",
-    outside="thinker.",
-    towers=QWEN2_5_OMNI.towers,
-    moved=_HEARS,
-    absent=("talker.", "code2wav."),
-)
+_THINKS = replace(_HEARS, towers=("thinker.visual.", *_HEARS.towers))
+QWEN3_ASR = replace(QWEN3, around=_HEARS)
+QWEN2_5_OMNI = replace(QWEN2, around=replace(_THINKS, absent=("talker.", "token2wav.")))
+QWEN3_OMNI = replace(QWEN3_MOE, around=replace(_THINKS, absent=("talker.", "code2wav.")))

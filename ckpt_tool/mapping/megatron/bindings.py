@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from ckpt_tool.mapping.families.megatron_form import MegatronRows, Row, Rows, Vision
+from ckpt_tool.mapping.families.megatron_form import Around, MegatronRows, Row, Rows, Vision
 from ckpt_tool.mapping.families.megatron_rows import TOP
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import Op, Same
@@ -83,15 +83,15 @@ def make_bindings(
     Those are names on the Hub, and Megatron's. They take the place of a tower that the family has
     rows of, whose layout may be another than the language model's.
     """
-    prefix = family.prefix
-    found = list(_spell(tuple(_name_top(family)), _Place("", prefix), numbers))
-    found += _spell(family.beside, _Place("", ""), numbers)
+    around, prefix = family.around, family.around.prefix
+    found = list(_spell(tuple(_name_top(around)), _Place("", prefix), numbers))
+    found += _spell(around.beside, _Place("", ""), numbers)
     if layout == "hybrid":
         renamed = (tuple(n.replace(_FINAL_NORM, _HYBRID_NORM) for n in one.names) for one in found)
         found = [replace(one, names=names) for one, names in zip(found, renamed, strict=True)]
     apart = "per-layer" if "patterned" in numbers.flags else layout
     for layer in range(numbers.layers):
-        hf, megatron = f"{family.trunk}layers.{layer}.", f"{prefix}decoder."
+        hf, megatron = f"{around.trunk}layers.{layer}.", f"{prefix}decoder."
         places = _place_parts(hf, megatron, layer, numbers.layers, apart)
         kind = numbers.kinds[layer] if numbers.kinds else ""
         found += _spell_layer(family, (kind, layer in numbers.moe), places, numbers.at(layer))
@@ -101,25 +101,25 @@ def make_bindings(
     alike = [
         Binding((hf,), (name,), (), (), Same(), "", foreign=True) for hf, name in towers.items()
     ]
-    if family.vision is not None and (family.vision.always or not alike):
-        place = _Place(family.vision.prefix, family.outside)
-        found += _spell_vision(family.vision, place, numbers, vision_layout or layout)
+    if around.vision is not None and (around.has_radio or not alike):
+        place = _Place(around.vision.prefix, around.outside)
+        found += _spell_vision(around.vision, place, numbers, vision_layout or layout)
     return found + alike
 
 
-def _name_top(family: MegatronRows) -> Iterator[Row]:
+def _name_top(around: Around) -> Iterator[Row]:
     """The rows outside of layers as the family calls them on the Hub."""
     for row in TOP:
         _, trunk, name = row.hf.rpartition("model.")
         module, _, kind = name.rpartition(".")
-        name = f"{family.ends.get(module, module)}.{kind}"
-        yield replace(row, hf=(family.trunk if trunk else family.head) + name)
+        name = f"{around.ends.get(module, module)}.{kind}"
+        yield replace(row, hf=(around.trunk if trunk else around.head) + name)
 
 
 def format_mtp_prefix(family: MegatronRows, numbers: Numbers, number: int) -> str:
     """The prefix, on the Hub, of the layer for multi-token prediction ``number``."""
     first = number * len(numbers.mtp_kinds)
-    return family.mtp_prefix.format(after=numbers.layers + number, number=number, first=first)
+    return family.mtp.prefix.format(after=numbers.layers + number, number=number, first=first)
 
 
 def _place_layer(hf: str, megatron: str, layer: int, layers: int, layout: str) -> _Place:
@@ -145,7 +145,7 @@ def _spell_layer(
     """A layer whose attention is of a kind, and which has experts or has not."""
     (kind, moe), (attention, mlp) = kinds, places
     yield from _spell(family.attentions.get(kind, family.attention), attention, numbers)
-    dense = (kind == "mtp" and family.mtp_dense) or family.dense
+    dense = (kind == "mtp" and family.mtp.dense) or family.dense
     yield from _spell(family.moe if moe else dense, mlp, numbers)
 
 
@@ -158,8 +158,8 @@ def _spell_mtp(
         yield from _spell_parts_ahead(family, numbers, number, layer)
         return
     hf = format_mtp_prefix(family, numbers, number)
-    if not (family.mtp_top and number):
-        yield from _spell(family.mtp, _Place(family.mtp_top or hf, layer), numbers)
+    if not (family.mtp.top and number):
+        yield from _spell(family.mtp.rows, _Place(family.mtp.top or hf, layer), numbers)
     place = _Place(hf, f"{layer}transformer_layer.")
     places = (place, place)
     if layout == "hybrid":
@@ -174,8 +174,8 @@ def _spell_parts_ahead(
     """The same of layers that are one part each: the first has what goes in, the last what ends."""
     count = len(numbers.mtp_kinds)
     for at, kind in enumerate(numbers.mtp_kinds):
-        hf = family.mtp_prefix.format(first=number * count + at)
-        ends = (family.mtp if at == 0 else ()) + (family.mtp_end if at == count - 1 else ())
+        hf = family.mtp.prefix.format(first=number * count + at)
+        ends = (family.mtp.rows if at == 0 else ()) + (family.mtp.end if at == count - 1 else ())
         yield from _spell(ends, _Place(hf, megatron), numbers)
         place = _Place(hf, f"{megatron}mtp_model_layer.layers.{at}.")
         yield from _spell_layer(family, (kind, kind == "E"), (place, place), numbers)

@@ -50,8 +50,8 @@ def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = 
     misshapen.
     """
     family = require_rows(config)
-    tensors = use_tower_names(use_core_names(tensors, config), family)
-    keyed = unify_keys(tensors, multimodal=family.sees)
+    tensors = use_tower_names(use_core_names(tensors, config), family.around)
+    keyed = unify_keys(tensors, multimodal=family.around.sees)
     rules = infer_rules(config, keyed, tied=tied)
     found = from_megatron(keyed, rules)
     repeats = {repeat.hf: found[repeat.of] for repeat in rules.repeats}

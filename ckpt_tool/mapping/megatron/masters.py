@@ -68,13 +68,13 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     there. MappingError lists those that are no pieces of what ``config`` says.
     """
     family = require_rows(config)
-    multimodal = family.sees
+    multimodal = family.around.sees
     masters = {_MASTER.split(name, 1)[1]: t for name, t in tensors.items() if is_master(name)}
     model = {name: t for name, t in tensors.items() if not is_master(name)}
     if len(masters) < sum(map(is_master, tensors)):
         raise MappingError("several optimizers have a weight for one tensor of the model")
-    own = unify_keys(use_tower_names(model, family), multimodal=multimodal)
-    found = unify_keys(use_tower_names(masters, family), multimodal=multimodal)
+    own = unify_keys(use_tower_names(model, family.around), multimodal=multimodal)
+    found = unify_keys(use_tower_names(masters, family.around), multimodal=multimodal)
     known: dict[str, Wanted] = {name: tensor.shape for name, tensor in own.items()}
     ends = {name: t for name, t in found.items() if name.endswith(_ENDS)}
     hidden = read_numbers(config).sizes["hidden"]

@@ -9,7 +9,7 @@ from typing import Any
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
-from ckpt_tool.mapping.families.megatron_form import MegatronRows
+from ckpt_tool.mapping.families.megatron_form import Around, MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES, find_family
 from ckpt_tool.mapping.megatron.blocks import Block, read_blocks
 from ckpt_tool.mapping.megatron.kinds import find_kinds, find_symbols, find_symbols_ahead
@@ -104,37 +104,30 @@ def require_rows(config: ModelConfig) -> MegatronRows:
             hint="A family is a few rows of a table: 'A new model family' in CONTRIBUTING.md says"
             " which.",
         )
-    return _surround(rows, config) if rows.inner else rows
+    return _surround(rows, config) if rows.around.inner else rows
 
 
 def _surround(rows: MegatronRows, config: ModelConfig) -> MegatronRows:
     """The language model's rows by its own model type, and around them what ``rows`` say."""
     kind = config.text.get("model_type")
     inner = find_family(kind).megatron if isinstance(kind, str) else None
-    if inner is None or inner.sees:
+    if inner is None or inner.around.sees:
         raise MappingError(
             f"{config.path}: the language model of this {config.model_type} is of model_type"
             f" {kind!r}, which has no table of megatron-core names"
         )
     return replace(
         inner,
-        mtp_prefix=_surround_ahead(rows, inner.mtp_prefix),
-        trunk=rows.trunk,
-        head=rows.head,
-        towers=rows.towers,
-        moved=rows.moved,
-        outside=rows.outside,
-        absent=rows.absent,
+        mtp=replace(inner.mtp, prefix=_surround_ahead(rows.around, inner.mtp.prefix)),
+        around=replace(rows.around, ends=inner.around.ends),
         defaults=inner.defaults | rows.defaults,
-        vision=rows.vision,
-        beside=rows.beside,
     )
 
 
-def _surround_ahead(rows: MegatronRows, prefix: str) -> str:
+def _surround_ahead(around: Around, prefix: str) -> str:
     """What is before the names of layers for multi-token prediction, in the model or beside it."""
     inside = prefix.removeprefix("model.")
-    return (rows.head if inside == prefix else rows.trunk) + inside
+    return (around.head if inside == prefix else around.trunk) + inside
 
 
 def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
@@ -150,7 +143,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     vocab = text.size("vocab_size")
     experts = next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0)
     moe = _find_moe_layers(text, layers) if family.moe and experts else frozenset[int]()
-    mtp = text.size(MTP_KEY, text.size("mtp_num_hidden_layers", 0)) if family.mtp else 0
+    mtp = text.size(MTP_KEY, text.size("mtp_num_hidden_layers", 0)) if family.mtp.rows else 0
     ahead: tuple[str, ...] = ()
     if kinds and family.is_patterned:
         if text.find_bool("mtp_use_repeated_layer"):
@@ -158,7 +151,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         moe = frozenset(layer for layer, kind in enumerate(kinds) if kind == "E")
         ahead = find_symbols_ahead(text) if mtp else ()
     vision = Fields(config.raw, config.path).inside("vision_config")
-    seen, eyes = _read_vision(family, vision)
+    seen, eyes = _read_vision(family.around, vision)
     flags = _find_flags(family, text.values, tied=bool(config.tied))
     if vision.values.get("separate_video_embedder"):
         flags |= {"video_embedder"}
@@ -176,19 +169,19 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         padded_vocab_size=-(-vocab // vocab_multiple) * vocab_multiple,
         vision_layers=seen,
         vision_heads=eyes,
-        vision_groups=vision.size("num_key_value_heads", 0) if family.vision else 0,
-        vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.vision else 0,
+        vision_groups=vision.size("num_key_value_heads", 0) if family.around.vision else 0,
+        vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.around.vision else 0,
         kinds=kinds,
         mtp_kinds=ahead,
         blocks=read_blocks(text, layers, heads) if "blocks" in family.flags else (),
     )
 
 
-def _read_vision(family: MegatronRows, vision: Fields) -> tuple[int, int]:
+def _read_vision(around: Around, vision: Fields) -> tuple[int, int]:
     """Layers and heads of the tower, if it has rows."""
-    if family.vision is None:
+    if around.vision is None:
         return 0, 0
-    if family.vision.always:
+    if around.has_radio:
         return read_radio(vision)
     return vision.size("depth"), vision.size("num_heads")
 

@@ -22,8 +22,9 @@ def note_packed(family: MegatronRows, numbers: Numbers, names: Collection[str]) 
     if not any(row.when == "packed" for row in family.moe):
         return numbers
     packed = [name for name in names if name.endswith(_PACKED)]
-    found = {"packed" if any(name.startswith(family.trunk) for name in packed) else "unpacked"}
-    if any(name.startswith(family.mtp_top) for name in packed):
+    inside = any(name.startswith(family.around.trunk) for name in packed)
+    found = {"packed" if inside else "unpacked"}
+    if any(name.startswith(family.mtp.top) for name in packed):
         found.add("mtp_packed")
     return replace(numbers, flags=numbers.flags - _FLAGS | found)
 

@@ -22,10 +22,10 @@ def find_repeats(family: MegatronRows, numbers: Numbers) -> list[Repeat]:
 
     A value model has no head that they could repeat.
     """
-    embedding = f"{family.trunk}embed_tokens.weight"
-    head = f"{family.head}lm_head.weight" if "untied" in numbers.flags else embedding
+    embedding = f"{family.around.trunk}embed_tokens.weight"
+    head = f"{family.around.head}lm_head.weight" if "untied" in numbers.flags else embedding
     found = []
-    for number in range(numbers.mtp if family.mtp_repeats else 0):
+    for number in range(numbers.mtp if family.mtp.repeats else 0):
         layer = format_mtp_prefix(family, numbers, number)
         found.append(Repeat(f"{layer}embed_tokens.weight", embedding))
         if "value" not in numbers.flags:

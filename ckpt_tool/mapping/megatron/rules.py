@@ -60,7 +60,7 @@ def make_rules(
     _require_possible(config, numbers, len(given))
     numbers = note_packed(family, numbers, given)
     _require_held(config, numbers, len(given), len(given))
-    numbers = _count_ahead(config, numbers, given, family.mtp_prefix)
+    numbers = _count_ahead(config, numbers, given, family.mtp.prefix)
     if "score.weight" in given:
         numbers = _put_value_head(numbers, "score.bias" in given)
     prefixes = tuple(format_mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
@@ -71,7 +71,7 @@ def make_rules(
         )
         numbers = replace(numbers, mtp=0)
     _require_layout(layout, config, numbers)
-    always = family.vision is not None and family.vision.always
+    always = family.around.has_radio
     apart = always or takes_modules(config, tower)
     towers = find_towers(config, given) if apart else NO_TOWERS
     if towers and not always:
@@ -101,7 +101,7 @@ def _require_layout(layout: str, config: ModelConfig, numbers: Numbers) -> None:
             f"`layers='stacked'`: some layers {what}, so that they cannot be stacked",
             hint="Leave `layers` out: this model is then written per layer.",
         )
-    seen = family.sees and not family.is_patterned
+    seen = family.around.sees and not family.is_patterned
     if layout == "hybrid" and (seen or "norms_beside" in numbers.flags):
         what = "a vision tower" if seen else "norms beside attention and MLP"
         raise MappingError(
@@ -172,7 +172,7 @@ def infer_rules(
     family, numbers = require_rows(config), read_numbers(config)
     layers, experts = _count_held(tensors, "layers.", 1), _count_held(tensors, "experts.", 2)
     _require_held(config, numbers, layers, experts)
-    prefix = family.prefix
+    prefix = family.around.prefix
     numbers = _count_ahead(config, numbers, tensors, f"{prefix}mtp.layers.{{number}}.")
     if not any(key.startswith(f"{prefix}mtp.layers.") for key in tensors):
         numbers = replace(numbers, mtp=0)
@@ -185,7 +185,7 @@ def infer_rules(
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
     numbers = _spell_kinds(numbers, tensors) if numbers.kinds else numbers
     layout, vision = (
-        find_layout(tensors, name) for name in (prefix, f"{family.outside}vision_model.")
+        find_layout(tensors, name) for name in (prefix, f"{family.around.outside}vision_model.")
     )
     towers = find_towers(config, tensors, in_megatron=True)
     bindings = make_bindings(family, numbers, layout, towers, vision)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.families.megatron_form import MegatronRows
+from ckpt_tool.mapping.families.megatron_form import Around
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -34,14 +34,14 @@ def takes_modules(config: ModelConfig, tower: str) -> bool:
 
     MappingError where the family's cannot be written so.
     """
-    family = require_rows(config)
-    known = {"megatron": family.vision is not None, "transformers": bool(family.towers)}
+    around = require_rows(config).around
+    known = {"megatron": around.vision is not None, "transformers": bool(around.towers)}
     if tower and not known[tower]:
         raise MappingError(
             f"`tower={tower!r}`: a {config.model_type} has no tower that is written so",
             hint="Leave `tower` out.",
         )
-    return tower == "transformers" or (not tower and not family.native)
+    return tower == "transformers" or (not tower and not around.native)
 
 
 def find_towers(
@@ -52,16 +52,16 @@ def find_towers(
     ``names``: those of the Hub, or Megatron's. MappingError where a tower has none; of a family
     that has rows of its tower, there may be none at all.
     """
-    family = require_rows(config)
+    around = require_rows(config).around
     found: dict[str, str] = {}
     absent = []
     given = sorted(names)
-    for hub, megatron in zip(family.towers, family.megatron_towers, strict=True):
+    for hub, megatron in zip(around.towers, around.megatron_towers, strict=True):
         own = megatron if in_megatron else hub
         ends = [name.removeprefix(own) for name in given if name.startswith(own)]
         found |= {hub + end: megatron + end for end in ends}
         absent += [] if ends else [own]
-    if absent and (family.vision is None or family.vision.always):
+    if absent and (around.vision is None or around.has_radio):
         raise MappingError(
             f"{' and '.join(absent)}: none of their tensors is there, but a {config.model_type}"
             f" has some, by {config.path}"
@@ -69,29 +69,27 @@ def find_towers(
     return dict(sorted(found.items()))
 
 
-def leave_out_absent(model: HubModel, family: MegatronRows) -> HubModel:
+def leave_out_absent(model: HubModel, around: Around) -> HubModel:
     """The model without what no model of Megatron's has; those names and the reason are kept."""
-    rest = {name for name in model.tensors if family.absent and name.startswith(family.absent)}
+    rest = {name for name in model.tensors if around.absent and name.startswith(around.absent)}
     kept = {name: tensor for name, tensor in model.tensors.items() if name not in rest}
     return replace(model, tensors=kept, dropped=model.dropped | dict.fromkeys(rest, _ABSENT))
 
 
-def use_tower_names(
-    tensors: Mapping[str, LazyTensor], family: MegatronRows
-) -> Mapping[str, LazyTensor]:
+def use_tower_names(tensors: Mapping[str, LazyTensor], around: Around) -> Mapping[str, LazyTensor]:
     """The tensors with the towers' names, and what is before all of them, as the tables have it.
 
     MappingError where two then have one name.
     """
-    if not family.towers:
+    if not around.towers:
         return tensors
     found: dict[str, LazyTensor] = {}
     twice = []
-    spelled = _list_spellings(family)
+    spelled = _list_spellings(around)
     for name, tensor in tensors.items():
         own = _name_tower(name, spelled)
         if own is None:
-            own = _LANGUAGE.sub(family.prefix, name, count=1) if _LANGUAGE.match(name) else name
+            own = _LANGUAGE.sub(around.prefix, name, count=1) if _LANGUAGE.match(name) else name
         if own in found:
             twice.append(f"{name}: also {own}")
         found[own] = tensor
@@ -100,9 +98,9 @@ def use_tower_names(
     return found
 
 
-def _list_spellings(family: MegatronRows) -> dict[str, str]:
+def _list_spellings(around: Around) -> dict[str, str]:
     """What may be before the tensors of a tower, without what is around the model, and ours."""
-    pairs = zip(family.towers, family.megatron_towers, strict=True)
+    pairs = zip(around.towers, around.megatron_towers, strict=True)
     found = {}
     for hub, megatron in pairs:
         for spelled in (hub, megatron):

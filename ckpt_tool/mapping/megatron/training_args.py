@@ -110,8 +110,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
 
 def describe_content(rules: Rules) -> dict[str, Any]:
     """What Megatron-LM's loader is told about the keys: it asks for those that follow from it."""
-    vision = require_rows(rules.config).vision
-    stacked = rules.layout == "stacked" or (vision is not None and vision.always)
+    stacked = rules.layout == "stacked" or require_rows(rules.config).around.has_radio
     return {
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,

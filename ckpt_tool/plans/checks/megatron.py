@@ -92,11 +92,11 @@ def _model(rules: Rules) -> str:
     """What is compared: what comes before a vision tower's blocks is not of megatron-core."""
     if rules.layout == "hybrid":
         return "HybridModel (without the towers)" if rules.numbers.vision_layers else "HybridModel"
-    vision = require_rows(rules.config).vision
+    vision = require_rows(rules.config).around.vision
     if vision is not None and rules.numbers.vision_layers:
         mergers = rules.numbers.vision_mergers or not vision.gated
         without = "its blocks" if mergers else "without patch_embed"
         return f"GPTModel and vision tower ({without})"
-    if require_rows(rules.config).towers:
+    if require_rows(rules.config).around.towers:
         return "GPTModel (without the tower)"
     return "GPTModel"

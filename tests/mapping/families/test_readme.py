@@ -44,7 +44,7 @@ def describe_megatron(family: Family) -> str:
     rows = family.megatron
     if rows is None:
         return ""
-    if rows.inner:
+    if rows.around.inner:
         return "as its language model's type says"
     said = ["MLA" if rows.attention == LATENT else "GQA"]
     said = ["MLA" if set(LATENT) & set(rows.attention[1:]) else "GQA"]
@@ -72,8 +72,10 @@ def describe_megatron(family: Family) -> str:
 
 def describe_vision(family: Family) -> str:
     rows = family.megatron
-    said = ["yes"] if rows and rows.vision else []
-    return ", ".join(said + [f"`{prefix}*`" for prefix in (rows.megatron_towers if rows else ())])
+    said = ["yes"] if rows and rows.around.vision else []
+    return ", ".join(
+        said + [f"`{prefix}*`" for prefix in (rows.around.megatron_towers if rows else ())]
+    )
 
 
 #: What real modules had to be given, so that they compute what transformers does.
@@ -130,7 +132,7 @@ def make_row(model_type: str, family: Family) -> tuple[str, ...]:
         family.torchtitan.said if family.torchtitan else "",
         describe_megatron(family),
         judge(model_type, family),
-        "yes" if rows and rows.mtp else "",
+        "yes" if rows and rows.mtp.rows else "",
         describe_vision(family),
         describe_else(family),
     )

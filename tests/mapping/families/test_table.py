@@ -108,7 +108,7 @@ def test_what_a_row_says_of_float32_holds_for_each_class_of_the_family(model_typ
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_rows_of_megatron_are_spelled_in_words_that_are_known(model_type):
     rows = FAMILIES[model_type].megatron
-    vision = rows.vision
+    vision = rows.around.vision
     tower = vision.rows + vision.block + vision.merger if vision else ()
     sizes = rules_of(model_type).numbers.sizes.keys() | {"shared_ffn", "query_rank", "expert_ffn"}
     sizes |= {"vision", "vision_qkv", "vision_ffn", "merged", "positions"}
@@ -118,8 +118,10 @@ def test_rows_of_megatron_are_spelled_in_words_that_are_known(model_type):
         *rows.attention,
         *rows.dense,
         *rows.moe,
-        *rows.mtp,
-        *rows.beside,
+        *rows.mtp.rows,
+        *rows.mtp.dense,
+        *rows.mtp.end,
+        *rows.around.beside,
         *others,
         *tower,
     ):
@@ -130,7 +132,7 @@ def test_rows_of_megatron_are_spelled_in_words_that_are_known(model_type):
         }
         assert set(f"{row.shape} {row.whole}".replace(",", " ").split()) <= sizes
         assert row.hf.count("{e}") == row.megatron.count("{e}")
-    prefix = rows.mtp_prefix.format(after=3, number=0)
+    prefix = rows.mtp.prefix.format(after=3, number=0)
     assert prefix.endswith(".")
     assert config_of(model_type).family is FAMILIES[model_type]
 

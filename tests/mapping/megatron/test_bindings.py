@@ -34,7 +34,7 @@ _LAYERED = r"(?!mtp\.)(?:\w+\.){0,2}layers\.([012])\.|(?:model\.)?visual\.blocks
 
 def bindings(family: str, layout: str = "per-layer", **changes) -> list[Binding]:
     config = config_of(family, **changes)
-    prefixes = require_rows(config).towers
+    prefixes = require_rows(config).around.towers
     towers = {name: name for name in TOWERS.get(family, {}) if name.startswith(prefixes)}
     return make_bindings(require_rows(config), read_numbers(config), layout, towers)
 

@@ -51,13 +51,13 @@ def test_every_row_says_a_shape():
             family.megatron.attention,
             family.megatron.dense,
             family.megatron.moe,
-            family.megatron.mtp,
+            family.megatron.mtp.rows,
         )
         for row in part
     }
     assert all(row.shape for row in rows)
     for family in ("qwen2_5_vl", "qwen3_vl"):
-        vision = FAMILIES[family].megatron.vision
+        vision = FAMILIES[family].megatron.around.vision
         every = vision.rows + vision.block + vision.merger
         assert {row.hf for row in every if not row.shape} == UNSAID
 

@@ -172,8 +172,8 @@ OWN_TESTS = {"gemma3", "minimax_m3_vl"}
 
 
 def test_every_family_with_towers_is_here():
-    with_towers = {n for n, f in FAMILIES.items() if f.megatron and f.megatron.towers}
-    with_rows = {name for name in with_towers if FAMILIES[name].megatron.vision}
+    with_towers = {n for n, f in FAMILIES.items() if f.megatron and f.megatron.around.towers}
+    with_rows = {name for name in with_towers if FAMILIES[name].megatron.around.vision}
     assert MODELS.keys() == with_towers - with_rows - OWN_TESTS
 
 

@@ -46,7 +46,7 @@ def answer(request: Request) -> dict[str, Any]:
     except Exception as error:  # whatever building a model raises
         return {"library": library, "unusable": f"{type(error).__name__}: {error}"}
     try:
-        towers = require_rows(request.config).unbuilt
+        towers = require_rows(request.config).around.unbuilt
         return {"library": library, "num_tensors": check(state, request.folder, towers)}
     except LoadFaultError as error:
         return {"library": library, "message": str(error), "faults": error.faults}

@@ -70,7 +70,7 @@ def _modules(request: Request) -> dict[str, Any]:
     if "patterned" in request.numbers.flags and not request.numbers.kinds:
         raise UnknownModelError("megatron-core has no layer with Mamba beside attention")
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
-    prefix = require_rows(request.config).prefix
+    prefix = require_rows(request.config).around.prefix
     if hybrid:
         options = _describe_ends(request)
         pattern, flags = request.numbers.hybrid_pattern, request.numbers.flags
@@ -82,7 +82,7 @@ def _modules(request: Request) -> dict[str, Any]:
 
 def _tower(request: Request, text: TransformerConfig) -> dict[str, Any]:
     """The blocks of a vision tower and, of one that ends as they do, what is after them."""
-    vision, rows = request.config.raw["vision_config"], require_rows(request.config).vision
+    vision, rows = request.config.raw["vision_config"], require_rows(request.config).around.vision
     ends = rows is not None and rows.projects
     gated = rows is not None and rows.gated
     config = make_vision_config(vision, request.numbers, gated=gated)
