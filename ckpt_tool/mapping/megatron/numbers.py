@@ -16,7 +16,7 @@ from ckpt_tool.mapping.megatron.kinds import find_kinds, find_symbols, find_symb
 from ckpt_tool.mapping.megatron.linear import is_linear
 from ckpt_tool.mapping.megatron.own_kinds import OWN_KINDS
 from ckpt_tool.mapping.megatron.radio import read_radio
-from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, find_head_dim, read_sizes
+from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, find_head_dim, read_sizes, read_text
 
 #: How configs call every how many layers one has experts.
 _STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
@@ -136,7 +136,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     Megatron's vocabulary is padded to a multiple of ``vocab_multiple``.
     """
     family = require_rows(config)
-    text = Fields(family.defaults | config.text, config.path)
+    text = read_text(family, config)
     kinds = _find_kinds(family, text)
     layers = len(kinds) or text.size("num_hidden_layers")
     heads = text.size("num_attention_heads")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ckpt_tool.common.untrusted import Fields
-from ckpt_tool.mapping.config import EXPERT_KEYS
+from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
+from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.megatron.linear import read_linear_sizes
 
 #: How configs call the number of experts that see every token; the sizes have their width.
@@ -19,6 +20,13 @@ _MAMBA_KEYS = (
     ("ssm_state_size", "mamba_d_state"),
     ("conv_kernel", "mamba_d_conv"),
 )
+
+
+def read_text(family: MegatronRows, config: ModelConfig) -> Fields:
+    """The language model's config; what it leaves out, or has null for, as its class has it."""
+    text = config.text
+    absent = {key: size for key, size in family.defaults.items() if text.get(key) is None}
+    return Fields(text | absent, config.path)
 
 
 def find_head_dim(text: Fields) -> int:

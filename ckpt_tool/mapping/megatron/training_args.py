@@ -16,6 +16,7 @@ from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.megatron.linear import describe_linear
 from ckpt_tool.mapping.megatron.numbers import Numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import Rules
+from ckpt_tool.mapping.megatron.sizes import read_text
 
 #: Arguments that are a config's value under another name: argument -> config keys, first found.
 _SAME = {
@@ -101,7 +102,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
         | _make_layers(numbers.flags)
         | (_make_gpt_oss(text) if "quick_geglu" in numbers.flags else {})
         | _make_linear(numbers)
-        | _make_rotary(_with_defaults(rules))
+        | _make_rotary(read_text(require_rows(rules.config), rules.config))
         | (_make_experts(rules) if numbers.experts else {})
         | (_make_hybrid(rules) if rules.layout == "hybrid" else {})
         | (_make_blocks(rules) if numbers.blocks else {})
@@ -170,12 +171,6 @@ def _make_gpt_oss(text: Mapping[str, Any]) -> dict[str, Any]:
         "activation_func_clamp_value": text.get("swiglu_limit", 7.0),
         "softmax_type": "learnable",
     }
-
-
-def _with_defaults(rules: Rules) -> Fields:
-    """The language model's config; null is what it does not say."""
-    said = {key: value for key, value in rules.config.text.items() if value is not None}
-    return Fields(require_rows(rules.config).defaults | said, rules.config.path)
 
 
 def _make_rotary(text: Fields) -> dict[str, Any]:

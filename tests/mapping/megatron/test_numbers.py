@@ -303,3 +303,13 @@ def test_what_qwen2_audio_leaves_out_is_its_class_default():
         ModelConfig(Path("model"), {"model_type": "qwen2_audio", "text_config": text}, {})
     )
     assert (found.layers, found.heads, found.groups, found.head_dim) == (32, 32, 32, 128)
+
+
+@pytest.mark.parametrize("changed", ["null", "absent"])
+def test_null_is_what_the_class_has_where_it_is_left_out(changed):
+    raw = config_of("gemma3_text").raw | {"num_attention_heads": None, "head_dim": None}
+    raw |= {"vocab_size": None, "num_key_value_heads": None}
+    if changed == "absent":
+        raw = {key: value for key, value in raw.items() if value is not None}
+    found = read_numbers(ModelConfig(Path("model"), raw, {}))
+    assert (found.heads, found.groups, found.head_dim, found.vocab_size) == (8, 4, 256, 262208)
