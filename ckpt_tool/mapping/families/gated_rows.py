@@ -136,6 +136,13 @@ APART_KINDS = {
     "linear_attention of slime": _keep(_APART),
 }
 
+#: slime exchanges the halves of this one of Qwen3-Next, both ways, and not of Qwen3.5.
+_NEXT_MTP = replace(
+    TRANSFORMERS_MTP,
+    rows=tuple(
+        replace(row, op="fc") if row.hf == "fc.weight" else row for row in TRANSFORMERS_MTP.rows
+    ),
+)
 _FLAGS: dict[str, Flag] = {
     "qk_norm": True,
     "output_gate": True,
@@ -169,14 +176,16 @@ QWEN3_NEXT = MegatronRows(
     GATED,
     DENSE,
     MOE + SHARED_GATE,
-    TRANSFORMERS_MTP,
+    _NEXT_MTP,
     flags=_FLAGS | {"mtp_unsaid": True},
     differing=True,
     attentions=NEXT_KINDS,
     kinds_by="full_attention_interval",
     defaults={"partial_rotary_factor": 0.25},
 )
-QWEN3_5 = replace(QWEN3_NEXT, moe=(), flags=_FLAGS, attentions=APART_KINDS)
+QWEN3_5 = replace(
+    QWEN3_NEXT, moe=(), mtp=TRANSFORMERS_MTP, flags=_FLAGS, attentions=APART_KINDS
+)
 QWEN3_5_MOE = replace(QWEN3_5, moe=_EITHER)
 QWEN3_5_VL = replace(QWEN3_5, around=QWEN3_VL.around)
 QWEN3_5_MOE_VL = replace(QWEN3_5_VL, moe=_EITHER, flags=_FLAGS | {"packed": True})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ckpt_tool.mapping.megatron.numbers import Numbers
-from ckpt_tool.mapping.megatron.ops import Blocks, Op, QueryGroups
+from ckpt_tool.mapping.megatron.ops import Blocks, Op, QueryGroups, Same, SwapHalves
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor, cat
 from ckpt_tool.tensors.offsets import add
@@ -203,6 +203,7 @@ GATED_OPS: dict[str, Callable[[Numbers], Op]] = {
     "gated_qkv": lambda numbers: GatedQueryGroups(
         numbers.heads, numbers.groups, numbers.head_dim, "by_head" in numbers.flags
     ),
+    "fc": lambda numbers: SwapHalves() if "slime" in numbers.flags else Same(),
     "from_zero": lambda _: CountedFromZero(),
     "qkvz_rows": lambda numbers: _take_head_rows(numbers, *_QKV, "linear_value"),
     "ba_rows": lambda numbers: _take_head_rows(numbers, *["linear_heads"] * 2),

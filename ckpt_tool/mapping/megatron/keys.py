@@ -53,9 +53,6 @@ _GROUPED = {
     # Where they are of all heads together, slime and ms-swift bring modules of their own.
     "self_attention.q_norm.weight": "self_attention.q_layernorm.weight",
     "self_attention.k_norm.weight": "self_attention.k_layernorm.weight",
-    # Of GLM-4, which ms-swift norms inside of the modules.
-    "self_attention.post_self_attn_layernorm.weight": "post_self_attn_layernorm.weight",
-    "mlp.post_mlp_layernorm.weight": "post_mlp_layernorm.weight",
 }
 _LATENT = {
     # Where the down projections are fused, whose norm 0.19 calls otherwise on disk.
@@ -68,7 +65,8 @@ _SPARSE = {
     "self_attention.linear_q_up_proj.layer_norm_weight": "self_attention.q_layernorm.weight",
     "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
 }
-_INDEXER = ".core_attention.indexer."
+#: megatron-core's, and slime's.
+_INDEXER = re.compile(r"\.self_attention\.(?:core_attention\.indexer\.|wq_b\.)")
 #: Of gated DeltaNet, where the norm is by itself.
 _LINEAR = {"input_layernorm.weight": "self_attention.in_proj.layer_norm_weight"}
 _DENSE = {
@@ -108,7 +106,7 @@ def is_megatron(names: Iterable[str]) -> bool:
 def name_engine_keys(keys: Collection[str]) -> dict[str, str]:
     """The Transformer Engine name of each key of a model, be it one already or a local one."""
     every = frozenset(keys)
-    latent = _SPARSE if any(_INDEXER in key for key in every) else _LATENT
+    latent = _SPARSE if any(map(_INDEXER.search, every)) else _LATENT
     return {key: _name_engine_key(key, every, latent) for key in every}
 
 

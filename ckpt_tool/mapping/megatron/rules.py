@@ -22,9 +22,14 @@ from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, r
 from ckpt_tool.mapping.megatron.ops import Same
 from ckpt_tool.mapping.megatron.packing import count_experts, note_packed
 from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
+from ckpt_tool.mapping.megatron.respelling import respell
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.towers import find_towers, takes_modules
 from ckpt_tool.tensors.lazy import LazyTensor
+
+#: What else follows from who stores gated DeltaNet in a way of its own: queries by head, and the
+#: halves of what joins the embedding and the state that predict further.
+_OF_TRAINERS = {"ms-swift": "by_head", "slime": "slime"}
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,7 @@ def infer_rules(
     )
     towers = find_towers(config, tensors, in_megatron=True)
     bindings = make_bindings(family, numbers, layout, towers, vision)
+    bindings = [respell(each, numbers, tensors) for each in bindings]
     bindings = list(map(partial(_use_whole, names=tensors), bindings))
     return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), [])
 
@@ -213,10 +219,10 @@ def find_layout(names: Collection[str], prefix: str = "") -> str:
 
 
 def _spell_kinds(numbers: Numbers, keys: Collection[str]) -> Numbers:
-    """The kinds of layers as the trainer stores them, which tells how it stores queries."""
+    """The kinds of layers as the trainer stores them, which tells how it stores other things."""
     kinds = spell_kinds(numbers.kinds, keys)
-    by_head = {"by_head"} if any("ms-swift" in kind for kind in kinds) else set()
-    return replace(numbers, kinds=kinds, flags=numbers.flags | by_head)
+    said = {flag for trainer, flag in _OF_TRAINERS.items() if any(trainer in k for k in kinds)}
+    return replace(numbers, kinds=kinds, flags=numbers.flags | said)
 
 
 def _put_value_head(numbers: Numbers, bias: bool) -> Numbers:

@@ -16,7 +16,7 @@ from ckpt_tool.readers.megatron.mixers import find_mixer_dim, find_sections
 from ckpt_tool.tensors.geometry import Box, Shape
 
 _COLUMN = re.compile(
-    r"(^|\.)(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|linear_fc1|eh_proj"
+    r"(^|\.)(linear_qkv|linear_q_proj|linear_q_up_proj|linear_(?:kv|k|v)_up_proj|linear_fc1|eh_proj"
     r"|gate_up_proj)\.(weight|bias)$"
     r"|(^|\.)(word_embeddings|output_layer|embed_tokens|lm_head|multi_modal_projector\.proj)\.weight$"
     r"|(^|\.)vision_model\.(video_)?embedder\.weight$"  # of RADIO
@@ -167,7 +167,9 @@ def _latent_down(name: str, shapes: Mapping[str, Shape]) -> Cut:
     What the up projection takes says how many rows there are: of the keys' and values' some more,
     for the rotary part.
     """
-    up = shapes.get(name.replace("_down_proj.", "_up_proj."))
+    ups = (name.replace("_down_proj.", "_up_proj."), name.replace("_kv_down_proj.", "_k_up_proj."))
+    # Absorbed attention of 0.17 and 0.18 has those of keys and values apart.
+    up = next((shapes[each] for each in ups if each != name and each in shapes), None)
     if up is None or len(up) != 2 or not shapes[name]:
         return WHOLE
     return WHOLE if shapes[name][0] >= up[1] else Cut(0)

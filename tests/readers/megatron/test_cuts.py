@@ -93,6 +93,10 @@ PARAMETERS = [
     (f"{ATTENTION}linear_q_up_proj.weight", (20, 24), {}, ROWS),
     (f"{ATTENTION}linear_kv_up_proj.weight", (20, 16), {}, ROWS),
     (f"{ATTENTION}linear_q_proj.weight", (20, 8), {}, ROWS),
+    (f"{ATTENTION}linear_k_up_proj.weight", (20, 16), {}, ROWS),  # absorbed, of 0.17 and 0.18
+    (f"{ATTENTION}linear_v_up_proj.weight", (20, 16), {}, ROWS),
+    (f"{ATTENTION}wq_b.weight", (128, 16), {}, WHOLE),  # slime's
+    (f"{ATTENTION}weights_proj.weight", (2, 8), {}, WHOLE),
     ("model.layers.0.self_attn.qkv_proj.weight", (12, 8), {}, STACKED),
     ("model.layers.0.self_attn.qkv_proj.bias", (12,), {}, STACKED),
     ("model.layers.0.self_attn.o_proj.weight", (8, 4), {}, COLUMNS),
@@ -125,6 +129,9 @@ def test_latent_down_projections_are_cut_where_they_have_too_few_rows(kind, rows
     up = f"{ATTENTION}linear_{kind}_up_proj.weight"
     assert find_cut(name, {name: (rows, 64), up: (40, rank)}) == expected
     assert find_cut(name, {name: (rows, 64)}) == WHOLE
+    if kind == "kv":
+        keys = f"{ATTENTION}linear_k_up_proj.weight"
+        assert find_cut(name, {name: (rows, 64), keys: (40, rank)}) == expected
 
 
 def boxes(cut, local, part, parts):
