@@ -14,7 +14,7 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.tensors.dtypes import UINT8, DType
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.nibbles import INT32, INT64, Nibbles, unpack_int4, unpack_mxfp4
+from ckpt_tool.tensors.nibbles import INT32, SHAPE_DTYPES, Nibbles, unpack_int4, unpack_mxfp4
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _WORDS, _FACTORS, _SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
@@ -67,7 +67,8 @@ def _find_parts(name: str, tensors: Mapping[str, LazyTensor]) -> list[str]:
         stem = name.removesuffix(_WORDS)
         parts = [stem + _FACTORS, stem + _SHAPE]
         is_plain = parts[0] in tensors and not any(stem + end in tensors for end in _OTHERS)
-        return parts if is_plain and _are(tensors, [name, parts[1]], (INT32, INT64)) else []
+        are = any(_are(tensors, [name, parts[1]], (INT32, shape)) for shape in SHAPE_DTYPES)
+        return parts if is_plain and are else []
     if name.endswith(_BLOCKS):
         parts = [name.removesuffix(_BLOCKS) + _SCALES]
         return parts if _are(tensors, [name, *parts], (UINT8, UINT8)) else []

@@ -221,7 +221,7 @@ class _Scratch(Scratch):
 
 def check_shape(said: Chunked, shape: Shape, reader: Reader) -> None:
     """FormatError where a file says another shape of a weight than its codes and scales have."""
-    found = np.empty(prod(said.shape), np.int64)
+    found = np.empty(prod(said.shape), said.dtype.name)
     reader.read(said, 0, len(found), found.data.cast("B"))
     if tuple(found.tolist()) != shape:
         path = said.chunks[0].region.path

@@ -26,6 +26,8 @@ from ckpt_tool.tensors.reshaped import reshape
 Kind = Literal["MXFP4", "INT4"]
 
 INT32, INT64 = BY_NAME["int32"], BY_NAME["int64"]
+#: What the shape of a weight of INT4 is written in: by Kimi-K2-Thinking, by compressed-tensors.
+SHAPE_DTYPES = (INT32, INT64)
 #: Numbers that have one factor in MXFP4, and the bytes that they take.
 MX_GROUP, _MX_BYTES = 32, 16
 #: Numbers in a word of INT4.
@@ -104,7 +106,7 @@ def unpack_int4(
 ) -> LazyTensor:
     """INT4 ``words`` int32 ``[R, ceil(C / 8)]`` times ``scales`` ``[R, C / group]``.
 
-    ``said``: int64 ``[2]``, which has R and C, and is read with the first weight. The result is
+    ``said``: integers ``[2]``, which are R and C, and are read with the first weight. The result is
     ``[R, C]`` of ``dtype``. ValueError where a shape or a dtype is another one; reads nothing.
     """
     _require(dtype in CASTABLE, f"no cast from INT4 to {dtype}")
@@ -112,8 +114,8 @@ def unpack_int4(
     floats = any(_is_plain(scales, known) for known in (BFLOAT16, FLOAT16, FLOAT32))
     _require(floats, f"scales of {scales.dtype}, expected floats of 16 or 32 bits")
     _require(
-        _is_plain(said, INT64) and said.shape == (2,),
-        f"a shape that is {said.dtype} {list(said.shape)}, expected int64 [2]",
+        any(_is_plain(said, known) for known in SHAPE_DTYPES) and said.shape == (2,),
+        f"a shape that is {said.dtype} {list(said.shape)}, expected int32 or int64 [2]",
     )
     _require(group > 0 and group % _WORD == 0, f"groups of {group}, expected a multiple of {_WORD}")
     columns = scales.shape[-1] * group if scales.shape else 0

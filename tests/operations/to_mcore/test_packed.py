@@ -91,6 +91,20 @@ def test_packed_experts_become_megatrons(models, tmp_path) -> None:
     assert result.verified
 
 
+def test_a_shape_is_of_32_bits_too(models, tmp_path) -> None:
+    """As Kimi-K2-Thinking is released; compressed-tensors itself writes 64."""
+    packed, wide = models
+    tensors = load_folder(packed)
+    assert {t.dtype for n, t in tensors.items() if n.endswith("_shape")} == {torch.int64}
+    short = {n: t.int() if n.endswith("_shape") else t for n, t in tensors.items()}
+    changed = write_changed(packed, short, tmp_path)
+    assert verify_checkpoint(changed, wide).equal
+    name = next(name for name in short if name.endswith("_shape"))
+    short[name][1] += 1
+    with pytest.raises(FormatError, match="its weight_shape says"):
+        verify_checkpoint(write_changed(packed, short, tmp_path), wide)
+
+
 def test_packed_and_wide_are_compared_by_their_values(models) -> None:
     packed, wide = models
     for pair in ((packed, wide), (wide, packed)):
