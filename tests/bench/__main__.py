@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench.computed_scenarios import bench_fp8, bench_lora
+from tests.bench.family_scenarios import FAMILY_VARIANTS, bench_family
 from tests.bench.mcore_scenarios import MCORE_VARIANTS, bench_mcore
 from tests.bench.measure import CommandError
 from tests.bench.report import as_json, facts, show
@@ -32,6 +33,7 @@ _DEFAULT_FOLDER = "bench"
 _SCENARIOS: dict[str, Callable[[int, int, Path, Say], Result]] = {
     **{variant.name: partial(bench, variant) for variant in VARIANTS},
     **{variant.name: partial(bench_mcore, variant) for variant in MCORE_VARIANTS},
+    **{variant.name: partial(bench_family, variant) for variant in FAMILY_VARIANTS},
     "lora": bench_lora,
     "fp8": bench_fp8,
 }
@@ -45,7 +47,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "--dir",
         type=Path,
         default=Path(_DEFAULT_FOLDER),
-        help="where a temporary folder is made, with room for 3.2 times the size"
+        help="where a temporary folder is made, with room for 3.5 times the size"
         " (default: ./%(default)s)",
     )
     add("--repeat", type=int, default=5, help="timed rounds (default: %(default)s)")
@@ -81,7 +83,7 @@ def main(given: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     size = int(options.gb * 1e9)
     free = shutil.disk_usage(options.dir).free
-    if free < 3.2 * size:
+    if free < 3.5 * size:
         print(
             f"{options.dir}: {free / 1e9:.1f} GB free, --gb {options.gb} needs more",
             file=sys.stderr,

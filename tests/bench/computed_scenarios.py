@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.bench.generate import Spec, generate, spec_of_size
-from tests.bench.generate_hf import dense_model, fp8_model, write_model
+from tests.bench.generate_hf import dense_model, write_model
 from tests.bench.measure import Command, Runs, measure, run
+from tests.bench.quantised_models import fp8_model
 from tests.bench.results import TOOL, Measurement, Result, Say, copies
 
 _RANK = 32

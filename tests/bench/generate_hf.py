@@ -1,30 +1,17 @@
-"""Hugging Face models to measure on: folders of several safetensors files, of bfloat16 or fp8.
-
-Every tensor is cut from the same random values, each from a position of its own, so that writing
-takes no longer than a copy and tensors that change places are noticed. Imports no torch.
-"""
+"""Hugging Face models to measure on: folders of several safetensors files. Imports no torch."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from tests.bench.generate import config_of, spec_of_size
+from tests.bench.values import Kind, Shapes, Values
 
-if TYPE_CHECKING:
-    import numpy as np
-
-#: Random values that every tensor is cut from.
-_VALUES = 32 << 20
 _ITEMSIZE = 2
-
-#: Rows and columns that share a scale of fp8, and what the names of scales end with.
-_BLOCK, _SCALES = 128, "_scale_inv"
 
 #: A model has at least this many files, and none of more than about this size.
 _FILES = 4
@@ -33,9 +20,7 @@ _FILE_BYTES = 1 << 30
 # Qwen3-30B-A3B, which has 48 layers of 128 experts
 _HIDDEN, _EXPERT_WIDTH, _VOCABULARY = 2048, 768, 151936
 _HEADS, _KV_HEADS, _HEAD_DIM = 32, 4, 128
-_EXPERTS, _FEWEST_EXPERTS, _FEWEST_LAYERS = 16, 4, 2
-
-Shapes = dict[str, tuple[int, ...]]
+_EXPERTS, _FEWEST_EXPERTS = 16, 4
 
 
 @dataclass(frozen=True)
@@ -45,6 +30,11 @@ class Model:
     shapes: Shapes
     config: dict[str, object]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, each as if it were bfloat16."""
+        return _nbytes(self.shapes)
+
 
 def dense_model(size: int) -> Model:
     """The Qwen2.5-1.5B-like model nearest to ``size`` bytes."""
@@ -52,44 +42,47 @@ def dense_model(size: int) -> Model:
     return Model(spec.shapes(), config_of(spec))
 
 
-def fp8_model(size: int) -> Model:
-    """The same as :func:`dense_model`, its linear layers in fp8 with scales by blocks.
+@dataclass(frozen=True)
+class Family:
+    """Models that are alike but for the numbers of layers and of experts, and the vocabulary.
 
-    ``size``: of the model that it was made of, in bytes.
+    ``make``: of these three. ``layers``: how many there are before their kinds repeat.
     """
-    dense = dense_model(size)
-    shapes: Shapes = {}
-    for name, shape in dense.shapes.items():
-        shapes[name] = shape
-        if _is_fp8(name):
-            shapes[name + _SCALES] = (-(-shape[0] // _BLOCK), -(-shape[1] // _BLOCK))
-    said = {"quant_method": "fp8", "weight_block_size": [_BLOCK, _BLOCK]}
-    return Model(shapes, {**dense.config, "quantization_config": said})
+
+    make: Callable[[int, int, int], Model]
+    vocabulary: int
+    experts: int = _EXPERTS
+    layers: int = 1
 
 
-def _is_fp8(name: str) -> bool:
-    return name.endswith("_proj.weight")
-
-
-def moe_model(size: int) -> Model:
-    """The Qwen3-30B-A3B-like model nearest to ``size`` bytes; at least two layers.
+def fit(family: Family, size: int) -> Model:
+    """The model nearest to ``size`` bytes; at least two layers, and one of every kind.
 
     Every matrix of a layer is as in the real one; there are fewer layers and experts. For small
     sizes the vocabulary is halved until layers are half of the model, then the number of experts
     until a few layers fit.
     """
-    vocabulary, experts = _VOCABULARY, _EXPERTS
-    while vocabulary > _VOCABULARY >> 4 and _nbytes(_moe_shapes(0, 0, vocabulary)) > size / 2:
+    vocabulary, experts, fewest = family.vocabulary, family.experts, max(2, family.layers)
+
+    def measure(layers: int) -> int:
+        return family.make(layers, experts, vocabulary).nbytes
+
+    while vocabulary > family.vocabulary >> 4 and measure(0) > size / 2:
         vocabulary //= 2
-    room = size - _nbytes(_moe_shapes(0, 0, vocabulary))
-    while experts > _FEWEST_EXPERTS and 2 * _FEWEST_LAYERS * _layer_nbytes(experts) > room:
+    room = size - measure(0)
+    while experts > _FEWEST_EXPERTS and 2 * (measure(fewest) - measure(0)) > room:
         experts //= 2
-    layers = max(_FEWEST_LAYERS, round(room / _layer_nbytes(experts)))
+    times = round(room / (measure(family.layers) - measure(0)))
+    return family.make(max(fewest, times * family.layers), experts, vocabulary)
+
+
+def moe_model(size: int) -> Model:
+    """The Qwen3-30B-A3B-like model nearest to ``size`` bytes: see :func:`fit`."""
+    return fit(Family(_make_moe, _VOCABULARY), size)
+
+
+def _make_moe(layers: int, experts: int, vocabulary: int) -> Model:
     return Model(_moe_shapes(layers, experts, vocabulary), _moe_config(layers, experts, vocabulary))
-
-
-def _layer_nbytes(experts: int) -> int:
-    return _nbytes(_moe_layer(experts))
 
 
 def _nbytes(shapes: Shapes) -> int:
@@ -154,7 +147,7 @@ def write_model(folder: Path, model: Model) -> list[Path]:
     """Write the model as ``save_pretrained`` would; returns its safetensors files."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(model.config, indent=2))
-    source, values = random.Random(0), _Values()
+    values = Values()
     shards = list(_shards(model.shapes))
     files, places = [], {}
     for number, shapes in enumerate(shards, 1):
@@ -164,8 +157,7 @@ def write_model(folder: Path, model: Model) -> list[Path]:
         with files[-1].open("wb") as file:
             file.write(_header(shapes, kinds))
             for name, shape in shapes.items():
-                for part in _cut(kinds[name].values, prod(shape), source):
-                    file.write(part)
+                file.writelines(values.cut(kinds[name], prod(shape)))
     index = {"metadata": {"total_size": _nbytes(model.shapes)}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return files
@@ -186,7 +178,7 @@ def _shards(shapes: Shapes) -> Iterator[Shapes]:
     yield dict(sorted(shard.items()))
 
 
-def _header(shapes: Shapes, kinds: Mapping[str, _Kind]) -> bytes:
+def _header(shapes: Shapes, kinds: Mapping[str, Kind]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in shapes.items():
@@ -196,50 +188,3 @@ def _header(shapes: Shapes, kinds: Mapping[str, _Kind]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-class _Kind(NamedTuple):
-    """What tensors of a kind are cut from, and its dtype as safetensors names it."""
-
-    dtype: str
-    values: np.ndarray
-
-
-class _Values:
-    """Values of each kind of tensor: bfloat16, but for fp8 and its scales.
-
-    Those of norms are near 1, as in trained models. Codes of fp8 are of both signs, and no NaN.
-    """
-
-    def __init__(self) -> None:
-        import numpy as np
-
-        drawn = np.random.default_rng(0)
-        numbers = drawn.standard_normal(_VALUES, dtype=np.float32) * 0.02
-        self._matrices = _Kind("BF16", _bfloat16(numbers))
-        self._norms = _Kind("BF16", _bfloat16(numbers[: 1 << 20] + 1))
-        codes = drawn.integers(0, 254, _VALUES, dtype=np.uint8)
-        self._codes = _Kind("F8_E4M3", codes + (codes >= 127))
-        self._scales = _Kind("F32", np.abs(numbers[: 1 << 20]) * np.float32(0.01))
-
-    def of(self, name: str, shapes: Shapes) -> _Kind:
-        """The kind that a tensor of a model with these tensors is of."""
-        if name.endswith(_SCALES):
-            return self._scales
-        if name + _SCALES in shapes:
-            return self._codes
-        return self._norms if "norm" in name else self._matrices
-
-
-def _bfloat16(numbers: np.ndarray) -> np.ndarray:
-    """The upper halves: rounded toward zero."""
-    return numbers.view("<u2")[1::2].copy()
-
-
-def _cut(values: np.ndarray, count: int, source: random.Random) -> Iterator[np.ndarray]:
-    """``count`` of ``values`` from a random position on, over and over."""
-    at = source.randrange(len(values))
-    while count:
-        part = values[at : at + count]
-        yield part
-        count, at = count - len(part), 0
