@@ -183,9 +183,7 @@ QWEN3_NEXT = MegatronRows(
     kinds_by="full_attention_interval",
     defaults={"partial_rotary_factor": 0.25},
 )
-QWEN3_5 = replace(
-    QWEN3_NEXT, moe=(), mtp=TRANSFORMERS_MTP, flags=_FLAGS, attentions=APART_KINDS
-)
+QWEN3_5 = replace(QWEN3_NEXT, moe=(), mtp=TRANSFORMERS_MTP, flags=_FLAGS, attentions=APART_KINDS)
 QWEN3_5_MOE = replace(QWEN3_5, moe=_EITHER)
 QWEN3_5_VL = replace(QWEN3_5, around=QWEN3_VL.around)
 QWEN3_5_MOE_VL = replace(QWEN3_5_VL, moe=_EITHER, flags=_FLAGS | {"packed": True})
