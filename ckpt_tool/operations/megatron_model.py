@@ -16,7 +16,7 @@ from ckpt_tool.mapping.lora.resolve import refuse_options
 from ckpt_tool.mapping.lora.resolve_megatron import resolve_megatron
 from ckpt_tool.mapping.megatron.masters import is_bucket, is_master, take_masters
 from ckpt_tool.operations.request import Request
-from ckpt_tool.operations.row_orders import require_known_order
+from ckpt_tool.operations.row_orders import require_known_order, settle_adapters
 from ckpt_tool.readers.base import Checkpoint
 
 #: How many names a warning lists.
@@ -41,6 +41,7 @@ def take_megatron(model: HubModel, request: Request) -> HubModel:
         refuse_options(checkpoint.path, options.lora)
         return model
     require_known_order(checkpoint, model.tensors)
+    model = replace(model, tensors=settle_adapters(checkpoint, model.tensors, model.config))
     tied = request.heads.tied or None  # a head that is not there cannot be written
     found = resolve_megatron(model, request.base, options.lora, request.place, tied)
     dropped = model.dropped | found.dropped

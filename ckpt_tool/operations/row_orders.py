@@ -14,6 +14,10 @@ import re
 from collections.abc import Mapping
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
+from ckpt_tool.mapping.lora.part_rows import order_plain_rows
+from ckpt_tool.mapping.megatron.numbers import read_numbers
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import FLOAT32
@@ -22,7 +26,10 @@ from ckpt_tool.tensors.lazy import LazyTensor
 _NORM = ".self_attention.out_norm.weight"
 _BY_HEAD = re.compile(r"\.self_attention\.in_proj(?:_qkvz|_ba)?\.weight$")
 _MIXER = re.compile(r"\.mixer\.in_proj\.weight$")
-_RANKS = "megatron-ranks"
+_PROJECTION = re.compile(
+    r"\.(?:mixer|mamba_mixer|self_attention)\.in_proj\.adapter\.linear_out\.weight$"
+)
+_RANKS, _DISTRIBUTED = "megatron-ranks", "torch_dist"
 #: Halfway between norms that count from zero and from one.
 _MIDDLE = 0.5
 
@@ -32,6 +39,12 @@ def require_known_order(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor
 
     Reads the norms of gated DeltaNet, and nothing else.
     """
+    adapters = [name for name in tensors if _PROJECTION.search(name)]
+    if adapters and checkpoint.format not in (_RANKS, _DISTRIBUTED):
+        raise MappingError(
+            f"{checkpoint.path}: the rows of {adapters[0]} are in an order that nothing here says",
+            hint="Have the run save torch_dist, or files of single ranks.",
+        )
     mixers = [name for name in tensors if _MIXER.search(name)]
     if mixers and checkpoint.format != _RANKS:
         raise MappingError(
@@ -42,6 +55,20 @@ def require_known_order(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor
     norms = [tensor for name, tensor in tensors.items() if name.endswith(_NORM)]
     if norms:
         _require_norms(checkpoint, _find_mean(norms), any(map(_BY_HEAD.search, tensors)))
+
+
+def settle_adapters(
+    checkpoint: Checkpoint, tensors: dict[str, LazyTensor], config: ModelConfig
+) -> dict[str, LazyTensor]:
+    """The tensors, of which files of ranks have put rows for a gate that the family has not.
+
+    MappingError lists those that cannot be put right.
+    """
+    mesh = checkpoint.mesh
+    if checkpoint.format != _RANKS or mesh is None or not has_megatron_adapters(tensors):
+        return tensors
+    ungated = "ungated" in read_numbers(config).flags
+    return order_plain_rows(tensors, mesh.shape[0]) if ungated else tensors
 
 
 def _require_norms(checkpoint: Checkpoint, mean: float, by_head: bool) -> None:

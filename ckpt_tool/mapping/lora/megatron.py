@@ -3,8 +3,9 @@
 A weight ``M.weight`` [..., out, in] has ``M.adapter.linear_in.weight`` [..., r, in] and
 ``M.adapter.linear_out.weight`` [..., out, r], with the leading axes of the weight (layers,
 experts); the rows of ``linear_out`` are in the order of the weight's own, query groups and gate
-before up included. The update is ``alpha / r * linear_out @ linear_in``. Source:
-``megatron/bridge/peft/{lora,lora_layers,utils}.py``; what 0.3.1 writes was measured.
+before up included. The update is ``alpha / r * linear_out @ linear_in``. Of a weight that is
+several tensors (:mod:`.part_rows`) each has its rows of B. Source: ``megatron/bridge/peft/{lora,
+lora_layers,utils}.py``; what 0.3.1 writes was measured.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.lora.adapters import Adapters, Module
 from ckpt_tool.mapping.lora.checked import require_promised
+from ckpt_tool.mapping.lora.part_rows import find_parts, share_rows
 from ckpt_tool.mapping.lora.settings import Settings
 from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 from ckpt_tool.tensors.lowrank import LowRank, update_matrix
 
-_PART = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.weight")
+_PART = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.weight(?P<piece>\.\w+)?")
 
 T = TypeVar("T")
 Tensors = dict[str, LazyTensor]
@@ -56,13 +58,14 @@ def fuse_megatron(
         if matched is None:
             faults.append(f"{name}: not of plain LoRA; have Megatron-Bridge merge it")
         else:
-            modules.setdefault(matched["module"], {})[matched["part"]] = tensors[name]
+            part = matched["part"] + (matched["piece"] or "")
+            modules.setdefault(matched["module"], {})[part] = tensors[name]
     require_promised(settings.config, {name: {} for name in sorted(modules)})
     ranks: list[int] = []
     for module, parts in sorted(modules.items()):
         try:
-            plain[f"{module}.weight"] = _update(plain, module, parts, settings)
-            lead, rank = parts["out"].shape[:-2], parts["out"].shape[-1]
+            plain |= _update(plain, module, parts, settings)
+            *lead, rank, _ = parts["in"].shape
             ranks += [rank] * prod(lead)
         except ValueError as error:
             faults.append(f"{module}: {error}")
@@ -74,20 +77,40 @@ def fuse_megatron(
 
 def _update(
     plain: Mapping[str, LazyTensor], module: str, parts: Tensors, settings: Settings
-) -> LazyTensor:
-    missing = [f"linear_{part}" for part in ("in", "out") if part not in parts]
-    if missing:
+) -> Tensors:
+    """The module's weight, or each tensor that it is, with its rows' update."""
+    weights = find_parts(plain, module)
+    right, lefts = parts.get("in"), _find_lefts(parts, weights)
+    missing = ["linear_in"] * (right is None) + ["linear_out"] * (not lefts)
+    if right is None or missing:
         raise ValueError(f"no adapter.{missing[0]}.weight")
-    weight = plain.get(f"{module}.weight")
-    if weight is None:
+    if not weights:
         raise ValueError("adapters of no weight in the checkpoint")
-    left, right = parts["out"], parts["in"]
-    if not weight.shape[:-2] == left.shape[:-2] == right.shape[:-2]:
-        raise ValueError(
-            f"adapters of shapes {list(right.shape)} and {list(left.shape)} for a weight of shape"
-            f" {list(weight.shape)}"
-        )
-    return _update_each(weight, left, right, settings.scale(module, left.shape[-1]))
+    updated = {}
+    for part, weight in weights.items():
+        left = lefts[part]
+        if not weight.shape[:-2] == left.shape[:-2] == right.shape[:-2]:
+            raise ValueError(
+                f"adapters of shapes {list(right.shape)} and {list(left.shape)} for a weight of"
+                f" shape {list(weight.shape)}"
+            )
+        scale = settings.scale(module, left.shape[-1])
+        updated[f"{module}.weight{part}"] = _update_each(weight, left, right, scale)
+    return updated
+
+
+def _find_lefts(parts: Tensors, weights: Tensors) -> Tensors:
+    """B of each tensor of a weight; nothing where there is none. ValueError where one has none."""
+    pieces = {name.removeprefix("out"): t for name, t in parts.items() if name.startswith("out")}
+    if not pieces or not weights or "" in weights:
+        return {"": pieces[""]} if "" in pieces else {}
+    if "" in pieces and len(pieces) == 1:
+        counts = [weight.shape[0] for weight in weights.values()]
+        return dict(zip(weights, share_rows(pieces[""], counts), strict=True))
+    if pieces.keys() != weights.keys():
+        found = ", ".join(sorted(pieces)) or "none"
+        raise ValueError(f"B of the parts {found}, expected {', '.join(weights)}")
+    return pieces
 
 
 def _update_each(
@@ -116,15 +139,15 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
     faults += [name for name in found if "vision_config" in config.raw]
     modules = {}
     for name, parts in found.items():
-        matrix = parts[0].region.computed
-        right = matrix.right if isinstance(matrix, LowRank) else None
-        if not isinstance(matrix, LowRank) or right is None or not _are_whole_rows(parts, matrix):
+        first = parts[0].region.computed
+        right = first.right if isinstance(first, LowRank) else None
+        rows = [_find_rows(part, right) for part in parts] if right is not None else []
+        found_rows = [part for part in rows if part is not None]
+        if right is None or len(found_rows) < len(parts):
             faults.append(name)
             continue
-        size = matrix.shape[1] * matrix.dtype.itemsize
-        rows = [matrix.left.narrow(0, c.region.offset // size, c.box.sizes[0]) for c in parts]
         module = name.removesuffix(".weight")
-        modules[module] = Module(module, right, cat(rows, 0), wrapper=module)
+        modules[module] = Module(module, right, cat(found_rows, 0), wrapper=module)
     if faults:
         raise MappingError(
             f"{count_noun(len(faults), 'weight')} whose adapters peft has no module for",
@@ -138,8 +161,12 @@ def _find_updated(tensor: LazyTensor) -> list[Chunk]:
     return [chunk for chunk in tensor.chunks if isinstance(chunk.region.computed, LowRank)]
 
 
-def _are_whole_rows(parts: Iterable[Chunk], matrix: LowRank) -> bool:
-    return all(
-        part.region.computed is matrix and part.region.strides == (matrix.shape[1], 1)
-        for part in parts
-    )
+def _find_rows(part: Chunk, right: LazyTensor) -> LazyTensor | None:
+    """The rows of B of whole rows of an updated matrix, whose A is ``right``; else None."""
+    matrix = part.region.computed
+    if not isinstance(matrix, LowRank) or matrix.right is not right:
+        return None
+    if part.region.strides != (matrix.shape[1], 1):
+        return None
+    size = matrix.shape[1] * matrix.dtype.itemsize
+    return matrix.left.narrow(0, part.region.offset // size, part.box.sizes[0])

@@ -79,6 +79,13 @@ class _Joiner:
         self._problems = problems
         self._sizes = sizes
         self._layers: Counter[str] = Counter()
+        chunks = [chunk for file in files.values() for chunk in file.chunks]
+        # Layers without adapters leave gaps; of one stage numbers are those of the model.
+        self._have_own_numbers = (
+            len(chunks) == len(files)
+            and sizes.pp == 1
+            and all(".adapter." in part.name for chunk in chunks for part in chunk)
+        )
         self.joined: dict[str, _Joined] = {}
 
     def stages(self) -> Iterator[tuple[int, dict[Rank, list[Part]]]]:
@@ -160,7 +167,7 @@ class _Joiner:
             self._layers[stem] += count
             if found == set(range(count)):
                 starts[stem] = before
-            elif found != set(range(before, before + count)):
+            elif found != set(range(before, before + count)) and not self._have_own_numbers:
                 listed = ", ".join(map(str, sorted(found)))
                 where = f"{stem}* (pipeline stage {pp})"
                 self._note("layers", where, f"numbers have gaps: {listed}")
