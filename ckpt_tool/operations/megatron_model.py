@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.lora.resolve import refuse_options
@@ -18,6 +18,7 @@ from ckpt_tool.mapping.megatron.masters import is_bucket, is_master, take_master
 from ckpt_tool.operations.request import Request
 from ckpt_tool.operations.row_orders import require_known_order, settle_adapters
 from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.tensors.equality import Pair, locate_differences
 
 #: How many names a warning lists.
 _NAMED = 3
@@ -44,8 +45,30 @@ def take_megatron(model: HubModel, request: Request) -> HubModel:
     model = replace(model, tensors=settle_adapters(checkpoint, model.tensors, model.config))
     tied = request.heads.tied or None  # a head that is not there cannot be written
     found = resolve_megatron(model, request.base, options.lora, request.place, tied)
+    found = _drop_copies(found)
     dropped = model.dropped | found.dropped
     return replace(found, dropped=dropped, warnings=model.warnings + found.warnings)
+
+
+def _drop_copies(model: HubModel) -> HubModel:
+    """The model without what Megatron has for each of several layers, and the Hub once.
+
+    MappingError lists those that are not bit for bit what the first layer has.
+    """
+    ties = model.ties or {}
+    pairs = [Pair(name, tie.copy, tie.original) for name, tie in ties.items()]
+    alike = [pair for pair in pairs if pair.left.dtype == pair.right.dtype]
+    differing = {pair.label for pair in pairs if pair not in alike}
+    differing |= locate_differences(alike, 1, lambda _: None).keys()
+    if differing:
+        raise MappingError(
+            f"{count_noun(len(differing), 'tensor')} of layers for multi-token prediction, which"
+            " the Hub has once for all, and which differ",
+            [f"{name}: differs from {ties[name].source}" for name in sorted(differing)],
+            hint="These layers have been trained apart, which no model on the Hub can be.",
+        )
+    dropped = {name: f"equal to {tie.source}, which all share" for name, tie in ties.items()}
+    return replace(model, ties=None, dropped=model.dropped | dropped)
 
 
 def _take_optimizer(model: HubModel, checkpoint: Checkpoint) -> HubModel:

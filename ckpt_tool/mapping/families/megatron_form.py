@@ -62,7 +62,7 @@ class Ahead:
     ``rows``: what is before such a layer and after it; none: a family has no such layers.
     ``prefix`` is that of one on the Hub, with its ``number``, or how many layers it comes
     ``after``; ``repeats``: it has copies of the embedding and the head there; ``top``: before the
-    names of ``rows`` where these are not below a layer; there is one layer then. ``dense``: rows in
+    names of ``rows`` where these are not below a layer, but the same for all. ``dense``: rows in
     place of the family's there. ``end``: what a layer ends with, where it is several on the Hub;
     ``rows`` is then what it begins with.
     """
@@ -88,7 +88,8 @@ class Around:
     Megatron has in place of such a prefix, where that is another. ``beside``: rows of modules
     beside the layers, by their whole names on both sides. ``absent``: prefixes of what is on the
     Hub and in no model of Megatron's. ``inner``: the layers' rows are those of the model type that
-    the language model's own config names.
+    the language model's own config names. ``part``: a key that the config of such a model has;
+    without it there is ``other`` around.
     """
 
     trunk: str = "model."
@@ -102,6 +103,8 @@ class Around:
     beside: Rows = ()
     absent: tuple[str, ...] = ()
     inner: bool = False
+    part: str = ""
+    other: Around | None = None
 
     @property
     def sees(self) -> bool:

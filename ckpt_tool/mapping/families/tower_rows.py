@@ -149,6 +149,21 @@ _HEARS = Around(
     moved={"thinker.audio_tower.": "thinker.audio_model."},
 )
 _THINKS = replace(_HEARS, towers=("thinker.visual.", *_HEARS.towers))
-QWEN3_ASR = replace(QWEN3, around=_HEARS)
+#: Under the names of transformers' own class, which has the last two layers of the tower beside it.
+_HEARS_FLAT = Around(
+    trunk="model.language_model.",
+    outside="thinker.",
+    towers=(
+        "model.audio_tower.",
+        "model.multi_modal_projector.linear_1.",
+        "model.multi_modal_projector.linear_2.",
+    ),
+    moved={
+        "model.audio_tower.": "thinker.audio_model.",
+        "model.multi_modal_projector.linear_1.": "thinker.audio_model.proj1.",
+        "model.multi_modal_projector.linear_2.": "thinker.audio_model.proj2.",
+    },
+)
+QWEN3_ASR = replace(QWEN3, around=replace(_HEARS, part="thinker_config", other=_HEARS_FLAT))
 QWEN2_5_OMNI = replace(QWEN2, around=replace(_THINKS, absent=("talker.", "token2wav.")))
 QWEN3_OMNI = replace(QWEN3_MOE, around=replace(_THINKS, absent=("talker.", "code2wav.")))

@@ -158,8 +158,7 @@ def _spell_mtp(
         yield from _spell_parts_ahead(family, numbers, number, layer)
         return
     hf = format_mtp_prefix(family, numbers, number)
-    if not (family.mtp.top and number):
-        yield from _spell(family.mtp.rows, _Place(family.mtp.top or hf, layer), numbers)
+    yield from _spell(family.mtp.rows, _Place(family.mtp.top or hf, layer), numbers)
     place = _Place(hf, f"{layer}transformer_layer.")
     places = (place, place)
     if layout == "hybrid":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.form import HubModel, Tie
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.mapping.megatron.keys import unify_keys
 from ckpt_tool.mapping.megatron.numbers import require_rows
@@ -47,7 +47,7 @@ def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = 
     """The Hugging Face model that ``tensors``, in any of Megatron's spellings, are.
 
     ``tied`` as in :func:`infer_rules`. MappingError lists all that is missing, unexpected or
-    misshapen.
+    misshapen. ``ties`` of the model: what Megatron has for each of several layers and the Hub once.
     """
     family = require_rows(config)
     tensors = use_tower_names(use_core_names(tensors, config), family.around)
@@ -55,7 +55,8 @@ def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = 
     rules = infer_rules(config, keyed, tied=tied)
     found = from_megatron(keyed, rules)
     repeats = {repeat.hf: found[repeat.of] for repeat in rules.repeats}
-    return HubModel(found, config, dropped=_find_padding(keyed, rules), repeats=repeats)
+    dropped, copies = _find_padding(keyed, rules), _find_copies(keyed, rules, found)
+    return HubModel(found, config, dropped=dropped, repeats=repeats, ties=copies or None)
 
 
 def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
@@ -101,7 +102,8 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
     for binding in rules.bindings:
         try:
             wholes = [_select_entry(name, binding, tensors, slices) for name in binding.names]
-            result.update(zip(binding.hf, binding.op.split(wholes), strict=True))
+            for name, tensor in zip(binding.hf, binding.op.split(wholes), strict=True):
+                result.setdefault(name, tensor)
         except ValueError as error:
             found = ", ".join(f"{name} {list(tensors[name].shape)}" for name in binding.names)
             faults.append(f"{found}: {error}")
@@ -129,6 +131,19 @@ def _find_padding(tensors: Tensors, rules: Rules) -> dict[str, str]:
                 f"{count_noun(rows, 'row')} of padding: the vocabulary has {vocab} by config.json"
             )
     return found
+
+
+def _find_copies(tensors: Tensors, rules: Rules, found: Mapping[str, LazyTensor]) -> dict[str, Tie]:
+    """Megatron's tensors of which the Hub has one for several, but for the first of each."""
+    seen: set[str] = set()
+    copies = {}
+    for binding in rules.bindings:
+        name = binding.hf[0]
+        if name in seen:
+            (copy,) = binding.op.split([tensors[own] for own in binding.names])
+            copies[binding.names[0]] = Tie(copy, name, found[name])
+        seen.add(name)
+    return copies
 
 
 def _find_misshapen(binding: Binding, tensors: Tensors) -> Iterator[str]:

@@ -104,6 +104,9 @@ def require_rows(config: ModelConfig) -> MegatronRows:
             hint="A family is a few rows of a table: 'A new model family' in CONTRIBUTING.md says"
             " which.",
         )
+    other = rows.around.other
+    if other is not None and rows.around.part not in config.raw:
+        return replace(rows, around=other)
     return _surround(rows, config) if rows.around.inner else rows
 
 

@@ -56,9 +56,11 @@ def find_towers(
     found: dict[str, str] = {}
     absent = []
     given = sorted(names)
-    for hub, megatron in zip(around.towers, around.megatron_towers, strict=True):
-        own = megatron if in_megatron else hub
-        ends = [name.removeprefix(own) for name in given if name.startswith(own)]
+    prefixes = around.megatron_towers if in_megatron else around.towers
+    for own, hub, megatron in zip(prefixes, around.towers, around.megatron_towers, strict=True):
+        longer = tuple(each for each in prefixes if each != own and each.startswith(own))
+        mine = (name for name in given if name.startswith(own) and not name.startswith(longer))
+        ends = [name.removeprefix(own) for name in mine]
         found |= {hub + end: megatron + end for end in ends}
         absent += [] if ends else [own]
     if absent and (around.vision is None or around.has_radio):

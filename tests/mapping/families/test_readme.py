@@ -98,6 +98,8 @@ GIVEN = {
     "qwen3_5_text": "norms from zero are the tests'",
     "qwen3_5_moe_text": "norms from zero are the tests'",
 }
+#: Those whose language model computes what that of its family does, whose logits are held.
+SPOKEN = ("qwen2_5_omni", "qwen3_omni_moe", "qwen3_asr")
 
 
 def judge(model_type: str, family: Family) -> str:
@@ -106,6 +108,8 @@ def judge(model_type: str, family: Family) -> str:
         return ""
     given = f" ({GIVEN[model_type]})" if model_type in GIVEN else ""
     is_real = family.architecture in CLASSES or model_type in (*UNNAMED, *deci.MODELS)
+    if model_type in SPOKEN:
+        return "keys; of text its family's logits"
     return f"logits{given}" if is_real else "keys"
 
 
