@@ -95,6 +95,24 @@ def cast_all(
     return {name: convert(name, tensor) for name, tensor in tensors.items()}
 
 
+def cast_as_told(
+    tensors: Mapping[str, LazyTensor],
+    target: DType | None,
+    config: ModelConfig,
+    fixed: Mapping[str, DType],
+) -> dict[str, LazyTensor]:
+    """Weights in ``target``, but those in ``fixed`` as it says, each rounded once at most.
+
+    What is float32 in any case, as far as it is known without asking, stays so.
+    """
+    free = {name: tensor for name, tensor in tensors.items() if name not in fixed}
+    cast = cast_all(free, target, config, hold_known(free, config))
+    return {
+        name: tensor.to(fixed[name]) if name in fixed else cast[name]
+        for name, tensor in tensors.items()
+    }
+
+
 def find_main_dtype(tensors: Iterable[LazyTensor]) -> DType | None:
     """The floating-point dtype of most bytes; None where there is none that can be cast."""
     sizes: dict[DType, int] = {}

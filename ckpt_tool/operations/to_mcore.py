@@ -15,7 +15,7 @@ from ckpt_tool.common.garbage import pause_collection
 from ckpt_tool.common.parallel import Team, form_team_alone, join_team
 from ckpt_tool.common.progress import Progress
 from ckpt_tool.common.wording import add_article
-from ckpt_tool.mapping.casting import cast_all, choose_dtype, hold_known, require_dtype
+from ckpt_tool.mapping.casting import cast_as_told, choose_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.value_head import refuse_value_head
@@ -40,7 +40,7 @@ from ckpt_tool.plans.options import WriteResult
 from ckpt_tool.plans.write import write
 from ckpt_tool.readers import find_format, open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, DType
+from ckpt_tool.tensors.dtypes import BFLOAT16, CASTABLE, DType
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 
@@ -109,7 +109,8 @@ def _plan_files(
 ) -> McorePlan:
     """The plan for a model by its names on the Hub, each tensor in the dtype that is written."""
     _require_floats(model.tensors)
-    tensors = _with_fixed_dtypes(rules, model.tensors)
+    config, target = rules.config, choose_dtype(options.dtype, rules.config)
+    tensors = cast_as_told(model.tensors, target, config, rules.fixed_dtypes)
     tiled = to_megatron(tensors, rules)
     objects = list_extra_states(rules.bindings, hybrid=rules.layout == "hybrid")
     prefix = "release/" if options.layout == "megatron-lm" else ""
@@ -194,13 +195,13 @@ def _name(checkpoint: Checkpoint, config: ModelConfig, team: Team) -> HubModel:
 
 
 def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> HubModel:
-    """The model in the dtype that is written, scales of quantised weights applied."""
+    """The model without what Megatron has not, scales of quantised weights applied."""
     model = leave_out_absent(model, require_rows(config).around)
     tensors, target = model.tensors, choose_dtype(options.dtype, config)
-    if is_quantised(tensors) or list_kinds(tensors):
-        tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
-    held = hold_known(tensors, config)
-    return replace(model, tensors=cast_all(tensors, target, config, held))
+    if not is_quantised(tensors) and not list_kinds(tensors):
+        return model
+    wide = _choose_wide_dtype(options.dtype, target)
+    return replace(model, tensors=dequantise_weights(tensors, config, wide))
 
 
 def _choose_wide_dtype(wanted: str, target: DType | None) -> DType:
@@ -239,9 +240,3 @@ def _require_floats(tensors: dict[str, LazyTensor]) -> None:
     faults = [f"{name}: {t.dtype}" for name, t in tensors.items() if t.dtype not in CASTABLE]
     if faults:
         raise MappingError(f"{len(faults)} weights are no floating-point numbers", faults)
-
-
-def _with_fixed_dtypes(rules: Rules, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """What Megatron keeps in one dtype whatever the weights are, in that dtype."""
-    fixed = {n: BY_NAME[each.dtype] for each in rules.bindings if each.dtype for n in each.hf}
-    return tensors | {name: tensors[name].to(to) for name, to in fixed.items() if name in tensors}

@@ -173,15 +173,15 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family(
         "GptOssForCausalLM", SAME, float32=None, torchtitan=GPT_OSS, megatron=routed.GPT_OSS
     ),
-    "exaone_moe": Family("ExaoneMoeForCausalLM", megatron=routed.EXAONE_MOE),
-    "hy_v3": Family("HYV3ForCausalLM", megatron=routed.HY_V3),
+    "exaone_moe": Family("ExaoneMoeForCausalLM", float32=None, megatron=routed.EXAONE_MOE),
+    "hy_v3": Family("HYV3ForCausalLM", float32=None, megatron=routed.HY_V3),
     "hunyuan_v1_moe": Family("HunYuanMoEV1ForCausalLM", EXPERTS, float32=None),
     "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),
     "kimi_k2": Family(hub=EXPERTS, megatron=mcore.DEEPSEEK, float32=_ROUTER_BIAS),
     "llama4_text": Family(
         "Llama4ForCausalLM", torchtitan=LLAMA4_TEXT, megatron=towers.LLAMA4_TEXT, float32=None
     ),
-    "mimo_v2_flash": Family("MiMoV2FlashForCausalLM", megatron=routed.MIMO_V2),
+    "mimo_v2_flash": Family("MiMoV2FlashForCausalLM", float32=None, megatron=routed.MIMO_V2),
     "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
     "minimax_m2": Family("MiniMaxM2ForCausalLM", MINIMAX_M2_EXPERTS, megatron=mcore.MINIMAX_M2),
     "mixtral": Family("MixtralForCausalLM", MIXTRAL_EXPERTS, megatron=mcore.MIXTRAL_MOE),
@@ -196,8 +196,8 @@ FAMILIES: dict[str, Family] = {
         torchtitan=QWEN3_MOE,
         megatron=mcore.QWEN3_MOE,
     ),
-    "sarvam_mla": Family(megatron=routed.SARVAM_MLA),
-    "sarvam_moe": Family("Glm4MoeForCausalLM", megatron=routed.SARVAM_MOE),
+    "sarvam_mla": Family(float32=None, megatron=routed.SARVAM_MLA),
+    "sarvam_moe": Family("Glm4MoeForCausalLM", float32=None, megatron=routed.SARVAM_MOE),
     "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS, megatron=gated.QWEN3_NEXT),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
     "exaone4_5": Family("Exaone4_5_ForConditionalGeneration", SAME, megatron=EXAONE4_5),

@@ -25,6 +25,7 @@ from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
 from ckpt_tool.mapping.megatron.respelling import respell
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.towers import find_towers, takes_modules
+from ckpt_tool.tensors.dtypes import BY_NAME, DType
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: What else follows from who stores gated DeltaNet in a way of its own: queries by head, and the
@@ -42,6 +43,11 @@ class Rules:
     bindings: list[Binding]
     repeats: list[Repeat]
     warnings: list[str]
+
+    @property
+    def fixed_dtypes(self) -> dict[str, DType]:
+        """Of Hugging Face's tensors those that Megatron keeps in a dtype whatever weights are."""
+        return {n: BY_NAME[each.dtype] for each in self.bindings if each.dtype for n in each.hf}
 
 
 def make_rules(

@@ -5,6 +5,7 @@ further tokens, which transformers' model has not, are held against nothing else
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,27 @@ def test_every_tensor_is_where_megatron_bridge_has_it(model, tmp_path) -> None:
     assert_same(loaded(tmp_path / "mcore"), list_wanted(hub))
     merge_megatron(tmp_path / "mcore", tmp_path / "back", MergeOptions(config=model, write=NO_SYNC))
     assert_same(load_folder(tmp_path / "back"), hub)
+
+
+def test_the_bias_of_a_router_is_never_rounded(model, tmp_path) -> None:
+    hub = load_folder(model)
+    biases = {n: t + 1 / 3 for n, t in hub.items() if n.endswith("e_score_correction_bias")}
+    (tmp_path / "hf").mkdir()
+    save_file(hub | biases, tmp_path / "hf/model.safetensors", {"format": "pt"})
+    config = json.loads((model / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    convert(tmp_path / "hf", tmp_path / "mcore")
+    found = loaded(tmp_path / "mcore")
+    assert found["decoder.layers.1.mlp.router.weight"].dtype == torch.bfloat16
+    for layer in (1, 2, 3):
+        bias = biases[f"model.layers.{layer}.mlp.gate.e_score_correction_bias"]
+        assert torch.equal(found[f"decoder.layers.{layer}.mlp.router.expert_bias"], bias)
+    write = replace(NO_SYNC, check_load=False)
+    merge_megatron(
+        tmp_path / "mcore", tmp_path / "back", MergeOptions(config=tmp_path / "hf", write=write)
+    )
+    back = load_folder(tmp_path / "back")
+    assert_same({name: back[name] for name in biases}, biases)
 
 
 def test_the_config_of_the_hub_says_the_same(model, tmp_path) -> None:
