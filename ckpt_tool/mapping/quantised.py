@@ -17,8 +17,8 @@ from ckpt_tool.tensors.lazy import LazyTensor
 #: A way in which weights are quantised that are made wide here.
 Kind = Literal["fp8", "packed"]
 
-#: DeepSeek's name of a weight's scales: what its elements are multiplied with.
-_SUFFIX = "_scale_inv"
+#: DeepSeek's name of a weight's scales, what its elements are multiplied with; that of others.
+_SUFFIX, _OTHER_SUFFIX = "_scale_inv", "_scale"
 _BLOCK = (128, 128)
 #: What other tools call scales of fp8: of a weight, of the input, of the cache.
 _SCALES = re.compile(r"\.(weight_scale(_inv)?|input_scale|activation_scale|[kv]_scale)$")
@@ -27,7 +27,11 @@ _PACKED = re.compile(r"(^|[._])(q?weight|weight_packed|blocks)$")
 
 def is_quantised(tensors: Mapping[str, LazyTensor]) -> bool:
     """Whether some weights are fp8."""
-    return any(tensor.dtype.itemsize == 1 and tensor.dtype.is_float for tensor in tensors.values())
+    return any(map(_is_fp8, tensors.values()))
+
+
+def _is_fp8(tensor: LazyTensor) -> bool:
+    return tensor.dtype.itemsize == 1 and tensor.dtype.is_float
 
 
 def find_quantisation(tensors: Mapping[str, LazyTensor]) -> str:
@@ -53,7 +57,10 @@ def is_scale(name: str) -> bool:
 
 def list_kinds(tensors: Mapping[str, LazyTensor]) -> set[Kind]:
     """How weights are quantised that :func:`dequantise_weights` makes wide."""
-    fp8: set[Kind] = {"fp8"} if any(name.endswith(_SUFFIX) for name in tensors) else set()
+    is_scaled = any(name.endswith(_SUFFIX) for name in tensors) or any(
+        _is_fp8(tensor) and name + _OTHER_SUFFIX in tensors for name, tensor in tensors.items()
+    )
+    fp8: set[Kind] = {"fp8"} if is_scaled else set()
     return fp8 | ({"packed"} if is_packed(tensors) else set())
 
 
@@ -84,20 +91,24 @@ def _scale(
     tensors: Mapping[str, LazyTensor], block: tuple[int, int], dtype: DType, found: Unpacked
 ) -> None:
     for name, tensor in tensors.items():
-        if not (tensor.dtype.itemsize == 1 and tensor.dtype.is_float):
+        if not _is_fp8(tensor):
             continue
-        scales = tensors.get(name + _SUFFIX)
-        found.used.add(name + _SUFFIX)
-        if scales is None:
-            found.faults.append(f"{name}: {tensor.dtype} without {name + _SUFFIX}")
+        ends = (end for end in (_SUFFIX, _OTHER_SUFFIX) if name + end in tensors)
+        scales = name + next(ends, _SUFFIX)
+        found.used.add(scales)
+        if scales not in tensors:
+            found.faults.append(f"{name}: {tensor.dtype} without {scales}")
             continue
         try:
-            found.tensors[name] = scale_weight(tensor, scales, block, dtype)
+            found.tensors[name] = scale_weight(tensor, tensors[scales], block, dtype)
         except ValueError as error:
             found.faults.append(f"{name}: {error}")
+    stems = {name.removesuffix(".weight") for name in found.tensors if name.endswith(".weight")}
     for name in tensors:
         if name.endswith(_SUFFIX) and name not in found.used:
             found.faults.append(f"{name}: scales of no fp8 weight")
+        elif is_scale(name) and name.rpartition(".")[0] in stems:
+            found.used.add(name)  # of what goes in and of the cache, which are no weights
 
 
 def _block_size(config: ModelConfig) -> tuple[int, int]:

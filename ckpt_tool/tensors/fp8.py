@@ -1,8 +1,9 @@
-"""Block-scaled fp8: a matrix of one-byte weights times a small matrix of factors, as one tensor.
+"""Scaled fp8: a matrix of one-byte weights times a small matrix of factors, as one tensor.
 
 The weight ``[r, c]`` is ``float32(fp8[r, c]) * scales[r // rows, c // columns]`` in float32,
-rounded once to the dtype asked for. Here is only where everything lies, which takes no numpy;
-:mod:`ckpt_tool.tensors.products` computes.
+rounded once to the dtype asked for. A factor is that of a block, of a row or of the whole matrix.
+Here is only where everything lies, which takes no numpy; :mod:`ckpt_tool.tensors.products`
+computes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, FLOAT32, DType
 from ckpt_tool.tensors.geometry import Shape
-from ckpt_tool.tensors.lazy import LazyTensor, hold
+from ckpt_tool.tensors.lazy import LazyTensor, hold, stack
 
 #: What scales turn into weights: one byte, sign and 4 bits of exponent and 3 of mantissa.
 FLOAT8 = BY_NAME["float8_e4m3fn"]
@@ -20,7 +21,7 @@ FLOAT8 = BY_NAME["float8_e4m3fn"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scaled:
-    """The operands: ``weight`` [R, C] of fp8, ``scales`` by blocks of (rows, columns)."""
+    """The operands: ``weight`` [R, C] of fp8, ``scales`` by blocks of (rows, columns) in order."""
 
     weight: LazyTensor
     scales: LazyTensor
@@ -63,11 +64,17 @@ def scale_weight(
 ) -> LazyTensor:
     """``weight``, float8_e4m3fn ``[R, C]``, times its ``scales``, as a tensor of ``dtype``.
 
-    ``scales`` are float32 or bfloat16 ``[ceil(R / rows), ceil(C / columns)]`` with ``block`` =
-    ``(rows, columns)``. ValueError where a shape or a dtype is another one; reads nothing.
+    ``scales`` are float32 or bfloat16: ``[ceil(R / rows), ceil(C / columns)]`` with ``block`` =
+    ``(rows, columns)``, ``[R, 1]`` of rows, ``[]`` or ``[1]`` of all. ``[E, R, C]`` are as many
+    weights, with one more dimension of scales, of which ``[E, 1, 1]`` are one for each. ValueError
+    where a shape or a dtype is another one; reads nothing.
     """
     _check_dtypes(weight, scales, dtype)
-    _check_shapes(weight.shape, scales.shape, block)
+    if len(weight.shape) == 3 and weight.shape[0]:
+        factors = _list_each(scales, weight.shape)
+        each = [weight.select(0, one) for one in range(weight.shape[0])]
+        return stack([scale_weight(*two, block, dtype) for two in zip(each, factors, strict=True)])
+    block = _find_block(weight.shape, scales.shape, block)
     if not weight.numel:
         return LazyTensor(weight.shape, dtype, FLOAT32, ())
     return hold(Scaled(weight, scales, block), dtype, weight)
@@ -82,14 +89,34 @@ def _check_dtypes(weight: LazyTensor, scales: LazyTensor, dtype: DType) -> None:
         raise ValueError(f"no cast from {FLOAT8} with scales to {dtype}")
 
 
-def _check_shapes(weight: Shape, scales: Shape, block: tuple[int, int]) -> None:
+def _list_each(scales: LazyTensor, weight: Shape) -> list[LazyTensor]:
+    """Those of each of the matrices of a weight, which may all have one."""
+    shape = scales.shape
+    if len(shape) <= 1:
+        return [scales] * weight[0]
+    if len(shape) != len(weight) or shape[0] != weight[0]:
+        raise ValueError(
+            f"scales of shape {list(shape)} for weights of shape {list(weight)}, expected as many"
+        )
+    if shape[1:] == (1, 1):
+        scales = scales.select(2, 0)
+    return [scales.select(0, one) for one in range(weight[0])]
+
+
+def _find_block(weight: Shape, scales: Shape, block: tuple[int, int]) -> tuple[int, int]:
+    """The rows and columns that share a factor: by ``block``, or what the shape of scales says."""
     if len(weight) != 2:
-        raise ValueError(f"a weight of shape {list(weight)}, expected a matrix")
+        raise ValueError(f"a weight of shape {list(weight)}, expected a matrix, or several")
     if min(block) < 1:
         raise ValueError(f"blocks of {list(block)}, expected rows and columns")
     expected = tuple(-(-size // step) for size, step in zip(weight, block, strict=True))
-    if scales != expected:
-        raise ValueError(
-            f"scales of shape {list(scales)} for a weight of shape {list(weight)} in blocks of"
-            f" {list(block)}, expected {list(expected)}"
-        )
+    if scales == expected:
+        return block
+    if scales in ((), (1,)):
+        return weight[0], weight[1]
+    if scales == (weight[0], 1):
+        return 1, weight[1]
+    raise ValueError(
+        f"scales of shape {list(scales)} for a weight of shape {list(weight)} in blocks of"
+        f" {list(block)}, expected {list(expected)}"
+    )

@@ -1,5 +1,7 @@
 """fp8 weights times their scales, computed: exact products in float32, each rounded once.
 
+Of rows that have a factor each, whole ones are one row of blocks here.
+
 A block has one factor and an fp8 element only 256 values, so the 256 results of each block are
 computed once and the elements looked up: for blocks of 128 x 128, 64 times fewer roundings.
 """
@@ -145,6 +147,7 @@ class ProductFiller(Filler):
         self, weight: LazyTensor, scales: LazyTensor, block: tuple[int, int], reader: Reader
     ) -> None:
         self._weight, self._scales, self._block = weight, scales.to(FLOAT32), block
+        self._across = -(-weight.shape[1] // block[1])
         self._reader = reader
         self._caster, self._scratch = reader.keep(Caster), reader.keep(_Scratch)
         self._table: _Table | None = None
@@ -160,8 +163,9 @@ class ProductFiller(Filler):
         """
         names = self._weight.dtype.name, dtype.name
         errors.learn(*names, 0.0)
-        raw, found = self._load(box), np.frombuffer(out, dtype.carrier).reshape(box.sizes)
-        for step in self._steps(box, raw, found, dtype):
+        raw, box = self._load(box), self._flatten(box)
+        found = np.frombuffer(out, dtype.carrier).reshape(box.sizes)
+        for step in self._steps(box, raw.reshape(box.sizes), found, dtype):
             table, known = step.table, errors.largest(*names)
             # Of the modes "wrap" is the fastest: no place is out of the table.
             np.take(table.bits, step.places, out=step.out, mode="wrap")
@@ -171,6 +175,13 @@ class ProductFiller(Filler):
             if over is not None and np.take(over, step.places, mode="wrap").any():
                 self._reader.spoil()
         return True
+
+    def _flatten(self, box: Box) -> Box:
+        """Whole rows that have a factor each, one behind the other; what is none, as it is."""
+        (row, _), (rows, columns) = box
+        if self._block == (1, columns) and columns == self._weight.shape[1]:
+            return Box((0, row * columns), (1, rows * columns))
+        return box
 
     def _load(self, box: Box) -> NDArray[np.uint8]:
         (row, column), (rows, columns) = box
@@ -207,7 +218,7 @@ class ProductFiller(Filler):
         """
         if self._table is None or not self._table.covers(band, first, last):
             factors = np.empty(last - first, np.float32)
-            begin = band.number * self._scales.shape[1] + first
+            begin = band.number * self._across + first
             self._reader.read(self._scales, begin, begin + len(factors), factors.data.cast("B"))
             with np.errstate(over="ignore", invalid="ignore"):
                 exact = (factors[:, None] * _VALUES).reshape(-1)

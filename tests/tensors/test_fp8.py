@@ -143,6 +143,51 @@ def test_any_range_of_any_shape_in_any_blocks(folder, data):
             assert same(part(reader, lazy, start, stop), expected[start:stop])
 
 
+@pytest.mark.parametrize("kind", ["rows", "matrix", "one"])
+@settings(max_examples=20)
+@given(st.data())
+def test_any_range_of_rows_or_matrices_that_have_a_factor_each(folder, kind, data):
+    """As compressed-tensors and Mistral have them, whatever blocks the config has."""
+    rows, columns = data.draw(st.tuples(st.integers(2, 300), st.integers(1, 40)))
+    weight = weights((rows, columns), data.draw(st.integers(0, 9)))
+    count = rows if kind == "rows" else 1
+    scales = (torch.randn(count, 1) * 1e-3).bfloat16()
+    stored = {"rows": scales, "matrix": scales[0, 0], "one": scales[0]}[kind].clone()
+    lazy = scale_weight(
+        backed(folder / "each", weight), backed(folder / "each.scales", stored), (1, 7), BFLOAT16
+    )
+    expected = dequantised(weight, scales.expand(rows, 1).float(), (1, columns))
+    if data.draw(st.booleans()):
+        lazy, expected = lazy.narrow(1, 0, -(-columns // 2)), expected[:, : -(-columns // 2)]
+    if data.draw(st.booleans()):
+        lazy, expected = lazy.transpose(0, 1), expected.t()
+    expected = expected.flatten()
+    with FileTable() as files:
+        reader = BlockReader(files)
+        for _ in range(3):
+            start = data.draw(st.integers(0, expected.numel()))
+            stop = data.draw(st.integers(start, expected.numel()))
+            assert same(part(reader, lazy, start, stop), expected[start:stop])
+
+
+@pytest.mark.parametrize("scaled", ["blocks", "each", "all"])
+def test_experts_in_one_tensor(tmp_path, scaled):
+    """As Qwen3-VL-MoE is released in fp8, turned or not."""
+    shape = (3, 130, 200)
+    weight = torch.stack([weights(shape[1:], seed).view(torch.uint8) for seed in range(3)])
+    weight = weight.view(torch.float8_e4m3fn)
+    blocks = torch.stack([factors(shape[1:], (128, 128), seed) for seed in range(3)])
+    stored = {"blocks": blocks, "each": blocks[:, :1, :1], "all": blocks[0, 0, 0]}[scaled]
+    stored = stored.contiguous().clone()
+    lazy = scale_weight(
+        backed(tmp_path / "w", weight), backed(tmp_path / "s", stored), (128, 128), BFLOAT16
+    )
+    spread = stored if scaled == "blocks" else stored.expand(3, 2, 2)
+    each = [dequantised(weight[e], spread[e], (128, 128)) for e in range(3)]
+    assert agree(lazy, torch.stack(each))
+    assert agree(lazy.transpose(1, 2), torch.stack(each).transpose(1, 2))
+
+
 @st.composite
 def operations(draw, tensor: torch.Tensor):
     """One operation that `tensor` allows, as the same function of a lazy and a torch tensor."""
@@ -275,7 +320,7 @@ def refused(weight, scales, block=(128, 128), dtype=BFLOAT16) -> str:
 def test_what_does_not_fit_is_refused(tmp_path):
     weight = backed(tmp_path / "w", weights((130, 200)))
     scales = backed(tmp_path / "s", torch.ones(2, 2))
-    for shape in [(2, 1), (3, 2), (2, 2, 1), (4,), ()]:
+    for shape in [(2, 1), (1, 1), (3, 2), (2, 2, 1), (4,), (130,), (1, 200), (0, 0)]:
         other = backed(tmp_path / "other", torch.ones(shape))
         assert refused(weight, other) == (
             f"scales of shape {list(shape)} for a weight of shape [130, 200] in blocks of"
@@ -284,7 +329,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert "in blocks of [64, 128], expected [3, 2]" in refused(weight, scales, (64, 128))
     assert refused(weight, scales, (0, 128)) == "blocks of [0, 128], expected rows and columns"
     three = backed(tmp_path / "three", weights((1, 130, 200)))
-    assert refused(three, scales) == "a weight of shape [1, 130, 200], expected a matrix"
+    assert refused(three, scales) == (
+        "scales of shape [2, 2] for weights of shape [1, 130, 200], expected as many"
+    )
+    one = backed(tmp_path / "one", weights((130,)))
+    assert refused(one, scales) == "a weight of shape [130], expected a matrix, or several"
 
 
 def test_other_dtypes_are_refused(tmp_path):

@@ -185,6 +185,38 @@ def test_scales_in_bfloat16_are_read_too(plain, tmp_path):
     assert_same(loaded(tmp_path / "out"), expected)
 
 
+@pytest.mark.parametrize("kind", ["Mistral", "compressed-tensors"])
+@needs_transformers_5
+def test_scales_of_matrices_and_of_rows_are_read_too(plain, fp8, tmp_path, kind):
+    """As Ministral 3 and GLM-4.5 are released in fp8: with scales of what goes in as well."""
+    stored: Tensors = {}
+    wide: Tensors = {}
+    for name, tensor in load_folder(fp8).items():
+        if not is_linear(name):
+            stored |= {} if name.endswith(SCALE) else {name: tensor}
+            wide |= {} if name.endswith(SCALE) else {name: tensor}
+            continue
+        rows = len(tensor)
+        scales = (torch.arange(rows)[:, None] + zlib.crc32(name.encode()) % 91 + 1).bfloat16() / 64
+        stored[name] = tensor
+        if kind == "Mistral":
+            scales = scales[:1].expand(rows, 1)
+            stored[f"{name}{SCALE}"] = scales[0, 0].clone()
+            stored[name.replace(".weight", ".activation_scale")] = torch.tensor(7.0)
+        else:
+            stored[f"{name}_scale"] = scales
+            stored[name.replace(".weight", ".input_scale")] = torch.ones(1)
+        wide[name] = (tensor.float() * scales.float()).bfloat16()
+    said = {"weight_block_size": None} if kind == "Mistral" else {"format": "float-quantized"}
+    raw = json.loads((fp8 / "config.json").read_text()) | {"quantization_config": said}
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text(json.dumps(raw))
+    save_file(stored, tmp_path / "hf/model.safetensors", {"format": "pt"})
+    convert(tmp_path / "hf", tmp_path / "out")
+    assert_same(loaded(tmp_path / "out"), by_hand(wide))
+    assert verify_checkpoint(tmp_path / "out", tmp_path / "hf").equal
+
+
 def test_every_fault_is_listed_at_once(plain, tmp_path):
     model = write_fp8(tmp_path / "hf", *plain, (128, 128))
     stored = load_folder(model)
