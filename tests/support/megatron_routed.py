@@ -14,6 +14,7 @@ _LATENT = {
 CONFIGS = {
     "gpt_oss": {"num_local_experts": 3, "num_experts_per_tok": 2, "attention_bias": True},
     "hy_v3": _LING | {"num_nextn_predict_layers": 1},
+    "bailing_moe": _LING,
     "bailing_moe_v2": _LING | {"num_nextn_predict_layers": 1, "use_qkv_bias": True},
     "sarvam_moe": _ROUTED | {"n_routed_experts": 3, "n_shared_experts": 2},
     "sarvam_mla": _LING | _LATENT,
@@ -96,7 +97,7 @@ def _list_mimo(config: dict) -> Shapes:
 
 
 def _is_stacked(family: str) -> bool:
-    return family in ("bailing_moe_v2", "sarvam_moe")
+    return family in ("bailing_moe", "bailing_moe_v2", "sarvam_moe")
 
 
 def _gated(stem: str, hidden: int, width: int) -> Shapes:
@@ -112,6 +113,11 @@ def _attention(family: str, hidden: int) -> Shapes:
             "self_attn.kv_a_layernorm.weight": (3,),
             "self_attn.kv_b_proj.weight": (24, 3),
             "self_attn.o_proj.weight": (hidden, 16),
+        }
+    if family == "bailing_moe":  # Ling 1
+        return {
+            "attention.query_key_value.weight": (16, hidden),
+            "attention.dense.weight": (hidden, 8),
         }
     if _is_stacked(family):
         bias = {"attention.query_key_value.bias": (16,)} if family == "bailing_moe_v2" else {}
@@ -142,13 +148,14 @@ def _experts(family: str, hidden: int) -> Shapes:
         }
     gate, shared, bias = {
         "hy_v3": ("mlp.router.gate", "mlp.shared_mlp", "mlp.expert_bias"),
+        "bailing_moe": ("mlp.gate", "mlp.shared_experts", ""),
         "bailing_moe_v2": ("mlp.gate", "mlp.shared_experts", "mlp.gate.expert_bias"),
         "sarvam_moe": ("mlp.gate", "mlp.shared_experts", "mlp.gate.expert_bias"),
         "exaone_moe": ("mlp.gate", "mlp.shared_experts", "mlp.e_score_correction_bias"),
         "mimo_v2_flash": ("mlp.gate", "", "mlp.gate.e_score_correction_bias"),
         "sarvam_mla": ("mlp.gate", "mlp.shared_experts", "mlp.gate.e_score_correction_bias"),
     }[family]
-    shapes: Shapes = {f"{gate}.weight": (3, hidden), bias: (3,)}
+    shapes: Shapes = {f"{gate}.weight": (3, hidden)} | ({bias: (3,)} if bias else {})
     for expert in range(3):
         shapes |= _gated(f"mlp.experts.{expert}", hidden, 4)
     return shapes | (_gated(shared, hidden, 8) if shared else {})

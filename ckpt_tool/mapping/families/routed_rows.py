@@ -133,6 +133,19 @@ BAILING_V2 = MegatronRows(
     differing=True,
     around=Around(ends={"embed_tokens": "word_embeddings"}),
 )
+#: What Ling 2 is called in its ``config.json``, as Ling 1 is, which has neither norms nor biases.
+BAILING = replace(
+    BAILING_V2,
+    moe=tuple(
+        replace(row, when="expert_bias") if row.megatron.endswith("expert_bias") else row
+        for row in _STACKED_EXPERTS
+    ),
+    flags=_STACKED_FLAGS
+    | {
+        "qk_norm": ("use_qk_norm", False),
+        "expert_bias": ("moe_router_enable_expert_bias", False),
+    },
+)
 SARVAM_MOE = replace(
     BAILING_V2, mtp=Ahead(), flags=_STACKED_FLAGS | {"qkv_bias": ("attention_bias", False)}
 )

@@ -142,6 +142,7 @@ FAMILIES: dict[str, Family] = {
     "stablelm": Family("StableLmForCausalLM", SAME),
     "starcoder2": Family("Starcoder2ForCausalLM", SAME, tied=True),
     # Language models with experts.
+    "bailing_moe": Family(hub=SAME, float32=r"\.gate\.expert_bias$", megatron=routed.BAILING),
     "bailing_moe_v2": Family(hub=SAME, float32=r"\.gate\.expert_bias$", megatron=routed.BAILING_V2),
     # Routers of DeepSeek's kind are float32 since transformers 5.24.
     "deepseek_v2": Family(

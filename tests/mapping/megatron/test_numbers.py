@@ -9,7 +9,14 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers, require_rows
 from tests.support.megatron_hybrid_models import HYBRIDS
-from tests.support.megatron_models import CONFIGS, MOE, PREDICTING, WITH_BLOCKS, config_of
+from tests.support.megatron_models import (
+    CONFIGS,
+    MOE,
+    PREDICTING,
+    WITH_BLOCKS,
+    config_of,
+    rules_of,
+)
 
 GENERAL = {"plain_query", "low_query", "shared_experts", "latent", "expert_bias", "shared_gate"}
 GENERAL |= {"interleaved"}
@@ -313,3 +320,15 @@ def test_null_is_what_the_class_has_where_it_is_left_out(changed):
         raw = {key: value for key, value in raw.items() if value is not None}
     found = read_numbers(ModelConfig(Path("model"), raw, {}))
     assert (found.heads, found.groups, found.head_dim, found.vocab_size) == (8, 4, 256, 262208)
+
+
+def test_ling_two_is_called_as_ling_one():
+    """Released with the type of the first, and with all that the second has."""
+    said = {"use_qk_norm": True, "moe_router_enable_expert_bias": True}
+    changes = {"num_nextn_predict_layers": 1, "use_qkv_bias": True}
+    one, two = (rules_of(name, **said, **changes) for name in ("bailing_moe", "bailing_moe_v2"))
+    assert one.bindings == two.bindings
+    assert one.numbers.flags == two.numbers.flags
+    first = {name for each in rules_of("bailing_moe").bindings for name in each.hf}
+    assert not [name for name in first if "layernorm" in name and "attention." in name]
+    assert not [name for name in first if name.endswith("bias")]
