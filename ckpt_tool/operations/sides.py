@@ -195,8 +195,8 @@ def meet(side: Side, other: Side) -> Side:
     kinds = list_kinds(model.tensors) - list_kinds(other.tensors)
     if kinds:
         model = _dequantise(model, other, side.checkpoint.path, kinds)
-    if _is_fused(model) != _is_fused(other.model) and model.config is not None:
-        model = replace(model, tensors=split_fused(model.tensors, model.config))
+    if model.config is not None:
+        model = replace(model, tensors=_split_apart(model.tensors, model.config, other))
     repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
     ties = {name: tie.copy for name, tie in (model.ties or {}).items()}
     repeated |= {name: copy for name, copy in ties.items() if name in other.tensors}
@@ -204,9 +204,18 @@ def meet(side: Side, other: Side) -> Side:
     return replace(side, model=replace(model, tensors=tensors))
 
 
-def _is_fused(model: HubModel) -> bool:
-    config = model.config
-    return config is not None and any(is_fused(name, config) for name in model.tensors)
+def _split_apart(tensors: Tensors, config: ModelConfig, other: Side) -> Tensors:
+    """The tensors with each expert by itself in those layers where the other side has them so."""
+    apart = {name.rsplit(".", 3)[0] for name in other.tensors}  # experts, a number, what, "weight"
+    fused = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.rpartition(".")[0] in apart and is_fused(name, config)
+    }
+    if not fused:
+        return tensors
+    kept = {name: tensor for name, tensor in tensors.items() if name not in fused}
+    return kept | split_fused(fused, config)
 
 
 def _dequantise(model: HubModel, other: Side, path: Path, kinds: set[Kind]) -> HubModel:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.operations.merge import merge_fsdp
@@ -58,6 +59,26 @@ def test_both_forms_are_the_same_model(ranks, split, tmp_path):
         assert found.equal
         assert found.num_compared == len(load_folder(split))
     assert verify_checkpoint(ranks, tmp_path / "out").equal
+
+
+def test_each_layer_has_a_form_of_its_own(model, split, tmp_path):
+    """Qwen3.6 has the layer that predicts further fused, and Qwen3.5 has not."""
+    first = "model.language_model.layers.0.mlp.experts."
+    apart = {name: t for name, t in load_folder(split).items() if name.startswith(first)}
+    fused = {name: t for name, t in model.state_dict().items() if not name.startswith(first)}
+    assert len(apart) > 2
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    save_file(apart | fused, mixed / "model.safetensors", {"format": "pt"})
+    model.config.save_pretrained(mixed)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    save_file(model.state_dict(), whole / "model.safetensors", {"format": "pt"})
+    model.config.save_pretrained(whole)
+    for left, right in ((mixed, whole), (whole, mixed), (mixed, split)):
+        found = verify_checkpoint(left, right)
+        assert found.equal, found
+    assert verify_checkpoint(mixed, whole).num_compared == len(apart | fused)
 
 
 def test_a_missing_half_of_them_is_named(model, tmp_path):
