@@ -85,7 +85,8 @@ class Around:
     ``towers``: prefixes below which tensors are the same on both sides, those of modules that a
     trainer takes from transformers. Of a family with ``vision`` too, checkpoints have either;
     written is ``vision`` where it is ``native``, Megatron-Bridge's own form. ``moved``: what
-    Megatron has in place of such a prefix, where that is another. ``beside``: rows of modules
+    Megatron has in place of such a prefix, where that is another; ``towers_by``: the part of the
+    config without which there is no such tower, where that is so. ``beside``: rows of modules
     beside the layers, by their whole names on both sides. ``absent``: prefixes of what is on the
     Hub and in no model of Megatron's. ``inner``: the layers' rows are those of the model type that
     the language model's own config names. ``part``: a key that the config of such a model has;
@@ -99,6 +100,7 @@ class Around:
     vision: Vision | None = None
     towers: tuple[str, ...] = ()
     moved: dict[str, str] = field(default_factory=dict)
+    towers_by: dict[str, str] = field(default_factory=dict)
     native: bool = False
     beside: Rows = ()
     absent: tuple[str, ...] = ()

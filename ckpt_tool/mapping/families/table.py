@@ -19,6 +19,7 @@ from ckpt_tool.mapping.families import tower_rows as towers
 from ckpt_tool.mapping.families.deci_rows import DECI
 from ckpt_tool.mapping.families.dense_nemotron_rows import NEMOTRON
 from ckpt_tool.mapping.families.exaone45_rows import EXAONE4_5
+from ckpt_tool.mapping.families.gemma4_rows import GEMMA4, GEMMA4_VL
 from ckpt_tool.mapping.families.hub_rules import (
     ERNIE_EXPERTS,
     EXPERTS,
@@ -119,6 +120,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "falcon_h1": Family("FalconH1ForCausalLM", SAME, megatron=FALCON_H1),
     "gemma3n_text": Family("Gemma3nForCausalLM", legacy=Legacy(local_rope=True)),
+    "gemma4_text": Family("Gemma4ForCausalLM", SAME, tied=True, megatron=GEMMA4),
     "glm": Family("GlmForCausalLM", SAME),
     "glm4": Family("Glm4ForCausalLM", SAME, megatron=towers.GLM4),
     "gpt2": Family("GPT2LMHeadModel", SAME, tied=True, conv1d=True),
@@ -203,6 +205,7 @@ FAMILIES: dict[str, Family] = {
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
     "exaone4_5": Family("Exaone4_5_ForConditionalGeneration", SAME, megatron=EXAONE4_5),
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True, megatron=gemma.GEMMA3_VL),
+    "gemma4": Family("Gemma4ForConditionalGeneration", tied=True, megatron=GEMMA4_VL),
     "glm46v": Family("Glm46VForConditionalGeneration", megatron=towers.GLM4V, float32=None),
     "glm4v": Family("Glm4vForConditionalGeneration", megatron=towers.GLM4V, float32=None),
     "glm4v_moe": Family(

@@ -11,6 +11,7 @@ from ckpt_tool.mapping.families.megatron_rows import TOP
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import Op, Same
 from ckpt_tool.mapping.megatron.packing import name_ahead
+from ckpt_tool.mapping.megatron.shared_kv import name_attention
 from ckpt_tool.mapping.megatron.spelling import Sizes, expand, make_op, read_shapes
 from ckpt_tool.tensors.geometry import Shape
 
@@ -68,6 +69,7 @@ def choose_layout(family: MegatronRows, numbers: Numbers) -> str:
     if "patterned" in numbers.flags:
         return "hybrid"
     alike = not numbers.moe or len(numbers.moe) == numbers.layers
+    alike = alike and len({block.ffn for block in numbers.blocks}) < 2
     return "stacked" if alike and not family.differing else "per-layer"
 
 
@@ -94,7 +96,8 @@ def make_bindings(
         hf, megatron = f"{around.trunk}layers.{layer}.", f"{prefix}decoder."
         places = _place_parts(hf, megatron, layer, numbers.layers, apart)
         kind = numbers.kinds[layer] if numbers.kinds else ""
-        found += _spell_layer(family, (kind, layer in numbers.moe), places, numbers.at(layer))
+        parts = _spell_layer(family, (kind, layer in numbers.moe), places, numbers.at(layer))
+        found += parts if "by_kind" not in numbers.flags else _put_by_kind(parts, numbers, layer)
         found += _spell(family.list_apart(kind, layer), _Place(hf, ""), numbers)
     for number in range(numbers.mtp):
         found += _spell_mtp(family, numbers, number, prefix, layout)
@@ -147,6 +150,18 @@ def _spell_layer(
     yield from _spell(family.attentions.get(kind, family.attention), attention, numbers)
     dense = (kind == "mtp" and family.mtp.dense) or family.dense
     yield from _spell(family.moe if moe else dense, mlp, numbers)
+
+
+def _put_by_kind(bindings: Iterator[Binding], numbers: Numbers, layer: int) -> Iterator[Binding]:
+    """Attention under a key of its kind, and stacked with the layers of that alone."""
+    own = [name_attention(kind) for kind in numbers.kinds]
+    name, index, extent = f".{own[layer]}.", own[:layer].count(own[layer]), own.count(own[layer])
+    for each in bindings:
+        names = tuple(found.replace(".self_attention.", name) for found in each.names)
+        if names == each.names or not each.index:
+            yield replace(each, names=names)
+        else:
+            yield replace(each, names=names, index=(index,), extent=(extent,))
 
 
 def _spell_mtp(

@@ -19,10 +19,23 @@ _MOST_FFN = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A layer: its query groups, and the width of its MLP; 0 where it has none."""
+    """A layer: its query groups, and the width of its MLP; 0 where it has none.
+
+    ``head_dim``: how wide its heads are; 0 where they are as those of all layers.
+    """
 
     groups: int
     ffn: int
+    head_dim: int = 0
+
+    def count_sizes(self, heads: int, head_dim: int) -> dict[str, int]:
+        """The words of tables whose sizes are the layer's own; its heads are so wide."""
+        rows = {"query": heads * head_dim, "key": self.groups * head_dim, "head": head_dim}
+        return rows | {"ffn": self.ffn}
+
+    def find_parts(self) -> set[str]:
+        """Which of attention and MLP are there: flags of rows."""
+        return {part for part, size in (("attention", self.groups), ("mlp", self.ffn)) if size}
 
 
 def read_blocks(text: Fields, layers: int, heads: int) -> tuple[Block, ...]:

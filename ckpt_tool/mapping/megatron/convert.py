@@ -14,6 +14,7 @@ from ckpt_tool.mapping.megatron.keys import unify_keys
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.ops import Blocks, Vocabulary
 from ckpt_tool.mapping.megatron.rules import Rules, infer_rules
+from ckpt_tool.mapping.megatron.shared_kv_ops import Unread
 from ckpt_tool.mapping.megatron.towers import use_tower_names
 from ckpt_tool.mapping.megatron.verl_names import use_core_names
 from ckpt_tool.tensors.geometry import Shape
@@ -29,6 +30,10 @@ _LOST_NORMS = (
     "megatron-core 0.17 and 0.18 do not save these norms in torch_dist where the run fuses the down"
     " projections (--mla-down-proj-fusion): they are not in this checkpoint. Files of single ranks"
     " (--ckpt-format torch) have them, and what 0.19 saves."
+)
+_FOLDED = (
+    "Megatron-Bridge 0.5 has folded norms and scales into the weights of routers and shared experts"
+    " (pffl_weight), from which they do not come back bit for bit: export with Megatron-Bridge."
 )
 _OTHER = (
     "The weights and the config.json are of different models, or the model is of a kind that is"
@@ -55,7 +60,8 @@ def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = 
     rules = infer_rules(config, keyed, tied=tied)
     found = from_megatron(keyed, rules)
     repeats = {repeat.hf: found[repeat.of] for repeat in rules.repeats}
-    dropped, copies = _find_padding(keyed, rules), _find_copies(keyed, rules, found)
+    dropped = _find_padding(keyed, rules) | _find_unread(rules)
+    copies = _find_copies(keyed, rules, found)
     return HubModel(found, config, dropped=dropped, repeats=repeats, ties=copies or None)
 
 
@@ -146,6 +152,16 @@ def _find_copies(tensors: Tensors, rules: Rules, found: Mapping[str, LazyTensor]
     return copies
 
 
+def _find_unread(rules: Rules) -> dict[str, str]:
+    """What of Megatron's tensors its model does not read, and why: it is left out."""
+    found: dict[str, str] = {}
+    for binding in rules.bindings:
+        if isinstance(binding.op, Unread):
+            what, why = binding.op.UNREAD
+            found[f"{binding.names[-1]} ({what})"] = why
+    return found
+
+
 def _find_misshapen(binding: Binding, tensors: Tensors) -> Iterator[str]:
     """The tensors whose shape is not the config's, with both."""
     for name, expected in binding.expected():
@@ -172,6 +188,8 @@ def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -
     lost = all(name.endswith(".input_layernorm.weight") for name in missing)
     if missing and lost and not unexpected and "latent" in rules.numbers.flags:
         hint = _LOST_NORMS
+    if any(name.endswith(".pffl_weight") for name in unexpected):
+        hint = _FOLDED
     raise MappingError(
         f"{said} tensors for a {rules.config.model_type} of {rules.numbers.layers} layers, by"
         f" {rules.config.folder / 'config.json'}",

@@ -22,6 +22,8 @@ _TOP = (
     r"decoder|embedding|output_layer|mtp|language_model|vision_model|llava_model"
     r"|visual|vision_tower|multi_modal_projector"  # transformers' own modules
     r"|lightning_indexers"
+    r"|per_layer_embedding|per_layer_model_proj|per_layer_proj_norm"
+    r"|embed_vision|audio_tower|embed_audio"
 )
 _PREFIX = re.compile(rf"^(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
 #: ms-swift has transformers' tower in a module of that name.
@@ -115,6 +117,8 @@ def _name_engine_key(key: str, keys: frozenset[str], of_latent: dict[str, str]) 
     if found is None:
         return key
     prefix, name = found.groups()
+    if f"{prefix}layer_scalar" in keys:  # Gemma 4's, which has norms where it has them
+        return key
     if f"{prefix}mixer.A_log" in keys:
         return str(prefix) + _MAMBA.get(name, name)
     latent = f"{prefix}self_attention.linear_kv_down_proj.weight" in keys

@@ -11,18 +11,18 @@ from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_form import Around, MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES, find_family
-from ckpt_tool.mapping.megatron.blocks import Block, read_blocks
+from ckpt_tool.mapping.megatron.blocks import Block
 from ckpt_tool.mapping.megatron.kinds import find_kinds, find_symbols, find_symbols_ahead
 from ckpt_tool.mapping.megatron.linear import is_linear
 from ckpt_tool.mapping.megatron.own_kinds import OWN_KINDS
 from ckpt_tool.mapping.megatron.radio import read_radio
+from ckpt_tool.mapping.megatron.shared_kv import find_blocks
 from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, find_head_dim, read_sizes, read_text
 
 #: How configs call every how many layers one has experts.
 _STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
 #: How many layers there are for multi-token prediction.
 MTP_KEY = "num_nextn_predict_layers"
-
 
 #: Configs with these have, on the Hub, a number for each layer in ``moe_layer_freq``.
 _NUMBERED = ("hybrid_layer_pattern", "sparse_attention_config")
@@ -67,13 +67,10 @@ class Numbers:
         if not self.blocks:
             return self
         block = self.blocks[layer]
-        parts = {"attention": block.groups, "mlp": block.ffn}
-        return replace(
-            self,
-            groups=block.groups,
-            sizes=self.sizes | {"key": block.groups * self.head_dim, "ffn": block.ffn},
-            flags=self.flags | {part for part, size in parts.items() if size},
-        )
+        head = block.head_dim or self.head_dim
+        sizes = self.sizes | block.count_sizes(self.heads, head)
+        flags = self.flags | block.find_parts()
+        return replace(self, groups=block.groups, head_dim=head, sizes=sizes, flags=flags)
 
     @property
     def hybrid_pattern(self) -> str:
@@ -176,7 +173,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         vision_mergers=len(vision.sizes("deepstack_visual_indexes")) if family.around.vision else 0,
         kinds=kinds,
         mtp_kinds=ahead,
-        blocks=read_blocks(text, layers, heads) if "blocks" in family.flags else (),
+        blocks=find_blocks(text, kinds, flags),
     )
 
 
@@ -205,6 +202,8 @@ def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
     Llama 4's does, nothing else counts, nor where one has a number for each, as MiMo-V2 and
     MiniMax-M3 have it on the Hub.
     """
+    if keys.find_bool("enable_moe_block") is False:
+        return frozenset()
     kinds = keys.texts("mlp_layer_types")
     if kinds:
         return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.megatron.linear import find_linear_kinds
+from ckpt_tool.mapping.megatron.shared_kv import find_shared_kinds
 
 _SPARSE = ("full_attention", "minimax_m3_sparse")
 _INDEXERS = {"F": "full", "S": "shared"}
@@ -60,4 +61,5 @@ OWN_KINDS: dict[str, Callable[[Fields, int], tuple[str, ...]]] = {
     "indexer_types": find_indexers,
     "sparse_attention_config": find_sparse,
     "full_attention_interval": find_linear_kinds,
+    "num_kv_shared_layers": find_shared_kinds,
 }

@@ -17,12 +17,14 @@ from ckpt_tool.mapping.megatron.bindings import (
     format_mtp_prefix,
     make_bindings,
 )
+from ckpt_tool.mapping.megatron.gemma4_names import name_modules
 from ckpt_tool.mapping.megatron.linear import spell_kinds
 from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import Same
 from ckpt_tool.mapping.megatron.packing import count_experts, note_packed
 from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
 from ckpt_tool.mapping.megatron.respelling import respell
+from ckpt_tool.mapping.megatron.shared_kv import keep_given
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.towers import find_towers, takes_modules
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
@@ -70,6 +72,8 @@ def make_rules(
     given = frozenset(names)
     _require_possible(config, numbers, len(given))
     numbers = note_packed(family, numbers, given)
+    if "by_kind" in numbers.flags:
+        numbers = replace(numbers, kinds=keep_given(numbers.kinds, family.around.trunk, given))
     _require_held(config, numbers, len(given), len(given))
     numbers = _count_ahead(config, numbers, given, family.mtp.prefix)
     if "score.weight" in given:
@@ -100,13 +104,15 @@ def _require_layout(layout: str, config: ModelConfig, numbers: Numbers) -> None:
             f"`layers={layout!r}`: a {config.model_type} is a HybridModel of megatron-core",
             hint="Leave `layers` out: the model is then written for one.",
         )
-    if layout not in ("", "per-layer") and numbers.blocks:
+    widths = {block.ffn for block in numbers.blocks}
+    if layout not in ("", "per-layer") and (len(widths) > 1 or "blocks" in numbers.flags):
         raise MappingError(
             f"`layers={layout!r}`: layers of a {config.model_type} have sizes of their own",
             hint="Leave `layers` out: this model is then written per layer.",
         )
     uneven = 0 < len(numbers.moe) < numbers.layers
-    if layout == "stacked" and (uneven or len(set(numbers.kinds)) > 1):
+    several = len(set(numbers.kinds)) > 1 and "by_kind" not in numbers.flags
+    if layout == "stacked" and (uneven or several):
         what = "have experts and some have not" if uneven else "have another attention"
         raise MappingError(
             f"`layers='stacked'`: some layers {what}, so that they cannot be stacked",
@@ -202,6 +208,8 @@ def infer_rules(
     bindings = make_bindings(family, numbers, layout, towers, vision)
     bindings = [respell(each, numbers, tensors) for each in bindings]
     bindings = list(map(partial(_use_whole, names=tensors), bindings))
+    if "by_kind" in numbers.flags:
+        bindings = name_modules(bindings, tensors, experts=bool(numbers.moe))
     return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), [])
 
 

@@ -51,6 +51,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
     )
     width = vision.size("hidden_size", 0)
+    per_layer = text.size("hidden_size_per_layer_input", 0)
     parts, shared_by = vision.size("num_heads", 1) or 1, vision.size("num_key_value_heads", 0)
     groups = text.size("num_key_value_heads", heads)
     sliding = text.size("swa_num_key_value_heads", 2 * groups)
@@ -77,6 +78,9 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "expert_hidden": text.size("moe_latent_size", 0) or hidden,
         "shared_ffn": next(filter(None, (text.size(key, 0) for key in _SHARED_WIDTHS)), shared),
         "experts": next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0),
+        "per_layer": per_layer,
+        "all_layers": per_layer * text.size("num_hidden_layers", 0),
+        "per_layer_vocab": text.size("vocab_size_per_layer_input", 0),
         "query_rank": text.size("q_lora_rank", 0),
         "latent_query": heads * (nope + rope),
         "latent_out": heads * value,

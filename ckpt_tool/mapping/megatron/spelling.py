@@ -20,6 +20,7 @@ from ckpt_tool.mapping.megatron.ops import (
     Vocabulary,
 )
 from ckpt_tool.mapping.megatron.packed_ops import Packed
+from ckpt_tool.mapping.megatron.shared_kv_ops import SHARED_KV_OPS
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.turned_ops import Turned
 
@@ -49,6 +50,7 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "alternating": lambda _: Alternating(),
     "vocabulary": lambda numbers: Vocabulary(numbers.vocab_size, numbers.padded_vocab_size),
     **GATED_OPS,
+    **SHARED_KV_OPS,
 }
 
 

@@ -62,7 +62,8 @@ def find_towers(
         mine = (name for name in given if name.startswith(own) and not name.startswith(longer))
         ends = [name.removeprefix(own) for name in mine]
         found |= {hub + end: megatron + end for end in ends}
-        absent += [] if ends else [own]
+        by = around.towers_by.get(hub)
+        absent += [] if ends or (by and not config.raw.get(by)) else [own]
     if absent and (around.vision is None or around.has_radio):
         raise MappingError(
             f"{' and '.join(absent)}: none of their tensors is there, but a {config.model_type}"

@@ -24,7 +24,7 @@ _SAME = {
     "max_position_embeddings": ("max_position_embeddings",),
     "seq_length": ("max_position_embeddings",),
     "norm_epsilon": ("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
-    "moe_router_topk": ("num_experts_per_tok", "moe_k"),
+    "moe_router_topk": ("num_experts_per_tok", "moe_k", "top_k_experts"),
     "moe_router_topk_scaling_factor": ("routed_scaling_factor", "router_scaling_factor"),
     "moe_router_num_groups": ("n_group",),
     "moe_router_group_topk": ("topk_group",),
@@ -105,7 +105,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
         | _make_rotary(read_text(require_rows(rules.config), rules.config))
         | (_make_experts(rules) if numbers.experts else {})
         | (_make_hybrid(rules) if rules.layout == "hybrid" else {})
-        | (_make_blocks(rules) if numbers.blocks else {})
+        | (_make_blocks(rules) if "blocks" in numbers.flags else {})
     )
 
 

@@ -58,6 +58,8 @@ def describe_megatron(family: Family) -> str:
         said.append("norms after")
     if "norms_beside" in rows.flags:
         said.append("norms beside the layer")
+    if "by_kind" in rows.flags:
+        said.append("keys and values that are shared or tied")
     if any(row.megatron.endswith(".softmax_offset") for row in rows.attention):
         said.append("sinks")
     if rows.moe:
@@ -88,6 +90,7 @@ GIVEN = {
     "gemma2": "its norms and softcaps are the tests'",
     "gemma3_text": "its norms and local rotary embedding are the tests'",
     "exaone4": "its norms are the tests'",
+    "gemma4_text": "its layers are the tests'",
     "glm4": "its norms are the tests'",
     "nemotron": "its norms are the tests'",
     "mimo_v2_flash": "its attention is the tests'",

@@ -51,7 +51,7 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     assert set(found) == set(expected)
     for name, tensor in expected.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
-        bits = [t.contiguous().view(torch.uint8) for t in (found[name], tensor)]
+        bits = [t.flatten().view(torch.uint8) for t in (found[name], tensor)]
         assert torch.equal(*bits), name
 
 

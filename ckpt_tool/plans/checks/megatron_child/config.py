@@ -71,7 +71,7 @@ def make_text_config(
     if "latent" in flags:
         return call(MLATransformerConfig, **values | _latent(text))
     values |= {"num_query_groups": numbers.groups, "kv_channels": numbers.head_dim}
-    if numbers.blocks:
+    if "blocks" in numbers.flags:
         return _make_uneven(config, values)
     return call(TransformerConfig, **values)
 

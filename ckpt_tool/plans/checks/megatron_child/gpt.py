@@ -66,6 +66,11 @@ def _modules(request: Request) -> dict[str, Any]:
             "heads of values are as wide there as those of keys, and all layers have as many:"
             " trainers bring an attention of their own"
         )
+    if "by_kind" in request.numbers.flags:
+        raise UnknownModelError(
+            "megatron-core has no such layers: they are Megatron-Bridge's own, of two kinds of"
+            " attention"
+        )
     hybrid = request.layout == "hybrid"
     if "patterned" in request.numbers.flags and not request.numbers.kinds:
         raise UnknownModelError("megatron-core has no layer with Mamba beside attention")
@@ -112,7 +117,7 @@ def _require_plain_queries(request: Request) -> None:
 
 
 def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
-    spec = _uneven_spec(config) if request.numbers.blocks else _block_spec(config)
+    spec = _uneven_spec(config) if "blocks" in request.numbers.flags else _block_spec(config)
     if "shared_gate" in request.numbers.flags and not hasattr(config, "moe_shared_expert_gate"):
         _gate_shared_experts(spec)
     for layer in spec.layer_specs:
