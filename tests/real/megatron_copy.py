@@ -13,6 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from . import megatron_gemma4_models as gemma4
 from . import megatron_nemotron as nemotron
 from .megatron_deci import is_deci
 from .megatron_gated_copy import beside_prediction, delta_net, gated_query
@@ -60,6 +61,8 @@ def copy_into(model: GPTModel, folder: Path) -> None:
 
 def full_state(hf: State, config: HuggingFaceConfig) -> State:
     """The state of the whole GPTModel with local layers. Empties `hf`."""
+    if gemma4.is_gemma4(config):
+        return gemma4.full_state(hf, config)
     hf = use_plain_names(hf, config)
     state = {
         "embedding.word_embeddings.weight": hf.pop("model.embed_tokens.weight"),

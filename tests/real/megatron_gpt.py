@@ -32,8 +32,10 @@ from ckpt_tool.plans.checks.megatron_child.cpu import call
 from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 
 from . import megatron_deci as deci
+from . import megatron_gemma4 as gemma4
 from . import megatron_nemotron as nemotron
 from .megatron_gated import count_from_zero, gated_settings, is_gated, put_delta_nets
+from .megatron_gemma4_models import is_gemma4
 from .megatron_hybrid import make_pattern
 from .megatron_jobs import Sizes
 from .megatron_norms import describe, find_theta, fit_layers, fit_model
@@ -127,7 +129,7 @@ def build_chunks(
         parameter.data = parameter.data.to(dtype)
     if hf["model_type"] == "ernie4_5_moe":
         _choose_by_softmax(chunks)
-    fit_model(chunks, hf)
+    (gemma4.fit_model if is_gemma4(hf) else fit_model)(chunks, hf)
     if is_gated(hf):
         count_from_zero(chunks)
     return chunks
@@ -191,6 +193,8 @@ def _build_chunk(
         for layer in spec.layer_specs:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm, attention.k_layernorm = WideQueryNorm, WideKeyNorm
+    if is_gemma4(hf):
+        gemma4.fit_layers(spec, hf, config, NormedColumnParallelLinear)
     fit_layers(spec, hf, config)
     if hf["model_type"] == "mimo_v2_flash":
         widen(spec, hf, config)
@@ -280,11 +284,11 @@ def transformer_config(
     values = _shape(hf) | _parallel(sizes, dtype) | _CPU
     values |= _latent_attention(hf) if is_latent else _attention(hf)
     values |= describe(hf) | describe_indexer(hf)
-    if expert_count(hf):
+    if expert_count(hf) and not is_gemma4(hf):
         values |= _experts(hf)
         routing = _ROUTING.get(hf["model_type"])
         values |= routing(hf) if routing is not None else {}
-    values |= adapt(hf)
+    values |= gemma4.describe(hf) if is_gemma4(hf) else adapt(hf)
     if hybrid:
         values["num_layers"] *= 2
         values.pop("moe_layer_freq", None)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from . import megatron_deci as deci
+from . import megatron_gemma4_models as gemma4
 from . import megatron_nemotron as nemotron
 from . import megatron_routed as routed
 from .fill import fill_distinct
@@ -273,12 +274,14 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **routed.MODELS,
     **nemotron.MODELS,
     **deci.MODELS,
+    **gemma4.MODELS,
 }
 NAMES = tuple(_MODELS)
 CLASSES = frozenset(name for name, _ in _MODELS.values())
 _DENSE = (
     *("llama", "mistral", "qwen2", "qwen3", "ministral3"),
     *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron", "glm4", "nemotron-nas", "qwen3_5"),
+    "gemma4_text",
 )
 WITH_EXPERTS = tuple(name for name in NAMES if name not in _DENSE)
 
@@ -377,6 +380,8 @@ def _build(class_name: str, config: Mapping[str, Any]) -> PreTrainedModel:
     settings = config_class(architectures=[class_name], **config)
     model = from_config(model_class, settings, torch.float32)
     fill_distinct(model)
+    if class_name == "Gemma4ForCausalLM":
+        gemma4.settle(model)
     return model.eval()
 
 

@@ -47,6 +47,8 @@ def _renamed(key: str, keys: Collection[str], *, back: bool) -> str:
     if not found:
         return key
     prefix, name = found.groups()
+    if f"{prefix}layer_scalar" in keys:  # Gemma 4's are what Megatron-Bridge's layers have
+        return key
     if f"{prefix}mixer.A_log" in keys:
         names = {engine: local for local, engine in _MAMBA.items()} if back else _MAMBA
         return prefix + names.get(name, name)
@@ -81,12 +83,13 @@ def engine_states(state: ShardedStateDict) -> dict[str, ShardedObject]:
     up to megatron-core 0.14 the attention itself, which has no tensor: it goes with its norm.
     """
     found = {}
+    is_newer = any(name.endswith(".layer_scalar") for name in state)  # Gemma 4 is
     for name, entry in state.items():
         module, _, kind = entry.key.rpartition(".")
         if kind == "weight" and module.endswith("norm") and not module.endswith("mixer.norm"):
             found[f"{name}._extra_state"] = _object_like(entry, f"{module}._extra_state")
         for norm in (".input_layernorm.weight", ".self_attention.linear_qkv.layer_norm_weight"):
-            if entry.key.endswith(norm):
+            if entry.key.endswith(norm) and not is_newer:
                 key = f"{entry.key.removesuffix(norm)}.self_attention.core_attention._extra_state"
                 found[f"{name}.core_attention"] = _object_like(entry, key)
     return found

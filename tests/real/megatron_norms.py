@@ -159,7 +159,7 @@ def fit_model(chunks: Iterable[Any], hf: HuggingFaceConfig) -> None:
         if chunk.pre_process:
             _scale(chunk.embedding, hf["hidden_size"] ** 0.5)
         if chunk.post_process and hf.get("final_logit_softcapping"):
-            _bend(chunk.output_layer, hf["final_logit_softcapping"])
+            bend(chunk.output_layer, hf["final_logit_softcapping"])
         for layer in chunk.decoder.layers:
             core = layer.self_attention.core_attention
             if "query_pre_attn_scalar" in hf:
@@ -177,11 +177,13 @@ def _scale(embedding: nn.Module, factor: float) -> None:
     embedding.register_forward_hook(lambda module, inputs, output: output * factor)
 
 
-def _bend(head: nn.Module, most: float) -> None:
-    def bend(module: nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+def bend(head: nn.Module, most: float) -> None:
+    """Have a head give logits that are less than `most`."""
+
+    def cap(module: nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         return most * torch.tanh(output[0] / most), output[1]
 
-    head.register_forward_hook(bend)
+    head.register_forward_hook(cap)
 
 
 def _turn(attention: nn.Module, hf: HuggingFaceConfig, kind: str) -> None:

@@ -59,7 +59,13 @@ MORE_SIZES: dict[str, tuple[str, ...]] = {
 }
 
 
+#: Models of these sizes alone: layers that share keys and values cannot be on several stages.
+ONLY_SIZES = {"gemma4_text": ("tp1", "tp2"), "gemma4_moe": ("tp1", "pp2", "tp2_ep2")}
+
+
 def _sizes_of(name: str) -> tuple[str, ...]:
+    if name in ONLY_SIZES:
+        return ONLY_SIZES[name]
     cut = "tp2_ep2" if name in WITH_EXPERTS else "tp2"
     return ("tp1", "pp2", cut, *MORE_SIZES.get(name, ()))
 
@@ -110,6 +116,8 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("glm_moe_dsa_mtp", "tp2"): {"names": "local"},
     ("gemma3_text", "tp2"): {},
     ("nemotron", "tp2"): {"names": "local"},
+    ("gemma4_text", "tp2"): {},
+    ("gemma4_moe", "tp2_ep2"): {"style": "megatron-lm"},
     ("gpt_oss", "tp2_ep2"): {},
     ("gpt_oss", "tp2"): {},
     ("gpt_oss", "ep2"): {"experts": "sequential", "names": "local", "style": "megatron-lm"},
@@ -136,6 +144,8 @@ if TRANSFORMERS < (5, 0):
         "minimax_m2",
         "ministral3",
         "exaone4",
+        "gemma4_text",
+        "gemma4_moe",
         "glm_moe_dsa_mtp",
         "deepseek_v32",
         "glm4",
@@ -158,6 +168,7 @@ if MEGATRON_CORE < (0, 19):
     REFUSED["nemotron_h"] = "its HybridModel is tried since 0.19"
 if MEGATRON_CORE < (0, 19):
     _DELTA_NET = "gated DeltaNet is held against 0.19, the first that has it by torch"
+    REFUSED |= dict.fromkeys(ONLY_SIZES, "Gemma 4 is held against 0.19")
     REFUSED |= {name: _DELTA_NET for name in NAMES if name.startswith(("qwen3_next", "qwen3_5"))}
 #: What HybridModels of megatron-core, which it has since 0.18, load of ours and save.
 HYBRID = [
