@@ -31,6 +31,7 @@ GATED = tuple(
 )
 _IN, _CONV = "self_attention.in_proj", "self_attention.conv1d.weight"
 _NORM = Row("input_layernorm.weight", f"{_IN}.layer_norm_weight", shape="hidden")
+_SLIME_NORM = replace(_NORM, megatron="self_attention.input_layernorm.weight")
 _OUT_NORM = Row("linear_attn.norm.weight", "self_attention.out_norm.weight", shape="linear_head")
 _CONVOLUTION = Row("linear_attn.conv1d.weight", _CONV, shape="linear_conv,one,kernel")
 _ENDS = (
@@ -112,14 +113,15 @@ _APART_TWO = (
 )
 
 
-def _keep(rows: Rows) -> Rows:
-    """The same on both sides."""
-    kept = (
-        Row(row.hf, f"self_attention.{row.hf}", shape=row.shape)
+def _keep(rows: Rows, inside: str = "linear_attn.") -> Rows:
+    """The same on both sides, in attention's place or ``inside`` of it; without the norm before."""
+    return tuple(
+        Row(
+            row.hf, f"self_attention.{inside}{row.hf.removeprefix('linear_attn.')}", shape=row.shape
+        )
         for row in rows
         if row.hf.startswith("linear_attn.")
     )
-    return (replace(_NORM, megatron="self_attention.input_layernorm.weight"), *kept)
 
 
 #: ``linear_attention``, as configs call it, and how others than megatron-core store that.
@@ -127,13 +129,15 @@ NEXT_KINDS = {
     "linear_attention": _NEXT,
     "linear_attention of ms-swift": (_NEXT_WOVEN, *_SWIFT),
     "linear_attention of ms-swift, apart": (_QKVZ, _BA, *_SWIFT),
-    "linear_attention of slime": _keep(_NEXT),
+    "linear_attention of ms-swift, a module": (_NORM, *_keep(_NEXT, "")),
+    "linear_attention of slime": (_SLIME_NORM, *_keep(_NEXT)),
 }
 APART_KINDS = {
     "linear_attention": _APART,
     "linear_attention of ms-swift": (_APART_WOVEN, *_SWIFT),
     "linear_attention of ms-swift, apart": (*_APART_TWO, *_SWIFT),
-    "linear_attention of slime": _keep(_APART),
+    "linear_attention of ms-swift, a module": (_NORM, *_keep(_APART, "")),
+    "linear_attention of slime": (_SLIME_NORM, *_keep(_APART)),
 }
 
 #: slime exchanges the halves of this one of Qwen3-Next, both ways, and not of Qwen3.5.

@@ -25,6 +25,7 @@ from ckpt_tool.mapping.lora.megatron import (
 from ckpt_tool.mapping.lora.options import LoraNote, LoraOptions
 from ckpt_tool.mapping.lora.resolve import Place, make_adapter_files, refuse_base, refuse_options
 from ckpt_tool.mapping.lora.settings import read_settings
+from ckpt_tool.mapping.lora.swift import use_bridge_names
 from ckpt_tool.mapping.megatron.convert import restore_model, to_megatron
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.rules import make_rules
@@ -48,8 +49,9 @@ def resolve_megatron(
     in :func:`~ckpt_tool.mapping.megatron.rules.infer_rules`. Raises what finding the model and
     :func:`~ckpt_tool.mapping.lora.resolve.resolve_adapters` do.
     """
-    tensors, config = model.tensors, model.config
+    config = model.config
     assert config is not None, "what Megatron's tensors are is said by a config"
+    tensors = dict(use_bridge_names(model.tensors, config))
     if not has_megatron_adapters(tensors):
         refuse_options(place.path, options)
         return restore_model(tensors, config, tied=tied)

@@ -1,7 +1,8 @@
 """What the numbers of LoRA adapters mean: alpha, and what else a checkpoint says beside them.
 
 ``lora_train_meta.json`` of verl 0.8 on: ``{"r", "lora_alpha", "task_type"}``. Else
-``adapter_config.json`` of peft, which verl 0.4 to 0.7 leaves in ``lora_adapter/``. Patterns
+``adapter_config.json`` of peft, which verl 0.4 to 0.7 leaves in ``lora_adapter/``. Where there is
+neither, ``args.json`` of ms-swift, which calls the rank ``lora_rank``. Patterns
 (``rank_pattern``, ``alpha_pattern``) are regular expressions that match a whole module name, or
 its end from a dot on; the first that does counts (``peft.utils.other.get_pattern_key``).
 """
@@ -23,6 +24,7 @@ from ckpt_tool.mapping.lora.patterns import compile_pattern
 
 META = "lora_train_meta.json"
 CONFIG = "adapter_config.json"
+ARGS = "args.json"
 
 T = TypeVar("T")
 
@@ -107,6 +109,8 @@ def read_settings(
     named = named or folders
     meta, meta_path = _read_first(folders, named, META)
     config, config_path = _read_first(folders, named, f"lora_adapter/{CONFIG}", CONFIG)
+    if meta_path is None and config_path is None:
+        config, config_path = _read_args(folders, named)
     files = ((meta, meta_path), (config, config_path))
     told = [Fields(found, path) for found, path in files if path is not None]
     for fields in told:
@@ -132,6 +136,18 @@ def read_settings(
         task_type=_read_task_type(meta.get("task_type") or config.get("task_type")),
         config=config,
     )
+
+
+def _read_args(
+    folders: Sequence[Path], named: Sequence[Path]
+) -> tuple[dict[str, Any], Path | None]:
+    """What ms-swift's arguments say of adapters, by peft's names; nothing where they do not."""
+    above = [folder.parent for folder in folders if folder.name.startswith("iter_")]
+    found, path = _read_first((*folders, *above), named, ARGS)
+    if "lora_rank" not in found or "lora_alpha" not in found:
+        return {}, None
+    said = {key: value for key, value in found.items() if key in ("lora_alpha", "use_rslora")}
+    return said | {"r": found["lora_rank"]}, path
 
 
 def _refuse_unknown_alpha(folders: Sequence[Path], found: Sequence[Path]) -> NoReturn:

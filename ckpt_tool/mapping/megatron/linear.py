@@ -19,10 +19,16 @@ _LINEAR_KEYS = (
 )
 #: megatron-core has parts of these in ``torch_dist``, so that those who have all are others.
 _SPELLED = re.compile(
-    r"\.self_attention\.(?:(?P<slime>linear_attn)\.|in_proj(?:(?P<apart>_qkvz|_ba)|(?P<swift>))"
-    r"\.weight$)"
+    r"\.self_attention\.(?:(?P<slime>linear_attn)\.|(?P<module>norm)\.weight$"
+    r"|in_proj(?:(?P<apart>_qkvz|_ba)|(?P<swift>))\.weight$)"
 )
-_TRAINERS = {"slime": "slime", "apart": "ms-swift, apart", "swift": "ms-swift"}
+#: ms-swift's with ``USE_MCORE_GDN=0`` is transformers' module in attention's place.
+_TRAINERS = {
+    "slime": "slime",
+    "module": "ms-swift, a module",
+    "apart": "ms-swift, apart",
+    "swift": "ms-swift",
+}
 #: What Qwen3-Next and Qwen3.5 have where their configs say nothing.
 _INTERVAL = 4
 
@@ -54,12 +60,12 @@ def find_linear_kinds(text: Fields, layers: int) -> tuple[str, ...]:
 def spell_kinds(kinds: tuple[str, ...], keys: Collection[str]) -> tuple[str, ...]:
     """The kinds as the rows of the trainer are called that has ``keys``.
 
-    Whose they are is said by how they call linear attention's input projections.
+    Whose they are is said by how they call linear attention's input projections, or its norm.
     """
-    matched = next(filter(None, map(_SPELLED.search, keys)), None)
-    if matched is None:
+    found = {matched.lastgroup for matched in map(_SPELLED.search, keys) if matched}
+    trainer = next((name for part, name in _TRAINERS.items() if part in found), None)
+    if trainer is None:
         return kinds
-    trainer = next(name for part, name in _TRAINERS.items() if matched[part] is not None)
     return tuple(f"{_LINEAR} of {trainer}" if kind == _LINEAR else kind for kind in kinds)
 
 

@@ -76,6 +76,14 @@ def swift_apart(hub: Tensors, layer: int) -> Tensors:
     return found
 
 
+def swift_module(hub: Tensors, layer: int) -> Tensors:
+    """With ``USE_MCORE_GDN=0``: transformers' module in attention's place, the norm by itself."""
+    stem = f"model.layers.{layer}."
+    names = [name for name in hub if name.startswith(f"{stem}linear_attn.")]
+    found = {name.removeprefix(f"{stem}linear_attn."): hub[name] for name in names}
+    return found | {"../input_layernorm.weight": hub[f"{stem}input_layernorm.weight"]}
+
+
 def slime(hub: Tensors, layer: int) -> Tensors:
     stem = f"model.layers.{layer}."
     names = [name for name in hub if name.startswith(f"{stem}linear_attn.")]
@@ -95,6 +103,7 @@ TRAINERS: dict[str, Callable[[Tensors, int], Tensors]] = {
     "megatron-core": core,
     "ms-swift": swift,
     "ms-swift, apart": swift_apart,
+    "ms-swift, a module": swift_module,
     "slime": slime,
 }
 
