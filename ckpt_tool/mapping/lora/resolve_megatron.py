@@ -25,10 +25,10 @@ from ckpt_tool.mapping.lora.megatron import (
 from ckpt_tool.mapping.lora.options import LoraNote, LoraOptions
 from ckpt_tool.mapping.lora.resolve import Place, make_adapter_files, refuse_base, refuse_options
 from ckpt_tool.mapping.lora.settings import read_settings
-from ckpt_tool.mapping.lora.swift import use_bridge_names
+from ckpt_tool.mapping.lora.swift import list_spellings, use_bridge_names
 from ckpt_tool.mapping.megatron.convert import restore_model, to_megatron
 from ckpt_tool.mapping.megatron.numbers import require_rows
-from ckpt_tool.mapping.megatron.rules import make_rules
+from ckpt_tool.mapping.megatron.rules import make_rules, spell_as
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: How many layers without adapters are named.
@@ -61,7 +61,7 @@ def resolve_megatron(
     given = tensors
     if base is not None:
         _require_all_layers(place.path, tensors, config)
-        given = tensors | _bring_into_megatron(base, config, tensors)
+        given = tensors | _bring_into_megatron(base, config, tensors, list_spellings(model.tensors))
     updated, ranks = fuse_megatron(given, settings)
     found = restore_model(updated, config, tied=tied)
     mode = options.mode or "fuse"
@@ -118,13 +118,17 @@ def _require_all_layers(
 
 
 def _bring_into_megatron(
-    base: HubModel, config: ModelConfig, adapters: Mapping[str, LazyTensor]
+    base: HubModel, config: ModelConfig, adapters: Mapping[str, LazyTensor], spelled: Iterable[str]
 ) -> Tensors:
-    """The base by Megatron's names, its layers stacked as those of the adapters are."""
+    """The base by Megatron's names, its layers stacked as those of the adapters are.
+
+    ``spelled``: weights by whose names another trainer's layers are known, if they are its.
+    """
     layout = "per-layer" if any(map(_LAYER.match, adapters)) else "stacked"
     if require_rows(config).is_patterned or _are_hybrid(adapters, config):
         layout = "hybrid"
-    stored = to_megatron(base.tensors, make_rules(config, base.tensors, layout))
+    rules = spell_as(make_rules(config, base.tensors, layout), list(spelled))
+    stored = to_megatron(base.tensors, rules)
     return {name: tiled.tensor() for name, tiled in stored.items()}
 
 

@@ -9,7 +9,7 @@ Experts are not cut that way. Sources: ``tuners/lora.py`` of mcore_bridge 1.6;
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
@@ -19,6 +19,9 @@ from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])\.(?P<adapter>\w+)\.weight")
 _PARTS = {"A": "in", "B": "out"}
+_ATTENTION = ".self_attention."
+#: Of Qwen3.5's module of transformers, which nobody else has in attention's place.
+_PARTS_OF_MODULE = {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"}
 
 
 def is_factor(name: str) -> bool:
@@ -26,23 +29,31 @@ def is_factor(name: str) -> bool:
     return _FACTOR.fullmatch(name) is not None
 
 
+def list_spellings(names: Iterable[str]) -> list[str]:
+    """Weights by whose names ms-swift's gated layers are known, of a model with such adapters.
+
+    Their rows are by head, so that a base has to be brought into the same order.
+    """
+    found = [one for one in map(_FACTOR.fullmatch, names) if one]
+    modules = {one["module"].rpartition(_ATTENTION)[2] for one in found}
+    if modules & _PARTS_OF_MODULE:
+        return [f"{_ATTENTION}norm.weight"]
+    linear = modules & {"in_proj", "in_proj_qkvz", "in_proj_ba"}
+    return [f"{_ATTENTION}{module}.weight" for module in linear or ["in_proj"]] if found else []
+
+
 def use_bridge_names(
     tensors: Mapping[str, LazyTensor], config: ModelConfig
 ) -> Mapping[str, LazyTensor]:
     """The tensors with such adapters as Megatron-Bridge has them; others as they are.
 
-    MappingError where there are several adapters, or rows that the base would not have so.
+    MappingError where there are several adapters, or rows that no ranks would have.
     """
     matched = {name: one for name in tensors if (one := _FACTOR.fullmatch(name))}
     if not matched:
         return tensors
     flags = read_numbers(config).flags
     _require_one(matched)
-    if "output_gate" in flags:
-        raise MappingError(
-            f"adapters of ms-swift on a {config.model_type}, whose rows it orders by head",
-            hint="Have ms-swift export them, or fuse them itself (`--merge_lora true`).",
-        )
     found, faults = {}, []
     for name, tensor in tensors.items():
         one = matched.get(name)

@@ -239,6 +239,16 @@ def _spell_kinds(numbers: Numbers, keys: Collection[str]) -> Numbers:
     return replace(numbers, kinds=kinds, flags=numbers.flags | said)
 
 
+def spell_as(rules: Rules, keys: Collection[str]) -> Rules:
+    """The rules of the same model as the trainer stores it that has ``keys``."""
+    if not keys or not rules.numbers.kinds:
+        return rules
+    numbers = _spell_kinds(rules.numbers, keys)
+    towers = {one.hf[0]: one.names[0] for one in rules.bindings if one.foreign}
+    bindings = make_bindings(require_rows(rules.config), numbers, rules.layout, towers)
+    return replace(rules, numbers=numbers, bindings=bindings)
+
+
 def _put_value_head(numbers: Numbers, bias: bool) -> Numbers:
     """A model with a score of one row in place of a language model's head."""
     flags = numbers.flags - {"untied"} | {"value"} | ({"value_bias"} if bias else set())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.mapping.lora.swift import use_bridge_names
+from ckpt_tool.mapping.lora.swift import list_spellings, use_bridge_names
 from ckpt_tool.tensors.lazy import cat, stack
 from tests.support.megatron_models import config_of
 from tests.support.saved import write_tensors
@@ -57,9 +57,25 @@ def test_names_of_others_are_not_touched(tmp_path):
     assert use_bridge_names(tensors, config_of("llama")) is tensors
 
 
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        (["linear_qkv"], ["in_proj"]),
+        (["linear_qkv", "in_proj"], ["in_proj"]),
+        (["in_proj_ba"], ["in_proj_ba"]),
+        (["in_proj_qkv", "in_proj_z"], ["norm"]),
+        ([], []),
+    ],
+)
+def test_whose_rows_a_base_has_to_have(modules, expected):
+    names = [f"{LAYER}self_attention.{module}.lora_A.default.weight" for module in modules]
+    assert list_spellings([*names, "decoder.final_layernorm.weight"]) == [
+        f".self_attention.{name}.weight" for name in expected
+    ]
+
+
 REFUSED = {
     "two adapters": ("llama", ("default", "ref_adapter"), 8, "2 adapters in one checkpoint"),
-    "gated attention": ("qwen3_next", ("default",), 8, "it orders by head"),
     "odd rows": ("llama", ("default",), 6, "not those of ranks"),
 }
 

@@ -126,6 +126,28 @@ def test_gated_delta_net_and_gated_attention(gated, ranks, tmp_path):
     check(tmp_path / "out", gated, update_gated(parts, right, query, other))
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["in one", "apart"])
+def test_ms_swift_has_both_by_head(gated, apart, tmp_path):
+    """Adapters alone, by its names; its projection of DeltaNet in one or in two."""
+    parts, right, query, other = make_gated()
+    by_head = {name: part.unflatten(0, (2, -1)) for name, part in parts.items()}
+    both = ("query", "key", "value", "z"), ("beta", "alpha")
+    groups = {"_qkvz": both[0], "_ba": both[1]} if apart else {"": both[0] + both[1]}
+    each = query.unflatten(0, (2, 6, 8))
+    heads = torch.stack([each[:, :2], each[:, 2:4]], 2).flatten(1, 2)
+    rows = torch.cat([heads, each[:, 4:]], 1).flatten(0, 2)
+    state = adapter("1.self_attention.linear_qkv", rows, other)
+    for end, names in groups.items():
+        left = torch.cat([by_head[name] for name in names], 1).flatten(0, 1)
+        state |= adapter(f"0.self_attention.in_proj{end}", left, right)
+    swift = {"adapter.linear_in": "lora_A.default", "adapter.linear_out": "lora_B.default"}
+    theirs = {
+        n.replace(old, new): t for n, t in state.items() for old, new in swift.items() if old in n
+    }
+    merge(save_megatron(theirs, tmp_path / "in"), tmp_path / "out", gated)
+    check(tmp_path / "out", gated, update_gated(parts, right, query, other))
+
+
 def test_parts_become_adapters_for_peft(gated, tmp_path):
     parts, right, query, other = make_gated()
     whole = adapter("0.self_attention.in_proj", torch.cat(list(parts.values())), right)
