@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.mapping.lora.options import LoraOptions
@@ -12,6 +13,7 @@ from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.options import WriteOptions
 from tests.support.merging import assert_same, load_folder
 from tests.support.resaving import resaved
+from tests.support.shards import Shards
 
 #: Base and adapters of two layers, of rank 8; alpha is 16. The same adapters by ms-swift's names.
 WRITTEN = Path(__file__).parents[2] / "fixtures" / "bridge0.3_lora_tp2"
@@ -54,6 +56,28 @@ def test_they_are_those_of_megatron_bridge(base, where, tmp_path):
     result = merge(source, tmp_path / "out", base)
     assert (result.lora.num_modules, result.lora.rank, result.lora.alpha) == (8, 8, 16.0)
     assert result.lora.source == "args.json"
+    options = MergeOptions(config=WRITTEN / "huggingface", lora=LoraOptions(None, 16.0))
+    merge_megatron(WRITTEN, tmp_path / "expected", options)
+    assert_same(load_folder(tmp_path / "out"), load_folder(tmp_path / "expected"))
+
+
+def test_gate_and_up_of_two_ranks(base, tmp_path):
+    """Of layers by themselves, whose B has the gate's and up's rows of one rank after the other."""
+
+    def change(found):
+        apart = {}
+        for name, tensor in only_adapters(found).items():
+            for layer, part in enumerate(tensor):
+                gate, up = (half.chunk(2) for half in part.chunk(2))
+                rows = [torch.cat([gate[rank], up[rank]]) for rank in range(2)]
+                cut = "linear_fc1.lora_B" in name
+                own = name.replace("layers.", f"layers.{layer}.", 1)
+                apart[own] = Shards.of(rows) if cut else part.clone()
+        return apart
+
+    source = resaved(WRITTEN, tmp_path / "in", change)
+    (source / "args.json").write_text(json.dumps(SAID))
+    merge(source, tmp_path / "out", base)
     options = MergeOptions(config=WRITTEN / "huggingface", lora=LoraOptions(None, 16.0))
     merge_megatron(WRITTEN, tmp_path / "expected", options)
     assert_same(load_folder(tmp_path / "out"), load_folder(tmp_path / "expected"))
