@@ -54,7 +54,16 @@ LLAMA4_TEXT = MegatronRows(
     (
         MOE[0],
         Row("feed_forward.router.weight", "mlp.router.weight", shape="experts,hidden"),
-        *(replace(row, hf=row.hf.replace("mlp.", "feed_forward.")) for row in _PACKED),
+        *(
+            replace(row, hf=row.hf.replace("mlp.", "feed_forward."), when="packed")
+            for row in _PACKED
+        ),
+        # As Maverick is released in fp8.
+        *(
+            replace(row, hf=row.hf.replace("mlp.", "feed_forward."), when="unpacked")
+            for row in MOE
+            if "{e}" in row.hf
+        ),
         Row(
             "feed_forward.shared_expert.{gate,up}_proj.weight",
             "mlp.shared_experts.linear_fc1.weight",
@@ -73,6 +82,7 @@ LLAMA4_TEXT = MegatronRows(
         "shared_experts": True,
         "interleaved": True,
         "sigmoid": True,
+        "packed": True,
     },
 )
 LLAMA4 = replace(

@@ -1,5 +1,7 @@
-"""Qwen3-VL-MoE: experts of a layer are one tensor on the Hub, turned or as they are in memory."""
+"""Qwen3-VL-MoE, Llama 4: experts of a layer are one tensor on the Hub, turned or not, or apart."""
 
+import json
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,14 @@ from ckpt_tool import (
     verify_checkpoint,
 )
 from tests.operations.to_mcore.test_qwen3_vl import BRIDGE, by_hand
+from tests.support.megatron_models import CONFIGS, hub_shapes
 from tests.support.merging import assert_same, load_folder
 from tests.support.tiny_models import build
 from tests.support.versions import require_transformers_5
 
 Tensors = dict[str, torch.Tensor]
 UNSYNCED = WriteOptions(fsync=False, check_load=False)
+TO_MCORE = ToMcoreOptions(write=UNSYNCED)
 EXPERTS = ".mlp.experts."
 
 
@@ -90,6 +94,32 @@ def test_what_comes_back_is_as_it_is_released(in_memory, on_hub, layers, tmp_pat
     merge_megatron(tmp_path / "there", tmp_path / "back", back)
     assert_same(load_folder(tmp_path / "back"), load_folder(on_hub))
     assert verify_checkpoint(tmp_path / "there", in_memory).equal
+
+
+def test_experts_of_llama_4_are_in_one_tensor_or_each_by_itself(tmp_path):
+    """Those of Maverick in fp8 are the latter, and [out, in] as all linear layers."""
+    packed = {
+        name: torch.arange(prod(shape)).reshape(shape) + 1000.0 * number
+        for number, (name, shape) in enumerate(hub_shapes("llama4_text").items())
+    }
+    apart: Tensors = {}
+    for name, tensor in packed.items():
+        stem, _, part = name.rpartition(".")
+        if not stem.endswith(".experts"):
+            apart[name] = tensor
+            continue
+        parts = ("gate_proj", "up_proj") if part == "gate_up_proj" else ("down_proj",)
+        for expert, whole in enumerate(tensor):
+            for each, rows in zip(parts, whole.T.chunk(len(parts)), strict=True):
+                apart[f"{stem}.{expert}.{each}.weight"] = rows.contiguous()
+    assert len(apart) > len(packed)
+    for form, tensors in (("packed", packed), ("apart", apart)):
+        (tmp_path / form).mkdir()
+        save_file(tensors, tmp_path / form / "model.safetensors", {"format": "pt"})
+        config = {"model_type": "llama4_text"} | CONFIGS["llama4_text"]
+        (tmp_path / form / "config.json").write_text(json.dumps(config))
+        convert_to_mcore(tmp_path / form, tmp_path / f"{form}-mcore", TO_MCORE)
+    assert_same(read(tmp_path / "apart-mcore"), read(tmp_path / "packed-mcore"))
 
 
 @pytest.mark.real
