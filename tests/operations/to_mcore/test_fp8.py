@@ -234,6 +234,22 @@ def test_every_fault_is_listed_at_once(plain, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_scales_that_are_fp8_themselves_are_refused_as_what_they_are(fp8, tmp_path):
+    stored = load_folder(fp8)
+    name = next(name for name in stored if is_linear(name))
+    scales = stored.pop(name + SCALE)
+    stored[name] = torch.zeros(len(stored[name]), 8, dtype=torch.uint8)
+    stored[f"{name}_scale"] = scales.to(torch.float8_e4m3fn)
+    (tmp_path / "hf").mkdir()
+    save_file(stored, tmp_path / "hf/model.safetensors")
+    (tmp_path / "hf/config.json").write_bytes((fp8 / "config.json").read_bytes())
+    with pytest.raises(MappingError) as refused:
+        convert(tmp_path / "hf", tmp_path / "out")
+    assert refused.value.names == (
+        f"{name}_scale: scales that are float8_e4m3fn, as of NVFP4: not read",
+    )
+
+
 def test_fp8_cannot_be_kept(fp8, tmp_path):
     with pytest.raises(UsageError, match="`dtype='keep'`"):
         convert(fp8, tmp_path / "out", dtype="keep")
