@@ -139,15 +139,12 @@ def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:
     faults += [name for name in found if "vision_config" in config.raw]
     modules = {}
     for name, parts in found.items():
-        first = parts[0].region.computed
-        right = first.right if isinstance(first, LowRank) else None
-        rows = [_find_rows(part, right) for part in parts] if right is not None else []
-        found_rows = [part for part in rows if part is not None]
-        if right is None or len(found_rows) < len(parts):
+        factors = _take_factors(parts)
+        if factors is None:
             faults.append(name)
             continue
         module = name.removesuffix(".weight")
-        modules[module] = Module(module, right, cat(found_rows, 0), wrapper=module)
+        modules[module] = Module(module, *factors, wrapper=module)
     if faults:
         raise MappingError(
             f"{count_noun(len(faults), 'weight')} whose adapters peft has no module for",
@@ -161,12 +158,16 @@ def _find_updated(tensor: LazyTensor) -> list[Chunk]:
     return [chunk for chunk in tensor.chunks if isinstance(chunk.region.computed, LowRank)]
 
 
-def _find_rows(part: Chunk, right: LazyTensor) -> LazyTensor | None:
-    """The rows of B of whole rows of an updated matrix, whose A is ``right``; else None."""
-    matrix = part.region.computed
-    if not isinstance(matrix, LowRank) or matrix.right is not right:
-        return None
-    if part.region.strides != (matrix.shape[1], 1):
-        return None
-    size = matrix.shape[1] * matrix.dtype.itemsize
-    return matrix.left.narrow(0, part.region.offset // size, part.box.sizes[0])
+def _take_factors(parts: Iterable[Chunk]) -> tuple[LazyTensor, LazyTensor] | None:
+    """A, and B, of whole rows of updated matrices that share A; None where they are no such."""
+    right, rows = None, []
+    for part in parts:
+        matrix = part.region.computed
+        if not isinstance(matrix, LowRank) or part.region.strides != (matrix.shape[1], 1):
+            return None
+        right = right or matrix.right
+        if right is None or matrix.right is not right:
+            return None
+        size = matrix.shape[1] * matrix.dtype.itemsize
+        rows.append(matrix.left.narrow(0, part.region.offset // size, part.box.sizes[0]))
+    return None if right is None else (right, cat(rows, 0))
