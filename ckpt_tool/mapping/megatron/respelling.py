@@ -17,8 +17,13 @@ from dataclasses import dataclass, replace
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.mapping.megatron.gated_ops import HeadRows
 from ckpt_tool.mapping.megatron.halves_ops import HeadHalves
+from ckpt_tool.mapping.megatron.linear import spell_kinds
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.spelling import Sizes
+
+#: What else follows from who stores gated DeltaNet in a way of its own: queries by head, and the
+#: halves of what joins the embedding and the state that predict further.
+_OF_TRAINERS = {"ms-swift": "by_head", "slime": "slime"}
 
 _ATTENTION = "self_attention."
 _INDEXER = f"{_ATTENTION}core_attention.indexer."
@@ -31,6 +36,13 @@ class _Spelling:
 
     names: tuple[str, ...]
     change: Callable[[Binding, Numbers], Binding] = lambda binding, _: binding
+
+
+def spell_numbers(numbers: Numbers, keys: Collection[str]) -> Numbers:
+    """The kinds of layers as the trainer stores them, which tells how it stores other things."""
+    kinds = spell_kinds(numbers.kinds, keys)
+    said = {flag for trainer, flag in _OF_TRAINERS.items() if any(trainer in k for k in kinds)}
+    return replace(numbers, kinds=kinds, flags=numbers.flags | said)
 
 
 def respell(binding: Binding, numbers: Numbers, keys: Collection[str]) -> Binding:

@@ -18,21 +18,16 @@ from ckpt_tool.mapping.megatron.bindings import (
     make_bindings,
 )
 from ckpt_tool.mapping.megatron.gemma4_names import name_modules
-from ckpt_tool.mapping.megatron.linear import spell_kinds
 from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import Same
 from ckpt_tool.mapping.megatron.packing import count_experts, note_packed
 from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
-from ckpt_tool.mapping.megatron.respelling import respell
+from ckpt_tool.mapping.megatron.respelling import respell, spell_numbers
 from ckpt_tool.mapping.megatron.shared_kv import keep_given
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.towers import find_towers, takes_modules
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
 from ckpt_tool.tensors.lazy import LazyTensor
-
-#: What else follows from who stores gated DeltaNet in a way of its own: queries by head, and the
-#: halves of what joins the embedding and the state that predict further.
-_OF_TRAINERS = {"ms-swift": "by_head", "slime": "slime"}
 
 
 @dataclass(frozen=True)
@@ -200,7 +195,7 @@ def infer_rules(
         numbers = replace(numbers, flags=numbers.flags | {"untied"})
     else:
         numbers = replace(numbers, flags=numbers.flags - {"untied"})
-    numbers = _spell_kinds(numbers, tensors) if numbers.kinds else numbers
+    numbers = spell_numbers(numbers, tensors) if numbers.kinds else numbers
     layout, vision = (
         find_layout(tensors, name) for name in (prefix, f"{family.around.outside}vision_model.")
     )
@@ -232,18 +227,11 @@ def find_layout(names: Collection[str], prefix: str = "") -> str:
     return "per-layer" if any(map(numbered.match, names)) else "stacked"
 
 
-def _spell_kinds(numbers: Numbers, keys: Collection[str]) -> Numbers:
-    """The kinds of layers as the trainer stores them, which tells how it stores other things."""
-    kinds = spell_kinds(numbers.kinds, keys)
-    said = {flag for trainer, flag in _OF_TRAINERS.items() if any(trainer in k for k in kinds)}
-    return replace(numbers, kinds=kinds, flags=numbers.flags | said)
-
-
 def spell_as(rules: Rules, keys: Collection[str]) -> Rules:
     """The rules of the same model as the trainer stores it that has ``keys``."""
     if not keys or not rules.numbers.kinds:
         return rules
-    numbers = _spell_kinds(rules.numbers, keys)
+    numbers = spell_numbers(rules.numbers, keys)
     towers = {one.hf[0]: one.names[0] for one in rules.bindings if one.foreign}
     bindings = make_bindings(require_rows(rules.config), numbers, rules.layout, towers)
     return replace(rules, numbers=numbers, bindings=bindings)
