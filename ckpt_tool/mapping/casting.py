@@ -63,7 +63,7 @@ def list_cast(
         if tensor.dtype in CASTABLE
         and tensor.dtype != target
         and name not in own
-        and not (quantised and is_scale(name))
+        and not (quantised and is_scale(name, tensors))
     ]
 
 

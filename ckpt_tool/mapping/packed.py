@@ -1,26 +1,67 @@
 """Weights of four bits in a Hugging Face model, each with its scales and under which names.
 
-MXFP4 as OpenAI publishes GPT-OSS: ``X_blocks`` and ``X_scales``, of ``X``. INT4 as the library
-compressed-tensors packs it (Kimi-K2-Thinking): ``X.weight_packed``, ``X.weight_scale`` and
-``X.weight_shape``, of ``X.weight``.
+Which of the names go with which dtypes is a row of :data:`_FORMS`: MXFP4 as OpenAI publishes
+GPT-OSS, INT4 as compressed-tensors packs it (Kimi-K2-Thinking), FP4 of DeepSeek-V4, MXFP4 and NVFP4
+of compressed-tensors and of ModelOpt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
-from ckpt_tool.tensors.dtypes import UINT8, DType
+from ckpt_tool.tensors.dtypes import BY_NAME, UINT8, DType
+from ckpt_tool.tensors.fp8 import EXPONENT, FLOAT8
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.nibbles import INT32, SHAPE_DTYPES, Nibbles, unpack_int4, unpack_mxfp4
+from ckpt_tool.tensors.nibbles import (
+    INT32,
+    PAIRS_OF_FP4,
+    SHAPE_DTYPES,
+    Nibbles,
+    unpack_fp4,
+    unpack_int4,
+    unpack_mxfp4,
+    unpack_nvfp4,
+)
 
-_BLOCKS, _SCALES = "_blocks", "_scales"
-_WORDS, _FACTORS, _SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
 #: What else belongs to a weight whose numbers are not around zero, or not in their order.
 _OTHERS = (".weight_zero_point", ".weight_g_idx")
+#: Scales of what is no weight: of inputs, of keys and values that are kept.
+_UNUSED = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale")
 _BITS = 8  # numbers in a word
+_ANY = frozenset(BY_NAME.values())
+_EXPONENTS = frozenset({UINT8, EXPONENT})
+
+
+class _Form(NamedTuple):
+    """Names of what is one weight, by their ends, and which dtypes say that it is.
+
+    ``beside``: what numbers are multiplied with, in the order in which ``make`` takes it.
+    ``whole``: how the name of the weight ends.
+    """
+
+    codes: str
+    dtypes: Collection[DType]
+    beside: tuple[tuple[str, Collection[DType]], ...]
+    make: Callable[..., LazyTensor]
+    whole: str = ".weight"
+
+    def list_parts(self, name: str, tensors: Mapping[str, LazyTensor]) -> list[str]:
+        """What is beside the numbers called ``name``; nothing where they are not of this form."""
+        if not name.endswith(self.codes) or tensors[name].dtype not in self.dtypes:
+            return []
+        stem = name.removesuffix(self.codes)
+        fits = all(
+            stem + end in tensors and tensors[stem + end].dtype in dtypes
+            for end, dtypes in self.beside
+        )
+        if not fits or (self.whole and any(stem + end in tensors for end in _OTHERS)):
+            return []
+        return [stem + end for end, _ in self.beside]
 
 
 @dataclass
@@ -34,7 +75,16 @@ class Unpacked:
 
 def is_packed(tensors: Mapping[str, LazyTensor]) -> bool:
     """Whether there is a weight that :func:`unpack_weights` unpacks."""
-    return any(_find_parts(name, tensors) for name in tensors)
+    return any(_find_form(name, tensors) for name in tensors)
+
+
+def list_packed(tensors: Mapping[str, LazyTensor]) -> set[str]:
+    """The names of all that :func:`unpack_weights` makes weights of."""
+    names = set()
+    for name in tensors:
+        if form := _find_form(name, tensors):
+            names |= {name, *form.list_parts(name, tensors)}
+    return names
 
 
 def unpack_weights(tensors: Mapping[str, LazyTensor], said: Fields, dtype: DType) -> Unpacked:
@@ -45,40 +95,27 @@ def unpack_weights(tensors: Mapping[str, LazyTensor], said: Fields, dtype: DType
     not around zero.
     """
     found = Unpacked()
-    sets = {name: parts for name in tensors if (parts := _find_parts(name, tensors))}
-    groups = _read_groups(said) if any(name.endswith(_WORDS) for name in sets) else set()
-    for name, parts in sets.items():
-        whole = name.removesuffix("_packed" if name.endswith(_WORDS) else _BLOCKS)
-        found.used |= {name, *parts}
+    forms = {name: form for name in tensors if (form := _find_form(name, tensors))}
+    groups = _read_groups(said) if _INT4 in forms.values() else set()
+    for name, form in forms.items():
+        parts, stem = form.list_parts(name, tensors), name.removesuffix(form.codes)
+        found.used |= {name, *parts, *(stem + end for end in _UNUSED)}
         try:
-            weight = _make(tensors[name], [tensors[part] for part in parts], dtype)
-            if name.endswith(_WORDS):
+            weight = form.make(tensors[name], *(tensors[part] for part in parts), dtype)
+            if form is _INT4:
                 _check_groups(weight, groups)
         except ValueError as error:
             found.faults.append(f"{name}: {error}")
         else:
-            found.tensors[whole] = weight
+            found.tensors[stem + form.whole] = weight
     return found
 
 
-def _find_parts(name: str, tensors: Mapping[str, LazyTensor]) -> list[str]:
-    """What belongs to the numbers called ``name``; nothing where they are none of these."""
-    if name.endswith(_WORDS):
-        stem = name.removesuffix(_WORDS)
-        parts = [stem + _FACTORS, stem + _SHAPE]
-        is_plain = parts[0] in tensors and not any(stem + end in tensors for end in _OTHERS)
-        are = any(_are(tensors, [name, parts[1]], (INT32, shape)) for shape in SHAPE_DTYPES)
-        return parts if is_plain and are else []
-    if name.endswith(_BLOCKS):
-        parts = [name.removesuffix(_BLOCKS) + _SCALES]
-        return parts if _are(tensors, [name, *parts], (UINT8, UINT8)) else []
-    return []
-
-
-def _are(tensors: Mapping[str, LazyTensor], names: Sequence[str], dtypes: Sequence[DType]) -> bool:
-    """Whether all of these are there, and of these dtypes."""
-    there = [tensors[name].dtype for name in names if name in tensors]
-    return there == list(dtypes)
+def _find_form(name: str, tensors: Mapping[str, LazyTensor]) -> _Form | None:
+    """How the numbers called ``name`` are packed; None where they are not."""
+    if tensors[name].dtype.is_float:
+        return None
+    return next((form for form in _FORMS if form.list_parts(name, tensors)), None)
 
 
 def _read_groups(said: Fields) -> set[int]:
@@ -109,12 +146,38 @@ def _check_groups(weight: LazyTensor, groups: set[int]) -> None:
         raise ValueError(f"groups of {computed.group}, and config.json says {listed}")
 
 
-def _make(numbers: LazyTensor, beside: list[LazyTensor], dtype: DType) -> LazyTensor:
-    if len(beside) == 1:
-        return unpack_mxfp4(numbers, beside[0], dtype)
-    factors, said = beside
+def _make_int4(
+    numbers: LazyTensor, factors: LazyTensor, said: LazyTensor, dtype: DType
+) -> LazyTensor:
     groups = factors.shape[-1] if factors.shape else 0
     columns = numbers.shape[-1] * _BITS if numbers.shape else 0
     if not groups or columns % groups:
         raise ValueError(f"{columns} numbers in a row, and {groups} scales for them")
     return unpack_int4(numbers, factors, said, columns // groups, dtype)
+
+
+_SCALE, _FP8 = ".weight_scale", (FLOAT8,)
+_INT4 = _Form(
+    ".weight_packed", (INT32,), ((_SCALE, _ANY), (".weight_shape", SHAPE_DTYPES)), _make_int4
+)
+_FORMS = (
+    _Form("_blocks", (UINT8,), (("_scales", (UINT8,)),), unpack_mxfp4, ""),
+    _INT4,
+    _Form(".weight_packed", (UINT8,), ((_SCALE, _EXPONENTS),), unpack_fp4),
+    _Form(
+        ".weight_packed",
+        (UINT8,),
+        ((_SCALE, _FP8), (".weight_global_scale", _ANY)),
+        partial(unpack_nvfp4, is_divisor=True),
+    ),
+    _Form(
+        ".weight",
+        (UINT8,),
+        ((_SCALE, _FP8), (".weight_scale_2", _ANY)),
+        partial(unpack_nvfp4, is_divisor=False),
+    ),
+    *(
+        _Form(".weight", PAIRS_OF_FP4, ((end, _EXPONENTS),), unpack_fp4)
+        for end in (".scale", ".weight_scale_inv", _SCALE)
+    ),
+)

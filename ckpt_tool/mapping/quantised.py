@@ -9,19 +9,22 @@ from typing import Literal
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields, show
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.packed import Unpacked, is_packed, unpack_weights
+from ckpt_tool.mapping.packed import Unpacked, is_packed, list_packed, unpack_weights
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.fp8 import scale_weight
+from ckpt_tool.tensors.fp8 import EXPONENT, scale_weight
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: A way in which weights are quantised that are made wide here.
 Kind = Literal["fp8", "packed"]
 
-#: DeepSeek's name of a weight's scales, what its elements are multiplied with; that of others.
-_SUFFIX, _OTHER_SUFFIX = "_scale_inv", "_scale"
+#: DeepSeek's names of a weight's scales, up to V3.2 and of V4: what elements are multiplied with;
+#: that of others.
+_SUFFIX, _SCALE, _OTHER_SUFFIX = "_scale_inv", ".scale", "_scale"
 _BLOCK = (128, 128)
 #: What other tools call scales of fp8: of a weight, of the input, of the cache.
-_SCALES = re.compile(r"\.(weight_scale(_inv)?|input_scale|activation_scale|[kv]_scale)$")
+_SCALES = re.compile(
+    r"\.(weight_scale(_inv|_2)?|(input|weight)_global_scale|input_scale|activation_scale|[kv]_scale)$"
+)
 _PACKED = re.compile(r"(^|[._])(q?weight|weight_packed|blocks)$")
 
 
@@ -30,37 +33,40 @@ def is_quantised(tensors: Mapping[str, LazyTensor]) -> bool:
     return any(map(_is_fp8, tensors.values()))
 
 
-def _is_fp8(tensor: LazyTensor) -> bool:
-    return tensor.dtype.itemsize == 1 and tensor.dtype.is_float
-
-
 def find_quantisation(tensors: Mapping[str, LazyTensor]) -> str:
-    """``fp8`` where weights are floats of 8 bits, ``packed`` where they are integers; else empty.
+    """``packed`` where some weights are integers, ``fp8`` where floats of 8 bits are; else empty.
 
     Packed are GPTQ's and AWQ's ``qweight``, ``weight_packed`` of compressed-tensors, MXFP4's
-    ``blocks``: their shapes are not those of the weights.
+    ``blocks``, FP4's ``weight``: their shapes are not those of the weights.
     """
-    if is_quantised(tensors):
-        return "fp8"
     packed = (
         name
         for name, tensor in tensors.items()
         if _PACKED.search(name) and not tensor.dtype.is_float and tensor.shape
     )
-    return "packed" if any(packed) else ""
+    if any(packed):
+        return "packed"
+    return "fp8" if is_quantised(tensors) else ""
 
 
-def is_scale(name: str) -> bool:
-    """Whether ``name`` is that of scales beside an fp8 weight, whoever wrote them."""
+def is_scale(name: str, tensors: Mapping[str, LazyTensor]) -> bool:
+    """Whether ``name`` is that of scales beside an fp8 weight, whoever wrote them.
+
+    A tensor that is called ``scale`` is one where a weight of a byte is beside it.
+    """
+    if name.endswith(_SCALE):
+        beside = tensors.get(name.removesuffix(_SCALE) + ".weight")
+        return beside is not None and beside.dtype.itemsize == 1
     return _SCALES.search(name) is not None
 
 
 def list_kinds(tensors: Mapping[str, LazyTensor]) -> set[Kind]:
     """How weights are quantised that :func:`dequantise_weights` makes wide."""
-    is_scaled = any(name.endswith(_SUFFIX) for name in tensors) or any(
-        _is_fp8(tensor) and name + _OTHER_SUFFIX in tensors for name, tensor in tensors.items()
+    scaled = any(
+        name.endswith(_SUFFIX) or (_is_fp8(tensor) and _name_scales(name, tensors) in tensors)
+        for name, tensor in tensors.items()
     )
-    fp8: set[Kind] = {"fp8"} if is_scaled else set()
+    fp8: set[Kind] = {"fp8"} if scaled else set()
     return fp8 | ({"packed"} if is_packed(tensors) else set())
 
 
@@ -78,13 +84,30 @@ def dequantise_weights(
     found = (
         unpack_weights(tensors, _read_method(config), dtype) if "packed" in kinds else Unpacked()
     )
-    found.faults += [f"{name}: packed, and as it is" for name in found.tensors if name in tensors]
+    found.faults += [
+        f"{name}: packed, and as it is"
+        for name in found.tensors
+        if name in tensors and name not in found.used
+    ]
     if "fp8" in kinds:
-        _scale(tensors, _block_size(config), dtype, found)
+        packed = list_packed(tensors)
+        plain = {name: tensor for name, tensor in tensors.items() if name not in packed}
+        _scale(plain, _block_size(config), dtype, found)
     if found.faults:
         raise MappingError(f"{len(found.faults)} quantised weights cannot be read", found.faults)
     kept = {name: tensor for name, tensor in tensors.items() if name not in found.used}
     return kept | found.tensors
+
+
+def _is_fp8(tensor: LazyTensor) -> bool:
+    """Whether these are floats of 8 bits, and no exponents."""
+    return tensor.dtype.itemsize == 1 and tensor.dtype.is_float and tensor.dtype != EXPONENT
+
+
+def _name_scales(name: str, tensors: Container[str]) -> str:
+    """What the scales of a weight are called, by which of them there are."""
+    known = (name + _SUFFIX, name + _OTHER_SUFFIX, name.removesuffix(".weight") + _SCALE)
+    return next((each for each in known if each in tensors), known[0])
 
 
 def _scale(
@@ -93,24 +116,25 @@ def _scale(
     for name, tensor in tensors.items():
         if not _is_fp8(tensor):
             continue
-        if is_scale(name):
-            found.faults.append(f"{name}: scales that are {tensor.dtype}, as of NVFP4: not read")
+        if is_scale(name, tensors):
+            found.faults.append(
+                f"{name}: scales that are {tensor.dtype}, as of NVFP4: part of none"
+            )
             continue
-        ends = (end for end in (_SUFFIX, _OTHER_SUFFIX) if name + end in tensors)
-        scales = name + next(ends, _SUFFIX)
-        found.used.add(scales)
-        if scales not in tensors:
-            found.faults.append(f"{name}: {tensor.dtype} without {scales}")
+        beside = _name_scales(name, tensors)
+        found.used.add(beside)
+        if beside not in tensors:
+            found.faults.append(f"{name}: {tensor.dtype} without {beside}")
             continue
         try:
-            found.tensors[name] = scale_weight(tensor, tensors[scales], block, dtype)
+            found.tensors[name] = scale_weight(tensor, tensors[beside], block, dtype)
         except ValueError as error:
             found.faults.append(f"{name}: {error}")
     stems = {name.removesuffix(".weight") for name in found.tensors if name.endswith(".weight")}
-    for name in tensors:
-        if name.endswith(_SUFFIX) and name not in found.used:
+    for name, tensor in tensors.items():
+        if (name.endswith(_SUFFIX) or tensor.dtype == EXPONENT) and name not in found.used:
             found.faults.append(f"{name}: scales of no fp8 weight")
-        elif is_scale(name) and name.rpartition(".")[0] in stems:
+        elif is_scale(name, tensors) and name.rpartition(".")[0] in stems:
             found.used.add(name)  # of what goes in and of the cache, which are no weights
 
 

@@ -1,6 +1,7 @@
-"""What numbers of four bits are, and the factors of MXFP4.
+"""What numbers of four bits and of fp8 are, and factors of a byte.
 
-Source: OCP Microscaling Formats 1.0 (E2M1, E8M0); compressed-tensors for INT4.
+Source: OCP Microscaling Formats 1.0 (E2M1, E8M0), OCP 8-bit Floating Point 1.0 (E4M3);
+compressed-tensors for INT4.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from ckpt_tool.tensors.casts import Caster
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32
 
-#: MXFP4's numbers: sign, two bits of exponent, one of mantissa.
+#: FP4's numbers: sign, two bits of exponent, one of mantissa.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-#: Of its factors: what their exponents are more, and the one that is no number.
+#: Of factors that are powers of two: what exponents are more, and the one that is no number.
 BIAS, _NAN = 127, 255
+_CODES = 256
 
 
 def make_products(caster: Caster) -> NDArray[np.uint32]:
@@ -30,7 +32,7 @@ def make_products(caster: Caster) -> NDArray[np.uint32]:
 
 def _make_pairs(values: NDArray[Any]) -> NDArray[np.uint64]:
     """What both numbers of each byte are, as float32 side by side, the lower half first."""
-    codes = np.arange(256)
+    codes = np.arange(_CODES)
     both = np.stack((values[codes & 15], values[codes >> 4]), axis=1).astype(np.float32)
     return both.view(np.uint64).reshape(-1)
 
@@ -41,10 +43,23 @@ def _make_powers() -> NDArray[np.float32]:
     return powers
 
 
+def _make_e4m3() -> NDArray[np.float32]:
+    """The value of each of the 256 bit patterns: subnormals, no infinities, two NaNs."""
+    codes = np.arange(_CODES)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    significand = np.where(exponent > 0, mantissa + 8, mantissa).astype(np.float32)
+    values: NDArray[np.float32] = np.ldexp(significand, np.maximum(exponent, 1) - 10)
+    values[codes & 127 == 127] = np.nan
+    values[codes >= 128] *= -1
+    return values
+
+
+_FP4 = _make_pairs(np.array([*_E2M1, *(-value for value in _E2M1)]))
 #: The two numbers of each byte, by the format.
 PAIRS: dict[str, NDArray[np.uint64]] = {
-    "MXFP4": _make_pairs(np.array([*_E2M1, *(-value for value in _E2M1)])),
+    "MXFP4": _FP4,
+    "NVFP4": _FP4,
     "INT4": _make_pairs(np.arange(16) - 8),
 }
-#: The factors of MXFP4 by their bytes.
-POWERS = _make_powers()
+#: Factors that are powers of two (E8M0), and numbers of fp8 (E4M3), by their bytes.
+POWERS, E4M3 = _make_powers(), _make_e4m3()

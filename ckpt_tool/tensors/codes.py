@@ -7,18 +7,18 @@ MXFP4, which has 255 factors only, as products that are bfloat16 already.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf, prod
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tool.common.errors import FormatError
 from ckpt_tool.tensors.casts import Caster
-from ckpt_tool.tensors.chunks import Chunked, Filler, Reader
-from ckpt_tool.tensors.code_tables import BIAS, PAIRS, POWERS, make_products
+from ckpt_tool.tensors.chunks import Filler, Reader
+from ckpt_tool.tensors.code_heads import make_table
+from ckpt_tool.tensors.code_tables import BIAS, PAIRS, make_products
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32, DType
-from ckpt_tool.tensors.geometry import Box, Shape
+from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.rounding import CastErrors
 from ckpt_tool.tensors.scratch import Scratch
@@ -44,6 +44,8 @@ class Operands(NamedTuple):
     scales: LazyTensor
     group: int
     is_turned: bool
+    over: LazyTensor | None
+    is_divisor: bool
 
 
 class _Tile(NamedTuple):
@@ -70,6 +72,7 @@ class NibbleFiller(Filler):
     def __init__(self, nibbles: Operands, reader: Reader) -> None:
         self._nibbles, self._reader = nibbles, reader
         self._caster, self._scratch = reader.keep(Caster), reader.keep(_Scratch)
+        self._table = make_table(nibbles.kind, nibbles.over, reader, by=nibbles.is_divisor)
         self._strip: _Strip | None = None
 
     def fill(self, box: Box, out: memoryview) -> None:
@@ -123,19 +126,21 @@ class NibbleFiller(Filler):
     def _fill(self, tile: _Tile, out: NDArray[Any], dtype: DType, errors: CastErrors) -> None:
         """Put the products of a tile into ``out``."""
         codes, scales, wanted = tile
-        if self._nibbles.kind == "MXFP4":
-            if dtype == BFLOAT16 and scales.max() < _SAFE_BYTE:
-                errors.learn(self._nibbles.codes.dtype.name, dtype.name, 0.0)
-                out[...] = self._look_up(codes, scales)[:, wanted]
-                return
-            scales = POWERS[scales]
+        is_exact = self._nibbles.kind == "MXFP4" and dtype == BFLOAT16
+        if is_exact and scales.max() < _SAFE_BYTE:
+            errors.learn(self._nibbles.codes.dtype.name, dtype.name, 0.0)
+            out[...] = self._look_up(codes, scales)[:, wanted]
+            return
+        if self._table.factors is not None:
+            scales = self._table.factors[scales]
         pairs = self._scratch.array("pairs", codes.shape, np.uint64)
         np.take(PAIRS[self._nibbles.kind], codes, mode="wrap", out=pairs)
         values = pairs.view(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             np.multiply(values, scales[:, :, None], out=values)
         if not np.abs(scales).max() < _SAFE:
-            made = np.isinf(values) & np.isfinite(scales)[:, :, None]
+            given = ~np.isnan(scales) if self._table.are_made else np.isfinite(scales)
+            made = np.isinf(values) & given[:, :, None]
             if made.reshape(len(codes), -1)[:, wanted].any():
                 self._reader.spoil()
         values = values.reshape(len(codes), -1)[:, wanted]
@@ -168,7 +173,7 @@ class NibbleFiller(Filler):
     def _load(self, box: Box, first: int, last: int) -> tuple[Codes, NDArray[Any]]:
         """Groups ``[first, last)`` of the box's rows: bytes [rows, groups, n], and factors.
 
-        Factors [rows, groups] are float32, or the bytes of MXFP4. Where columns are asked for one
+        Factors [rows, groups] are float32, or the bytes of FP4's. Where columns are asked for one
         after the other, those that come next are read too: a row at a time would take calls.
         """
         rows, among, each = Box(box.offsets[:-1], box.sizes[:-1]), slice(None), 0
@@ -193,9 +198,9 @@ class NibbleFiller(Filler):
         if len(codes.shape) == len(self._nibbles.scales.shape):
             each = per_group // codes.dtype.itemsize
         raw = self._read("codes", _cut(codes, rows, first * each, last * each))
-        is_mx, scales = self._nibbles.kind == "MXFP4", self._nibbles.scales
-        part = _cut(scales if is_mx else scales.to(FLOAT32), rows, first, last)
-        factors = self._read("scales", part).view(np.uint8 if is_mx else np.float32)
+        are_bytes, scales = self._table.factors is not None, self._nibbles.scales
+        part = _cut(scales if are_bytes else scales.to(FLOAT32), rows, first, last)
+        factors = self._read("scales", part).view(np.uint8 if are_bytes else np.float32)
         shape = (-1, last - first)
         return _Strip(rows, first, last, raw.reshape(*shape, per_group), factors.reshape(shape))
 
@@ -217,18 +222,6 @@ class _Scratch(Scratch):
         if self._products is None:
             self._products = make_products(caster)
         return self._products
-
-
-def check_shape(said: Chunked, shape: Shape, reader: Reader) -> None:
-    """FormatError where a file says another shape of a weight than its codes and scales have."""
-    found = np.empty(prod(said.shape), said.dtype.name)
-    reader.read(said, 0, len(found), found.data.cast("B"))
-    if tuple(found.tolist()) != shape:
-        path = said.chunks[0].region.path
-        raise FormatError(
-            f"a packed weight of shape {list(shape)}, and its weight_shape says {found.tolist()}",
-            path=path,
-        )
 
 
 def _cut(tensor: LazyTensor, rows: Box, first: int, last: int) -> LazyTensor:

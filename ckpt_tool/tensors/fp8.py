@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckpt_tool.tensors.chunks import Filler, Reader
-from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, FLOAT32, DType
+from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, FLOAT32, UINT8, DType
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor, hold, stack
 
 #: What scales turn into weights: one byte, sign and 4 bits of exponent and 3 of mantissa.
 FLOAT8 = BY_NAME["float8_e4m3fn"]
+#: Scales that are powers of two: a byte of exponent (ue8m0), also stored as an integer.
+EXPONENT = BY_NAME["float8_e8m0fnu"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,10 +66,11 @@ def scale_weight(
 ) -> LazyTensor:
     """``weight``, float8_e4m3fn ``[R, C]``, times its ``scales``, as a tensor of ``dtype``.
 
-    ``scales`` are float32 or bfloat16: ``[ceil(R / rows), ceil(C / columns)]`` with ``block`` =
-    ``(rows, columns)``, ``[R, 1]`` of rows, ``[]`` or ``[1]`` of all. ``[E, R, C]`` are as many
-    weights, with one more dimension of scales, of which ``[E, 1, 1]`` are one for each. ValueError
-    where a shape or a dtype is another one; reads nothing.
+    ``scales`` are float32, bfloat16, or exponents of two in a byte (float8_e8m0fnu, uint8):
+    ``[ceil(R / rows), ceil(C / columns)]`` with ``block`` = ``(rows, columns)``, ``[R, 1]`` of
+    rows, ``[]`` or ``[1]`` of all. ``[E, R, C]`` are as many weights, with one more dimension of
+    scales, of which ``[E, 1, 1]`` are one for each. ValueError where a shape or a dtype is another
+    one; reads nothing.
     """
     _check_dtypes(weight, scales, dtype)
     if len(weight.shape) == 3 and weight.shape[0]:
@@ -83,8 +86,10 @@ def scale_weight(
 def _check_dtypes(weight: LazyTensor, scales: LazyTensor, dtype: DType) -> None:
     if (weight.dtype, weight.source_dtype) != (FLOAT8, FLOAT8):
         raise ValueError(f"a weight of {weight.dtype}, expected {FLOAT8} without scales")
-    if scales.dtype not in (FLOAT32, BFLOAT16) or scales.dtype != scales.source_dtype:
-        raise ValueError(f"scales of {scales.dtype}, expected {FLOAT32} or {BFLOAT16} on disk")
+    known = (FLOAT32, BFLOAT16, EXPONENT, UINT8)
+    if scales.dtype not in known or scales.dtype != scales.source_dtype:
+        listed = ", ".join(map(str, known))
+        raise ValueError(f"scales of {scales.dtype}, expected one of {listed} on disk")
     if dtype not in CASTABLE:
         raise ValueError(f"no cast from {FLOAT8} with scales to {dtype}")
 

@@ -4,6 +4,8 @@ Two of them are in a byte, the first in its lower half; a group is next to the o
 
 - MXFP4 (OCP Microscaling Formats 1.0): numbers of one sign, two exponent and one mantissa bits in
   groups of 32, whose factor is a byte: a power of two, 127 more than its exponent; 255 is NaN.
+- NVFP4: the same numbers in groups of 16, whose factor is fp8 (e4m3), times or by one float32 that
+  all of a weight have in common: the factor is rounded to float32, and so is the product.
 - INT4 (``pack-quantized`` of compressed-tensors, symmetric): numbers from -8 to 7, stored 8 more,
   in little-endian words of 32 bits; factors are floats.
 
@@ -19,17 +21,20 @@ from typing import Literal
 
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, FLOAT16, FLOAT32, UINT8, DType
+from ckpt_tool.tensors.fp8 import EXPONENT, FLOAT8
 from ckpt_tool.tensors.geometry import Shape, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor, hold
 from ckpt_tool.tensors.reshaped import reshape
 
-Kind = Literal["MXFP4", "INT4"]
+Kind = Literal["MXFP4", "NVFP4", "INT4"]
 
-INT32, INT64 = BY_NAME["int32"], BY_NAME["int64"]
+INT8, INT32, INT64 = BY_NAME["int8"], BY_NAME["int32"], BY_NAME["int64"]
+#: What bytes of two numbers of FP4 are called.
+PAIRS_OF_FP4 = frozenset({INT8, UINT8, BY_NAME["float4_e2m1fn_x2"]})
 #: What the shape of a weight of INT4 is written in: by Kimi-K2-Thinking, by compressed-tensors.
 SHAPE_DTYPES = (INT32, INT64)
-#: Numbers that have one factor in MXFP4, and the bytes that they take.
-MX_GROUP, _MX_BYTES = 32, 16
+#: Numbers that have one factor in MXFP4, and the bytes that they take; those of NVFP4.
+MX_GROUP, _MX_BYTES, _NV_GROUP = 32, 16, 16
 #: Numbers in a word of INT4.
 _WORD = 8
 
@@ -40,7 +45,8 @@ class Nibbles:
 
     Of MXFP4 ``codes`` have one dimension more, of the bytes of a group. ``group`` numbers of a row,
     which are whole elements, have a factor. ``said``: the shape as the file has it, read to be
-    compared before the first weight is. ``is_turned``: the weight is [..., C, R] then.
+    compared before the first weight is. ``is_turned``: the weight is [..., C, R] then. ``over``:
+    what all factors are multiplied with, or divided by where ``is_divisor``.
     """
 
     kind: Kind
@@ -50,6 +56,8 @@ class Nibbles:
     group: int
     said: LazyTensor | None = None
     is_turned: bool = False
+    over: LazyTensor | None = None
+    is_divisor: bool = False
 
     @property
     def dtype(self) -> DType:
@@ -63,22 +71,25 @@ class Nibbles:
 
     @property
     def operands(self) -> tuple[LazyTensor, ...]:
-        """Numbers, factors and, where it is in a file, the shape."""
-        return (self.codes, self.scales) + ((self.said,) if self.said is not None else ())
+        """Numbers, factors and, where these are in a file, the shape and the factor of all."""
+        others = (each for each in (self.said, self.over) if each is not None)
+        return (self.codes, self.scales, *others)
 
     @property
     def recipe(self) -> str:
         """What shares a factor."""
-        return f"{self.kind} * scales of {self.group}, as {list(self.shape)}"
+        over = "" if self.over is None else (" by" if self.is_divisor else " times") + " one of all"
+        return f"{self.kind} * scales of {self.group}{over}, as {list(self.shape)}"
 
     def open(self, reader: Reader) -> Filler:
         """What multiplies. FormatError where the file says another shape."""
-        from ckpt_tool.tensors.codes import NibbleFiller, Operands, check_shape
+        from ckpt_tool.tensors.code_heads import check_shape
+        from ckpt_tool.tensors.codes import NibbleFiller, Operands
 
         if self.said is not None:
             check_shape(self.said, self.shape, reader)
         parts = (self.kind, self.codes, self.scales, self.group, self.is_turned)
-        return NibbleFiller(Operands(*parts), reader)
+        return NibbleFiller(Operands(*parts, self.over, self.is_divisor), reader)
 
 
 def unpack_mxfp4(blocks: LazyTensor, scales: LazyTensor, dtype: DType) -> LazyTensor:
@@ -99,6 +110,53 @@ def unpack_mxfp4(blocks: LazyTensor, scales: LazyTensor, dtype: DType) -> LazyTe
         )
     shape = (*scales.shape[:-2], scales.shape[-1] * MX_GROUP, scales.shape[-2])
     return _hold(Nibbles("MXFP4", shape, blocks, scales, MX_GROUP, is_turned=True), dtype)
+
+
+def unpack_fp4(codes: LazyTensor, scales: LazyTensor, dtype: DType) -> LazyTensor:
+    """FP4 ``codes`` of a byte each for two, ``[..., R, C / 2]``, times their ``scales``.
+
+    ``scales`` ``[..., R, C / 32]`` are exponents of two in a byte (float8_e8m0fnu or uint8), as of
+    MXFP4. The result is ``[..., R, C]`` of ``dtype``. ValueError where a shape or a dtype is
+    another one; reads nothing.
+    """
+    _require(dtype in CASTABLE, f"no cast from FP4 to {dtype}")
+    is_power = any(_is_plain(scales, known) for known in (EXPONENT, UINT8))
+    _require(is_power, f"scales of {scales.dtype}, expected {EXPONENT} or uint8")
+    shape = _check_pairs(codes, scales.shape, MX_GROUP)
+    return _hold(Nibbles("MXFP4", shape, codes, scales, MX_GROUP), dtype)
+
+
+def unpack_nvfp4(
+    codes: LazyTensor, scales: LazyTensor, over: LazyTensor, dtype: DType, *, is_divisor: bool
+) -> LazyTensor:
+    """The same in groups of 16 with ``scales`` float8_e4m3fn, times ``over``, or by it.
+
+    ``over``: one float32 for all of the weight, ``[]`` or ``[1]``. Divided by in files of
+    compressed-tensors (``weight_global_scale``), multiplied with in ModelOpt's
+    (``weight_scale_2``).
+    """
+    _require(dtype in CASTABLE, f"no cast from NVFP4 to {dtype}")
+    _require(_is_plain(scales, FLOAT8), f"scales of {scales.dtype}, expected {FLOAT8}")
+    _require(
+        _is_plain(over, FLOAT32) and over.shape in ((), (1,)),
+        f"a scale of all that is {over.dtype} {list(over.shape)}, expected one float32",
+    )
+    shape = _check_pairs(codes, scales.shape, _NV_GROUP)
+    parts = Nibbles("NVFP4", shape, codes, scales, _NV_GROUP, over=over, is_divisor=is_divisor)
+    return _hold(parts, dtype)
+
+
+def _check_pairs(codes: LazyTensor, scales: Shape, group: int) -> Shape:
+    """The shape of a weight with two numbers in each byte of ``codes``, ``group`` with a scale."""
+    plain = codes.dtype in PAIRS_OF_FP4 and codes.dtype == codes.source_dtype
+    _require(plain, f"codes of {codes.dtype}, expected two numbers in each byte")
+    fits = len(scales) > 1 and codes.shape == (*scales[:-1], scales[-1] * group // 2)
+    if not fits:
+        raise ValueError(
+            f"codes of shape {list(codes.shape)} and scales of shape {list(scales)} by groups of"
+            f" {group}, expected [..., R, C / 2] and [..., R, C / {group}]"
+        )
+    return (*scales[:-1], scales[-1] * group)
 
 
 def unpack_int4(

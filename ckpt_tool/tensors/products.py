@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ckpt_tool.tensors.casts import Caster
 from ckpt_tool.tensors.chunks import Filler, Reader
+from ckpt_tool.tensors.code_tables import E4M3, POWERS
 from ckpt_tool.tensors.dtypes import FLOAT32, DType
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -146,9 +147,10 @@ class ProductFiller(Filler):
     def __init__(
         self, weight: LazyTensor, scales: LazyTensor, block: tuple[int, int], reader: Reader
     ) -> None:
-        self._weight, self._scales, self._block = weight, scales.to(FLOAT32), block
+        self._is_power = scales.dtype.itemsize == 1
+        self._scales = scales if self._is_power else scales.to(FLOAT32)
+        self._weight, self._block, self._reader = weight, block, reader
         self._across = -(-weight.shape[1] // block[1])
-        self._reader = reader
         self._caster, self._scratch = reader.keep(Caster), reader.keep(_Scratch)
         self._table: _Table | None = None
 
@@ -217,11 +219,9 @@ class ProductFiller(Filler):
         The last one may have them and more: ranges of elements begin and end within rows.
         """
         if self._table is None or not self._table.covers(band, first, last):
-            factors = np.empty(last - first, np.float32)
-            begin = band.number * self._across + first
-            self._reader.read(self._scales, begin, begin + len(factors), factors.data.cast("B"))
+            factors = self._read_factors(band.number * self._across + first, last - first)
             with np.errstate(over="ignore", invalid="ignore"):
-                exact = (factors[:, None] * _VALUES).reshape(-1)
+                exact = (factors[:, None] * E4M3).reshape(-1)
             bits = np.empty(exact.shape, band.dtype.carrier)
             worst = self._caster.cast(exact.view(np.uint32), FLOAT32, bits, band.dtype, 0.0)
             rounded = exact if worst < inf else _widen(bits, band.dtype, self._caster)
@@ -229,6 +229,12 @@ class ProductFiller(Filler):
             some = overflown if overflown.any() else None
             self._table = _Table(band, first, exact, bits, worst, some)
         return self._table
+
+    def _read_factors(self, begin: int, count: int) -> NDArray[np.float32]:
+        """``count`` factors from ``begin`` on; a byte is the exponent of a power of two."""
+        raw: NDArray[Any] = np.empty(count, np.uint8 if self._is_power else np.float32)
+        self._reader.read(self._scales, begin, begin + count, raw.data.cast("B"))
+        return POWERS[raw] if self._is_power else raw
 
 
 def _widen(bits: NDArray[Any], dtype: DType, caster: Caster) -> NDArray[np.float32]:
@@ -244,17 +250,3 @@ def _cuts(start: int, stop: int, block: int, most: int) -> Iterator[tuple[int, i
         end = min(stop, start + STEP, (start // block + most) * block)
         yield start, end
         start = end
-
-
-def _values() -> NDArray[np.float32]:
-    """The value of each of the 256 bit patterns: subnormals, no infinities, two NaNs."""
-    codes = np.arange(_CODES)
-    exponent, mantissa = codes >> 3 & 15, codes & 7
-    significand = np.where(exponent > 0, mantissa + 8, mantissa).astype(np.float32)
-    values: NDArray[np.float32] = np.ldexp(significand, np.maximum(exponent, 1) - 10)
-    values[codes & 127 == 127] = np.nan
-    values[codes >= 128] *= -1
-    return values
-
-
-_VALUES = _values()

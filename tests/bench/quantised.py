@@ -17,7 +17,7 @@ from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import BFLOAT16
 from ckpt_tool.tensors.fp8 import scale_weight
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.nibbles import unpack_int4, unpack_mxfp4
+from ckpt_tool.tensors.nibbles import unpack_fp4, unpack_int4, unpack_mxfp4, unpack_nvfp4
 from tests.support.backed import backed
 
 _ROUNDS = 7
@@ -41,9 +41,16 @@ def make_weights(folder: Path) -> dict[str, LazyTensor]:
     scales = torch.randint(100, 140, _MXFP4, dtype=torch.uint8)
     said = torch.tensor([rows, columns])
     fp8_scales = torch.rand(rows // 128, columns // 128)
+    pairs = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8)
+    exponents = torch.randint(100, 140, (rows, columns // 32), dtype=torch.uint8)
+    fp8_factors = torch.randint(1, 126, (rows, columns // 16), dtype=torch.uint8)
+    nvfp4 = pairs, fp8_factors.view(torch.float8_e4m3fn), torch.tensor([0.0123])
+    nvfp4_files = (file(f"n{at}", each) for at, each in enumerate(nvfp4))
     return {
         "fp8": scale_weight(file("a", codes), file("b", fp8_scales), (128, 128), BFLOAT16),
         "MXFP4": unpack_mxfp4(file("c", blocks), file("d", scales), BFLOAT16),
+        "FP4": unpack_fp4(file("h", pairs), file("i", exponents), BFLOAT16),
+        "NVFP4": unpack_nvfp4(*nvfp4_files, BFLOAT16, is_divisor=True),
         "INT4": unpack_int4(file("e", words), file("f", factors), file("g", said), 32, BFLOAT16),
     }
 

@@ -20,6 +20,7 @@ from ckpt_tool.common.errors import FormatError
 from ckpt_tool.tensors import products
 from ckpt_tool.tensors.blocks import BLOCK_BYTES, BlockReader, FileTable
 from ckpt_tool.tensors.chunks import Chunk
+from ckpt_tool.tensors.code_tables import E4M3
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32, FLOAT64
 from ckpt_tool.tensors.fp8 import FLOAT8, scale_weight
 from ckpt_tool.tensors.geometry import Box
@@ -102,6 +103,41 @@ def test_every_bit_pattern(tmp_path, target, scale):
         backed(tmp_path / "w", codes), backed(tmp_path / "s", scales), (128, 128), target
     )
     assert agree(lazy, dequantised(codes, scales, (128, 128), target))
+
+
+def exponents(codes: torch.Tensor) -> torch.Tensor:
+    """The powers of two that bytes stand for; torch has them as a dtype since 2.7."""
+    powers = torch.ldexp(torch.ones(()).double(), codes.double() - 127).float()
+    return torch.where(codes == 255, math.nan, powers)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("called", ["float8_e8m0fnu", "uint8"])
+def test_every_bit_pattern_with_every_exponent(tmp_path, target, called):
+    """A row of all fp8 for each exponent: infinite, subnormal, NaN, and zeros of both signs."""
+    codes = torch.arange(256, dtype=torch.uint8).repeat(256, 1).view(torch.float8_e4m3fn)
+    scales = torch.arange(256, dtype=torch.int32).to(torch.uint8).reshape(256, 1)
+    stored, dtype = backed(tmp_path / "s", scales), BY_NAME[called]
+    stored = replace(stored, dtype=dtype, source_dtype=dtype)
+    lazy = scale_weight(backed(tmp_path / "w", codes), stored, (1, 256), target)
+    expected = dequantised(codes, exponents(scales), (1, 256), target)
+    assert agree(lazy, expected)
+    assert expected[255].isnan().all()
+    assert torch.signbit(expected[0, 128])
+
+
+def test_exponents_are_what_torch_and_transformers_make_of_them(tmp_path):
+    module = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    if not hasattr(torch, "float8_e8m0fnu"):
+        pytest.skip("before torch 2.7")
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8)
+    assert same(plain_nan(every.view(torch.float8_e8m0fnu).float()), plain_nan(exponents(every)))
+    weight, scales = weights((256, 384)), every[100:106].reshape(2, 3).view(torch.float8_e8m0fnu)
+    expected = module.Fp8Dequantize(None)._dequantize_one(weight, scales)
+    lazy = scale_weight(
+        backed(tmp_path / "w", weight), backed(tmp_path / "s", scales), (128, 128), BFLOAT16
+    )
+    assert agree(lazy, plain_nan(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -344,10 +380,11 @@ def test_other_dtypes_are_refused(tmp_path):
         other = backed(tmp_path / "other", torch.ones(4, 4).to(dtype))
         assert refused(other, scales).endswith(expected)
     assert refused(scale_weight(weight, scales, (4, 4), BFLOAT16), scales).endswith(expected)
-    for dtype in (torch.float16, torch.float64, torch.uint8):
+    known = "expected one of float32, bfloat16, float8_e8m0fnu, uint8 on disk"
+    for dtype in (torch.float16, torch.float64, torch.int8):
         other = backed(tmp_path / "other", torch.ones(1, 1).to(dtype))
-        assert refused(weight, other).endswith("expected float32 or bfloat16 on disk")
-    assert refused(weight, scales.to(BFLOAT16)).endswith("expected float32 or bfloat16 on disk")
+        assert refused(weight, other).endswith(known)
+    assert refused(weight, scales.to(BFLOAT16)).endswith(known)
     for name in ("int8", "float8_e4m3fn"):
         assert refused(weight, scales, dtype=BY_NAME[name]).endswith(f"to {name}")
 
@@ -522,7 +559,7 @@ def test_truncated_files_are_format_errors_that_name_them(tmp_path):
 
 def test_values_are_those_of_torch():
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    found = torch.from_numpy(np.array(products._VALUES))
+    found = torch.from_numpy(np.array(E4M3))
     assert raw(plain_nan(found)) == raw(plain_nan(codes.to(torch.float32)))
 
 

@@ -67,7 +67,7 @@ def list_questions(
     fp8 weights have the names and shapes of others, with scales beside them.
     """
     quantised = find_quantisation(tensors)
-    planned = {n: t.shape for n, t in tensors.items() if not (quantised and is_scale(n))}
+    planned = {n: t.shape for n, t in tensors.items() if not (quantised and is_scale(n, tensors))}
     every = views or (View(config, frozenset()),)
     plain = [replace(view, config=drop_quantisation(view.config)) for view in every]
     return [Question.of(view, planned) for view in plain]

@@ -246,7 +246,7 @@ def test_scales_that_are_fp8_themselves_are_refused_as_what_they_are(fp8, tmp_pa
     with pytest.raises(MappingError) as refused:
         convert(tmp_path / "hf", tmp_path / "out")
     assert refused.value.names == (
-        f"{name}_scale: scales that are float8_e4m3fn, as of NVFP4: not read",
+        f"{name}_scale: scales that are float8_e4m3fn, as of NVFP4: part of none",
     )
 
 
