@@ -30,6 +30,7 @@ from ckpt_tool.mapping.hub.truth import refuse_other_part
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
 from ckpt_tool.mapping.lora.names import cut_around
 from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
+from ckpt_tool.operations.copies import require_equal_copies
 from ckpt_tool.operations.megatron_model import take_megatron
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.request import Heads, Request
@@ -75,11 +76,13 @@ def make_hub_model(
     left_out = describe_left_out(checkpoint)
     start = HubModel(dict(checkpoint), config, left_out, warnings=source.warnings)
     model = world.each(lambda: _take(way, start, request))
+    require_equal_copies(model, team)
     if model.is_adapter:
         _refuse_filling(options)
         return replace(model, tensors={}, config=None)
     if whole is not None:
-        way = _fill_between(way, world.each(lambda: make_filling(whole, model)))
+        on_hub = way is WAYS["megatron"]
+        way = _fill_between(way, world.each(lambda: make_filling(whole, model, on_hub=on_hub)))
     if heads is None:
         named = world.each(lambda: _keep_heads(way.name(take_value_head(model))))
         return settle_ties(named, team, strict=False)

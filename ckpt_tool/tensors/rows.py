@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import CASTABLE, FLOAT32, FLOAT64, DType
@@ -83,8 +83,18 @@ def replace_rows(tensor: LazyTensor, rows: Sequence[int], by: LazyTensor) -> Laz
     same = (tensor.dtype, tensor.source_dtype) == (by.dtype, by.source_dtype)
     if same and not tensor.is_computed and not by.is_computed:
         return cat(parts, 0)
-    dtype = FLOAT64 if FLOAT64 in (tensor.dtype, by.dtype) else FLOAT32
-    return hold(Joined(tuple(parts), dtype), tensor.dtype, tensor)
+    return join_rows(parts, tensor)
+
+
+def join_rows(parts: Sequence[LazyTensor], whole: LazyTensor | None = None) -> LazyTensor:
+    """``parts`` one after the other, of whatever dtypes; in that of ``whole``, or of the first.
+
+    What is of another dtype is rounded once.
+    """
+    whole = whole or parts[0]
+    plain = [each if each.is_computed else replace(each, dtype=each.source_dtype) for each in parts]
+    dtype = FLOAT64 if any(each.dtype == FLOAT64 for each in plain) else FLOAT32
+    return hold(Joined(tuple(plain), dtype), whole.dtype, whole)
 
 
 def _alternate(tensor: LazyTensor, rows: Sequence[int], by: LazyTensor) -> Iterator[LazyTensor]:

@@ -20,6 +20,7 @@ from .megatron_gated_copy import beside_prediction, delta_net, gated_query
 from .megatron_gpt import HuggingFaceConfig, dense_layers, expert_count
 from .megatron_hybrid import gpt_name
 from .megatron_routed import take_biases, use_plain_names
+from .megatron_step import gated_query as head_gated_query
 
 State = dict[str, Tensor]
 
@@ -187,7 +188,9 @@ def _attention(hf: State, config: HuggingFaceConfig) -> State:
             groups = config["num_key_value_heads"]
             if "v_head_dim" in config:  # then layers differ
                 groups = len(key) // config["head_dim"]
-            if len(query) == 2 * config["num_attention_heads"] * (config.get("head_dim") or 0):
+            if f"self_attn.g_proj.{kind}" in hf:
+                query = head_gated_query(query, hf.pop(f"self_attn.g_proj.{kind}"), groups)
+            elif len(query) == 2 * config["num_attention_heads"] * (config.get("head_dim") or 0):
                 query = gated_query(query, config)
             rows = []
             for group in range(groups):

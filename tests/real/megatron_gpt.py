@@ -34,6 +34,7 @@ from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 from . import megatron_deci as deci
 from . import megatron_gemma4 as gemma4
 from . import megatron_nemotron as nemotron
+from . import megatron_step as step
 from .megatron_gated import count_from_zero, gated_settings, is_gated, put_delta_nets
 from .megatron_gemma4_models import is_gemma4
 from .megatron_hybrid import make_pattern
@@ -130,7 +131,7 @@ def build_chunks(
     if hf["model_type"] == "ernie4_5_moe":
         _choose_by_softmax(chunks)
     (gemma4.fit_model if is_gemma4(hf) else fit_model)(chunks, hf)
-    if is_gated(hf):
+    if is_gated(hf) or step.is_step(hf):
         count_from_zero(chunks)
     return chunks
 
@@ -198,6 +199,8 @@ def _build_chunk(
     fit_layers(spec, hf, config)
     if hf["model_type"] == "mimo_v2_flash":
         widen(spec, hf, config)
+    if step.is_step(hf):
+        step.vary_heads(spec.layer_specs, hf)
     if "index_topk" in hf:
         use_indexers(spec)
     if is_gated(hf):
@@ -208,7 +211,7 @@ def _build_chunk(
         GPTModel,
         config=config,
         transformer_layer_spec=spec,
-        mtp_block_spec=_prediction_spec(config, spec, stage, hf["model_type"]),
+        mtp_block_spec=_prediction_spec(config, spec, stage, hf),
         **options,
     )
 
@@ -257,14 +260,19 @@ def _fuse_down_projections(spec: TransformerBlockSubmodules) -> None:
 
 
 def _prediction_spec(
-    config: TransformerConfig, spec: TransformerBlockSubmodules, stage: int | None, family: str
+    config: TransformerConfig,
+    spec: TransformerBlockSubmodules,
+    stage: int | None,
+    hf: HuggingFaceConfig,
 ) -> Any:
     if not getattr(config, "mtp_num_layers", None):
         return None
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_mtp_block_spec  # since 0.12
 
-    if family in DENSE_AHEAD:
+    if hf["model_type"] in DENSE_AHEAD:
         spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    if step.is_step(hf):
+        step.vary_heads([spec], hf, ahead=True)
     return get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False, vp_stage=stage)
 
 
@@ -283,7 +291,7 @@ def transformer_config(
     config_class = MLATransformerConfig if is_latent else TransformerConfig
     values = _shape(hf) | _parallel(sizes, dtype) | _CPU
     values |= _latent_attention(hf) if is_latent else _attention(hf)
-    values |= describe(hf) | describe_indexer(hf)
+    values |= describe(hf) | describe_indexer(hf) | step.describe(hf)
     if expert_count(hf) and not is_gemma4(hf):
         values |= _experts(hf)
         routing = _ROUTING.get(hf["model_type"])

@@ -23,6 +23,7 @@ from . import megatron_deci as deci
 from . import megatron_gemma4_models as gemma4
 from . import megatron_nemotron as nemotron
 from . import megatron_routed as routed
+from . import megatron_step as step
 from .fill import fill_distinct
 from .fsdp_reference import logits_of
 from .old_transformers import from_config
@@ -275,6 +276,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **nemotron.MODELS,
     **deci.MODELS,
     **gemma4.MODELS,
+    **step.MODELS,
 }
 NAMES = tuple(_MODELS)
 CLASSES = frozenset(name for name, _ in _MODELS.values())
@@ -326,6 +328,8 @@ def write_model(name: str, folder: Path) -> Path:
         hf, model = deci.write_model(folder)
         save_file(_reference(model), folder / "reference.safetensors")
         return hf
+    if name in step.MODELS:
+        return step.write_model(folder)
     config = {**_DECODER, **overrides}
     depth = config.get("num_nextn_predict_layers", 0)
     model = _build(class_name, {**config, "num_hidden_layers": config["num_hidden_layers"] + depth})

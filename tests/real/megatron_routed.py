@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .megatron_step import use_plain_names as step_names
+
 State = dict[str, Tensor]
 HuggingFaceConfig = Mapping[str, Any]
 
@@ -95,9 +97,9 @@ MODELS["mimo_v2_flash"] = (
     },
 )
 #: Whose layers for multi-token prediction have no experts.
-DENSE_AHEAD = ("exaone_moe",)
+DENSE_AHEAD = ("exaone_moe", "step3p5")
 #: transformers has no class for them.
-UNNAMED = ("bailing_moe_v2",)
+UNNAMED = ("bailing_moe_v2", "step3p5")
 
 _LING_CONFIG = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
 #: The names of Ling and Sarvam, and those of GLM-4.5-MoE.
@@ -239,6 +241,7 @@ _PLAIN: dict[str, Callable[[State, HuggingFaceConfig], State]] = {
     "gpt_oss": _plain_gpt_oss,
     "exaone_moe": _plain_exaone,
     "mimo_v2_flash": _plain_mimo,
+    "step3p5": step_names,
 }
 
 

@@ -128,6 +128,7 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("qwen3_next", "tp2"): {},
     ("qwen3_next", "pp2"): {"style": "megatron-lm"},
     ("qwen3_5", "tp2"): {"style": "megatron-lm"},
+    ("step3p5", "tp2"): {"names": "local"},
 }
 #: What the installed transformers cannot build, and why.
 UNKNOWN: dict[str, str] = {}
@@ -155,6 +156,7 @@ if TRANSFORMERS < (5, 0):
         "qwen3_next",
         "qwen3_5",
         "qwen3_5_moe",
+        "step3p5",
     )
     UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")
 #: What the installed megatron-core has no layers for, and why.
@@ -170,6 +172,7 @@ if MEGATRON_CORE < (0, 19):
     _DELTA_NET = "gated DeltaNet is held against 0.19, the first that has it by torch"
     REFUSED |= dict.fromkeys(ONLY_SIZES, "Gemma 4 is held against 0.19")
     REFUSED |= {name: _DELTA_NET for name in NAMES if name.startswith(("qwen3_next", "qwen3_5"))}
+    REFUSED["step3p5"] = "heads have gates there since 0.16, and it is held against 0.19"
 #: What HybridModels of megatron-core, which it has since 0.18, load of ours and save.
 HYBRID = [
     ("llama", "tp1"),

@@ -88,9 +88,9 @@ class Around:
     Megatron has in place of such a prefix, where that is another; ``towers_by``: the part of the
     config without which there is no such tower, where that is so. ``beside``: rows of modules
     beside the layers, by their whole names on both sides. ``absent``: prefixes of what is on the
-    Hub and in no model of Megatron's. ``inner``: the layers' rows are those of the model type that
-    the language model's own config names. ``part``: a key that the config of such a model has;
-    without it there is ``other`` around.
+    Hub and in no model of Megatron's, or, with a dot before it, part of its names. ``inner``: the
+    layers' rows are those of the model type that the language model's own config names. ``part``: a
+    key that the config of such a model has; without it there is ``other`` around.
     """
 
     trunk: str = "model."
@@ -107,6 +107,11 @@ class Around:
     inner: bool = False
     part: str = ""
     other: Around | None = None
+
+    def lacks(self, name: str) -> bool:
+        """Whether no model of Megatron's has a tensor with this name on the Hub."""
+        inner = (part for part in self.absent if part.startswith("."))
+        return name.startswith(self.absent) or any(part in name for part in inner)
 
     @property
     def sees(self) -> bool:

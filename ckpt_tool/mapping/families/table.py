@@ -37,6 +37,7 @@ from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.minimax_rows import MINIMAX_M3
 from ckpt_tool.mapping.families.nemotron_rows import FALCON_H1, NEMOTRON_H
 from ckpt_tool.mapping.families.radio_rows import NEMOTRON_OMNI, NEMOTRON_VL
+from ckpt_tool.mapping.families.step_rows import STEP3_5, STEP3_7
 from ckpt_tool.mapping.families.torchtitan_rows import (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
@@ -201,6 +202,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "sarvam_mla": Family(float32=None, megatron=routed.SARVAM_MLA),
     "sarvam_moe": Family("Glm4MoeForCausalLM", float32=None, megatron=routed.SARVAM_MOE),
+    "step3p5": Family(hub=SAME, float32=r"\.moe\.router_bias$", megatron=STEP3_5),
     "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS, megatron=gated.QWEN3_NEXT),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
     "exaone4_5": Family("Exaone4_5_ForConditionalGeneration", SAME, megatron=EXAONE4_5),
@@ -233,6 +235,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": Family(
         "Qwen3VLMoeForConditionalGeneration", TRANSPOSED_EXPERTS, megatron=towers.QWEN3_VL_MOE
     ),
+    "step3p7": Family("Step3p7ForConditionalGeneration", float32=None, megatron=STEP3_7),
     "qwen3_vl_moe_text": Family(legacy=Legacy(expert_count="num_experts")),
 }
 

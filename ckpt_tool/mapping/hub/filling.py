@@ -37,9 +37,10 @@ class Filling:
     memory: InMemory | None
 
 
-def make_filling(base: HubModel, model: HubModel) -> Filling:
+def make_filling(base: HubModel, model: HubModel, *, on_hub: bool = False) -> Filling:
     """``base``, by its names on the Hub, as what fills ``model``.
 
+    ``on_hub``: so are those of ``model``, and what a class has in memory is of no account.
     Quantised weights are multiplied with their scales. MappingError where the two are of different
     types, or where the base's weights are packed in a way that is not read.
     """
@@ -63,7 +64,7 @@ def make_filling(base: HubModel, model: HubModel) -> Filling:
     if kind:
         dtype = find_main_dtype(model.tensors.values()) or BFLOAT16
         tensors = dequantise_weights(tensors, base.config, dtype)
-    known = not find_unknown(config)
+    known = not on_hub and not find_unknown(config)
     return Filling(tensors, to_memory(tensors, base.config) if known else None)
 
 

@@ -30,6 +30,18 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Rows that have to be equal: of ``rows`` [N * times, ...] each ``times`` that follow.
+
+    ``where``: the tensor of the checkpoint that they are in.
+    """
+
+    where: str
+    rows: LazyTensor
+    times: int
+
+
+@dataclass(frozen=True)
 class HubModel:
     """A model's tensors by name, its config, and what was done to get there.
 
@@ -40,6 +52,7 @@ class HubModel:
     ``adapter``: what is written for peft; ``lora``: what was done with adapters. ``views``: where
     several classes open the same files, each of them, the config's own first. ``ties``: set aside
     is what the class says repeats another tensor, by name; None where it was not asked.
+    ``copies``: what the Hub has once of what the checkpoint has several times, by its name there.
     """
 
     tensors: Tensors
@@ -53,6 +66,7 @@ class HubModel:
     repeats: Tensors = field(default_factory=dict)
     ties: dict[str, Tie] | None = None
     tied: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, Copies] = field(default_factory=dict)
 
     @property
     def is_adapter(self) -> bool:

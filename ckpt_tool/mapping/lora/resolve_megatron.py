@@ -71,7 +71,8 @@ def resolve_megatron(
         return replace(found, lora=note)
     adapters = split_off(found.tensors, config)
     if mode == "split":
-        found = restore_model(drop_adapters(given), config, tied=tied)
+        plain_model = restore_model(drop_adapters(given), config, tied=tied)
+        found = replace(plain_model, copies=found.copies)
         adapters = replace(adapters, base=found.tensors)
     folder = None if plain or mode == "both" else ""
     files = make_adapter_files(folder, adapters, settings, config)

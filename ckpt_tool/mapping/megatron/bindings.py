@@ -179,7 +179,8 @@ def _spell_mtp(
     if layout == "hybrid":
         places = _place_parts(hf, f"{layer}mtp_model_layer.", 0, 1, layout)
     moe = numbers.layers - 1 in numbers.moe and "dense_ahead" not in numbers.flags
-    yield from _spell_layer(family, ("mtp", moe), places, name_ahead(numbers))
+    kind = numbers.ahead[number] if numbers.ahead else "mtp"
+    yield from _spell_layer(family, (kind, moe), places, name_ahead(numbers))
 
 
 def _spell_parts_ahead(

@@ -10,6 +10,7 @@ from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tie
 from ckpt_tool.mapping.megatron.bindings import Binding
+from ckpt_tool.mapping.megatron.copies import find_gates
 from ckpt_tool.mapping.megatron.keys import unify_keys
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.ops import Blocks, Vocabulary
@@ -61,8 +62,8 @@ def restore_model(tensors: Tensors, config: ModelConfig, *, tied: bool | None = 
     found = from_megatron(keyed, rules)
     repeats = {repeat.hf: found[repeat.of] for repeat in rules.repeats}
     dropped = _find_padding(keyed, rules) | _find_unread(rules)
-    copies = _find_copies(keyed, rules, found)
-    return HubModel(found, config, dropped=dropped, repeats=repeats, ties=copies or None)
+    ties, gates = _find_copies(keyed, rules, found) or None, find_gates(keyed, rules.bindings)
+    return HubModel(found, config, dropped=dropped, repeats=repeats, ties=ties, copies=gates)
 
 
 def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:

@@ -21,7 +21,7 @@ Tensors = Mapping[str, LazyTensor]
 _TOP = (
     r"decoder|embedding|output_layer|mtp|language_model|vision_model|llava_model"
     r"|visual|vision_tower|multi_modal_projector"  # transformers' own modules
-    r"|lightning_indexers"
+    r"|lightning_indexers|image_insert_embedding"
     r"|per_layer_embedding|per_layer_model_proj|per_layer_proj_norm"
     r"|embed_vision|audio_tower|embed_audio"
 )

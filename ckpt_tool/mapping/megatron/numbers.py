@@ -14,18 +14,21 @@ from ckpt_tool.mapping.families.table import FAMILIES, find_family
 from ckpt_tool.mapping.megatron.blocks import Block
 from ckpt_tool.mapping.megatron.kinds import find_kinds, find_symbols, find_symbols_ahead
 from ckpt_tool.mapping.megatron.linear import is_linear
+from ckpt_tool.mapping.megatron.moe_layers import find_moe_layers
 from ckpt_tool.mapping.megatron.own_kinds import OWN_KINDS
 from ckpt_tool.mapping.megatron.radio import read_radio
 from ckpt_tool.mapping.megatron.shared_kv import find_blocks
-from ckpt_tool.mapping.megatron.sizes import SHARED_KEYS, find_head_dim, read_sizes, read_text
+from ckpt_tool.mapping.megatron.sizes import (
+    SHARED_KEYS,
+    find_groups,
+    find_head_dim,
+    read_sizes,
+    read_text,
+)
+from ckpt_tool.mapping.megatron.step import find_kinds_ahead
 
-#: How configs call every how many layers one has experts.
-_STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
 #: How many layers there are for multi-token prediction.
 MTP_KEY = "num_nextn_predict_layers"
-
-#: Configs with these have, on the Hub, a number for each layer in ``moe_layer_freq``.
-_NUMBERED = ("hybrid_layer_pattern", "sparse_attention_config")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Numbers:
 
     ``kinds``: that of each layer's attention, in a family that has several; of a family that is
     always a HybridModel the symbol of each layer. ``mtp_kinds``: there, those of the layers that
-    are one for multi-token prediction. ``blocks``: what layers have of their own, in a family where
+    are one for multi-token prediction. ``ahead``: elsewhere, the kind of attention of each of those
+    layers, where they differ. ``blocks``: what layers have of their own, in a family where
     they have sizes of their own.
 
     ``sizes``: the words of the tables' shapes, those that the config gives.
@@ -61,6 +65,7 @@ class Numbers:
     kinds: tuple[str, ...] = ()
     mtp_kinds: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
+    ahead: tuple[str, ...] = ()
 
     def at(self, layer: int) -> Numbers:
         """Those of one layer: flags say what is there of it."""
@@ -142,7 +147,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")
     experts = next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0)
-    moe = _find_moe_layers(text, layers) if family.moe and experts else frozenset[int]()
+    moe = find_moe_layers(text, layers) if family.moe and experts else frozenset[int]()
     mtp = text.size(MTP_KEY, text.size("mtp_num_hidden_layers", 0)) if family.mtp.rows else 0
     ahead: tuple[str, ...] = ()
     if kinds and family.is_patterned:
@@ -158,7 +163,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     return Numbers(
         layers=layers,
         heads=heads,
-        groups=text.size("num_key_value_heads", heads),
+        groups=find_groups(text),
         head_dim=find_head_dim(text),
         experts=experts if moe or "E" in ahead else 0,
         moe=moe,
@@ -174,6 +179,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         kinds=kinds,
         mtp_kinds=ahead,
         blocks=find_blocks(text, kinds, flags),
+        ahead=find_kinds_ahead(text, layers, mtp) if "head_counts" in family.flags else (),
     )
 
 
@@ -192,38 +198,6 @@ def _find_kinds(family: MegatronRows, text: Fields) -> tuple[str, ...]:
     if family.is_patterned:
         return find_symbols(text)
     return OWN_KINDS.get(family.kinds_by, find_kinds)(text, text.size("num_hidden_layers"))
-
-
-def _find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
-    """Which layers have experts, by the keys of Qwen (step, list) and DeepSeek (first, every).
-
-    ERNIE has a step too, a first and a last one, of which -1 is that of the model.
-    Where a list names the kind of each layer, as GLM-4.7-Flash has it, or those with experts, as
-    Llama 4's does, nothing else counts, nor where one has a number for each, as MiMo-V2 and
-    MiniMax-M3 have it on the Hub.
-    """
-    if keys.find_bool("enable_moe_block") is False:
-        return frozenset()
-    kinds = keys.texts("mlp_layer_types")
-    if kinds:
-        return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")
-    if any(keys.values.get(key) for key in _NUMBERED):
-        numbers = keys.sizes("moe_layer_freq")
-        return frozenset(i for i, number in enumerate(numbers[:layers]) if number)
-    if isinstance(keys.values.get("moe_layers"), list):
-        return frozenset(layer for layer in keys.sizes("moe_layers") if layer < layers)
-    step = next((keys.size(key) for key in _STEPS if keys.values.get(key)), 1)
-    every = keys.size("moe_layer_freq", 1) or 1
-    first = keys.size("first_k_dense_replace", keys.size("moe_layer_start_index", 0))
-    last = keys.find_number("moe_layer_end_index")
-    dense = frozenset(keys.sizes("mlp_only_layers"))
-    return frozenset(
-        layer
-        for layer in range(
-            first, layers if last is None or last < 0 else min(layers, int(last) + 1)
-        )
-        if layer not in dense and (layer + 1) % step == 0 and layer % every == 0
-    )
 
 
 def _find_flags(family: MegatronRows, values: Mapping[str, Any], *, tied: bool) -> frozenset[str]:

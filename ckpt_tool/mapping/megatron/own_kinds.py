@@ -8,6 +8,7 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.megatron.linear import find_linear_kinds
 from ckpt_tool.mapping.megatron.shared_kv import find_shared_kinds
+from ckpt_tool.mapping.megatron.step import find_step_kinds
 
 _SPARSE = ("full_attention", "minimax_m3_sparse")
 _INDEXERS = {"F": "full", "S": "shared"}
@@ -62,4 +63,5 @@ OWN_KINDS: dict[str, Callable[[Fields, int], tuple[str, ...]]] = {
     "sparse_attention_config": find_sparse,
     "full_attention_interval": find_linear_kinds,
     "num_kv_shared_layers": find_shared_kinds,
+    "attention_other_setting": find_step_kinds,
 }

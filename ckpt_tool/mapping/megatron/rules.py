@@ -18,6 +18,7 @@ from ckpt_tool.mapping.megatron.bindings import (
     make_bindings,
 )
 from ckpt_tool.mapping.megatron.gemma4_names import name_modules
+from ckpt_tool.mapping.megatron.layouts import require_layout
 from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import Same
 from ckpt_tool.mapping.megatron.packing import count_experts, note_packed
@@ -80,7 +81,7 @@ def make_rules(
             " none of their tensors: written without them"
         )
         numbers = replace(numbers, mtp=0)
-    _require_layout(layout, config, numbers)
+    require_layout(layout, config, numbers)
     always = family.around.has_radio
     apart = always or takes_modules(config, tower)
     towers = find_towers(config, given) if apart else NO_TOWERS
@@ -89,38 +90,6 @@ def make_rules(
     layout = layout or choose_layout(family, numbers)
     bindings = make_bindings(family, numbers, layout, towers)
     return Rules(config, numbers, layout, bindings, find_repeats(family, numbers), warnings)
-
-
-def _require_layout(layout: str, config: ModelConfig, numbers: Numbers) -> None:
-    """MappingError where the model has no such layout; empty is Megatron's own."""
-    family = require_rows(config)
-    if layout not in ("", "hybrid") and family.is_patterned:
-        raise MappingError(
-            f"`layers={layout!r}`: a {config.model_type} is a HybridModel of megatron-core",
-            hint="Leave `layers` out: the model is then written for one.",
-        )
-    widths = {block.ffn for block in numbers.blocks}
-    if layout not in ("", "per-layer") and (len(widths) > 1 or "blocks" in numbers.flags):
-        raise MappingError(
-            f"`layers={layout!r}`: layers of a {config.model_type} have sizes of their own",
-            hint="Leave `layers` out: this model is then written per layer.",
-        )
-    uneven = 0 < len(numbers.moe) < numbers.layers
-    several = len(set(numbers.kinds)) > 1 and "by_kind" not in numbers.flags
-    if layout == "stacked" and (uneven or several):
-        what = "have experts and some have not" if uneven else "have another attention"
-        raise MappingError(
-            f"`layers='stacked'`: some layers {what}, so that they cannot be stacked",
-            hint="Leave `layers` out: this model is then written per layer.",
-        )
-    seen = family.around.sees and not family.is_patterned
-    if layout == "hybrid" and (seen or "norms_beside" in numbers.flags):
-        what = "a vision tower" if seen else "norms beside attention and MLP"
-        raise MappingError(
-            f"`layers='hybrid'`: a {config.model_type} has {what}, which megatron-core's"
-            " HybridModel has not",
-            hint="Leave `layers` out: the model is then written for a GPTModel.",
-        )
 
 
 def _count_ahead(

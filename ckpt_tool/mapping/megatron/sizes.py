@@ -6,11 +6,17 @@ from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.megatron.linear import read_linear_sizes
+from ckpt_tool.mapping.megatron.step import read_sliding_sizes
 
 #: How configs call the number of experts that see every token; the sizes have their width.
 SHARED_KEYS = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts")
 #: How they call the width of those together.
-_SHARED_WIDTHS = ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size")
+_SHARED_WIDTHS = (
+    "shared_expert_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+    "share_expert_dim",
+    "share_expert_dims",
+)
 #: Heads, their width, groups, the state of a head, and what the convolution sees. Falcon-H1 says
 #: how wide heads are together.
 _MAMBA_KEYS = (
@@ -35,6 +41,12 @@ def find_head_dim(text: Fields) -> int:
     return text.size("head_dim", text.size("attention_head_dim", share))
 
 
+def find_groups(text: Fields) -> int:
+    """How many heads keys and values have: Step-3.5 has another name for it."""
+    heads = text.size("num_attention_groups", text.size("num_attention_heads"))
+    return text.size("num_key_value_heads", heads)
+
+
 def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     """The size of each word, of the language model and of the tower."""
     heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
@@ -53,7 +65,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     width = vision.size("hidden_size", 0)
     per_layer = text.size("hidden_size_per_layer_input", 0)
     parts, shared_by = vision.size("num_heads", 1) or 1, vision.size("num_key_value_heads", 0)
-    groups = text.size("num_key_value_heads", heads)
+    groups = find_groups(text)
     sliding = text.size("swa_num_key_value_heads", 2 * groups)
     found = {
         "one": 1,
@@ -96,6 +108,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "vision_ffn": vision.size("intermediate_size", 0),
         "merged": width * vision.size("spatial_merge_size", 2) ** 2,
         **read_linear_sizes(text),
+        **read_sliding_sizes(text, heads, groups, head),
     }
     return {word: size for word, size in (found | _read_mamba(text)).items() if size}
 

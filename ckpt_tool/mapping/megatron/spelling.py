@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ckpt_tool.mapping.families.megatron_form import Row
 from ckpt_tool.mapping.megatron.alternating_ops import Alternating
 from ckpt_tool.mapping.megatron.gated_ops import GATED_OPS
+from ckpt_tool.mapping.megatron.head_gate_ops import HeadGates
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
@@ -19,7 +20,7 @@ from ckpt_tool.mapping.megatron.ops import (
     SwapHalves,
     Vocabulary,
 )
-from ckpt_tool.mapping.megatron.packed_ops import Packed
+from ckpt_tool.mapping.megatron.packed_ops import Packed, PackedGateUp
 from ckpt_tool.mapping.megatron.shared_kv_ops import SHARED_KV_OPS
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.turned_ops import Turned
@@ -34,6 +35,12 @@ def _make_wide(numbers: Numbers, groups: int) -> Op:
     return QueryGroups(numbers.heads, groups, numbers.head_dim, value)
 
 
+def _make_sliding(numbers: Numbers) -> Op:
+    """Those of layers with a window, which have heads of another number."""
+    words = ("sliding_heads", "sliding_groups", "sliding_head")
+    return HeadGates(*(numbers.sizes.get(word, 0) for word in words))
+
+
 _OPS: dict[str, Callable[[Numbers], Op]] = {
     "same": lambda _: Same(),
     "gate_up": lambda _: GateUp(),
@@ -41,10 +48,13 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "one_row": lambda _: OneRow(),
     "turned": lambda _: Turned(),
     "packed": lambda _: Packed(),
+    "packed_gate_up": lambda _: PackedGateUp(),
     "packed_turned": lambda _: Packed(transpose=True),
     "qkv": lambda numbers: QueryGroups(numbers.heads, numbers.groups, numbers.head_dim),
     "wide_qkv": lambda numbers: _make_wide(numbers, numbers.groups),
     "sliding_qkv": lambda numbers: _make_wide(numbers, numbers.sizes.get("swa_groups", 0)),
+    "head_gates": lambda numbers: HeadGates(numbers.heads, numbers.groups, numbers.head_dim),
+    "sliding_head_gates": _make_sliding,
     "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads, numbers.vision_groups),
     "grouped_qkv": lambda numbers: StackedHeads(numbers.heads, numbers.groups),
     "alternating": lambda _: Alternating(),

@@ -74,7 +74,7 @@ def find_towers(
 
 def leave_out_absent(model: HubModel, around: Around) -> HubModel:
     """The model without what no model of Megatron's has; those names and the reason are kept."""
-    rest = {name for name in model.tensors if around.absent and name.startswith(around.absent)}
+    rest = set(filter(around.lacks, model.tensors))
     kept = {name: tensor for name, tensor in model.tensors.items() if name not in rest}
     return replace(model, tensors=kept, dropped=model.dropped | dict.fromkeys(rest, _ABSENT))
 

@@ -17,6 +17,7 @@ from ckpt_tool.mapping.megatron.linear import describe_linear
 from ckpt_tool.mapping.megatron.numbers import Numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.mapping.megatron.sizes import read_text
+from ckpt_tool.mapping.megatron.step import name_first_rotary
 
 #: Arguments that are a config's value under another name: argument -> config keys, first found.
 _SAME = {
@@ -24,8 +25,12 @@ _SAME = {
     "max_position_embeddings": ("max_position_embeddings",),
     "seq_length": ("max_position_embeddings",),
     "norm_epsilon": ("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
-    "moe_router_topk": ("num_experts_per_tok", "moe_k", "top_k_experts"),
-    "moe_router_topk_scaling_factor": ("routed_scaling_factor", "router_scaling_factor"),
+    "moe_router_topk": ("num_experts_per_tok", "moe_k", "moe_top_k", "top_k_experts"),
+    "moe_router_topk_scaling_factor": (
+        "routed_scaling_factor",
+        "router_scaling_factor",
+        "moe_router_scaling_factor",
+    ),
     "moe_router_num_groups": ("n_group",),
     "moe_router_group_topk": ("topk_group",),
     "q_lora_rank": ("q_lora_rank",),
@@ -175,6 +180,7 @@ def _make_gpt_oss(text: Mapping[str, Any]) -> dict[str, Any]:
 
 def _make_rotary(text: Fields) -> dict[str, Any]:
     """By the config, or the defaults that most classes have."""
+    text = name_first_rotary(text)
     rope = text.inside("rope_parameters")
     if "full_attention" in rope.values:  # where layers with a window have another one
         rope = rope.inside("full_attention")

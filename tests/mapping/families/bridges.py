@@ -64,11 +64,7 @@ BRIDGES = {
     "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe", ""),
     "SarvamMLAForCausalLM": ("sarvam_mla", ""),
     "SarvamMoEForCausalLM": ("sarvam_moe", ""),
-    "Step3p5ForCausalLM": (
-        "step3p5",
-        "a row of gate for each head, of which megatron-core has a copy for each of its rows,"
-        " and trains them apart",
-    ),
-    "Step3p7ForConditionalGeneration": ("step3p7", "the same as `step3p5`, a vision tower"),
+    "Step3p5ForCausalLM": ("step3p5", ""),
+    "Step3p7ForConditionalGeneration": ("step3p7", ""),
     "KimiK3ForConditionalGeneration": ("kimi_k3", "a vision tower, and attention of its own"),
 }

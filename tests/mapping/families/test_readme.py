@@ -46,10 +46,11 @@ def describe_megatron(family: Family) -> str:
         return ""
     if rows.around.inner:
         return "as its language model's type says"
-    said = ["MLA" if rows.attention == LATENT else "GQA"]
     said = ["MLA" if set(LATENT) & set(rows.attention[1:]) else "GQA"]
     if "sparse" in rows.flags:
         said.append("indexer")
+    if "head_counts" in rows.flags:
+        said = ["GQA with a gate for each head"]
     if "linear_attention" in rows.attentions:
         said = ["GQA with a gate, gated DeltaNet"]
     if set(WIDE_NORMS) & set(rows.attention):
@@ -62,8 +63,6 @@ def describe_megatron(family: Family) -> str:
         said.append("keys and values that are shared or tied")
     if any(row.megatron.endswith(".softmax_offset") for row in rows.attention):
         said.append("sinks")
-    if rows.moe:
-        shared = any(row.megatron.startswith("mlp.shared_experts.") for row in rows.moe)
     if rows.is_patterned:
         said.append("Mamba")
     if rows.moe:
@@ -100,6 +99,7 @@ GIVEN = {
     "qwen3_next": "norms from zero are the tests'",
     "qwen3_5_text": "norms from zero are the tests'",
     "qwen3_5_moe_text": "norms from zero are the tests'",
+    "step3p5": "norms from zero and the heads of its layers are the tests'",
 }
 #: Those whose language model computes what that of its family does, whose logits are held.
 SPOKEN = ("qwen2_5_omni", "qwen3_omni_moe", "qwen3_asr")

@@ -41,8 +41,9 @@ def test_every_family_has_a_config_here():
     assert CONFIGS.keys() | HYBRIDS.keys() | UNEVEN == every - SURROUNDED
 
 
-#: Layers have sizes of their own: ``test_blocks.py`` and ``test_shared_kv.py`` have them.
-UNEVEN = {"nemotron-nas", "gemma4", "gemma4_text"}
+#: Layers have sizes of their own: ``test_blocks.py``, ``test_shared_kv.py`` and
+#: ``operations/to_mcore/test_step.py`` have them.
+UNEVEN = {"nemotron-nas", "gemma4", "gemma4_text", "step3p5"}
 
 
 #: Their language models are others of these: ``operations/to_mcore/test_towers.py`` has them.
@@ -50,6 +51,7 @@ SURROUNDED = {
     *("glm4v", "glm46v", "glm4v_moe", "kimi_k25", "kimi_vl", "internvl", "internvl_chat"),
     *("qwen2_audio", "qwen3_asr", "qwen2_5_omni", "qwen3_omni_moe", "llama4"),
     *("NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3", "minimax_m3_vl"),
+    "step3p7",
 }
 
 

@@ -23,6 +23,7 @@ from ckpt_tool.plans.checks.megatron_child.config import (
     make_vision_config,
 )
 from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call, read_release
+from ckpt_tool.plans.checks.megatron_child.heads import vary_heads
 from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 from ckpt_tool.plans.checks.megatron_child.linear import put_delta_net
 from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
@@ -124,9 +125,13 @@ def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
         fit_norms(layer, request.numbers.flags)
     if "sparse" in request.numbers.flags:
         use_indexers(spec.layer_specs)
+    if "head_counts" in request.numbers.flags:
+        vary_heads(spec.layer_specs, request.numbers.kinds, request.numbers)
     prediction = {}
     if request.numbers.mtp:
         last = _dense_spec(config) if "dense_ahead" in request.numbers.flags else spec
+        if request.numbers.ahead:
+            vary_heads([last], request.numbers.ahead, request.numbers)
         prediction["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(
             config, last, use_transformer_engine=False
         )

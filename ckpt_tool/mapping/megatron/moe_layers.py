@@ -1,0 +1,44 @@
+"""Which layers of a model have experts, as its config says."""
+
+from __future__ import annotations
+
+from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.megatron.step import find_moe_list
+
+#: How configs call every how many layers one has experts.
+_STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
+#: Configs with these have, on the Hub, a number for each layer in ``moe_layer_freq``.
+_NUMBERED = ("hybrid_layer_pattern", "sparse_attention_config")
+
+
+def find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
+    """Which layers have experts, by the keys of Qwen (step, list) and DeepSeek (first, every).
+
+    ERNIE has a step too, a first and a last one, of which -1 is that of the model.
+    Where a list names the kind of each layer, as GLM-4.7-Flash has it, or those with experts, as
+    Llama 4's does, nothing else counts, nor where one has a number for each, as MiMo-V2 and
+    MiniMax-M3 have it on the Hub.
+    """
+    if keys.find_bool("enable_moe_block") is False:
+        return frozenset()
+    kinds = keys.texts("mlp_layer_types")
+    if kinds:
+        return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")
+    if any(keys.values.get(key) for key in _NUMBERED):
+        numbers = keys.sizes("moe_layer_freq")
+        return frozenset(i for i, number in enumerate(numbers[:layers]) if number)
+    listed = find_moe_list(keys)
+    if listed is not None:
+        return frozenset(layer for layer in listed if layer < layers)
+    step = next((keys.size(key) for key in _STEPS if keys.values.get(key)), 1)
+    every = keys.size("moe_layer_freq", 1) or 1
+    first = keys.size("first_k_dense_replace", keys.size("moe_layer_start_index", 0))
+    last = keys.find_number("moe_layer_end_index")
+    dense = frozenset(keys.sizes("mlp_only_layers"))
+    return frozenset(
+        layer
+        for layer in range(
+            first, layers if last is None or last < 0 else min(layers, int(last) + 1)
+        )
+        if layer not in dense and (layer + 1) % step == 0 and layer % every == 0
+    )
