@@ -25,6 +25,11 @@ class Row:
     shape: str = ""
     whole: str = ""
 
+    @property
+    def is_each(self) -> bool:
+        """Whether it is one of each expert: ``{e}``, or, of a second pool, ``{E+e}``."""
+        return "{e}" in self.hf or "{E+e}" in self.hf
+
 
 Rows = tuple[Row, ...]
 Flag = Literal[True] | tuple[str, bool]

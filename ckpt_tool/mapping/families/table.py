@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckpt_tool.mapping.families import ernie_vl_rows as ernie
 from ckpt_tool.mapping.families import gated_rows as gated
 from ckpt_tool.mapping.families import gemma_rows as gemma
 from ckpt_tool.mapping.families import megatron_families as mcore
@@ -205,6 +206,10 @@ FAMILIES: dict[str, Family] = {
     "step3p5": Family(hub=SAME, float32=r"\.moe\.router_bias$", megatron=STEP3_5),
     "qwen3_next": Family("Qwen3NextForCausalLM", EXPERTS, megatron=gated.QWEN3_NEXT),
     # Models that see. With and without a vision tower the class of Qwen3.5 is another.
+    "ernie4_5_vl_moe": Family(
+        "Ernie4_5_VLMoeForConditionalGeneration", tied=True, megatron=ernie.ERNIE_VL, float32=None
+    ),
+    "ernie4_5_moe_vl": Family(tied=True, megatron=ernie.FLAT, float32=ernie.FLOAT32),
     "exaone4_5": Family("Exaone4_5_ForConditionalGeneration", SAME, megatron=EXAONE4_5),
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True, megatron=gemma.GEMMA3_VL),
     "gemma4": Family("Gemma4ForConditionalGeneration", tied=True, megatron=GEMMA4_VL),

@@ -226,14 +226,16 @@ def _spell(rows: Rows, place: _Place, numbers: Numbers) -> Iterator[Binding]:
             row.dtype,
             shapes,
             wholes,
-            numbers.experts if _EXPERTS in row.megatron and "{e}" not in row.hf else 0,
+            numbers.experts if _EXPERTS in row.megatron and not row.is_each else 0,
         )
-        yield from _spell_experts(binding, numbers.experts) if "{e}" in row.hf else [binding]
+        yield from _spell_experts(binding, numbers.experts) if row.is_each else [binding]
 
 
 def _spell_experts(binding: Binding, experts: int) -> Iterator[Binding]:
     """The tensors of each expert, which are one entry more of an axis of Megatron's."""
     extent = (*binding.extent, experts)
     for expert in range(experts):
-        hf = tuple(name.replace("{e}", str(expert)) for name in binding.hf)
+        numbers = {"{e}": str(expert), "{E+e}": str(experts + expert)}  # that of a second pool
+        mark = next(mark for mark in numbers if mark in binding.hf[0])
+        hf = tuple(name.replace(mark, numbers[mark]) for name in binding.hf)
         yield replace(binding, hf=hf, index=(*binding.index, expert), extent=extent)

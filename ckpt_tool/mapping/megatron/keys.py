@@ -21,7 +21,7 @@ Tensors = Mapping[str, LazyTensor]
 _TOP = (
     r"decoder|embedding|output_layer|mtp|language_model|vision_model|llava_model"
     r"|visual|vision_tower|multi_modal_projector"  # transformers' own modules
-    r"|lightning_indexers|image_insert_embedding"
+    r"|lightning_indexers|image_insert_embedding|resampler_model"
     r"|per_layer_embedding|per_layer_model_proj|per_layer_proj_norm"
     r"|embed_vision|audio_tower|embed_audio"
 )
@@ -78,6 +78,7 @@ _DENSE = {
 _MAMBA = {"norm.weight": "mixer.in_proj.layer_norm_weight"}
 #: As modules, but not checkpoints, call a convolution's since 0.19.
 _CONVOLUTION = re.compile(r"(?<=mixer\.conv1d)_(?=(?:weight|bias)$)")
+_ROUTERS = ("mlp.router.weight", "mlp.text_moe_layer.router.weight")
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
 
 
@@ -122,7 +123,7 @@ def _name_engine_key(key: str, keys: frozenset[str], of_latent: dict[str, str]) 
     if f"{prefix}mixer.A_log" in keys:
         return str(prefix) + _MAMBA.get(name, name)
     latent = f"{prefix}self_attention.linear_kv_down_proj.weight" in keys
-    table = _EXPERTS if f"{prefix}mlp.router.weight" in keys else _DENSE
+    table = _EXPERTS if any(prefix + router in keys for router in _ROUTERS) else _DENSE
     linear = f"{prefix}self_attention.A_log" in keys
     attention = of_latent if latent else _LINEAR if linear else _GROUPED
     return str(prefix) + (table | attention).get(name, name)

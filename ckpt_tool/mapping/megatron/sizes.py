@@ -6,6 +6,7 @@ from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.megatron.linear import read_linear_sizes
+from ckpt_tool.mapping.megatron.pools import take_pools
 from ckpt_tool.mapping.megatron.step import read_sliding_sizes
 
 #: How configs call the number of experts that see every token; the sizes have their width.
@@ -32,7 +33,8 @@ def read_text(family: MegatronRows, config: ModelConfig) -> Fields:
     """The language model's config; what it leaves out, or has null for, as its class has it."""
     text = config.text
     absent = {key: size for key, size in family.defaults.items() if text.get(key) is None}
-    return Fields(text | absent, config.path)
+    found = Fields(text | absent, config.path)
+    return take_pools(found) if "pools" in family.flags else found
 
 
 def find_head_dim(text: Fields) -> int:
@@ -69,6 +71,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     sliding = text.size("swa_num_key_value_heads", 2 * groups)
     found = {
         "one": 1,
+        "two": 2,
         "vocab": text.size("vocab_size"),
         "hidden": hidden,
         "two_hidden": 2 * hidden,
@@ -87,6 +90,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "two_ffn": 2 * ffn,
         "expert_ffn": expert or ffn,
         "two_expert_ffn": 2 * (expert or ffn),
+        "vision_expert_ffn": text.size("vision_moe_intermediate_size", 0),
         "expert_hidden": text.size("moe_latent_size", 0) or hidden,
         "shared_ffn": next(filter(None, (text.size(key, 0) for key in _SHARED_WIDTHS)), shared),
         "experts": next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0),

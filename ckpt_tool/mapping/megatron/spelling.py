@@ -21,6 +21,7 @@ from ckpt_tool.mapping.megatron.ops import (
     Vocabulary,
 )
 from ckpt_tool.mapping.megatron.packed_ops import Packed, PackedGateUp
+from ckpt_tool.mapping.megatron.pools_ops import RowEach
 from ckpt_tool.mapping.megatron.shared_kv_ops import SHARED_KV_OPS
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.turned_ops import Turned
@@ -46,6 +47,7 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "gate_up": lambda _: GateUp(),
     "swap_halves": lambda _: SwapHalves(),
     "one_row": lambda _: OneRow(),
+    "row_each": lambda _: RowEach(),
     "turned": lambda _: Turned(),
     "packed": lambda _: Packed(),
     "packed_gate_up": lambda _: PackedGateUp(),

@@ -34,8 +34,7 @@ _RANKS_OWN = re.compile(r"(^|\.)self_attn\.qkv_proj\.(weight|bias)$")
 _TOWER = re.compile(
     r"^(?:(?:module|model)\.)*(?:thinker\.|llava_model\.)?(?:visual|vision_tower|audio_tower"
     r"|audio_model|sound_model|multi_modal_projector(?!\.proj\.weight$)|mm_projector|mlp1"
-    r"|vision_model\.(?:encoder|model|vision_adapter|conv1|ln_pre|transformer|vit_downsampler[12])"
-    r"|image_insert_embedding)\.|^(?:(?:module|model)\.)*vision_model\.positional_embedding$"
+    r"|vision_model\.(?:encoder|model|vision_adapter))\."
 )
 _FIRST = re.compile(r"(linear_fc1|gate_up_proj)\.(weight|bias)$")
 _SECOND = {"linear_fc1": "linear_fc2", "gate_up_proj": "down_proj"}

@@ -9,10 +9,7 @@ BRIDGES = {
     "DeepseekV3ForCausalLM": ("deepseek_v3", ""),
     "DeepseekV4ForCausalLM": ("deepseek_v4", "no released megatron-core has its modules"),
     "Ernie4_5_MoeForCausalLM": ("ernie4_5_moe", ""),
-    "Ernie4_5_VLMoeForConditionalGeneration": (
-        "ernie4_5_vl_moe",
-        "a vision tower, and two kinds of experts",
-    ),
+    "Ernie4_5_VLMoeForConditionalGeneration": ("ernie4_5_vl_moe", ""),
     "Exaone4ForCausalLM": ("exaone4", ""),
     "Exaone4_5_ForConditionalGeneration": ("exaone4_5", ""),
     "ExaoneMoeForCausalLM": ("exaone_moe", ""),

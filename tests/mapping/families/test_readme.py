@@ -67,7 +67,8 @@ def describe_megatron(family: Family) -> str:
         said.append("Mamba")
     if rows.moe:
         shared = any("shared_experts." in row.megatron for row in rows.moe)
-        said.append("experts, shared expert" if shared else "experts")
+        kind = "two pools of experts" if "pools" in rows.flags else "experts"
+        said.append(f"{kind}, shared expert" if shared else kind)
     return ", ".join(said)
 
 
@@ -109,6 +110,8 @@ def judge(model_type: str, family: Family) -> str:
     """What the rows of a family in megatron-core are held against."""
     if family.megatron is None:
         return ""
+    if "pools" in family.megatron.flags:
+        return "rows"
     given = f" ({GIVEN[model_type]})" if model_type in GIVEN else ""
     is_real = family.architecture in CLASSES or model_type in (*UNNAMED, *deci.MODELS)
     if model_type in SPOKEN:

@@ -51,7 +51,7 @@ SURROUNDED = {
     *("glm4v", "glm46v", "glm4v_moe", "kimi_k25", "kimi_vl", "internvl", "internvl_chat"),
     *("qwen2_audio", "qwen3_asr", "qwen2_5_omni", "qwen3_omni_moe", "llama4"),
     *("NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3", "minimax_m3_vl"),
-    "step3p7",
+    *("step3p7", "ernie4_5_vl_moe", "ernie4_5_moe_vl"),
 }
 
 

@@ -169,6 +169,7 @@ def in_megatron(family: str, hub: Tensors) -> Tensors:
 
 #: Those with tests of their own: what is around their language models is more than towers.
 OWN_TESTS = {"gemma3", "gemma4", "minimax_m3_vl", "step3p7"}
+OWN_TESTS |= {"ernie4_5_vl_moe", "ernie4_5_moe_vl"}
 
 
 def test_every_family_with_towers_is_here():

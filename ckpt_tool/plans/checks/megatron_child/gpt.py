@@ -72,6 +72,10 @@ def _modules(request: Request) -> dict[str, Any]:
             "megatron-core has no such layers: they are Megatron-Bridge's own, of two kinds of"
             " attention"
         )
+    if "pools" in request.numbers.flags:
+        raise UnknownModelError(
+            "megatron-core has no layer with two pools of experts: trainers bring one"
+        )
     hybrid = request.layout == "hybrid"
     if "patterned" in request.numbers.flags and not request.numbers.kinds:
         raise UnknownModelError("megatron-core has no layer with Mamba beside attention")
