@@ -63,5 +63,9 @@ BRIDGES = {
     "SarvamMoEForCausalLM": ("sarvam_moe", ""),
     "Step3p5ForCausalLM": ("step3p5", ""),
     "Step3p7ForConditionalGeneration": ("step3p7", ""),
-    "KimiK3ForConditionalGeneration": ("kimi_k3", "a vision tower, and attention of its own"),
+    "KimiK3ForConditionalGeneration": (
+        "kimi_k3",
+        "its attention and what joins layers are modules of Megatron-Bridge's git alone, and no"
+        " config says how many zeros `A_log` ends with on the Hub: Bridge takes them from there",
+    ),
 }
