@@ -13,7 +13,8 @@ from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.links import has_file
 from ckpt_tool.common.regular import read_regular
 from ckpt_tool.common.untrusted import Fields, read_json_object
-from ckpt_tool.mapping.families.table import Family, find_family
+from ckpt_tool.mapping.families.family import Family
+from ckpt_tool.mapping.families.table import find_family
 from ckpt_tool.mapping.legacy_config import add_legacy_keys
 from ckpt_tool.tensors.dtypes import BY_NAME, DType
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_tool.mapping.families.table import Legacy, find_family
+from ckpt_tool.mapping.families.family import Legacy
+from ckpt_tool.mapping.families.table import find_family
 
 _MOVED_OUT = ("rope_theta", "partial_rotary_factor")
 

@@ -8,8 +8,6 @@ of transformers 5 writes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ckpt_tool.mapping.families import ernie_vl_rows as ernie
 from ckpt_tool.mapping.families import gated_rows as gated
 from ckpt_tool.mapping.families import gemma_rows as gemma
@@ -20,6 +18,7 @@ from ckpt_tool.mapping.families import tower_rows as towers
 from ckpt_tool.mapping.families.deci_rows import DECI
 from ckpt_tool.mapping.families.dense_nemotron_rows import NEMOTRON
 from ckpt_tool.mapping.families.exaone45_rows import EXAONE4_5
+from ckpt_tool.mapping.families.family import Family, Legacy
 from ckpt_tool.mapping.families.gemma4_rows import GEMMA4, GEMMA4_VL
 from ckpt_tool.mapping.families.hub_rules import (
     ERNIE_EXPERTS,
@@ -32,9 +31,7 @@ from ckpt_tool.mapping.families.hub_rules import (
     QWEN_VL,
     SAME,
     TRANSPOSED_EXPERTS,
-    HubRules,
 )
-from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.minimax_rows import MINIMAX_M3
 from ckpt_tool.mapping.families.nemotron_rows import FALCON_H1, NEMOTRON_H
 from ckpt_tool.mapping.families.radio_rows import NEMOTRON_OMNI, NEMOTRON_VL
@@ -48,53 +45,7 @@ from ckpt_tool.mapping.families.torchtitan_rows import (
     LLAMA4_TEXT,
     QWEN3,
     QWEN3_MOE,
-    TitanRows,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Legacy:
-    """What ``config.json`` of transformers 4 says in another way (:mod:`..legacy_config`).
-
-    ``expert_count``: its key for the number of experts. ``local_rope``: it has two rope thetas at
-    the top, ``rope_theta`` and ``rope_local_base_freq``. ``longrope_only``: its ``rope_scaling``
-    has the factors of longrope and nothing else.
-    """
-
-    expert_count: str = ""
-    local_rope: bool = False
-    longrope_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What is known of the models of one type.
-
-    ``architecture``: the class where ``config.json`` names none; empty: transformers is asked.
-    ``hub``: what becomes of names in memory on the Hub; None: transformers' own tables say it.
-    ``tied``: the head is the embedding where the config does not say.
-    ``float32``: a regular expression, searched in names on the Hub: what its classes create as
-    float32 whatever the model's dtype is; empty: nothing; None: transformers is asked, as it is for
-    a row without tensors.
-    ``conv1d``: linear layers are transformers' ``Conv1D``, whose weights are [in, out].
-    ``torchtitan``: its names of the tensors; None: they are unknown.
-    ``megatron``: the tensors of megatron-core; None: it is not supported there.
-    """
-
-    architecture: str = ""
-    hub: HubRules | None = None
-    tied: bool = False
-    float32: str | None = ""
-    conv1d: bool = False
-    legacy: Legacy = Legacy()
-    torchtitan: TitanRows | None = None
-    megatron: MegatronRows | None = None
-
-    @property
-    def known_float32(self) -> str | None:
-        """:attr:`float32` of a row that says what its tensors are; else None."""
-        return None if self.hub is None and self.megatron is None else self.float32
-
 
 #: What :attr:`Family.float32` says of routers whose biases decide by tiny differences.
 _ROUTER_BIAS = r"\.e_score_correction_bias$"

@@ -17,10 +17,11 @@ from ckpt_tool import (
     verify_checkpoint,
 )
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.families.family import Family
 from ckpt_tool.mapping.families.hub_rules import Rename
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.families.megatron_rows import DENSE, GROUPED
-from ckpt_tool.mapping.families.table import FAMILIES, Family
+from ckpt_tool.mapping.families.table import FAMILIES
 from tests.support.merging import assert_same, load_folder, values, write_rank
 
 ROW = Family(

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import ckpt_tool
+from ckpt_tool.mapping.families.family import Family
 from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts
 from ckpt_tool.mapping.families.megatron_rows import LATENT, WIDE_NORMS
-from ckpt_tool.mapping.families.table import FAMILIES, Family
+from ckpt_tool.mapping.families.table import FAMILIES
 from tests.mapping.families.bridges import BRIDGES
 from tests.real import megatron_deci as deci
 from tests.real.megatron_models import CLASSES

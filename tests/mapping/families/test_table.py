@@ -10,9 +10,10 @@ import transformers
 from transformers.models.auto import modeling_auto as auto
 
 import ckpt_tool
+from ckpt_tool.mapping.families.family import Family
 from ckpt_tool.mapping.families.hub_rules import Rename, SplitExperts, TransposeExperts
 from ckpt_tool.mapping.families.megatron_rows import TOP
-from ckpt_tool.mapping.families.table import FAMILIES, UNKNOWN, Family, find_family
+from ckpt_tool.mapping.families.table import FAMILIES, UNKNOWN, find_family
 from ckpt_tool.mapping.megatron.gated_ops import GATED_OPS
 from tests.support.every_class import find_wide, make_config
 from tests.support.megatron_models import CONFIGS, config_of, rules_of

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from ckpt_tool import MergeOptions, UsageError, verify_checkpoint
+from ckpt_tool.mapping.families.family import Family
 from ckpt_tool.mapping.families.hub_rules import Rename
-from ckpt_tool.mapping.families.table import FAMILIES, Family
+from ckpt_tool.mapping.families.table import FAMILIES
 from ckpt_tool.operations.merge import Job, merge
 from ckpt_tool.readers import formats
 from tests.readers.test_formats import TENSORS, tape
