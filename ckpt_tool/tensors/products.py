@@ -9,88 +9,26 @@ computed once and the elements looked up: for blocks of 128 x 128, 64 times fewe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import inf, prod
-from typing import Any, NamedTuple
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckpt_tool.tensors.casts import Caster
 from ckpt_tool.tensors.chunks import Filler, Reader
-from ckpt_tool.tensors.code_tables import E4M3, POWERS
+from ckpt_tool.tensors.code_tables import POWERS
 from ckpt_tool.tensors.dtypes import FLOAT32, DType
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.product_tables import CODES, Band, Step, Table, make_table
 from ckpt_tool.tensors.rounding import CastErrors
 
 #: Elements per step: their 8-byte indices stay in the second-level cache.
 STEP = 1 << 17
 
-_CODES = 256
-#: The bits of a magnitude; half of the codes are of one sign, as of the other.
-_MAGNITUDE = np.uint8(127)
 #: Blocks side by side in a table: 32768 columns of the usual blocks, and at most 512 KiB.
 _BLOCKS = 256
-
-
-class _Band(NamedTuple):
-    """The blocks of one row of scales, and what their products are rounded to."""
-
-    number: int
-    dtype: DType
-
-
-class _Errors(NamedTuple):
-    """By how much the results of a table were rounded, and the most of any for each magnitude."""
-
-    each: NDArray[np.float32]
-    by_magnitude: NDArray[np.float32]
-
-
-@dataclass(slots=True)
-class _Table:
-    """Results by ``[block - first, fp8 bits]``, flat, of some blocks of a band.
-
-    ``exact`` are the products in float32, ``bits`` carrier elements of the band's dtype. No finite
-    product was rounded by more than ``worst``. ``overflown``: which are infinite by finite scales;
-    None where none is.
-    """
-
-    band: _Band
-    first: int
-    exact: NDArray[np.float32]
-    bits: NDArray[Any]
-    worst: float
-    overflown: NDArray[np.bool_] | None
-    _errors: _Errors | None = None
-
-    def covers(self, band: _Band, first: int, last: int) -> bool:
-        """Whether blocks ``[first, last)`` of ``band`` are here."""
-        end = self.first + len(self.bits) // _CODES
-        return self.first <= first and last <= end and self.band == band
-
-    def largest_error(self, step: _Step, known: float, caster: Caster) -> float:
-        """The largest rounding error of a step's results; inf where one overflowed.
-
-        Or ``known`` where none is larger. Errors grow with magnitudes, of which a block has few
-        that are largest: only results of these are looked at.
-        """
-        if self._errors is None:
-            self._errors = self._measure(caster)
-        larger = np.flatnonzero(self._errors.by_magnitude > known)
-        magnitudes = step.raw & _MAGNITUDE
-        if not len(larger) or magnitudes.max() < larger[0]:
-            return known
-        chosen = step.places.reshape(-1)[np.flatnonzero(magnitudes >= np.uint8(larger[0]))]
-        return float(np.take(self._errors.each, chosen, mode="wrap").max(initial=known))
-
-    def _measure(self, caster: Caster) -> _Errors:
-        rounded = _widen(self.bits, self.band.dtype, caster)
-        with np.errstate(invalid="ignore"):
-            each = np.abs(self.exact - rounded)
-        each[~np.isfinite(self.exact)] = 0.0
-        return _Errors(each, each.reshape(-1, _CODES // 2).max(axis=0))
 
 
 class _Scratch:
@@ -119,7 +57,7 @@ class _Scratch:
         begin, length, block = self._pattern
         fits = block == width and begin <= phase and phase + columns <= begin + length
         if not fits or rows > (self._filled if columns == length else 1):
-            numbers = np.arange(phase, phase + columns) // width * _CODES
+            numbers = np.arange(phase, phase + columns) // width * CODES
             self._index[: rows * columns].reshape(rows, columns)[...] = numbers
             self._pattern, self._filled = (phase, columns, width), rows
             begin = phase
@@ -127,15 +65,6 @@ class _Scratch:
         index = self._index[skip : skip + rows * columns].reshape(rows, columns)
         index.view(np.uint8).reshape(rows, columns, -1)[:, :, 0] = raw
         return index
-
-
-class _Step(NamedTuple):
-    """Elements that are looked up at once: their bits, where in the table, and where they go."""
-
-    table: _Table
-    raw: NDArray[np.uint8]
-    places: NDArray[np.intp]
-    out: NDArray[Any]
 
 
 class ProductFiller(Filler):
@@ -152,7 +81,7 @@ class ProductFiller(Filler):
         self._weight, self._block, self._reader = weight, block, reader
         self._across = -(-weight.shape[1] // block[1])
         self._caster, self._scratch = reader.keep(Caster), reader.keep(_Scratch)
-        self._table: _Table | None = None
+        self._table: Table | None = None
 
     def fill(self, box: Box, out: memoryview) -> None:
         """Put the products of ``box``, row-major, into ``out``."""
@@ -196,12 +125,12 @@ class ProductFiller(Filler):
 
     def _steps(
         self, box: Box, raw: NDArray[np.uint8], out: NDArray[Any], dtype: DType
-    ) -> Iterator[_Step]:
+    ) -> Iterator[Step]:
         """Look-ups of ``raw``, a box of the weight, for ``out``; each is to be made at once."""
         (row, column), (rows, columns) = box
         height, width = self._block
         for top, bottom in _cuts(row, row + rows, height, 1):
-            band = _Band(top // height, dtype)
+            band = Band(top // height, dtype)
             for left, right in _cuts(column, column + columns, width, _BLOCKS):
                 table = self._table_for(band, left // width, -(-right // width))
                 phase = left - table.first * width
@@ -211,23 +140,16 @@ class ProductFiller(Filler):
                         at - row : min(at + step, bottom) - row, left - column : right - column
                     ]
                     index = self._scratch.index(raw[part], phase, width)
-                    yield _Step(table, raw[part], index, out[part])
+                    yield Step(table, raw[part], index, out[part])
 
-    def _table_for(self, band: _Band, first: int, last: int) -> _Table:
+    def _table_for(self, band: Band, first: int, last: int) -> Table:
         """A table with blocks ``[first, last)`` of a band.
 
         The last one may have them and more: ranges of elements begin and end within rows.
         """
         if self._table is None or not self._table.covers(band, first, last):
             factors = self._read_factors(band.number * self._across + first, last - first)
-            with np.errstate(over="ignore", invalid="ignore"):
-                exact = (factors[:, None] * E4M3).reshape(-1)
-            bits = np.empty(exact.shape, band.dtype.carrier)
-            worst = self._caster.cast(exact.view(np.uint32), FLOAT32, bits, band.dtype, 0.0)
-            rounded = exact if worst < inf else _widen(bits, band.dtype, self._caster)
-            overflown = np.isinf(rounded) & np.isfinite(factors).repeat(_CODES)
-            some = overflown if overflown.any() else None
-            self._table = _Table(band, first, exact, bits, worst, some)
+            self._table = make_table(band, first, factors, self._caster)
         return self._table
 
     def _read_factors(self, begin: int, count: int) -> NDArray[np.float32]:
@@ -235,13 +157,6 @@ class ProductFiller(Filler):
         raw: NDArray[Any] = np.empty(count, np.uint8 if self._is_power else np.float32)
         self._reader.read(self._scales, begin, begin + count, raw.data.cast("B"))
         return POWERS[raw] if self._is_power else raw
-
-
-def _widen(bits: NDArray[Any], dtype: DType, caster: Caster) -> NDArray[np.float32]:
-    """Carrier elements of ``dtype`` in float32."""
-    wide = np.empty(bits.shape, np.float32)
-    caster.cast(bits, dtype, wide.view(np.uint32), FLOAT32, 0.0)
-    return wide
 
 
 def _cuts(start: int, stop: int, block: int, most: int) -> Iterator[tuple[int, int]]:
