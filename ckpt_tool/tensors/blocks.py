@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import inf, prod
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_tool.common.errors import FormatError
@@ -49,6 +50,8 @@ class FileTable:
 
     def __init__(self, *, passes: bool = False) -> None:
         self._open = OpenFiles(passes=passes)
+        self._shared: dict[type, Any] = {}
+        self._lock = Lock()
 
     def __enter__(self) -> FileTable:
         return self
@@ -62,6 +65,12 @@ class FileTable:
         OSError where it cannot be opened.
         """
         return self._open.descriptor(path)
+
+    def share(self, kind: type[T]) -> T:
+        """The only object of a kind for all threads, made when first asked for."""
+        with self._lock:
+            found: T = self._shared.get(kind) or self._shared.setdefault(kind, kind())
+            return found
 
     def read(self, path: str, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from byte ``offset`` of ``path``; FormatError where the file ends."""
@@ -123,6 +132,10 @@ class BlockReader:
             self._kept[kind] = kind()
         found: T = self._kept[kind]
         return found
+
+    def share(self, kind: type[T]) -> T:
+        """The same, of all readers of the same files."""
+        return self._files.share(kind)
 
     def spoil(self) -> None:
         """Told that finite elements, of operands or before a cast, have made one that is not."""

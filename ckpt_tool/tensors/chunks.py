@@ -184,6 +184,9 @@ class Reader(Protocol):
     def keep(self, kind: type[T]) -> T:
         """The reader's only object of a kind, made when first asked for: memory to work in."""
 
+    def share(self, kind: type[T]) -> T:
+        """The same, of all readers of the same files, each of which is another thread's."""
+
     def spoil(self) -> None:
         """Told that finite elements of operands have made one that is not finite."""
 

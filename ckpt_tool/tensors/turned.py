@@ -2,12 +2,13 @@
 
 To read a matrix by its columns takes a call for each of its rows, or, of every other column, for
 each element. So as many columns as fit into some memory are read at once, by all of their rows, and
-those that are asked for are taken out of them.
+those that are asked for are taken out of them, by all threads that want some.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,10 +21,10 @@ from ckpt_tool.tensors.nibbles import find_turned, turn_back
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Bytes of whole columns that are read at once, unless one alone has more.
-_STRIP = 34 << 20
 #: Elements on a side of the squares that are turned one by one, while they are in the cache.
 _SIDE = 256
+#: Bytes that are fetched into the cache at once; rows of so many have few places in it.
+_LINE, _CROWDED = 64, 512
 
 #: What becomes of pairs of columns, or of two halves of the rows.
 Pairs = Literal["", "apart", "in turns"]
@@ -86,89 +87,97 @@ class Turned:
 
 
 class _TurningFiller(Filler):
-    """Reads strips of columns, keeps the last, and turns what is asked for."""
+    """Turns what is asked for of strips of columns, which threads read together."""
 
     def __init__(self, turned: Turned, reader: Reader) -> None:
         from ckpt_tool.tensors.scratch import Scratch
+        from ckpt_tool.tensors.strips import STRIP_BYTES, Strips
 
         self._turned, self._reader = turned, reader
-        self._scratch = reader.keep(Scratch)
-        self._kept: tuple[int, int, int] = (-1, 0, 0)
-        self._strip: NDArray[Any] | None = None
+        self._strips = reader.share(Strips)
+        self._kind = f"<u{turned.dtype.itemsize}"
+        shape = (_SIDE, _SIDE + _LINE // turned.dtype.itemsize)
+        self._square = reader.keep(Scratch).array("square", shape, self._kind)
+        _, rows, columns = turned.matrices.shape
+        fits = STRIP_BYTES // (rows * turned.dtype.itemsize)
+        self._wide = columns if fits >= columns else max(2, fits // 2 * 2)
 
     def fill(self, box: Box, out: memoryview) -> None:
         """Put the elements of ``box``, row-major, into ``out``."""
         import numpy as np
 
-        found = np.frombuffer(out, f"<u{self._turned.dtype.itemsize}").reshape(box.sizes)
-        (first, row, column), (_, rows, columns) = box
-        for number, target in enumerate(found):
-            for start, length, step, part in self._cut_rows(row, rows, target):
-                strip = self._take(first + number, start, (length - 1) * step + 1)[:, ::step]
-                for source, goal in self._cut_columns(column, columns, strip, part):
-                    _copy_turned(source, goal)
+        found = np.frombuffer(out, self._kind).reshape(box.sizes)
+        (first, row, column), (_, rows, _) = box
+        for number, target in enumerate(found, first):
+            for columns, part in self._cut_rows(row, rows, target):
+                for strip, at in self._cut_strips(columns):
+                    with self._take(number, strip) as matrix:
+                        taken = columns[at]
+                        near = slice(
+                            taken.start - strip.start, taken.stop - strip.start, taken.step
+                        )
+                        self._copy(matrix[:, near], column, part[at])
 
     def _cut_rows(
         self, row: int, rows: int, target: NDArray[Any]
-    ) -> Iterator[tuple[int, int, int, NDArray[Any]]]:
-        """The first column of the matrix, how many, how far apart, and the rows that they become.
-
-        Of pairs the same columns are read for both halves where both are asked for.
-        """
+    ) -> Iterator[tuple[range, NDArray[Any]]]:
+        """Columns of the matrix, and the rows that they become."""
         if self._turned.pairs != "apart":
-            yield row, rows, 1, target
+            yield range(row, row + rows), target
             return
         half = self._turned.shape[1] // 2
         for side in (0, 1):
             start, stop = max(row - side * half, 0), min(row + rows - side * half, half)
             if start < stop:
                 at = start + side * half - row
-                yield 2 * start + side, stop - start, 2, target[at : at + stop - start]
+                yield range(2 * start + side, 2 * stop + side, 2), target[at : at + stop - start]
 
-    def _cut_columns(
-        self, column: int, columns: int, strip: NDArray[Any], part: NDArray[Any]
-    ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        """What of the rows of the matrix becomes which of the columns that are asked for."""
-        if self._turned.pairs != "in turns":
-            yield strip[column : column + columns], part
-            return
-        half = self._turned.shape[2] // 2
-        for side in (0, 1):
-            skipped = (side - column) % 2
-            start, count = (column + skipped) // 2, len(range(skipped, columns, 2))
-            rows = slice(side * half + start, side * half + start + count)
-            yield strip[rows], part[:, skipped::2]
+    def _cut_strips(self, columns: range) -> Iterator[tuple[range, slice]]:
+        """The strips that have these columns, each with which of them it has."""
+        done = 0
+        while done < len(columns):
+            first = columns[done] // self._wide * self._wide
+            last = min(first + self._wide, self._turned.matrices.shape[2])
+            more = len(range(columns[done], min(last, columns.stop), columns.step))
+            yield range(first, last), slice(done, done + more)
+            done += more
 
-    def _take(self, number: int, start: int, length: int) -> NDArray[Any]:
-        """Columns of a matrix by all of its rows: those that were read, or as many as fit."""
-        kept, first, last = self._kept
-        if kept != number or not first <= start <= start + length <= last:
-            self._strip = None
-            first, last = self._choose(start, length)
-            self._strip, self._kept = self._read(number, first, last), (number, first, last)
-        assert self._strip is not None
-        return self._strip[:, start - first : start - first + length]
+    def _take(self, number: int, columns: range) -> AbstractContextManager[NDArray[Any]]:
+        """These columns of a matrix, by all of its rows."""
+        matrices, size = self._turned.matrices, len(columns)
+        part = matrices.narrow(0, number, 1).narrow(2, columns.start, size)
 
-    def _choose(self, start: int, length: int) -> tuple[int, int]:
-        """The columns to read: those that are asked for, and as many after them as fit."""
-        _, rows, columns = self._turned.matrices.shape
-        fits = max(1, _STRIP // (rows * self._turned.dtype.itemsize))
-        if fits >= columns:
-            return 0, columns
-        return start, min(columns, max(start + length, start + fits))
+        def read(first: int, last: int, out: memoryview) -> None:
+            self._reader.read(part, first * size, last * size, out)
 
-    def _read(self, number: int, first: int, last: int) -> NDArray[Any]:
-        part = self._turned.matrices.narrow(0, number, 1).narrow(2, first, last - first)
-        kind = f"<u{self._turned.dtype.itemsize}"
-        found = self._scratch.array("turned", part.shape[1:], kind)
-        self._reader.read(part, 0, part.numel, found.data.cast("B"))
-        return found
+        key = self._turned, number, columns
+        return self._strips.take(key, (matrices.shape[1], size), self._kind, read)
 
-
-def _copy_turned(source: NDArray[Any], target: NDArray[Any]) -> None:
-    """``target[...] = source.T``, square by square."""
-    rows, columns = source.shape
-    for top in range(0, rows, _SIDE):
+    def _copy(self, strip: NDArray[Any], column: int, target: NDArray[Any]) -> None:
+        """Turn columns of the matrix into ``target``, whose first column is ``column`` of all."""
+        rows, columns = target.shape
         for left in range(0, columns, _SIDE):
-            square = source[top : top + _SIDE, left : left + _SIDE]
-            target[left : left + _SIDE, top : top + _SIDE] = square.T
+            wide = min(_SIDE, columns - left)
+            for top in range(0, rows, _SIDE):
+                square = self._gather(strip[:, top : top + _SIDE], column + left, wide)
+                target[top : top + _SIDE, left : left + wide] = square.T
+
+    def _gather(self, strip: NDArray[Any], column: int, wide: int) -> NDArray[Any]:
+        """What becomes ``wide`` columns from ``column`` on, as rows.
+
+        Where elements below one another would take each other's place in the cache they are
+        moved apart first.
+        """
+        square = self._square[:wide, : strip.shape[1]]
+        if self._turned.pairs == "in turns":
+            half = self._turned.shape[2] // 2
+            for skipped in (0, 1):
+                side, at = (column + skipped) % 2, (column + skipped) // 2
+                rows = square[skipped::2]
+                rows[...] = strip[side * half + at : side * half + at + len(rows)]
+            return square
+        part = strip[column : column + wide]
+        if part.strides[0] % _CROWDED:
+            return part
+        square[...] = part
+        return square

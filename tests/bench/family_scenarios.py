@@ -1,7 +1,8 @@
 """``ckpt to-mcore`` and back: models of which more becomes than that it is moved.
 
-Each direction is held against ``cp + sync`` of the model's files. What comes back has to be the
-model, bit for bit; no other program that converts these needs no GPU.
+Experts are turned, and gate and up of GPT-OSS's take turns; rows of DeltaNet go by head, and some
+norms are added to; Mamba's inputs are apart. Each direction is held against ``cp + sync`` of the
+model's files in bfloat16. What comes back has to be the model, bit for bit.
 """
 
 from __future__ import annotations
@@ -42,12 +43,10 @@ class FamilyVariant:
 
 
 FAMILY_VARIANTS = (
-    FamilyVariant(
-        "mcore-gptoss", "bf16, experts turned, in turns", gpt_oss_model, mxfp4_model, "MXFP4"
-    ),
-    FamilyVariant("mcore-next", "bf16, gated, DeltaNet", qwen3_next_model),
-    FamilyVariant("mcore-vl-moe", "bf16, experts turned, a tower", qwen3_vl_moe_model),
-    FamilyVariant("mcore-hybrid", "bf16, Mamba, experts", nemotron_model),
+    FamilyVariant("mcore-gptoss", "bf16 turned", gpt_oss_model, mxfp4_model, "MXFP4"),
+    FamilyVariant("mcore-next", "bf16 gated", qwen3_next_model),
+    FamilyVariant("mcore-vl-moe", "bf16 turned", qwen3_vl_moe_model),
+    FamilyVariant("mcore-hybrid", "bf16 Mamba", nemotron_model),
     FamilyVariant("mcore-int4", "bf16 experts", moe_model, int4_model, "INT4"),
 )
 

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ckpt_tool.tensors import turned
+from ckpt_tool.common.threads import Threads
+from ckpt_tool.tensors import strips, turned
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import BFLOAT16
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -67,9 +69,44 @@ def test_any_part_of_it(folder, data, pairs, strip, side) -> None:
     lazy = turn(backed(folder / "part", tensor, data.draw(tilings(shape))), pairs)
     cuts = sorted(data.draw(st.lists(st.integers(0, tensor.numel()), max_size=3)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(turned, "_STRIP", strip)
+        patch.setattr(strips, "STRIP_BYTES", strip)
         patch.setattr(turned, "_SIDE", side)
+        patch.setattr(turned, "_CROWDED", data.draw(st.sampled_from([1, 512])))
         assert read(lazy, cuts) == raw(by_torch(tensor, pairs))
+
+
+@pytest.mark.parametrize("pairs", KINDS)
+def test_threads_turn_it_together(folder, pairs) -> None:
+    """Each takes some of its elements; no element of the file is read twice."""
+    tensor = distinct((2, 64, 96))
+    lazy = turn(backed(folder / "together", tensor), pairs)
+    size, step = lazy.dtype.itemsize, 500
+    out = memoryview(bytearray(lazy.nbytes))
+    with Counting() as files, Threads(4) as pool:
+        readers: SimpleQueue[BlockReader] = SimpleQueue()
+        for _ in range(4):
+            readers.put(BlockReader(files))
+
+        def put(start: int) -> None:
+            stop, reader = min(start + step, lazy.numel), readers.get()
+            reader.read(lazy, start, stop, out[start * size : stop * size])
+            readers.put(reader)
+
+        list(pool.flow(put, range(0, lazy.numel, step)))
+        assert sum(files.counts) == lazy.nbytes
+    assert bytes(out) == raw(by_torch(tensor, pairs))
+
+
+class Counting(FileTable):
+    """Files that count the bytes of each read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def read(self, path: str, offset: int, buffer: memoryview) -> None:
+        super().read(path, offset, buffer)
+        self.counts.append(len(buffer))
 
 
 @pytest.mark.parametrize("pairs", KINDS)
