@@ -69,8 +69,8 @@ def _print(console: Console, machine: dict[str, Any], results: Sequence[Result])
     console.print(table)
     console.print(
         "seconds: whole process, median; user, sys: its CPU time. GB/s: of the checkpoint read."
-        " Peak memory: of ckpt merge fsdp or ckpt to-mcore, anonymous, any run; of building both"
-        " models, its largest process."
+        " Peak memory: of ckpt merge fsdp or ckpt to-mcore, anonymous, any run; else of the"
+        " largest process."
     )
     for result in results:
         for note in result.notes:
