@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.casting import find_main_dtype
-from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.heads import is_classifier, is_output
 from ckpt_tool.mapping.hub.library import find_unknown
 from ckpt_tool.mapping.hub.memory import InMemory, to_memory
 from ckpt_tool.mapping.hub.names import is_fused, split_fused, unwrap_names
 from ckpt_tool.mapping.quantised import dequantise_weights, find_quantisation, list_kinds
-from ckpt_tool.tensors.dtypes import BFLOAT16
+from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32, DType
 from ckpt_tool.tensors.lazy import LazyTensor
 
 Names = Mapping[str, LazyTensor]
@@ -30,11 +29,12 @@ Names = Mapping[str, LazyTensor]
 class Filling:
     """A whole model: ``memory`` as its class has it there, None where nobody knows the class.
 
-    ``hub``: all of it by its names on the Hub.
+    ``hub``: all of it by its names on the Hub. ``main``: the dtype of most of its bytes.
     """
 
     hub: Tensors
     memory: InMemory | None
+    main: DType | None = None
 
 
 def make_filling(base: HubModel, model: HubModel, *, on_hub: bool = False) -> Filling:
@@ -65,7 +65,8 @@ def make_filling(base: HubModel, model: HubModel, *, on_hub: bool = False) -> Fi
         dtype = find_main_dtype(model.tensors.values()) or BFLOAT16
         tensors = dequantise_weights(tensors, base.config, dtype)
     known = not on_hub and not find_unknown(config)
-    return Filling(tensors, to_memory(tensors, base.config) if known else None)
+    main = find_main_dtype(tensors.values())
+    return Filling(tensors, to_memory(tensors, base.config) if known else None, main)
 
 
 def fill_known(model: HubModel, filling: Filling) -> HubModel:
@@ -78,9 +79,9 @@ def fill_known(model: HubModel, filling: Filling) -> HubModel:
     tensors, memory = unwrap_names(model.tensors), filling.memory
     on_hub = {name: t for name, t in filling.hub.items() if name not in memory.rest}
     if len(tensors.keys() & on_hub.keys()) > len(tensors.keys() & memory.tensors.keys()):
-        return replace(model, tensors=_fill(tensors, on_hub, model.config))
+        return _fill(replace(model, tensors=tensors), on_hub, filling.main)
     tensors = _name_as_part(tensors, memory.tensors)
-    return replace(model, tensors=_fill(tensors, memory.tensors, model.config))
+    return _fill(replace(model, tensors=tensors), memory.tensors, filling.main)
 
 
 def fill_rest(model: HubModel, filling: Filling) -> HubModel:
@@ -97,11 +98,15 @@ def fill_rest(model: HubModel, filling: Filling) -> HubModel:
         rest = rest if whole else split_fused(rest, config)
     dropped = model.dropped.keys() | (model.ties or {}).keys()
     rest = {name: tensor for name, tensor in rest.items() if name not in dropped}
-    return replace(model, tensors=_fill(model.tensors, rest, config))
+    return _fill(model, rest, filling.main)
 
 
-def _fill(tensors: Names, whole: Names, config: ModelConfig | None) -> Tensors:
-    """``tensors``, and what ``whole`` has beside them, but for a head that is not wanted."""
+def _fill(model: HubModel, whole: Names, main: DType | None) -> HubModel:
+    """``model``, and what ``whole`` has beside it, but for a head that is not wanted.
+
+    What is float32 there, where most is ``main`` and narrower, stays so in a cast (vocoders).
+    """
+    tensors, config = model.tensors, model.config
     faults = [
         f"{name}: shape {list(tensor.shape)}, and {list(whole[name].shape)} there"
         for name, tensor in tensors.items()
@@ -115,11 +120,15 @@ def _fill(tensors: Names, whole: Names, config: ModelConfig | None) -> Tensors:
         )
     tied = config is not None and bool(config.tied)
     headless = tied or any(map(is_classifier, tensors))
-    return dict(tensors) | {
+    added = {
         name: tensor
         for name, tensor in whole.items()
         if name not in tensors and not (headless and is_output(name))
     }
+    if config is not None and main != FLOAT32:
+        wide = {name for name, tensor in added.items() if tensor.dtype == FLOAT32}
+        config = replace(config, own_dtypes=config.own_dtypes | wide)
+    return replace(model, tensors=dict(tensors) | added, config=config)
 
 
 def _is_alike(tensor: LazyTensor, other: LazyTensor) -> bool:

@@ -133,6 +133,21 @@ def test_layers_for_prediction_that_training_dropped(family, settings, names, tm
     assert_same(load_folder(tmp_path / "out"), load_folder(tmp_path / "plain") | layer)
 
 
+@pytest.mark.parametrize("main", [torch.bfloat16, torch.float32])
+def test_what_is_float32_beside_a_model_in_bfloat16_stays_so(tmp_path, main):
+    """As the vocoder of Qwen2.5-Omni; where all of the model is float32, nothing is special."""
+    model, config = save_base(tmp_path / "base", "qwen3_next")
+    base = {name: t.to(main) for name, t in load_folder(tmp_path / "base").items()}
+    save_file(base, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    layer = add_prediction_layer(tmp_path / "base", "mtp.{}".format)
+    source = write_rank(tmp_path / "in", model.state_dict(), config)
+    merge(source, tmp_path / "out", tmp_path / "base", dtype="bfloat16")
+    found = load_folder(tmp_path / "out")
+    kept = torch.float32 if main == torch.bfloat16 else torch.bfloat16
+    assert_same({name: found[name] for name in layer}, {n: t.to(kept) for n, t in layer.items()})
+    assert {t.dtype for n, t in found.items() if n not in layer} == {torch.bfloat16}
+
+
 def test_fp8_layers_are_multiplied_with_their_scales(tmp_path):
     model, config = save_base(tmp_path / "base", "deepseek_v3", num_nextn_predict_layers=1)
     name = "model.layers.2.proj.weight"
