@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.megatron.fixed_dtypes import hold_fixed
 from ckpt_tool.mapping.quantised import is_quantised, is_scale
 from ckpt_tool.tensors.dtypes import BY_NAME, CASTABLE, FLOAT32, UNCASTABLE, DType
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -70,11 +71,14 @@ def list_cast(
 def hold_known(names: Iterable[str], config: ModelConfig) -> dict[str, DType]:
     """Which of the tensors ``names`` are float32 in any case, as far as it is known without asking.
 
-    Where the family's row says nothing of it, these are the biases of routers.
+    Where the family's row says nothing of it, these are the biases of routers, and what Megatron
+    has so.
     """
-    said = config.family.known_float32
+    said, rows = config.family.known_float32, config.family.megatron
     known = _FLOAT32_NAMES if said is None else re.compile(said or r"(?!)")
-    return {name: FLOAT32 for name in names if known.search(name)}
+    every = list(names)
+    fixed = hold_fixed(every, rows) if said is None and rows is not None else {}
+    return fixed | {name: FLOAT32 for name in every if known.search(name)}
 
 
 def cast_all(

@@ -15,6 +15,7 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.heads import find_only_embedding, is_head
 from ckpt_tool.mapping.hub.names import is_fused, split_fused
+from ckpt_tool.mapping.hub.saved_names import spell_alike
 from ckpt_tool.mapping.hub.value_head import match_heads
 from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.mapping.quantised import Kind, dequantise_weights, list_kinds
@@ -200,7 +201,8 @@ def meet(side: Side, other: Side) -> Side:
     repeated = {name: t for name, t in model.repeats.items() if name in other.tensors}
     ties = {name: tie.copy for name, tie in (model.ties or {}).items()}
     repeated |= {name: copy for name, copy in ties.items() if name in other.tensors}
-    tensors = match_heads(model.tensors | repeated, other.tensors)
+    named = spell_alike(model.tensors | repeated, other.tensors, model.config)
+    tensors = match_heads(named, other.tensors)
     return replace(side, model=replace(model, tensors=tensors))
 
 

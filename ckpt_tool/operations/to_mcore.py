@@ -18,11 +18,13 @@ from ckpt_tool.common.wording import add_article
 from ckpt_tool.mapping.casting import cast_as_told, choose_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.saved_names import use_published_names
 from ckpt_tool.mapping.hub.value_head import refuse_value_head
 from ckpt_tool.mapping.lora.names import refuse_adapters
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS as LAYERS
 from ckpt_tool.mapping.megatron.convert import to_megatron
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
+from ckpt_tool.mapping.megatron.integers import require_weights
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rounding import round_as_stored
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
@@ -40,8 +42,7 @@ from ckpt_tool.plans.options import WriteResult
 from ckpt_tool.plans.write import write
 from ckpt_tool.readers import find_format, open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.tensors.dtypes import BFLOAT16, CASTABLE, DType
-from ckpt_tool.tensors.lazy import LazyTensor
+from ckpt_tool.tensors.dtypes import BFLOAT16, DType
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 
 
@@ -108,7 +109,7 @@ def _plan_files(
     checkpoint: Checkpoint, model: HubModel, rules: Rules, options: ToMcoreOptions
 ) -> McorePlan:
     """The plan for a model by its names on the Hub, each tensor in the dtype that is written."""
-    _require_floats(model.tensors)
+    require_weights(model.tensors, rules.bindings)
     config, target = rules.config, choose_dtype(options.dtype, rules.config)
     tensors = cast_as_told(model.tensors, target, config, rules.fixed_dtypes)
     tiled = to_megatron(tensors, rules)
@@ -139,6 +140,10 @@ def _layers(config: ModelConfig, options: ToMcoreOptions) -> str:
     Megatron-LM's loader is told that layers have keys of their own, and then asks for those, be
     the run's ``--moe-layer-freq`` a number or a list; of a model with experts it could not know.
     """
+    if options.layout == "megatron-lm" and "streams" in require_rows(config).flags:
+        raise MappingError(
+            f"`layout='megatron-lm'`: no released Megatron-LM has a {config.model_type}"
+        )
     if options.layers or options.layout != "megatron-lm" or require_rows(config).is_patterned:
         return options.layers
     return "per-layer" if read_numbers(config).experts else ""
@@ -197,11 +202,11 @@ def _name(checkpoint: Checkpoint, config: ModelConfig, team: Team) -> HubModel:
 def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> HubModel:
     """The model without what Megatron has not, scales of quantised weights applied."""
     model = leave_out_absent(model, require_rows(config).around)
-    tensors, target = model.tensors, choose_dtype(options.dtype, config)
-    if not is_quantised(tensors) and not list_kinds(tensors):
-        return model
-    wide = _choose_wide_dtype(options.dtype, target)
-    return replace(model, tensors=dequantise_weights(tensors, config, wide))
+    tensors = use_published_names(model.tensors, config)
+    target = choose_dtype(options.dtype, config)
+    if is_quantised(tensors) or list_kinds(tensors):
+        tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
+    return replace(model, tensors=tensors)
 
 
 def _choose_wide_dtype(wanted: str, target: DType | None) -> DType:
@@ -234,9 +239,3 @@ def _drop_repeats(model: HubModel, rules: Rules, team: Team) -> HubModel:
             "Megatron has one embedding and one head, this model has several that differ", faults
         )
     return replace(model, tensors=tensors, dropped=dropped, tied=tied)
-
-
-def _require_floats(tensors: dict[str, LazyTensor]) -> None:
-    faults = [f"{name}: {t.dtype}" for name, t in tensors.items() if t.dtype not in CASTABLE]
-    if faults:
-        raise MappingError(f"{len(faults)} weights are no floating-point numbers", faults)

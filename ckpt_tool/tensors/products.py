@@ -1,7 +1,5 @@
 """fp8 weights times their scales, computed: exact products in float32, each rounded once.
 
-Of rows that have a factor each, whole ones are one row of blocks here.
-
 A block has one factor and an fp8 element only 256 values, so the 256 results of each block are
 computed once and the elements looked up: for blocks of 128 x 128, 64 times fewer roundings.
 """

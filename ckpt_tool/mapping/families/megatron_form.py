@@ -66,15 +66,16 @@ class Ahead:
 
     ``rows``: what is before such a layer and after it; none: a family has no such layers.
     ``prefix`` is that of one on the Hub, with its ``number``, or how many layers it comes
-    ``after``; ``repeats``: it has copies of the embedding and the head there; ``top``: before the
-    names of ``rows`` where these are not below a layer, but the same for all. ``dense``: rows in
-    place of the family's there. ``end``: what a layer ends with, where it is several on the Hub;
-    ``rows`` is then what it begins with.
+    ``after``; ``repeats``: it has copies of the embedding and the head there, ``copies``: what they
+    are called; ``top``: before the names of ``rows`` where these are not below a layer, but the
+    same for all. ``dense``: rows in place of the family's there. ``end``: what a layer ends with,
+    where it is several on the Hub; ``rows`` is then what it begins with.
     """
 
     rows: Rows = ()
     prefix: str = "model.layers.{after}."
     repeats: bool = True
+    copies: tuple[str, str] = ("embed_tokens.weight", "shared_head.head.weight")
     top: str = ""
     dense: Rows = ()
     end: Rows = ()
@@ -95,7 +96,9 @@ class Around:
     beside the layers, by their whole names on both sides. ``absent``: prefixes of what is on the
     Hub and in no model of Megatron's, or, with a dot before it, part of its names. ``inner``: the
     layers' rows are those of the model type that the language model's own config names. ``part``: a
-    key that the config of such a model has; without it there is ``other`` around.
+    key that the config of such a model has; without it there is ``other`` around. ``saved``:
+    regular expressions in names as transformers saves them, and what it is in those that the rows
+    have, where the two differ.
     """
 
     trunk: str = "model."
@@ -112,6 +115,7 @@ class Around:
     inner: bool = False
     part: str = ""
     other: Around | None = None
+    saved: tuple[tuple[str, str], ...] = ()
 
     def lacks(self, name: str) -> bool:
         """Whether no model of Megatron's has a tensor with this name on the Hub."""

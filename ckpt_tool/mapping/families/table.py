@@ -16,6 +16,7 @@ from ckpt_tool.mapping.families import routed_rows as routed
 from ckpt_tool.mapping.families import sparse_rows as sparse
 from ckpt_tool.mapping.families import tower_rows as towers
 from ckpt_tool.mapping.families.deci_rows import DECI
+from ckpt_tool.mapping.families.deepseek_v4_rows import DEEPSEEK_V4
 from ckpt_tool.mapping.families.dense_nemotron_rows import NEMOTRON
 from ckpt_tool.mapping.families.exaone45_rows import EXAONE4_5
 from ckpt_tool.mapping.families.family import Family, Legacy
@@ -117,6 +118,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(
         "DeepseekV32ForCausalLM", EXPERTS, float32=None, megatron=sparse.DEEPSEEK_V32
     ),
+    "deepseek_v4": Family("DeepseekV4ForCausalLM", float32=None, megatron=DEEPSEEK_V4),
     "dots1": Family("Dots1ForCausalLM", EXPERTS, megatron=mcore.DOTS1, float32=None),
     "ernie4_5_moe": Family(
         "Ernie4_5_MoeForCausalLM", ERNIE_EXPERTS, tied=True, megatron=mcore.ERNIE, float32=None

@@ -32,6 +32,7 @@ def require_layout(layout: str, config: ModelConfig, numbers: Numbers) -> None:
     seen = family.around.sees and not family.is_patterned
     apart = {
         "norms_beside": "norms beside attention and MLP",
+        "streams": "hyper-connections",
         "head_counts": "layers that differ in heads",
     }
     found = [what for flag, what in apart.items() if flag in numbers.flags]

@@ -7,6 +7,8 @@ from ckpt_tool.mapping.megatron.step import find_moe_list
 
 #: How configs call every how many layers one has experts.
 _STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
+#: How lists of the kinds of MLPs call experts, DeepSeek-V4's both as the last two.
+_WITH_EXPERTS = ("sparse", "moe", "hash_moe")
 #: Configs with these have, on the Hub, a number for each layer in ``moe_layer_freq``.
 _NUMBERED = ("hybrid_layer_pattern", "sparse_attention_config")
 
@@ -23,7 +25,7 @@ def find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
         return frozenset()
     kinds = keys.texts("mlp_layer_types")
     if kinds:
-        return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")
+        return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind in _WITH_EXPERTS)
     if any(keys.values.get(key) for key in _NUMBERED):
         numbers = keys.sizes("moe_layer_freq")
         return frozenset(i for i, number in enumerate(numbers[:layers]) if number)

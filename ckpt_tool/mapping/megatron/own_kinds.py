@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.megatron.compressed import find_compressed
 from ckpt_tool.mapping.megatron.linear import find_linear_kinds
 from ckpt_tool.mapping.megatron.shared_kv import find_shared_kinds
 from ckpt_tool.mapping.megatron.step import find_step_kinds
@@ -61,6 +62,7 @@ def find_sparse(text: Fields, layers: int) -> tuple[str, ...]:
 OWN_KINDS: dict[str, Callable[[Fields, int], tuple[str, ...]]] = {
     "indexer_types": find_indexers,
     "sparse_attention_config": find_sparse,
+    "compress_ratios": find_compressed,
     "full_attention_interval": find_linear_kinds,
     "num_kv_shared_layers": find_shared_kinds,
     "attention_other_setting": find_step_kinds,

@@ -22,12 +22,14 @@ def find_repeats(family: MegatronRows, numbers: Numbers) -> list[Repeat]:
 
     A value model has no head that they could repeat.
     """
-    embedding = f"{family.around.trunk}embed_tokens.weight"
-    head = f"{family.around.head}lm_head.weight" if "untied" in numbers.flags else embedding
+    around, (copy, copied_head) = family.around, family.mtp.copies
+    embedding, head = (around.ends.get(name, name) for name in ("embed_tokens", "lm_head"))
+    embedding = f"{around.trunk}{embedding}.weight"
+    head = f"{around.head}{head}.weight" if "untied" in numbers.flags else embedding
     found = []
     for number in range(numbers.mtp if family.mtp.repeats else 0):
         layer = format_mtp_prefix(family, numbers, number)
-        found.append(Repeat(f"{layer}embed_tokens.weight", embedding))
+        found.append(Repeat(layer + copy, embedding))
         if "value" not in numbers.flags:
-            found.append(Repeat(f"{layer}shared_head.head.weight", head))
+            found.append(Repeat(layer + copied_head, head))
     return found

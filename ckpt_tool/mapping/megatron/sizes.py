@@ -5,6 +5,7 @@ from __future__ import annotations
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_form import MegatronRows
+from ckpt_tool.mapping.megatron.compressed import read_compressed_sizes
 from ckpt_tool.mapping.megatron.linear import read_linear_sizes
 from ckpt_tool.mapping.megatron.pools import take_pools
 from ckpt_tool.mapping.megatron.step import read_sliding_sizes
@@ -113,6 +114,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "merged": width * vision.size("spatial_merge_size", 2) ** 2,
         **read_linear_sizes(text),
         **read_sliding_sizes(text, heads, groups, head),
+        **read_compressed_sizes(text, heads, head),
     }
     return {word: size for word, size in (found | _read_mamba(text)).items() if size}
 

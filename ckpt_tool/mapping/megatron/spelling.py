@@ -9,6 +9,7 @@ from ckpt_tool.mapping.families.megatron_form import Row
 from ckpt_tool.mapping.megatron.alternating_ops import Alternating
 from ckpt_tool.mapping.megatron.gated_ops import GATED_OPS
 from ckpt_tool.mapping.megatron.head_gate_ops import HeadGates
+from ckpt_tool.mapping.megatron.integer_ops import Integers
 from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import (
     GateUp,
@@ -59,6 +60,7 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "sliding_head_gates": _make_sliding,
     "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads, numbers.vision_groups),
     "grouped_qkv": lambda numbers: StackedHeads(numbers.heads, numbers.groups),
+    "integers": lambda _: Integers(),
     "alternating": lambda _: Alternating(),
     "vocabulary": lambda numbers: Vocabulary(numbers.vocab_size, numbers.padded_vocab_size),
     **GATED_OPS,

@@ -31,7 +31,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig, load_config
@@ -45,12 +45,29 @@ from ckpt_tool.mapping.hub.loader import (
     take_untied,
 )
 from ckpt_tool.mapping.hub.names import is_fused
+from ckpt_tool.mapping.hub.saved_names import are_published, use_published_names
 from ckpt_tool.mapping.hub.transformers_tables import build_on_meta
 from ckpt_tool.plans.checks.wanted import Shapes, Wanted
 from ckpt_tool.tensors.dtypes import FLOAT32
 
 Question = Mapping[str, Any]
 Answer = dict[str, Any]
+
+
+class _Form(NamedTuple):
+    """How the Hub has a model, where it has several ways.
+
+    ``fused``: with experts as in memory; ``published``: by names that transformers does not save.
+    """
+
+    fused: bool
+    published: bool
+
+    @classmethod
+    def of(cls, planned: Shapes, config: ModelConfig) -> _Form:
+        """That of these names."""
+        fused = any(is_fused(name, config) for name in planned)
+        return cls(fused, are_published(planned, config))
 
 
 def answer(question: Question) -> Answer:
@@ -76,12 +93,12 @@ def _examine(config: ModelConfig, planned: Shapes) -> Answer:
         reason = error.message if isinstance(error, MappingError) else describe_error(error)
         return found | {"unusable": reason}
     with quieten():
-        fused = any(is_fused(name, config) for name in planned)
-        wanted = _find_wanted(model, config, found["library"], fused=fused)
+        form = _Form.of(planned, config)
+        wanted = _find_wanted(model, config, found["library"], form)
         faults = wanted.list_faults(planned) if wanted is not None else []
         dtype = (config.dtype or FLOAT32).name
         opened = Opened(faults, {}) if faults else ask_loader(model, planned, dtype)
-        dtypes = {} if opened.faults else _name_dtypes(opened.dtypes, model, config, fused=fused)
+        dtypes = {} if opened.faults else _name_dtypes(opened.dtypes, model, config, form)
         return found | {
             "architecture": type(model).__name__,
             "wanted": None if wanted is None else asdict(replace(wanted, dtypes=dtypes)),
@@ -91,11 +108,11 @@ def _examine(config: ModelConfig, planned: Shapes) -> Answer:
         }
 
 
-def _find_wanted(model: Any, config: ModelConfig, library: str, *, fused: bool) -> Wanted | None:
+def _find_wanted(model: Any, config: ModelConfig, library: str, form: _Form) -> Wanted | None:
     """Hub names and shapes of the architecture; None where transformers has no tables of them."""
     state = take_untied(model)
     settle_prefixes(model, state)
-    reverted = _revert(state, model, config, fused=fused)
+    reverted = _revert(state, model, config, form)
     if reverted is None:
         return None
     every = model.state_dict()
@@ -106,7 +123,7 @@ def _find_wanted(model: Any, config: ModelConfig, library: str, *, fused: bool) 
 
 
 def _name_dtypes(
-    held: Mapping[str, str], model: Any, config: ModelConfig, *, fused: bool
+    held: Mapping[str, str], model: Any, config: ModelConfig, form: _Form
 ) -> dict[str, str]:
     """``held``, dtypes by names in memory, by those on the Hub.
 
@@ -124,19 +141,16 @@ def _name_dtypes(
         for name, tensor in take_untied(model).items()
     }
     copies = {name: dtype for name, dtype in held.items() if name not in state}
-    reverted = _revert(state, model, config, fused=fused)
+    reverted = _revert(state, model, config, form)
     named = {n: name_dtype(t) for n, t in (state if reverted is None else reverted).items()
              if t.is_floating_point()}  # fmt: skip
     return copies | {name: dtype for name, dtype in named.items() if dtype != main}
 
 
 def _revert(
-    state: dict[str, Any], model: Any, config: ModelConfig, *, fused: bool
+    state: dict[str, Any], model: Any, config: ModelConfig, form: _Form
 ) -> dict[str, Any] | None:
-    """A state dict by the names, and in the layouts, of the Hub; None where nothing says these.
-
-    ``fused``: with experts as in memory, where the Hub has them so as well.
-    """
+    """A state dict by the names, and in the layouts, of the Hub; None where nothing says these."""
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:
@@ -145,7 +159,9 @@ def _revert(
         reverted = dict(revert_weight_conversion(model, state))
     except NotImplementedError:
         return None
-    if fused:
+    if form.published:
+        return use_published_names(reverted, config)
+    if form.fused:
         return _keep_fused(reverted, state, config)
     for rule in config.family.hub or ():
         if isinstance(rule, TransposeExperts):

@@ -10,6 +10,7 @@ from ckpt_tool.common.packages import OF_TRANSFORMERS, list_missing, say_missing
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.hub.names import is_fused
+from ckpt_tool.mapping.hub.saved_names import are_published
 from ckpt_tool.mapping.hub.truth import drop_quantisation
 from ckpt_tool.mapping.quantised import find_quantisation, is_scale
 from ckpt_tool.plans.checks.cache import make_key
@@ -45,7 +46,8 @@ class Question:
         ours = _name_prediction_layers(view.config)
         read = {name: shape for name, shape in planned.items() if name not in view.ignored}
         known = {name: shape for name, shape in read.items() if not name.startswith(ours)}
-        form = "fused" if any(is_fused(name, view.config) for name in known) else ""
+        form = "published" if are_published(known, view.config) else ""
+        form = "fused" if any(is_fused(name, view.config) for name in known) else form
         key = make_key(view.config.to_bytes(), view.config.architecture, form)
         return cls(view.config, known, key, len(read) - len(known), len(view.ignored))
 
@@ -99,10 +101,16 @@ def hear(child: Child) -> list[Answer]:
 
 
 def _name_prediction_layers(config: ModelConfig) -> tuple[str, ...]:
-    """Where the layers for multi-token prediction are: behind the last one that a model has."""
+    """Where the layers for multi-token prediction are: behind the last one that a model has.
+
+    Or where the family's rows number them by themselves.
+    """
     layers, more = (
         config.text.get(key) for key in ("num_hidden_layers", "num_nextn_predict_layers")
     )
     if not isinstance(layers, int) or not isinstance(more, int):
         return ()
-    return tuple(f"model.layers.{layers + number}." for number in range(more))
+    rows = config.family.megatron
+    own = rows.mtp.prefix if rows is not None and "{number}" in rows.mtp.prefix else ""
+    prefix = own or "model.layers.{after}."
+    return tuple(prefix.format(after=layers + number, number=number) for number in range(more))

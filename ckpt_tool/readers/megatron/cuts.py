@@ -17,11 +17,11 @@ from ckpt_tool.tensors.geometry import Box, Shape
 
 _COLUMN = re.compile(
     r"(^|\.)(linear_qkv|linear_q_proj|linear_q_up_proj|linear_(?:kv|k|v)_up_proj|linear_fc1|eh_proj"
-    r"|gate_up_proj)\.(weight|bias)$"
+    r"|gate_up_proj|e_proj|h_proj)\.(weight|bias)$"
     r"|(^|\.)(word_embeddings|output_layer|embed_tokens|lm_head|multi_modal_projector\.proj)\.weight$"
     r"|(^|\.)per_layer_(embedding|model_proj)\.weight$"  # of Gemma 4
     r"|(^|\.)vision_model\.(video_)?embedder\.weight$"  # of RADIO
-    r"|(^|\.)core_attention\.softmax_offset$"  # a sink for each head
+    r"|(^|\.)core_attention\.(softmax_offset|attn_sink)$"  # a sink for each head
     r"|(^|\.)self_attention\.((in_proj|conv1d)\.weight\.\w+|A_log|dt_bias)$"  # gated DeltaNet
 )
 _ROW = re.compile(

@@ -7,7 +7,7 @@ BRIDGES = {
     "BailingMoeV2ForCausalLM": ("bailing_moe_v2", ""),
     "DeepseekV2ForCausalLM": ("deepseek_v2", ""),
     "DeepseekV3ForCausalLM": ("deepseek_v3", ""),
-    "DeepseekV4ForCausalLM": ("deepseek_v4", "no released megatron-core has its modules"),
+    "DeepseekV4ForCausalLM": ("deepseek_v4", ""),
     "Ernie4_5_MoeForCausalLM": ("ernie4_5_moe", ""),
     "Ernie4_5_VLMoeForConditionalGeneration": ("ernie4_5_vl_moe", ""),
     "Exaone4ForCausalLM": ("exaone4", ""),

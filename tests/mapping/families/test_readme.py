@@ -58,12 +58,15 @@ def describe_megatron(family: Family) -> str:
         said.append("norms of all heads")
     if any(".post_layernorm." in row.megatron for row in rows.attention):
         said.append("norms after")
-    if "norms_beside" in rows.flags:
-        said.append("norms beside the layer")
-    if "by_kind" in rows.flags:
-        said.append("keys and values that are shared or tied")
-    if any(row.megatron.endswith(".softmax_offset") for row in rows.attention):
+    by_flag = {
+        "norms_beside": "norms beside the layer",
+        "by_kind": "keys and values that are shared or tied",
+    }
+    said += [what for flag, what in by_flag.items() if flag in rows.flags]
+    if any(row.megatron.endswith((".softmax_offset", ".attn_sink")) for row in rows.attention):
         said.append("sinks")
+    if "streams" in rows.flags:
+        said = ["one key and value head, compressed", "sinks", "hyper-connections"]
     if rows.is_patterned:
         said.append("Mamba")
     if rows.moe:
@@ -107,12 +110,18 @@ GIVEN = {
 SPOKEN = ("qwen2_5_omni", "qwen3_omni_moe", "qwen3_asr")
 
 
+#: Of what nothing can be built that would load it.
+UNBUILT = {"deepseek_v4": "no released megatron-core has its modules"}
+
+
 def judge(model_type: str, family: Family) -> str:
     """What the rows of a family in megatron-core are held against."""
     if family.megatron is None:
         return ""
     if "pools" in family.megatron.flags:
         return "rows"
+    if model_type in UNBUILT:
+        return f"rows ({UNBUILT[model_type]})"
     given = f" ({GIVEN[model_type]})" if model_type in GIVEN else ""
     is_real = family.architecture in CLASSES or model_type in (*UNNAMED, *deci.MODELS)
     if model_type in SPOKEN:

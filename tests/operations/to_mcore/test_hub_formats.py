@@ -13,7 +13,14 @@ from torch import Tensor
 
 from ckpt_tool import MergeOptions, merge_megatron, verify_checkpoint
 from ckpt_tool.common.errors import MappingError
-from tests.operations.to_mcore.test_inputs import NO_SYNC, Tensors, assert_same, convert, loaded
+from tests.operations.to_mcore.test_inputs import (
+    NO_SYNC,
+    Tensors,
+    assert_same,
+    convert,
+    loaded,
+    rewritten,
+)
 from tests.real.megatron_models import write_model
 from tests.support.merging import load_folder
 from tests.support.versions import needs_transformers_5
@@ -227,3 +234,19 @@ def test_exponents_of_no_weight_are_named(models, tmp_path) -> None:
     with pytest.raises(MappingError) as refused:
         convert(stored, tmp_path / "out")
     assert [each.split(":")[0] for each in refused.value.names] == [alone]
+
+
+def test_biases_that_are_float32_beside_other_weights_stay_so(tmp_path) -> None:
+    """MiniMax-M2's, which its class would have as the rest."""
+
+    def make_narrow(tensors: Tensors) -> None:
+        kept = {name: tensors[name] for name in tensors if name.endswith("_bias")}
+        tensors |= {name: tensor.bfloat16() for name, tensor in tensors.items()} | kept
+
+    hf = write_model("minimax_m2", tmp_path / "made")
+    model = rewritten(hf, tmp_path / "hf", make_narrow, {"dtype": "bfloat16"})
+    convert(model, tmp_path / "out")
+    biases = [t for n, t in load_folder(model).items() if n.endswith("_bias")]
+    stored = loaded(tmp_path / "out")["decoder.layers.mlp.router.expert_bias"]
+    assert torch.equal(stored, torch.stack(biases))
+    assert stored.dtype == torch.float32

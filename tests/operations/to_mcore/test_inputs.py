@@ -25,6 +25,8 @@ from tests.support.merging import load_folder, values
 from tests.support.versions import TRANSFORMERS
 
 Tensors = dict[str, Tensor]
+#: What stays where nothing was loaded, by whether it is a float.
+UNSET = {True: torch.nan, False: -1}
 NO_SYNC = WriteOptions(verify=True, fsync=False)
 
 
@@ -32,9 +34,9 @@ def loaded(folder: Path) -> Tensors:
     """Every tensor of a checkpoint, as torch.distributed.checkpoint itself loads it."""
     metadata: Metadata = pickle.loads((folder / ".metadata").read_bytes())
     state = {
-        name: torch.full(entry.size, torch.nan, dtype=entry.properties.dtype)
+        name: torch.full(entry.size, UNSET[kind.is_floating_point], dtype=kind)
         for name, entry in metadata.state_dict_metadata.items()
-        if not isinstance(entry, BytesStorageMetadata)
+        if not isinstance(entry, BytesStorageMetadata) and (kind := entry.properties.dtype)
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no process group

@@ -62,6 +62,10 @@ def _modules(request: Request) -> dict[str, Any]:
     _require_plain_queries(request)
     if "sinks" in request.numbers.flags and read_release() < (0, 15):
         raise UnknownModelError("attention has sinks there since 0.15")
+    if "streams" in request.numbers.flags:
+        raise UnknownModelError(
+            "no released megatron-core has its compressed attention and hyper-connections"
+        )
     if "wide_heads" in request.numbers.flags:
         raise UnknownModelError(
             "heads of values are as wide there as those of keys, and all layers have as many:"

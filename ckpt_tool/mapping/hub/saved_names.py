@@ -1,0 +1,56 @@
+"""Names as transformers saves a family, and as those who made it have published them.
+
+DeepSeek-V4: what transformers saves has ``model.`` before the names, and others for some norms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.config import ModelConfig
+
+T = TypeVar("T")
+
+
+def use_published_names(tensors: Mapping[str, T], config: ModelConfig) -> dict[str, T]:
+    """What is said of tensors, by the names that the family's rows have for them.
+
+    MappingError where two get one.
+    """
+    patterns = _list_patterns(config)
+    found: dict[str, T] = {}
+    twice = []
+    for old, tensor in tensors.items():
+        name = old
+        for pattern, published in patterns:
+            name = re.sub(pattern, published, name)
+        if name in found:
+            twice.append(f"{old}: also {name}")
+        found[name] = tensor
+    if twice:
+        raise MappingError(f"{len(twice)} tensors are there in two spellings", twice)
+    return found
+
+
+def are_published(tensors: Mapping[str, object], config: ModelConfig) -> bool:
+    """Whether these are names that transformers would save otherwise."""
+    return bool(_list_patterns(config)) and list(use_published_names(tensors, config)) == [*tensors]
+
+
+def spell_alike(
+    tensors: dict[str, T], other: Mapping[str, T], config: ModelConfig | None
+) -> dict[str, T]:
+    """The tensors by published names where more of ``other`` is called so; else as they are."""
+    if config is None or not _list_patterns(config):
+        return tensors
+    published = use_published_names(tensors, config)
+    more = len(published.keys() & other.keys()) > len(tensors.keys() & other.keys())
+    return published if more else tensors
+
+
+def _list_patterns(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    rows = config.family.megatron
+    return rows.around.saved if rows is not None else ()
