@@ -16,6 +16,7 @@ from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.library import find_unknown, quieten
 from ckpt_tool.mapping.hub.loader import take_untied
 from ckpt_tool.mapping.hub.names import split_fused, to_hub
+from ckpt_tool.mapping.hub.saved_names import use_published_names
 from ckpt_tool.mapping.hub.transformers_tables import (
     build_known,
     make_places,
@@ -91,6 +92,7 @@ def _choose_form(places: Tensors, names: Set[str], config: ModelConfig) -> Tenso
     forms = [to_hub(HubModel(places, config)).tensors]
     if config.family.hub is None:
         forms.append(name_without_prefixes(places, config))
+        forms.append(use_published_names(forms[0], config))
     else:  # of experts that may be fused on the Hub, or not
         forms.append(split_fused(forms[0], config))
     return max(forms, key=lambda form: len(form.keys() & names))

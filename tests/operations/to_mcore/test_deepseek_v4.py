@@ -16,6 +16,7 @@ from ckpt_tool import (
     ToMcoreOptions,
     WriteOptions,
     convert_to_mcore,
+    merge_fsdp,
     merge_megatron,
     verify_checkpoint,
 )
@@ -23,7 +24,7 @@ from ckpt_tool.common.errors import MappingError, UsageError
 from tests.operations.to_mcore.test_hub_formats import METHOD, WIDE, fp4_of_v4, fp8_of_v4
 from tests.operations.to_mcore.test_inputs import NO_SYNC, Tensors, assert_same, convert, loaded
 from tests.support import deepseek_v4 as v4
-from tests.support.merging import load_folder
+from tests.support.merging import load_folder, write_rank
 from tests.support.versions import TRANSFORMERS
 
 if not hasattr(transformers, "DeepseekV4Config") or TRANSFORMERS < (5, 24):
@@ -185,6 +186,28 @@ def test_files_of_single_ranks_are_joined(published, mcore, tmp_path) -> None:
         folder.mkdir(parents=True)
         torch.save({"model": state, "iteration": 1}, folder / "model_optim_rng.pt")
     assert_same(merge(tmp_path / "ranks", published, tmp_path / "back"), load_folder(published))
+
+
+@pytest.mark.parametrize("kind", ["wide", "quantised"])
+def test_what_was_published_fills_what_ranks_did_not_save(published, tmp_path, kind: str) -> None:
+    saved = published.parent / "saved"
+    model = transformers.DeepseekV4ForCausalLM.from_pretrained(saved, dtype=torch.float32)
+    base, whole = published, load_folder(saved)
+    if kind == "quantised":
+        stored, wide = quantise(load_folder(published))
+        base = v4.write(tmp_path / "base", stored, "bfloat16", quantization_config=METHOD)
+        model, names = model.bfloat16(), {v4.publish_name(name): name for name in whole}
+        whole |= {names[name]: tensor for name, tensor in wide.items() if name in names}
+    kept = {n: t for n, t in model.state_dict().items() if ".layers.2." not in n}
+    run = write_rank(tmp_path / "run", kept, model.config.to_dict())
+    options = MergeOptions(fill_from=base, write=WriteOptions(fsync=False, check_load=False))
+    merge_fsdp([run], tmp_path / "out", options)
+    found = load_folder(tmp_path / "out")
+    filled = {name: tensor for name, tensor in whole.items() if ".layers.2." in name}
+    assert len(filled) > 30
+    for name, tensor in filled.items():  # some are float32 now, as their class has them
+        assert torch.equal(found[name].double(), tensor.double()), name
+    assert {name for name in found if not name.startswith("mtp.")} == whole.keys()
 
 
 @pytest.mark.parametrize(
