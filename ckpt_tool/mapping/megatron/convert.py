@@ -159,7 +159,7 @@ def _find_unread(rules: Rules) -> dict[str, str]:
     for binding in rules.bindings:
         if isinstance(binding.op, Unread):
             what, why = binding.op.UNREAD
-            found[f"{binding.names[-1]} ({what})"] = why
+            found[f"{binding.names[-1]}, {what}"] = why
     return found
 
 

@@ -23,7 +23,7 @@ from ckpt_tool.mapping.megatron.shared_kv_ops import (
 
 _OF_KIND = re.compile(r"\.self_attention_(?:sliding|global)\.")
 #: No other trainer's layers have it.
-_SWIFT = ".post_feedforward_layernorm.weight"
+_SWIFT = re.compile(r"\bdecoder\.layers\.(?:\d+\.)?post_feedforward_layernorm\.weight$")
 _NAME = re.compile(r"((?:language_model\.)?(?:decoder\.layers\.(?:\d+\.)?)?)(.+)")
 _SWIFT_DENSE = {
     "per_layer_embedding.weight": "embed_tokens_per_layer.weight",
@@ -64,7 +64,7 @@ def name_modules(
         replace(each, names=tuple(_OF_KIND.sub(".self_attention.", name) for name in each.names))
         for each in bindings
     ]
-    if not any(key.endswith(_SWIFT) for key in keys):
+    if not any(map(_SWIFT.search, keys)):
         return plain
     names = _SWIFT_EXPERTS if experts else _SWIFT_DENSE
     return [_name_as_swift(each, names) for each in plain]

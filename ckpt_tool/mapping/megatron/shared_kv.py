@@ -39,7 +39,7 @@ def find_shared_kinds(text: Fields, layers: int) -> tuple[str, ...]:
     kinds[-1:] = [_FULL] if kinds else []
     shared = text.size("num_kv_shared_layers", 0)
     own = kinds[: max(layers - shared, 0)]
-    if set(own) != set(kinds):
+    if shared > layers or set(own) != set(kinds):
         raise MappingError(
             f"{text.path}: num_kv_shared_layers is {shared} of {layers} layers: some of these have"
             " no earlier layer of their kind to take keys and values from"

@@ -100,7 +100,7 @@ class QueryNorm:
     """The norm of queries; in Megatron there is one of keys beside it, of ones."""
 
     UNREAD: ClassVar[tuple[str, str]] = (
-        "layers that share keys",
+        "of layers that share keys",
         "Megatron's model takes those of an earlier layer, normed there (num_kv_shared_layers)",
     )
 

@@ -89,6 +89,7 @@ def test_layers_with_experts_are_all_or_none():
         ({"layer_types": [S, S, "linear_attention", S, S, F]}, r"linear_attention"),
         ({"num_kv_shared_layers": 4}, "num_kv_shared_layers is 4 of 6 layers"),
         ({"num_kv_shared_layers": 9}, "num_kv_shared_layers is 9 of 6 layers"),
+        ({"layer_types": [], "num_hidden_layers": 0, "num_kv_shared_layers": 2**31 - 1}, "of 0"),
         ({"num_kv_shared_layers": 6}, "no earlier layer of their kind"),
         (EXPERTS | {"num_kv_shared_layers": 3}, "num_kv_shared_layers is 3 beside enable_moe"),
         (EXPERTS | {"hidden_size_per_layer_input": 4}, "hidden_size_per_layer_input is 4 beside"),

@@ -162,7 +162,7 @@ def test_what_trained_away_and_no_model_reads_is_left_out_and_said(tmp_path) -> 
         tmp_path / "trained", tmp_path / "back", MergeOptions(config=model, write=NO_SYNC)
     )
     assert result.dropped == {
-        f"{key} (rows of values)": (
+        f"{key}, rows of values": (
             "Megatron's model takes keys for values (attention_k_eq_v), and reads no others"
         )
     }
