@@ -27,6 +27,7 @@ from ckpt_tool.mapping.lora.resolve import Place, make_adapter_files, refuse_bas
 from ckpt_tool.mapping.lora.settings import read_settings
 from ckpt_tool.mapping.lora.swift import list_spellings, use_bridge_names
 from ckpt_tool.mapping.megatron.convert import restore_model, to_megatron
+from ckpt_tool.mapping.megatron.gemma4_names import name_modules
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.rules import make_rules, spell_as
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -129,6 +130,9 @@ def _bring_into_megatron(
     if require_rows(config).is_patterned or _are_hybrid(adapters, config):
         layout = "hybrid"
     rules = spell_as(make_rules(config, base.tensors, layout), list(spelled))
+    if "by_kind" in rules.numbers.flags:
+        experts = bool(rules.numbers.moe)
+        rules = replace(rules, bindings=name_modules(rules.bindings, adapters, experts=experts))
     stored = to_megatron(base.tensors, rules)
     return {name: tiled.tensor() for name, tiled in stored.items()}
 

@@ -29,7 +29,7 @@ _PREFIX = re.compile(rf"^(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
 #: ms-swift has transformers' tower in a module of that name.
 _SWIFT = re.compile(r"^visual\.(?=visual\.)")
 _OWN = re.compile(
-    r"(^|\.)(embedding\.word_embeddings\.weight$|self_attention\.linear_"
+    r"(^|\.)(embedding\.word_embeddings\.weight$|self_attention(?:_sliding|_global)?\.linear_"
     r"|layers\.(\d+\.)?(transformer_layer\.)?mlp\.linear_fc)"  # not visual.blocks.0 of Qwen3-VL
 )
 #: ``decoder.layers.``, ``decoder.layers.3.`` or ``mtp.layers.0.transformer_layer.``, and the rest;

@@ -10,7 +10,7 @@ that training leaves them behind: they are left out. Sources: ``gemma4_bridge.py
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ckpt_tool.mapping.megatron.gated_ops import HeadRows
@@ -18,7 +18,7 @@ from ckpt_tool.mapping.megatron.numbers import Numbers
 from ckpt_tool.mapping.megatron.ops import Blocks, Op, QueryGroups
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor, make_zeros
-from ckpt_tool.tensors.offsets import add
+from ckpt_tool.tensors.ones import make_ones
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class QueriesAlone:
 
     def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
         query = tensors[0]
-        zeros = make_zeros((self.groups.rows[1], *query.shape[1:]), query.dtype)
+        shape = (self.groups.rows[1], *query.shape[1:])
+        zeros = replace(make_zeros(shape, query.source_dtype), dtype=query.dtype)
         return self.groups.join([query, zeros, zeros])
 
     def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
@@ -109,7 +110,8 @@ class QueryNorm:
 
     def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
         query = tensors[0]
-        return [[query], [add(make_zeros(query.shape, query.dtype), 1.0)]]
+        ones = make_ones(query.shape, query.source_dtype)
+        return [[query], [replace(ones, dtype=query.dtype)]]
 
     def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
         query, key = wholes
