@@ -35,7 +35,7 @@ from ckpt_tool.operations.megatron_model import take_megatron
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.request import Heads, Request
 from ckpt_tool.operations.source import Source, describe_left_out, holds_megatron
-from ckpt_tool.operations.tied_head import settle_tied_head, settle_ties
+from ckpt_tool.operations.tied_head import settle_tied_head, settle_ties, untie_unsaid
 from ckpt_tool.readers import find_format
 from ckpt_tool.readers.base import Checkpoint, Names
 
@@ -90,6 +90,7 @@ def make_hub_model(
     if way.asks_class and split.config is not None and split.config.family.hub is None:
         said = replace(split, config=split.config.with_tied(heads.tied))
         return _settle_by_class(said, way, heads, team)
+    split = untie_unsaid(split, team) if heads.tied is None and not way.asks_class else split
     settled = settle_tied_head(split, heads.tied, team)
     return world.each(lambda: _finish(way.name(settled), heads))
 

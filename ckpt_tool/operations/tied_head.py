@@ -51,6 +51,24 @@ def settle_tied_head(model: HubModel, wanted: bool | None, team: Team) -> HubMod
     )
 
 
+def untie_unsaid(model: HubModel, team: Team) -> HubModel:
+    """The model with a config that says so where its head is none of the embedding's copies.
+
+    That is where a config of several parts says nothing: some classes tie then (Mistral 3 of
+    transformers 5), and have no place for the head, though their models are released with one.
+    Every process of the team compares its share of the two.
+    """
+    config = model.config
+    if config is None or config.tied is not None or config.text is config.raw:
+        return model
+    head, embedding = _find_head_and_embedding(model.tensors)
+    if head is None or embedding is None:
+        return model
+    if are_equal_together(model.tensors[head], model.tensors[embedding], team):
+        return model
+    return replace(model, config=config.with_tied(False))
+
+
 def settle_ties(model: HubModel, team: Team, *, strict: bool = True) -> HubModel:
     """The model without what repeats another tensor, as its class says, proven on the bytes.
 

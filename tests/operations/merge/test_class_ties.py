@@ -1,5 +1,6 @@
 """What a class ties, whatever its modules are called: proven, dropped, and known to verify."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,12 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.operations.merge import merge_fsdp
-from ckpt_tool.operations.options import MergeOptions
+from ckpt_tool.operations.merge import merge_fsdp, merge_megatron
+from ckpt_tool.operations.options import MergeOptions, ToMcoreOptions
+from ckpt_tool.operations.to_mcore import convert_to_mcore
 from ckpt_tool.operations.verify import verify_checkpoint
 from ckpt_tool.plans.options import WriteOptions, WriteResult
 from tests.support.every_class import build_tiny
 from tests.support.merging import assert_same, load_folder, write_rank
+from tests.support.tiny_models import build
 from tests.support.versions import needs_transformers_5
 
 pytestmark = [pytest.mark.slow, needs_transformers_5]
@@ -132,3 +135,25 @@ def test_verify_knows_a_tied_head_by_its_name_on_the_hub(tmp_path):
     state["lm_head.weight"][0, 0] += 1
     ranks = write_rank(tmp_path / "in", state)
     assert verify_checkpoint(ranks, tmp_path / "saved").unexpected == ["embed_out.weight"]
+
+
+def test_a_head_of_its_own_is_one_where_only_the_class_ties(tmp_path):
+    """Mistral-Small-3.1: config.json says nothing, and Mistral3Config of transformers 5 ties."""
+    model = build("mistral3")
+    model.save_pretrained(tmp_path / "hf")
+    tensors = load_folder(tmp_path / "hf")
+    head = "language_model.lm_head.weight"
+    tensors[head] = tensors["language_model.model.embed_tokens.weight"] + 1
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    raw = json.loads((tmp_path / "hf" / "config.json").read_text())
+    for part in (raw, raw["text_config"]):
+        part.pop("tie_word_embeddings", None)
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(raw))
+    write = WriteOptions(fsync=False, check_load=True)
+    unchecked = ToMcoreOptions(write=WriteOptions(fsync=False))
+    convert_to_mcore(tmp_path / "hf", tmp_path / "mcore", unchecked)
+    options = MergeOptions(config=tmp_path / "hf", write=write)
+    merge_megatron(tmp_path / "mcore", tmp_path / "out", options)
+    assert_same(load_folder(tmp_path / "out"), tensors)
+    opened = type(model).from_pretrained(tmp_path / "out")
+    assert torch.equal(opened.lm_head.weight, tensors[head])
