@@ -8,6 +8,7 @@ is handed on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +20,9 @@ from ckpt_tool.plans.checks.child import Child
 from ckpt_tool.plans.checks.opening import Answer
 from ckpt_tool.plans.checks.question import Question, ask, hear
 from ckpt_tool.tensors.dtypes import BY_NAME, CASTABLE, DType
+
+#: A weight of a layer, by what it is called there.
+_LAYER = re.compile(r"\.layers\.\d+\.(.+)$")
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ def find_dtypes(
     only what is known without asking. MappingError where that process does not answer.
     """
     known = hold_known((name for name in names if name not in question.planned), question.config)
+    routers = hold_known(names, question.config)
     kept = read_wanted(question.key)
     if kept is not None:
-        return Held(known | _make_dtypes(kept.dtypes))
+        return Held(known | _spread(_make_dtypes(kept.dtypes), routers))
     found = _ask(question, progress, may_start=may_start)
     reason = _find_reason(found)
     if reason:
@@ -53,7 +58,17 @@ def find_dtypes(
         return replace(hold_unknown(names, question.config, reason), heard=heard)
     if found["wanted"] is not None:
         keep_wanted(question.key, make_wanted(found["wanted"]))
-    return Held(known | _make_dtypes(found["dtypes"]), {question.key: found})
+    return Held(known | _spread(_make_dtypes(found["dtypes"]), routers), {question.key: found})
+
+
+def _spread(held: Mapping[str, DType], routers: Iterable[str]) -> dict[str, DType]:
+    """``held``, and of biases of ``routers`` those that other layers hold too.
+
+    A class leaves layers for multi-token prediction out, and says nothing of theirs.
+    """
+    within = {matched[1]: held[name] for name in held if (matched := _LAYER.search(name))}
+    alike = {name: matched[1] for name in routers if (matched := _LAYER.search(name))}
+    return {name: within[end] for name, end in alike.items() if end in within} | dict(held)
 
 
 def hold_unknown(names: Iterable[str], config: ModelConfig, reason: str) -> Held:

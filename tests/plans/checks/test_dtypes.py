@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from ckpt_tool.cli.app import app
@@ -15,6 +16,7 @@ from ckpt_tool.operations.merge import Job, merge
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.checks import question
 from ckpt_tool.plans.options import WriteOptions, WriteResult
+from tests.support.every_class import build_tiny
 from tests.support.merging import load_folder, write_rank
 from tests.support.tiny_llama import LLAMA, make_llama
 from tests.support.tiny_models import build
@@ -182,3 +184,22 @@ def test_a_process_is_waited_for_and_that_is_said(beside, tmp_path, monkeypatch)
     run(source, tmp_path / "again", listener)
     assert not any("waiting" in said for said in listener.said)
     assert wide(tmp_path / "again") == WIDE
+
+
+@needs_transformers_5
+@pytest.mark.skipif(TRANSFORMERS < (5, 24), reason="routers are float32 since 5.24")
+def test_layers_that_the_class_leaves_out_are_held_as_the_others(user_cache, tmp_path):
+    """Nemotron 3's for multi-token prediction; asked, and looked up."""
+    model = build_tiny("nemotron_h", "NemotronHForCausalLM")
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    tensors = load_folder(base)
+    bias = next(name for name in tensors if name.endswith("e_score_correction_bias"))
+    ahead = "mtp.layers.1.mixer.gate.e_score_correction_bias"
+    tensors[ahead] = tensors[bias].float() + 1 / 3
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    config = json.loads((base / "config.json").read_text()) | {"dtype": "bfloat16"}
+    source = write_rank(tmp_path / "in", model.state_dict(), config)
+    for out in ("asked", "looked_up"):
+        run(source, tmp_path / out, fill_from=base)
+        assert {bias, ahead} <= wide(tmp_path / out)
