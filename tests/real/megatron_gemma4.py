@@ -16,6 +16,7 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -61,10 +62,16 @@ def fit_layers(
         parts.input_layernorm = IdentityOp
         parts.self_attention.submodules.linear_qkv = normed_linear
         parts.self_attention.submodules.linear_proj = RowParallelLinearNorm
-        options = copy.copy(parts.mlp.keywords)
-        options["submodules"] = copy.copy(options["submodules"])
-        options["submodules"].router = _Router
-        parts.mlp = partial(_Experts, **options)
+        parts.mlp = _route(parts.mlp)
+
+
+def _route(described: Any) -> Any:
+    """Experts of Gemma 4 in place of those described; since 0.19 that is a function."""
+    is_spec = isinstance(described, ModuleSpec)
+    options = {"submodules": described.submodules} if is_spec else dict(described.keywords)
+    options["submodules"] = copy.copy(options["submodules"])
+    options["submodules"].router = _Router
+    return ModuleSpec(_Experts, **options) if is_spec else partial(_Experts, **options)
 
 
 def fit_model(chunks: Iterable[Any], hf: HuggingFaceConfig) -> None:
@@ -72,7 +79,7 @@ def fit_model(chunks: Iterable[Any], hf: HuggingFaceConfig) -> None:
     for chunk in chunks:
         if chunk.pre_process:
             _embed(chunk, hf)
-        if chunk.post_process:
+        if chunk.post_process and hf.get("final_logit_softcapping"):
             bend(chunk.output_layer, hf["final_logit_softcapping"])
 
 

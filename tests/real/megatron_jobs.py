@@ -43,6 +43,7 @@ class Checkpoint:
     With `engine_states`, saving writes and loading asks for every `_extra_state` that some release
     with Transformer Engine has, not only those of the local layers. With `hybrid`, the model that
     reads or writes it is a HybridModel; with `fused`, its latent attention has one down projection.
+    `prefix` is before the keys of a language model that is a part of another one.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Checkpoint:
     engine_states: bool = False
     hybrid: bool = False
     fused: bool = False
+    prefix: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -101,6 +102,8 @@ def _sharded_state(chunks: Sequence[GPTModel], checkpoint: Checkpoint) -> dict[s
             rename_to_engine(part)
         if checkpoint.engine_states:
             state[f"engine{number}"] = engine_states(part)
+    for part in state.values():
+        add_prefix_for_sharding(part, checkpoint.prefix)
     return state
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers import PreTrainedModel
 
 from tests.support.tiny_models import filled
 from tests.support.versions import require_transformers_5
@@ -53,7 +54,13 @@ _AUDIO = {
 
 
 def write_gemma4(name: str, folder: Path, *, towers: bool = False) -> Path:
-    """The model of that kind as transformers saves it, every element of a tensor distinct."""
+    """The model of that kind as transformers saves it."""
+    build_gemma4(name, towers=towers).save_pretrained(folder)
+    return folder
+
+
+def build_gemma4(name: str, *, towers: bool = False) -> PreTrainedModel:
+    """The model of that kind, every element of a tensor distinct."""
     require_transformers_5()
     text = {**_TEXT, **GEMMA4[name]}
     if towers:
@@ -67,5 +74,4 @@ def write_gemma4(name: str, folder: Path, *, towers: bool = False) -> Path:
         model = filled(transformers.Gemma4ForCausalLM, config)
     for number, scalar in enumerate(n for n in model.state_dict() if n.endswith("layer_scalar")):
         model.get_buffer(scalar).fill_(1 + number)  # or all were alike
-    model.save_pretrained(folder)
-    return folder
+    return model

@@ -23,6 +23,7 @@ from tests.real.megatron_jobs import (
 from tests.real.megatron_models import NAMES, WITH_EXPERTS, write_model
 from tests.real.megatron_routed import MODELS as ROUTED
 from tests.real.megatron_run import run_jobs
+from tests.support import megatron_seeing as seeing
 from tests.support.versions import MEGATRON_CORE, TRANSFORMERS
 
 SIZES = {
@@ -202,6 +203,8 @@ if MEGATRON_CORE < (0, 18):
 FUSED = [("deepseek_v3", "tp1"), ("deepseek_v3", "tp2")]
 if MEGATRON_CORE < (0, 19):
     FUSED = []
+#: Whole models of transformers that see or hear, given text alone.
+SEEING = tuple(seeing.MODELS)
 #: Ours in another layout than megatron-core would choose by itself.
 PER_LAYER = ("qwen3", "qwen3_moe")
 
@@ -216,6 +219,8 @@ def build(out: Path) -> None:
         convert_to_mcore(hf(out, name), ours(out, f"{name}/per-layer"), options)
     for name in dict.fromkeys(name for name, _ in HYBRID):
         convert_to_mcore(hf(out, name), ours(out, f"{name}/hybrid"), _AS_HYBRID)
+    for name in SEEING:
+        seeing.write(name, out / "seeing" / name)
     run_jobs([job for world in (1, 2, 4) for job in _jobs(out, world)], timeout=1200)
 
 
@@ -272,6 +277,7 @@ def _jobs(out: Path, world: int) -> list[Job]:
             for name in PER_LAYER
             if name in names
         ]
+        jobs += [seeing.make_job(name, out / "seeing" / name) for name in SEEING]
     for name, size in LOADED:
         if SIZES[size].world_size == world and name in names:
             source = Checkpoint(ours(out, name), engine_states=True)
