@@ -13,6 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from . import megatron_falcon as falcon
 from . import megatron_gemma4_models as gemma4
 from . import megatron_nemotron as nemotron
 from .megatron_deci import is_deci
@@ -42,13 +43,17 @@ def read_tensors(folder: Path) -> State:
 def copy_into(model: GPTModel, folder: Path) -> None:
     """Fill a model that no other process has a part of."""
     config = read_config(folder)
-    is_other = nemotron.is_nemotron(config)
-    state = (nemotron.full_state if is_other else full_state)(read_tensors(folder), config)
+    named = {"nemotron_h": nemotron.full_state, "falcon_h1": falcon.full_state}
+    is_other = config["model_type"] in named
+    state = named.get(config["model_type"], full_state)(read_tensors(folder), config)
     if any("linear_qkv_down_proj" in name for name in model.state_dict()):
         state = _fused(state)
+    if hasattr(model.decoder, "layer_type_list"):  # of a HybridModel, where that norm is by itself
+        fused = "self_attention.in_proj.layer_norm_weight"
+        state = {name.replace(fused, "input_layernorm.weight"): t for name, t in state.items()}
     wanted = {
-        # The module since 0.17.
-        name
+        # The module since 0.17, the convolution before 0.19.
+        name.replace(".conv1d.", ".conv1d_")
         if is_other
         else gpt_name(model, name).replace(".mtp_model_layer.", ".transformer_layer."): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()

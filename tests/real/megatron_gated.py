@@ -39,6 +39,11 @@ def is_gated(hf: HuggingFaceConfig) -> bool:
     return LINEAR in hf.get("layer_types", ())
 
 
+def list_linear(hf: HuggingFaceConfig) -> set[int]:
+    """The layers that have linear attention."""
+    return {number for number, kind in enumerate(hf.get("layer_types") or ()) if kind == LINEAR}
+
+
 def gated_settings(hf: HuggingFaceConfig) -> dict[str, Any]:
     """What a `TransformerConfig` says of it; a list of kinds gives every layer keys of its own."""
     if not is_gated(hf):
@@ -81,11 +86,16 @@ def put_delta_nets(
 
 def use_torch() -> None:
     """In place of what `fla` has."""
-    from megatron.core.ssm.gated_delta_net import common, gdn
+    from megatron.core.ssm import gated_delta_net as module
 
-    vars(common).update(HAVE_FLA=True, l2norm=_normalise)
-    rule = common.torch_chunk_gated_delta_rule
-    vars(gdn).update(chunk_gated_delta_rule=rule, causal_conv1d=_convolve)
+    held = {
+        "HAVE_FLA": True,
+        "l2norm": _normalise,
+        "chunk_gated_delta_rule": module.torch_chunk_gated_delta_rule,
+        "causal_conv1d": _convolve,
+    }
+    for name in ("common", "gdn"):  # before 0.19 they are one
+        vars(getattr(module, name, module)).update(held)
 
 
 def _normalise(states: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import (
@@ -32,14 +33,22 @@ from ckpt_tool.plans.checks.megatron_child.cpu import call
 from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 
 from . import megatron_deci as deci
+from . import megatron_falcon as falcon
 from . import megatron_gemma4 as gemma4
 from . import megatron_nemotron as nemotron
 from . import megatron_step as step
-from .megatron_gated import count_from_zero, gated_settings, is_gated, put_delta_nets
+from .megatron_gated import (
+    count_from_zero,
+    gated_settings,
+    is_gated,
+    list_linear,
+    put_delta_nets,
+    use_torch,
+)
 from .megatron_gemma4_models import is_gemma4
 from .megatron_hybrid import make_pattern
 from .megatron_jobs import Sizes
-from .megatron_norms import describe, find_theta, fit_layers, fit_model
+from .megatron_norms import count_ahead, describe, find_theta, fit_layers, fit_model
 from .megatron_routed import DENSE_AHEAD, adapt
 from .megatron_sparse import describe_indexer, use_indexers
 from .megatron_wide import widen
@@ -118,7 +127,7 @@ def build_chunks(
 
     Of a `hybrid` one it is a HybridModel. `fused`: latent attention has one down projection.
     """
-    hybrid = hybrid or nemotron.is_nemotron(hf)
+    hybrid = hybrid or nemotron.is_nemotron(hf) or falcon.is_falcon(hf)
     config = transformer_config(hf, sizes, dtype, hybrid=hybrid)
     vocab = padded_vocab(hf["vocab_size"], vocab_multiple * sizes.tp)
     stages: list[int | None] = [None] if sizes.vpp is None else list(range(sizes.vpp))
@@ -154,13 +163,15 @@ def padded_vocab(size: int, multiple: int) -> int:
 def _hybrid_pattern(hf: HuggingFaceConfig, sizes: Sizes) -> str:
     if nemotron.is_nemotron(hf):
         return nemotron.make_pattern(hf, sizes.pp * (sizes.vpp or 1))
+    if falcon.is_falcon(hf):
+        return falcon.make_pattern(hf, sizes.pp)
     dense = dense_layers(hf)
     kinds = [
         bool(expert_count(hf)) and index not in dense for index in range(hf["num_hidden_layers"])
     ]
     stages = sizes.pp * (sizes.vpp or 1)
     ahead = hf.get("num_nextn_predict_layers") or 0
-    return make_pattern(kinds, stages, ahead, latent="kv_lora_rank" in hf)
+    return make_pattern(kinds, stages, ahead, latent="kv_lora_rank" in hf, linear=list_linear(hf))
 
 
 def _build_chunk(
@@ -173,9 +184,10 @@ def _build_chunk(
     fused: bool,
 ) -> GPTModel:
     options = _options(hf, vocab, stage)
-    if "M" in pattern:
-        options["mamba"] = nemotron.describe_layer()
+    if "G" in pattern:
+        use_torch()
     if pattern:
+        options["given"] = _list_given(hf)
         return make_hybrid_model(config, pattern, LatentDotProductAttention, **options)
     if deci.is_deci(hf):
         return call(
@@ -214,6 +226,13 @@ def _build_chunk(
         mtp_block_spec=_prediction_spec(config, spec, stage, hf),
         **options,
     )
+
+
+def _list_given(hf: HuggingFaceConfig) -> dict[str, ModuleSpec]:
+    """Layers of a HybridModel that megatron-core has not, or not without a GPU."""
+    if falcon.is_falcon(hf):
+        return {"attention_layer": falcon.describe()}
+    return {"mamba_layer": nemotron.describe_layer()} if nemotron.is_nemotron(hf) else {}
 
 
 def _options(hf: HuggingFaceConfig, vocab: int, stage: int | None) -> dict[str, Any]:
@@ -287,6 +306,9 @@ def transformer_config(
         return deci.make_config(
             hf, _shape(hf) | _attention({**hf, **groups}) | _parallel(sizes, dtype) | _CPU
         )
+    if falcon.is_falcon(hf):
+        values = _shape(hf) | _attention(hf) | falcon.shape(hf) | _parallel(sizes, dtype) | _CPU
+        return call(TransformerConfig, **values)
     is_latent = "kv_lora_rank" in hf
     config_class = MLATransformerConfig if is_latent else TransformerConfig
     values = _shape(hf) | _parallel(sizes, dtype) | _CPU
@@ -299,8 +321,12 @@ def transformer_config(
     values |= gemma4.describe(hf) if is_gemma4(hf) else adapt(hf)
     if hybrid:
         values["num_layers"] *= 2
-        values.pop("moe_layer_freq", None)
-    return call(config_class, **values)
+        for said in ("moe_layer_freq", "linear_attention_freq"):
+            values.pop(said, None)
+    config: TransformerConfig = call(config_class, **values)
+    if "no_rope_freq" in values:  # see count_ahead
+        config.no_rope_freq = [*values["no_rope_freq"], *[0] * count_ahead(hf)]
+    return config
 
 
 # Without fused kernels, and with the one dispatcher that gloo supports. Initial values would only

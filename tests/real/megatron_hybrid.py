@@ -11,15 +11,20 @@ _LAYER = re.compile(r"^(decoder\.layers\.)(\d+)\.")
 _PREDICTION = re.compile(r"^(mtp\.layers\.\d+\.)mtp_model_layer\.layers\.\d+\.")
 
 
-def make_pattern(kinds: list[bool], stages: int, ahead: int, *, latent: bool) -> str:
+def make_pattern(
+    kinds: list[bool], stages: int, ahead: int, *, latent: bool, linear: set[int]
+) -> str:
     """The symbols of all layers; `kinds`: for each decoder layer, whether it has experts.
 
-    The pipeline has `stages`, and the model predicts `ahead` further tokens.
+    The pipeline has `stages`, and the model predicts `ahead` further tokens. `linear`: the layers
+    that have gated DeltaNet for their attention.
     """
-    layers = [("+" if latent else "*") + ("E" if experts else "-") for experts in kinds]
+    whole = "+" if latent else "*"
+    mlps = ["E" if experts else "-" for experts in kinds]
+    layers = [("G" if number in linear else whole) + mlp for number, mlp in enumerate(mlps)]
     size = len(layers) // stages
     cut = ["".join(layers[i : i + size]) for i in range(0, len(layers), size)]
-    return "|".join(cut) + f"/{layers[-1]}" * ahead
+    return "|".join(cut) + f"/{whole}{mlps[-1]}" * ahead
 
 
 def gpt_name(model: Any, name: str) -> str:

@@ -112,6 +112,9 @@ _GLM4 = {
 #: Neither heads nor their widths are alike; two of four layers have linear attention. The fifth
 #: predicts further.
 _GATED = {
+    # The norm after a recurrence makes much of what was rounded: less where sums are short.
+    "hidden_size": 32,
+    "rms_norm_eps": 1e-3,
     "head_dim": 24,
     "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.25},
     "layer_types": [*["linear_attention", "full_attention"] * 2, "full_attention"],
@@ -272,6 +275,21 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**_DECODER["rope_parameters"], "partial_rotary_factor": 0.5},
         },
     ),
+    "falcon_h1": (
+        "FalconH1ForCausalLM",
+        {
+            "vocab_size": 101,
+            "head_dim": 16,
+            "mamba_d_ssm": 40,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 10,
+            "mamba_n_groups": 2,
+            "mamba_d_state": 6,
+            "mamba_chunk_size": 8,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+        },
+    ),
     **routed.MODELS,
     **nemotron.MODELS,
     **deci.MODELS,
@@ -283,7 +301,7 @@ CLASSES = frozenset(name for name, _ in _MODELS.values())
 _DENSE = (
     *("llama", "mistral", "qwen2", "qwen3", "ministral3"),
     *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron", "glm4", "nemotron-nas", "qwen3_5"),
-    "gemma4_text",
+    *("gemma4_text", "falcon_h1"),
 )
 WITH_EXPERTS = tuple(name for name in NAMES if name not in _DENSE)
 
@@ -359,6 +377,11 @@ def _publish(name: str, hf: Path) -> None:
 def _write_nemotron(class_name: str, config: Mapping[str, Any], folder: Path) -> Path:
     """A model whose last layers, which transformers has no room for, predict a further token."""
     kinds = config["layers_block_type"]
+    if not config["num_nextn_predict_layers"]:
+        model = _build(class_name, config)
+        model.save_pretrained(folder / "hf")
+        save_file(_reference(model), folder / "reference.safetensors")
+        return folder / "hf"
     model = _build(class_name, nemotron.lengthen(config))
     ahead = nemotron.Ahead(model.config)
     fill_distinct(ahead)

@@ -26,6 +26,8 @@ _LAYER = re.compile(
 _DENSE = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
 _MAMBA = {"norm.weight": "mixer.in_proj.layer_norm_weight"}
+#: Where the norm is by itself, as in a HybridModel here.
+_LINEAR = {"input_layernorm.weight": "self_attention.in_proj.layer_norm_weight"}
 _LATENT = {
     "self_attention.q_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
     "self_attention.kv_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight",
@@ -62,6 +64,7 @@ def _renamed(key: str, keys: Collection[str], *, back: bool) -> str:
         table |= {engine: local for local, engine in (_DENSE if is_latent else _EXPERTS).items()}
     else:
         table |= _EXPERTS if has_experts else _DENSE
+        table |= _LINEAR if f"{prefix}self_attention.A_log" in keys else {}
     return prefix + table.get(name, name)
 
 

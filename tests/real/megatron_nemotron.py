@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, pad, silu, softplus
 
+from .megatron_has import MIXED_AHEAD
+
 State = dict[str, Tensor]
 
 _KINDS = ["linear_attention", "moe", "full_attention", "mlp"]
@@ -40,7 +42,7 @@ CONFIG: dict[str, Any] = {
     "n_group": 2,
     "topk_group": 1,
     "routed_scaling_factor": 1.7,
-    "num_nextn_predict_layers": 1,
+    "num_nextn_predict_layers": int(MIXED_AHEAD),
     "mtp_layers_block_type": ["full_attention", "moe"],
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -126,7 +128,7 @@ def shape(hf: Mapping[str, Any]) -> dict[str, Any]:
         "add_bias_linear": False,
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
-        "mtp_num_layers": hf["num_nextn_predict_layers"],
+        "mtp_num_layers": hf["num_nextn_predict_layers"] or None,
         "mamba_state_dim": hf["ssm_state_size"],
         "mamba_head_dim": hf["mamba_head_dim"],
         "mamba_num_groups": hf["n_groups"],

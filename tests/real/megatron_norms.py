@@ -137,11 +137,16 @@ def describe(hf: HuggingFaceConfig) -> dict[str, Any]:
     if any(slides):
         values |= {
             "window_size": (hf["sliding_window"] - 1, 0),
-            "window_attn_skip_freq": [int(each) for each in slides],
+            "window_attn_skip_freq": [*map(int, slides), *[1] * count_ahead(hf)],
         }
     if family in AFTER:
         values["no_rope_freq"] = [int(not each) for each in slides]
     return values
+
+
+def count_ahead(hf: HuggingFaceConfig) -> int:
+    """How many layers predict further; before 0.19 their numbers are behind those of the others."""
+    return hf.get("num_nextn_predict_layers") or 0
 
 
 def find_theta(hf: HuggingFaceConfig, kind: str = "full_attention") -> float:

@@ -249,7 +249,7 @@ def describe(hf: HuggingFaceConfig) -> dict[str, Any]:
 def vary_heads(layers: "list[ModuleSpec]", hf: HuggingFaceConfig, *, ahead: bool = False) -> None:
     """Have attention of described layers have as many heads as its kind has.
 
-    ``ahead``: these are layers for multi-token prediction, whose numbers begin anew.
+    ``ahead``: these are layers for multi-token prediction, whose numbers begin anew since 0.19.
     """
     from megatron.core.transformer.attention import SelfAttention
 
@@ -259,7 +259,8 @@ def vary_heads(layers: "list[ModuleSpec]", hf: HuggingFaceConfig, *, ahead: bool
     class Attention(SelfAttention):  # type: ignore[misc]
         def __init__(self, config: Any, submodules: Any, layer_number: int, **rest: Any) -> None:
             config = copy.copy(config)
-            kind = kinds[layer_number - 1]
+            behind = hf["num_hidden_layers"] if layer_number > len(kinds) else 0
+            kind = kinds[layer_number - behind - 1]
             config.num_attention_heads = heads.get(kind, config.num_attention_heads)
             super().__init__(config, submodules, layer_number, **rest)
 

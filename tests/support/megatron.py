@@ -10,6 +10,12 @@ from typing import Any
 import pytest
 
 from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore
+from tests.real.megatron_has import (
+    MIXED_AHEAD,
+    MIXED_DELTA_NET,
+    MIXED_LATENT,
+    NORMED_QUERIES,
+)
 from tests.real.megatron_jobs import (
     Checkpoint,
     Job,
@@ -24,7 +30,7 @@ from tests.real.megatron_models import NAMES, WITH_EXPERTS, write_model
 from tests.real.megatron_routed import MODELS as ROUTED
 from tests.real.megatron_run import run_jobs
 from tests.support import megatron_seeing as seeing
-from tests.support.versions import MEGATRON_CORE, TRANSFORMERS
+from tests.support.versions import TRANSFORMERS
 
 SIZES = {
     "tp1": Sizes(),
@@ -126,6 +132,7 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("nemotron_h", "tp2_ep2"): {"style": "megatron-lm"},
     ("nemotron-nas", "tp2"): {"names": "local"},
     ("nemotron_h", "pp2"): {"names": "local", "experts": "sequential"},
+    ("falcon_h1", "tp2"): {},
     ("qwen3_next", "tp2"): {},
     ("qwen3_next", "pp2"): {"style": "megatron-lm"},
     ("qwen3_5", "tp2"): {"style": "megatron-lm"},
@@ -154,27 +161,21 @@ if TRANSFORMERS < (5, 0):
         *ROUTED,
         "llama4_text",
         "nemotron_h",
+        "falcon_h1",
         "qwen3_next",
         "qwen3_5",
         "qwen3_5_moe",
         "step3p5",
     )
     UNKNOWN = dict.fromkeys(_SINCE_5, "transformers 4 has no such")
+_PLAIN = "since 0.19 queries of latent attention have a norm, here they have none"
+_TURNED = "before 0.19 its indexer turns other columns, and norms are in projections"
+#: What one of the releases that are tried has no layers for, and why.
+UP_TO_0_18 = dict.fromkeys(("moonlight", "deepseek_v2_lite"), _PLAIN)
+SINCE_0_19 = dict.fromkeys(("glm_moe_dsa_mtp", "deepseek_v32"), _TURNED)
 #: What the installed megatron-core has no layers for, and why.
-REFUSED: dict[str, str] = {}
-if MEGATRON_CORE >= (0, 19):
-    _PLAIN = "since 0.19 queries of latent attention have a norm, here they have none"
-    REFUSED = dict.fromkeys(("moonlight", "deepseek_v2_lite"), _PLAIN)
-else:
-    REFUSED = dict.fromkeys(("glm_moe_dsa_mtp", "deepseek_v32"), "it has no such attention")
-if MEGATRON_CORE < (0, 19):
-    REFUSED["nemotron_h"] = "its HybridModel is tried since 0.19"
-if MEGATRON_CORE < (0, 19):
-    _DELTA_NET = "gated DeltaNet is held against 0.19, the first that has it by torch"
-    REFUSED |= dict.fromkeys(ONLY_SIZES, "Gemma 4 is held against 0.19")
-    REFUSED |= {name: _DELTA_NET for name in NAMES if name.startswith(("qwen3_next", "qwen3_5"))}
-    REFUSED["step3p5"] = "heads have gates there since 0.16, and it is held against 0.19"
-#: What HybridModels of megatron-core, which it has since 0.18, load of ours and save.
+REFUSED = UP_TO_0_18 if NORMED_QUERIES else SINCE_0_19
+#: What HybridModels of megatron-core, before 0.18 MambaModels, load of ours and save.
 HYBRID = [
     ("llama", "tp1"),
     ("qwen2", "tp2"),
@@ -187,21 +188,27 @@ HYBRID = [
     ("deepseek_v3", "pp2"),
     ("deepseek_v3_mtp", "tp2_pp2"),
     ("gpt_oss", "tp2_ep2"),
+    ("qwen3_next", "tp2_ep2"),
+    ("qwen3_5", "pp2"),
 ]
 #: Files of their ranks.
 HYBRID_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("qwen3", "vpp2"): {"style": "megatron-lm"},
     ("qwen3_moe_mlp_only", "pp2"): {},
     ("glm4_moe_mtp", "tp2"): {"names": "local", "experts": "sequential"},
+    ("qwen3_next", "tp2_ep2"): {},
 }
-if MEGATRON_CORE < (0, 19):  # without latent attention
+if not MIXED_LATENT:
     HYBRID = [row for row in HYBRID if not row[0].startswith("deepseek")]
-if MEGATRON_CORE < (0, 18):
-    HYBRID, HYBRID_FILES = [], {}
+if not MIXED_DELTA_NET:
+    HYBRID = [row for row in HYBRID if not row[0].startswith(("qwen3_next", "qwen3_5"))]
+if not MIXED_AHEAD:  # nor are their stages interleaved
+    HYBRID = [row for row in HYBRID if not row[0].endswith("_mtp") and row[1] != "vpp2"]
+    HYBRID_FILES = {row: said for row, said in HYBRID_FILES.items() if row in HYBRID}
 #: What models whose latent attention has one down projection load of ours and save. Before 0.19
 #: they forget the norm that is part of it.
 FUSED = [("deepseek_v3", "tp1"), ("deepseek_v3", "tp2")]
-if MEGATRON_CORE < (0, 19):
+if not NORMED_QUERIES:
     FUSED = []
 #: Whole models of transformers that see or hear, given text alone.
 SEEING = tuple(seeing.MODELS)

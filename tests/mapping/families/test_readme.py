@@ -1,5 +1,6 @@
 """The table of families in `mapping/README.md` is what the code says: it cannot drift."""
 
+import re
 from pathlib import Path
 
 import ckpt_tool
@@ -11,6 +12,7 @@ from tests.mapping.families.bridges import BRIDGES
 from tests.real import megatron_deci as deci
 from tests.real.megatron_models import CLASSES
 from tests.real.megatron_routed import UNNAMED
+from tests.support.megatron import SEEING, SINCE_0_19
 
 README = Path(ckpt_tool.__file__).parent / "mapping" / "README.md"
 HEAD = (
@@ -88,7 +90,8 @@ def describe_vision(family: Family) -> str:
 GIVEN = {
     "ernie4_5_moe": "its router's softmax is the tests'",
     "olmoe": "its norms are the tests'",
-    "nemotron_h": "its scan and latent projections are the tests'",
+    "falcon_h1": "its layer, of megatron-core's parts, is the tests'",
+    "nemotron_h": "its scan and latent projections are the tests', MTP by 0.19",
     "minimax_m2": "its norms are the tests'",
     "gemma": "its norms are the tests'",
     "gemma2": "its norms and softcaps are the tests'",
@@ -106,12 +109,14 @@ GIVEN = {
     "qwen3_5_moe_text": "norms from zero are the tests'",
     "step3p5": "norms from zero and the heads of its layers are the tests'",
 }
-#: Those whose language model computes what that of its family does, whose logits are held.
-SPOKEN = ("qwen2_5_omni", "qwen3_omni_moe", "qwen3_asr")
-
-
-#: Of what nothing can be built that would load it.
-UNBUILT = {"deepseek_v4": "no released megatron-core has its modules"}
+#: What is held against something else.
+OTHERWISE = {
+    # Its language model computes what that of its family does, whose logits are held.
+    "qwen3_asr": "keys; of text its family's logits",
+    # Nothing can be built that would load it.
+    "deepseek_v4": "rows (no released megatron-core has its modules)",
+    **dict.fromkeys(SEEING, "logits of text"),
+}
 
 
 def judge(model_type: str, family: Family) -> str:
@@ -120,13 +125,19 @@ def judge(model_type: str, family: Family) -> str:
         return ""
     if "pools" in family.megatron.flags:
         return "rows"
-    if model_type in UNBUILT:
-        return f"rows ({UNBUILT[model_type]})"
+    if model_type in OTHERWISE:
+        return OTHERWISE[model_type]
+    if family.architecture not in CLASSES and model_type not in (*UNNAMED, *deci.MODELS):
+        return "keys"
+    alone = ", by 0.19 alone" if {model_type, f"{model_type}_mtp"} & SINCE_0_19.keys() else ""
     given = f" ({GIVEN[model_type]})" if model_type in GIVEN else ""
-    is_real = family.architecture in CLASSES or model_type in (*UNNAMED, *deci.MODELS)
-    if model_type in SPOKEN:
-        return "keys; of text its family's logits"
-    return f"logits{given}" if is_real else "keys"
+    return f"logits{alone}{given}"
+
+
+def test_both_releases_of_megatron_core_are_among_those_that_are_installed():
+    pins = [path.read_text() for path in (README.parents[2] / ".ci").glob("constraints-*.txt")]
+    found = {each for text in pins for each in re.findall(r"megatron-core==(0\.\d+)", text)}
+    assert {"0.16", "0.19"} <= found
 
 
 def describe_else(family: Family) -> str:

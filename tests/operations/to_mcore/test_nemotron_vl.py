@@ -23,10 +23,11 @@ from ckpt_tool import (
 from ckpt_tool.mapping.config import load_config
 from ckpt_tool.mapping.megatron.convert import restore_model
 from tests.real.fill import fill_distinct
+from tests.real.megatron_has import MIXED_EXPERTS
 from tests.real.megatron_nemotron import CONFIG
 from tests.support.merging import assert_same, load_folder
 from tests.support.saved import assert_equal, write_tensors
-from tests.support.versions import MEGATRON_CORE, needs_transformers_5
+from tests.support.versions import needs_transformers_5
 
 pytestmark = needs_transformers_5
 UNSYNCED = WriteOptions(fsync=False, check_load=False)
@@ -198,7 +199,7 @@ def test_layers_of_the_tower_may_have_keys_of_their_own_and_mixers_be_whole(
     )
 
 
-@pytest.mark.skipif(MEGATRON_CORE < (0, 19), reason="its HybridModel is tried since 0.19")
+@pytest.mark.skipif(not MIXED_EXPERTS, reason="it has no such layers")
 @pytest.mark.real
 @pytest.mark.parametrize("family", FAMILIES[1:])
 def test_megatron_core_loads_the_language_model(model, family, tmp_path):

@@ -33,7 +33,9 @@ def vary_heads(layers: Iterable[ModuleSpec], kinds: Sequence[str], numbers: Numb
             self, config: TransformerConfig, submodules: Any, layer_number: int, **options: Any
         ) -> None:
             config = copy(config)
-            if kinds[layer_number - 1] == "sliding_attention":
+            # Before 0.19 what predicts further is numbered on from the layers.
+            behind = numbers.layers if layer_number > len(kinds) else 0
+            if kinds[layer_number - behind - 1] == "sliding_attention":
                 vars(config).update(sliding)
             super().__init__(config, submodules, layer_number, **options)
 

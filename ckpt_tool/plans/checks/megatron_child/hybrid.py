@@ -1,4 +1,4 @@
-"""A real HybridModel of megatron-core, which since 0.18 succeeds its GPTModel.
+"""A real HybridModel of megatron-core, its GPTModel's successor; before 0.18 a MambaModel.
 
 Its own description of layers is Transformer Engine's; here GPTModel's local one is taken apart:
 attention and the MLP are layers of their own.
@@ -6,7 +6,9 @@ attention and the MLP are layers of their own.
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
@@ -34,43 +36,95 @@ def make_hybrid_model(
     latent_attention: type,
     *,
     flags: frozenset[str] = frozenset(),
-    mamba: ModuleSpec | None = None,
+    given: Mapping[str, ModuleSpec] | None = None,
     **options: Any,
 ) -> Any:
     """The model of the layers in ``pattern``, whose ``options`` are those of a GPTModel.
 
-    ``flags``: what its family says of its norms, and of an indexer. ``mamba``: a layer of it.
+    ``flags``: what its family says of its norms, and of an indexer. ``given``: layers in place of
+    those that it would have, by their names among the parts of a stack.
     ``latent_attention`` is the core of latent attention. UnknownModelError where this megatron-core
     cannot have it; raises whatever it raises of a model that it cannot build.
     """
-    try:
-        from megatron.core.models.hybrid import hybrid_block, hybrid_layer_allocation, hybrid_model
-    except ImportError as error:
-        raise UnknownModelError("HybridModel is there since 0.18") from error
-    if config.multi_latent_attention and not hasattr(hybrid_layer_allocation.Symbols, "MLA"):
-        raise UnknownModelError("HybridModel has latent attention since 0.19")
+    found = _find_classes()
+    _require_layers(found, config, pattern)
     parts = _describe_parts(config, latent_attention)
+    if "/" in pattern:
+        parts["mtp_block_spec"] = _describe_prediction()
     if "sparse" in flags:
         parts["dsa_layer"] = parts.pop("mla_layer")
         use_indexers([parts["dsa_layer"]])
     for name in ("attention_layer", "mlp_layer") if not config.multi_latent_attention else ():
         fit_norms(parts[name], flags)
-    if "M" in pattern:
-        parts["mamba_layer"] = mamba or describe_mamba()
+    if "M" in pattern and not given:
+        parts["mamba_layer"] = describe_mamba()
     if "G" in pattern:
         parts["gdn_layer"] = put_delta_net(parts["attention_layer"])
-    stack = ModuleSpec(
-        hybrid_block.HybridStack, submodules=hybrid_block.HybridStackSubmodules(**parts)
-    )
-    last_norm = replace_attribute(hybrid_block, "TENorm", WrappedTorchNorm)
+    parts |= given or {}
+    known = inspect.signature(found.parts).parameters
+    parts = {name: part for name, part in parts.items() if name in known}
+    stack = ModuleSpec(found.stack, submodules=found.parts(**parts))
+    last_norm = replace_attribute(found.block, "TENorm", WrappedTorchNorm)
     with last_norm, build_without_gpu(config):
         return call(
-            hybrid_model.HybridModel,
+            found.model,
             config=config,
             hybrid_stack_spec=stack,
+            mamba_stack_spec=stack,
             hybrid_layer_pattern=pattern,
+            hybrid_override_pattern=None if found.cuts else pattern.replace("|", ""),
             **options,
         )
+
+
+class _Classes(NamedTuple):
+    """What such a model is made of; ``block``: the module of its stack."""
+
+    model: Any
+    stack: Any
+    parts: Any
+    block: Any
+    symbols: Any
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a pattern says how a pipeline is cut, and what predicts further."""
+        return "hybrid_layer_pattern" in inspect.signature(self.model).parameters
+
+
+def _find_classes() -> _Classes:
+    try:
+        from megatron.core.models.hybrid import hybrid_block, hybrid_layer_allocation, hybrid_model
+    except ImportError:
+        from megatron.core.models.mamba import mamba_model
+        from megatron.core.ssm import mamba_block, mamba_hybrid_layer_allocation
+
+        return _Classes(
+            mamba_model.MambaModel,
+            mamba_block.MambaStack,
+            mamba_block.MambaStackSubmodules,
+            mamba_block,
+            mamba_hybrid_layer_allocation.Symbols,
+        )
+    return _Classes(
+        hybrid_model.HybridModel,
+        hybrid_block.HybridStack,
+        hybrid_block.HybridStackSubmodules,
+        hybrid_block,
+        hybrid_layer_allocation.Symbols,
+    )
+
+
+def _require_layers(found: _Classes, config: TransformerConfig, pattern: str) -> None:
+    """UnknownModelError where the installed megatron-core has no such layers in such a model."""
+    if not hasattr(found.symbols, "MOE"):
+        raise UnknownModelError("HybridModel is there since 0.18, and such a MambaModel since 0.16")
+    if config.multi_latent_attention and not hasattr(found.symbols, "MLA"):
+        raise UnknownModelError("HybridModel has latent attention since 0.19")
+    if "G" in pattern and not hasattr(found.symbols, "GDN"):
+        raise UnknownModelError("MambaModel has gated DeltaNet since 0.17")
+    if "/" in pattern and not found.cuts:
+        raise UnknownModelError("MambaModel predicts further tokens since 0.17")
 
 
 def _describe_parts(config: TransformerConfig, latent_attention: type) -> dict[str, ModuleSpec]:
@@ -94,7 +148,6 @@ def _describe_parts(config: TransformerConfig, latent_attention: type) -> dict[s
         attention: _take(dense, _ATTENTION, TransformerLayer),
         "mlp_layer": _take(dense, _MLP, MLPLayer),
         "moe_layer": _take(experts, _MLP, TransformerLayer),
-        "mtp_block_spec": _describe_prediction(),
     }
 
 

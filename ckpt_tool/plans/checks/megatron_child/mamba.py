@@ -105,6 +105,7 @@ def build_without_gpu(config: TransformerConfig) -> Iterator[None]:
         # Initial values are drawn from that state, of which there are none here.
         stack.enter_context(replace_attribute(CudaRNGStatesTracker, "fork", _fork_nothing))
         for name, value in given.items():
+            vars(moe_layer).setdefault(name, None)  # it has none where it found no engine
             stack.enter_context(replace_attribute(moe_layer, name, value))
         yield
 
