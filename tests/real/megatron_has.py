@@ -27,6 +27,8 @@ MIXED_EXPERTS = "MOE =" in _SYMBOLS
 MIXED_LATENT = "MLA =" in _SYMBOLS
 MIXED_DELTA_NET = "GDN =" in _SYMBOLS
 MIXED_AHEAD = "MTP_SEPARATOR =" in _SYMBOLS
+#: What its Mamba imports, and torch for CPUs comes without.
+TRITON = find_spec("triton") is not None
 #: Whether it decides on the norms of latent attention, so that queries always have one, and those
 #: of sparse attention are by themselves.
 NORMED_QUERIES = bool(_read("transformer/mla_qk_norm_config.py"))

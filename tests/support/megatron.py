@@ -15,6 +15,7 @@ from tests.real.megatron_has import (
     MIXED_DELTA_NET,
     MIXED_LATENT,
     NORMED_QUERIES,
+    TRITON,
 )
 from tests.real.megatron_jobs import (
     Checkpoint,
@@ -175,6 +176,8 @@ UP_TO_0_18 = dict.fromkeys(("moonlight", "deepseek_v2_lite"), _PLAIN)
 SINCE_0_19 = dict.fromkeys(("glm_moe_dsa_mtp", "deepseek_v32"), _TURNED)
 #: What the installed megatron-core has no layers for, and why.
 REFUSED = UP_TO_0_18 if NORMED_QUERIES else SINCE_0_19
+if not TRITON:
+    REFUSED = REFUSED | dict.fromkeys(("nemotron_h", "falcon_h1"), "its Mamba imports triton")
 #: What HybridModels of megatron-core, before 0.18 MambaModels, load of ours and save.
 HYBRID = [
     ("llama", "tp1"),

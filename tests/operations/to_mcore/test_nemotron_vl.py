@@ -23,7 +23,7 @@ from ckpt_tool import (
 from ckpt_tool.mapping.config import load_config
 from ckpt_tool.mapping.megatron.convert import restore_model
 from tests.real.fill import fill_distinct
-from tests.real.megatron_has import MIXED_EXPERTS
+from tests.real.megatron_has import MIXED_EXPERTS, TRITON
 from tests.real.megatron_nemotron import CONFIG
 from tests.support.merging import assert_same, load_folder
 from tests.support.saved import assert_equal, write_tensors
@@ -199,7 +199,7 @@ def test_layers_of_the_tower_may_have_keys_of_their_own_and_mixers_be_whole(
     )
 
 
-@pytest.mark.skipif(not MIXED_EXPERTS, reason="it has no such layers")
+@pytest.mark.skipif(not (MIXED_EXPERTS and TRITON), reason="it has no such layers, or no triton")
 @pytest.mark.real
 @pytest.mark.parametrize("family", FAMILIES[1:])
 def test_megatron_core_loads_the_language_model(model, family, tmp_path):

@@ -158,7 +158,8 @@ def test_every_family_loads_in_every_layout(checkpoints, tmp_path):
         del sizes[case]
     refused = [name for name in REFUSED if not name.startswith(HELD)]
     for case in [case for case in found if case.partition("/")[0] in refused]:
-        assert "0.19" in found.pop(case)["unusable"]
+        said = found.pop(case)["unusable"]
+        assert "0.19" in said or "imports triton" in said
         del sizes[case]
     for case in [case for case in found if "unusable" in found[case] and case.endswith("/hybrid")]:
         since = re.search(r"since 0\.(\d+)", found.pop(case)["unusable"])

@@ -22,7 +22,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
-from ckpt_tool.plans.checks.megatron_child.cpu import call, replace_attribute
+from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call, replace_attribute
 
 _KERNELS = "mamba_ssm.ops.triton"
 
@@ -82,7 +82,10 @@ def describe_mamba(
     with ExitStack() as stack:
         for name, held in stubs.items():
             stack.enter_context(_stub(name, held))
-        from megatron.core.ssm import mamba_context_parallel, mamba_layer, mamba_mixer
+        try:
+            from megatron.core.ssm import mamba_context_parallel, mamba_layer, mamba_mixer
+        except ModuleNotFoundError as error:  # triton, which torch for CPUs comes without
+            raise UnknownModelError(f"its Mamba imports {error.name}, which is missing") from error
     vars(mamba_mixer).update(HAVE_EINOPS=True, **names)
     vars(mamba_context_parallel).update(HAVE_EINOPS=True)
     mixer = ModuleSpec(
