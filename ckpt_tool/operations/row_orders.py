@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
-from ckpt_tool.mapping.lora.megatron import has_megatron_adapters
+from ckpt_tool.mapping.lora.megatron import drop_adapters, has_megatron_adapters
 from ckpt_tool.mapping.lora.part_rows import order_plain_rows
 from ckpt_tool.mapping.megatron.numbers import read_numbers
 from ckpt_tool.readers.base import Checkpoint
@@ -29,6 +29,7 @@ _MIXER = re.compile(r"\.mixer\.in_proj\.weight$")
 _PROJECTION = re.compile(
     r"\.(?:mixer|mamba_mixer|self_attention)\.in_proj\.adapter\.linear_out\.weight$"
 )
+_LAYER = re.compile(r"(?:^|\.)decoder\.layers\.(\d+)\.")
 _RANKS, _DISTRIBUTED = "megatron-ranks", "torch_dist"
 #: Halfway between norms that count from zero and from one.
 _MIDDLE = 0.5
@@ -62,13 +63,31 @@ def settle_adapters(
 ) -> dict[str, LazyTensor]:
     """The tensors, of which files of ranks have put rows for a gate that the family has not.
 
-    MappingError lists those that cannot be put right.
+    MappingError lists those that cannot be put right, and where it is not known whose they are.
     """
     mesh = checkpoint.mesh
     if checkpoint.format != _RANKS or mesh is None or not has_megatron_adapters(tensors):
         return tensors
-    ungated = "ungated" in read_numbers(config).flags
-    return order_plain_rows(tensors, mesh.shape[0]) if ungated else tensors
+    (ranks, stages, *_), numbers = mesh.shape, read_numbers(config)
+    if stages > 1 and not drop_adapters(tensors):
+        _require_every_layer(checkpoint, tensors, numbers.layers)
+    return order_plain_rows(tensors, ranks) if "ungated" in numbers.flags else tensors
+
+
+def _require_every_layer(
+    checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor], layers: int
+) -> None:
+    """MappingError where some have no adapter: each stage of the pipeline counts from zero.
+
+    How many layers a stage has is then said by nothing, so that those behind it have no number.
+    """
+    found = {matched[1] for matched in map(_LAYER.search, tensors) if matched}
+    if len(found) < layers:
+        raise MappingError(
+            f"{checkpoint.path}: adapters of {len(found)} of {layers} layers, by the files of"
+            " several pipeline stages: nothing says of which, as each stage counts from zero",
+            hint="Have the run save torch_dist, or one pipeline stage.",
+        )
 
 
 def _require_norms(checkpoint: Checkpoint, mean: float, by_head: bool) -> None:

@@ -205,6 +205,18 @@ def test_mamba(nemotron, ranks, tmp_path):
     check(tmp_path / "out", nemotron, {f"backbone.layers.{layer}.mixer.in_proj.weight": update})
 
 
+def test_layers_without_adapters_behind_a_stage_are_not_guessed(nemotron, tmp_path):
+    """Each of two stages calls its first layer 0: those of the second could be any layers."""
+    parts, right = make_factors(MAMBA, CONFIG["hidden_size"])
+    state = adapter("0.mixer.in_proj", torch.cat(list(parts.values())), right)
+    folder = write_ranks(tmp_path / "in", []) / "adapter_checkpoint"
+    for stage in range(2):
+        path = folder / f"mp_rank_00_{stage:03d}_adapter.pt"
+        torch.save({"adapter_state_dict": state}, path)
+    with pytest.raises(MappingError, match=r"adapters of 2 of 4 layers.* several pipeline stages"):
+        merge(tmp_path / "in", tmp_path / "out", nemotron)
+
+
 def test_a_part_that_is_not_there(nemotron, tmp_path):
     layer = CONFIG["layers_block_type"].index("linear_attention")
     stem = f"decoder.layers.{layer}.mixer.in_proj.adapter.linear_"
