@@ -25,6 +25,8 @@ _BLOCK = (128, 128)
 _SCALES = re.compile(
     r"\.(weight_scale(_inv|_2)?|(input|weight)_global_scale|input_scale|activation_scale|[kv]_scale)$"
 )
+#: Those of them that belong to no weight.
+_OF_OTHERS = re.compile(r"\.(input(_global)?|activation|[kv])_scale$")
 _PACKED = re.compile(r"(^|[._])(q?weight|weight_packed|blocks)$")
 
 
@@ -135,7 +137,9 @@ def _scale(
         if (name.endswith(_SUFFIX) or tensor.dtype == EXPONENT) and name not in found.used:
             found.faults.append(f"{name}: scales of no fp8 weight")
         elif is_scale(name, tensors) and name.rpartition(".")[0] in stems:
-            found.used.add(name)  # of what goes in and of the cache, which are no weights
+            if name not in found.used and not _OF_OTHERS.search(name):
+                found.faults.append(f"{name}: a weight with other scales too, in no known form")
+            found.used.add(name)
 
 
 def _block_size(config: ModelConfig) -> tuple[int, int]:

@@ -17,11 +17,11 @@ from ckpt_tool.tensors.geometry import Shape
 class Table(NamedTuple):
     """``factors`` of groups by the bytes that stand for them; None where the file has floats.
 
-    ``are_made``: infinite ones are the products of finite numbers.
+    ``given``: which of them are made of finite numbers, where that is not said by themselves.
     """
 
     factors: NDArray[np.float32] | None
-    are_made: bool = False
+    given: NDArray[np.bool_] | None = None
 
 
 def make_table(kind: str, over: Chunked | None, reader: Reader, *, by: bool) -> Table:
@@ -34,7 +34,7 @@ def make_table(kind: str, over: Chunked | None, reader: Reader, *, by: bool) -> 
     one = np.empty(1, np.float32)
     reader.read(over, 0, 1, one.data.cast("B"))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return Table(E4M3 / one if by else E4M3 * one, bool(np.isfinite(one[0])))
+        return Table(E4M3 / one if by else E4M3 * one, np.isfinite(E4M3) & np.isfinite(one))
 
 
 def check_shape(said: Chunked, shape: Shape, reader: Reader) -> None:

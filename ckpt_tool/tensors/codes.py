@@ -131,6 +131,7 @@ class NibbleFiller(Filler):
             errors.learn(self._nibbles.codes.dtype.name, dtype.name, 0.0)
             out[...] = self._look_up(codes, scales)[:, wanted]
             return
+        given = None if self._table.given is None else self._table.given[scales]
         if self._table.factors is not None:
             scales = self._table.factors[scales]
         pairs = self._scratch.array("pairs", codes.shape, np.uint64)
@@ -139,8 +140,8 @@ class NibbleFiller(Filler):
         with np.errstate(over="ignore", invalid="ignore"):
             np.multiply(values, scales[:, :, None], out=values)
         if not np.abs(scales).max() < _SAFE:
-            given = ~np.isnan(scales) if self._table.are_made else np.isfinite(scales)
-            made = np.isinf(values) & given[:, :, None]
+            given = np.isfinite(scales) if given is None else given
+            made = ~np.isfinite(values) & given[:, :, None]
             if made.reshape(len(codes), -1)[:, wanted].any():
                 self._reader.spoil()
         values = values.reshape(len(codes), -1)[:, wanted]

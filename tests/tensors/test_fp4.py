@@ -172,16 +172,20 @@ def test_any_part_has_the_same_bits(folder) -> None:
         (88, 1e38, True),  # of 16 times 1e38, times 6, only the product is
         (88, math.inf, False),
         (127, 3e38, False),  # no number
+        (0, 0.0, True),  # nothing by nothing
+        (0, math.nan, False),
     ],
 )
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
-def test_what_is_infinite_of_finite_numbers_is_noticed(folder, scale, over, spoils, dtype) -> None:
+def test_what_is_not_finite_of_finite_numbers_is_noticed(
+    folder, scale, over, spoils, dtype
+) -> None:
     codes = torch.full((2, 8), 0x57, dtype=torch.uint8)
     scales = torch.full((2, 1), scale, dtype=torch.uint8).view(torch.float8_e4m3fn)
     files = [folder / name for name in ("c", "s", "o")]
     tensors = codes, scales, torch.tensor(over)
     parts = [backed(*each) for each in zip(files, tensors, strict=True)]
-    lazy = unpack_nvfp4(*parts, dtype, is_divisor=False)
+    lazy = unpack_nvfp4(*parts, dtype, is_divisor=not scale)
     with FileTable() as table:
         reader = BlockReader(table)
         reader.read(lazy, 0, lazy.numel, memoryview(bytearray(lazy.nbytes)))
