@@ -5,13 +5,12 @@ its part of what `to-mcore` wrote of all of it.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore, open_checkpoint
@@ -56,8 +55,6 @@ _CHOSEN: dict[str, dict[str, Any]] = {
 }
 #: What it does not say of itself, as it is never otherwise.
 _KNOWN = {"glm46v": {"attention_bias": True}, "glm4v": {"attention_bias": True}}
-#: What transformers 5.24 writes, and what was released.
-_RELEASED = {"kimi_k25": {".model.blocks.": ".model.layers.", "model.mm_": "mm_"}}
 _EMBEDDING = "embedding.word_embeddings.weight"
 _UNSYNCED = WriteOptions(fsync=False, check_load=False)
 
@@ -70,7 +67,6 @@ def write(name: str, out: Path) -> None:
     class_name, kind = MODELS[name]
     model = _build(name, class_name)
     model.save_pretrained(out / "hf")
-    _publish(out / "hf", _RELEASED.get(name, {}))
     convert_to_mcore(out / "hf", out / "ours", ToMcoreOptions(write=_UNSYNCED))
     reader = getattr(model, _READERS[name]) if name in _READERS else model
     text = reader.config.get_text_config().to_dict()
@@ -101,14 +97,3 @@ def _build(name: str, class_name: str) -> PreTrainedModel:
     model: PreTrainedModel = model_class(config)
     fill_distinct(model)
     return model.eval()
-
-
-def _publish(hf: Path, names: Mapping[str, str]) -> None:
-    for file in hf.glob("*.safetensors") if names else ():
-        found = {}
-        for name, tensor in load_file(file).items():
-            released = name
-            for old, new in names.items():
-                released = released.replace(old, new)
-            found[released] = tensor
-        save_file(found, file, {"format": "pt"})

@@ -138,6 +138,17 @@ def _surround(*towers: str) -> MegatronRows:
 
 
 KIMI_K25 = _surround("vision_tower.", "mm_projector.")
+#: transformers 5.24 puts back what it has renamed in the tower, and finds it elsewhere too.
+KIMI_K25 = replace(
+    KIMI_K25,
+    around=replace(
+        KIMI_K25.around,
+        saved=(
+            (r"^language_model\.model\.blocks\.", "language_model.model.layers."),
+            (r"^model\.mm_projector\.", "mm_projector."),
+        ),
+    ),
+)
 KIMI_VL = _surround("vision_tower.", "multi_modal_projector.")
 INTERNVL = KIMI_VL
 INTERNVL_CHAT = _surround("vision_model.", "mlp1.")

@@ -1,6 +1,7 @@
 """Names as transformers saves a family, and as those who made it have published them.
 
 DeepSeek-V4: what transformers saves has ``model.`` before the names, and others for some norms.
+Kimi-K2.5: layers of the language model are called as those of the tower.
 """
 
 from __future__ import annotations
