@@ -19,6 +19,8 @@ from ckpt_tool.tensors.lazy import LazyTensor, hold, stack
 FLOAT8 = BY_NAME["float8_e4m3fn"]
 #: Scales that are powers of two: a byte of exponent (ue8m0), also stored as an integer.
 EXPONENT = BY_NAME["float8_e8m0fnu"]
+#: Experts in one tensor, each of which takes some memory by itself: no model has as many.
+_MOST_MATRICES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +98,10 @@ def _check_dtypes(weight: LazyTensor, scales: LazyTensor, dtype: DType) -> None:
 
 def _list_each(scales: LazyTensor, weight: Shape) -> list[LazyTensor]:
     """Those of each of the matrices of a weight, which may all have one."""
+    if weight[0] > _MOST_MATRICES:
+        raise ValueError(
+            f"a weight of shape {list(weight)}, expected {_MOST_MATRICES:,} matrices at most"
+        )
     shape = scales.shape
     if len(shape) <= 1:
         return [scales] * weight[0]

@@ -368,6 +368,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert refused(three, scales) == (
         "scales of shape [2, 2] for weights of shape [1, 130, 200], expected as many"
     )
+    many = backed(tmp_path / "many", weights(((1 << 14) + 1, 1, 1)))
+    assert refused(many, scales) == (
+        "a weight of shape [16385, 1, 1], expected 16,384 matrices at most"
+    )
     one = backed(tmp_path / "one", weights((130,)))
     assert refused(one, scales) == "a weight of shape [130], expected a matrix, or several"
 
