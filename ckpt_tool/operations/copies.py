@@ -77,7 +77,8 @@ def _measure(copies: Copies) -> tuple[int, float]:
     for start in range(0, copies.rows.shape[0], copies.times):
         rows = copies.rows.narrow(0, start, copies.times).read()
         count += int(_differ(rows).sum())
-        most = max(most, float((rows.double() - rows[:1].double()).abs().max()))
+        apart = float((rows.double() - rows[:1].double()).abs().max())
+        most = most if apart <= most else apart  # NaN is more than any
     return count, most
 
 
