@@ -9,6 +9,7 @@ from ckpt_tool.common.errors import CkptError, MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers
 from ckpt_tool.mapping.megatron.rules import make_rules
+from ckpt_tool.mapping.megatron.shared_kv import keep_given
 
 S, F = "sliding_attention", "full_attention"
 CONFIG: dict[str, Any] = {
@@ -113,3 +114,19 @@ def test_layouts_that_these_layers_cannot_have(layout, said, match):
     names = [f"model.layers.{number}.x" for number in range(99)]
     with pytest.raises(MappingError, match=match):
         make_rules(config_of(**said), names, layout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "expected"),
+    [
+        (f"{F}, shared", "kv", F),
+        (f"{F}, shared", "k", f"{F}, keys as values"),
+        (f"{F}, shared", "", f"{F}, shared"),
+        (f"{S}, shared", "kv", S),
+        (F, "kv", F),
+    ],
+)
+def test_layers_that_have_keys_keep_them(kind: str, names: str, expected: str) -> None:
+    """Released layers that share keys may have some of their own, and global ones no values."""
+    given = [f"model.layers.1.self_attn.{name}_proj.weight" for name in names]
+    assert keep_given((S, kind), "model.", given) == (S, expected)
