@@ -105,11 +105,13 @@ def is_text(value: str) -> bool:
 class Fields:
     """The values of an object in the file ``path``, by key; None is as good as not there.
 
-    FormatError where one is of another type than is asked for.
+    FormatError where one is of another type than is asked for. ``place``: what is said before a
+    key, of an object inside of others.
     """
 
     values: Mapping[str, Any]
     path: str | PathLike[str]
+    place: str = ""
 
     def size(self, key: str, default: int | None = None, most: int = _MOST) -> int:
         """A number of something, from 0 to ``most``."""
@@ -173,11 +175,11 @@ class Fields:
 
     def inside(self, key: str) -> Fields:
         """What such an object says."""
-        return Fields(self.object(key), self.path)
+        return Fields(self.object(key), self.path, f"{self.place}{key}.")
 
     def _expected(self, key: str, what: str) -> FormatError:
         return FormatError(
-            f"{key} is {show(self.values.get(key))}, expected {what}", path=self.path
+            f"{self.place}{key} is {show(self.values.get(key))}, expected {what}", path=self.path
         )
 
 

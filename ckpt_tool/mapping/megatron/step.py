@@ -55,7 +55,7 @@ def find_moe_list(text: Fields) -> frozenset[int] | None:
     """Which layers have experts, as a list or a text of numbers; None where nothing says it."""
     said = text.values.get("moe_layers_enum")
     if not isinstance(said, str):
-        key = "moe_layers" if isinstance(text.values.get("moe_layers"), list) else "moe_layers_enum"
+        key = "moe_layers_enum" if text.values.get("moe_layers") is None else "moe_layers"
         return None if text.values.get(key) is None else frozenset(text.sizes(key))
     numbers = [part.strip() for part in said.split(",") if part.strip()]
     if not all(number.isdecimal() and len(number) < 10 for number in numbers):
