@@ -17,6 +17,7 @@ from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.rules import Rules
 from ckpt_tool.plans.checks.child import Child
 from ckpt_tool.plans.checks.judge import Judge, Verdict
+from ckpt_tool.plans.checks.unknown import find_unknown
 from ckpt_tool.plans.options import LoadCheck
 
 _NEEDED = ("torch", "megatron.core")
@@ -25,7 +26,7 @@ _WITHOUT = "Leave `write.check_load` out, or install a megatron-core that knows 
 
 
 class MegatronJudge(Judge):
-    """Loads what was written: there is nothing to ask before. ``prefix``: of the folder in it."""
+    """Loads what was written, of a model that it has. ``prefix``: of the folder in it."""
 
     name = "megatron-core"
 
@@ -34,8 +35,15 @@ class MegatronJudge(Judge):
         self._prefix = prefix
 
     def start(self) -> None:
-        """UsageError where megatron-core is not installed."""
+        """UsageError where megatron-core is not installed, or no release has such a model."""
         require_megatron()
+        unknown = find_unknown(self._rules.numbers)
+        if unknown:
+            kind = self._rules.config.model_type
+            raise UsageError(
+                f"`write.check_load`: megatron-core cannot build this {kind}: {unknown}",
+                hint="Leave `write.check_load` out: the rest is checked all the same.",
+            )
 
     @property
     def is_waited_for(self) -> bool:

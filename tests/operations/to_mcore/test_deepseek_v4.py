@@ -224,11 +224,12 @@ def test_what_no_megatron_has_is_refused(published, tmp_path, options: dict, sai
 
 
 @pytest.mark.real
-def test_that_it_cannot_be_built_is_said(published, tmp_path) -> None:
+def test_that_it_cannot_be_built_is_said_first(published, tmp_path) -> None:
     checked = ToMcoreOptions(write=WriteOptions(fsync=False, check_load=True))
     said = r"cannot build this deepseek_v4: no released megatron-core has its compressed attention"
     with pytest.raises(UsageError, match=said):
         convert_to_mcore(published, tmp_path / "out", checked)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_head_that_differs_in_what_predicts_further_is_refused(published, tmp_path) -> None:

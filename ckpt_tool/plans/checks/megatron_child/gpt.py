@@ -29,6 +29,7 @@ from ckpt_tool.plans.checks.megatron_child.linear import put_delta_net
 from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
 from ckpt_tool.plans.checks.megatron_child.request import Request
 from ckpt_tool.plans.checks.megatron_child.sparse import use_indexers
+from ckpt_tool.plans.checks.unknown import find_unknown
 
 #: Where megatron-core decides on it, since 0.19.
 _NORMS = "megatron.core.transformer.mla_qk_norm_config"
@@ -62,27 +63,10 @@ def _modules(request: Request) -> dict[str, Any]:
     _require_plain_queries(request)
     if "sinks" in request.numbers.flags and read_release() < (0, 15):
         raise UnknownModelError("attention has sinks there since 0.15")
-    if "streams" in request.numbers.flags:
-        raise UnknownModelError(
-            "no released megatron-core has its compressed attention and hyper-connections"
-        )
-    if "wide_heads" in request.numbers.flags:
-        raise UnknownModelError(
-            "heads of values are as wide there as those of keys, and all layers have as many:"
-            " trainers bring an attention of their own"
-        )
-    if "by_kind" in request.numbers.flags:
-        raise UnknownModelError(
-            "megatron-core has no such layers: they are Megatron-Bridge's own, of two kinds of"
-            " attention"
-        )
-    if "pools" in request.numbers.flags:
-        raise UnknownModelError(
-            "megatron-core has no layer with two pools of experts: trainers bring one"
-        )
+    unknown = find_unknown(request.numbers)
+    if unknown:
+        raise UnknownModelError(unknown)
     hybrid = request.layout == "hybrid"
-    if "patterned" in request.numbers.flags and not request.numbers.kinds:
-        raise UnknownModelError("megatron-core has no layer with Mamba beside attention")
     config = make_text_config(request.config, request.numbers, hybrid=hybrid)
     prefix = require_rows(request.config).around.prefix
     if hybrid:
