@@ -38,6 +38,10 @@ _PREDICTION_KEYS = (
     "mtp_num_layers",
 )
 _PREDICTION = re.compile(r"(^|[._])(mtp|nextn)")
+_UNSERVED = (
+    "servers that use them for speculative decoding will not find {0}; `fill_from=BASE` takes {0}"
+    " from the model that has {0}"
+)
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.")
 
 
@@ -139,16 +143,29 @@ def _is_whole(tensors: Mapping[str, LazyTensor], width: int) -> bool:
 
 
 def _warn_of_prediction(config: ModelConfig, tensors: Iterable[str]) -> Iterator[str]:
-    """A warning where layers for multi-token prediction are promised and not there."""
+    """A warning where layers for multi-token prediction, or heads of theirs, are not there."""
     key = next((key for key in _PREDICTION_KEYS if config.text.get(key)), None)
     layers = config.text.get("num_hidden_layers")
-    if key is None or any(_is_prediction(name, layers) for name in tensors):
+    if key is None:
         return
-    yield (
-        f"config.json promises {show(config.text[key])} layers for multi-token prediction ({key}),"
-        " and there are none: servers that use them for speculative decoding will not find them;"
-        " `fill_from=BASE` takes them from the model that has them"
-    )
+    ahead = [name for name in tensors if _is_prediction(name, layers)]
+    if not ahead:
+        yield (
+            f"config.json promises {show(config.text[key])} layers for multi-token prediction"
+            f" ({key}), and there are none: {_UNSERVED.format('them')}"
+        )
+    for part in _list_absent(config):
+        if ahead and not any(part in name for name in ahead):
+            yield (
+                f"layers for multi-token prediction have no {part.strip('.')} here, which they have"
+                f" on the Hub and no model of Megatron's has: {_UNSERVED.format('it')}"
+            )
+
+
+def _list_absent(config: ModelConfig) -> tuple[str, ...]:
+    """What layers of the family have on the Hub and nowhere in Megatron."""
+    rows = config.family.megatron
+    return tuple(part for part in rows.around.absent if part.startswith(".")) if rows else ()
 
 
 def _is_prediction(name: str, layers: object) -> bool:

@@ -161,14 +161,18 @@ def test_there_and_back_is_the_identity(kind, request, tmp_path):
     assert result.dropped.keys() == set(heads)
     assert all("fill_from" in reason for reason in result.dropped.values())
     back = MergeOptions(config=model, write=UNSYNCED, fill_from=model)
-    merge_megatron(tmp_path / "there", tmp_path / "back", back)
+    filled = merge_megatron(tmp_path / "there", tmp_path / "back", back)
+    assert not any("prediction" in warning for warning in filled.warnings)
     assert_same(load_folder(tmp_path / "back"), load_folder(model))
     assert verify_checkpoint(tmp_path / "there", model, VerifyOptions(fill_from=model)).equal
 
 
 def test_heads_that_megatron_has_not_are_not_made_up(text, tmp_path):
     convert(text, tmp_path / "there")
-    merge_megatron(tmp_path / "there", tmp_path / "back", MergeOptions(config=text, write=UNSYNCED))
+    back = MergeOptions(config=text, write=UNSYNCED)
+    result = merge_megatron(tmp_path / "there", tmp_path / "back", back)
+    said = "prediction have no transformer.shared_head.output here"
+    assert [said in warning for warning in result.warnings].count(True) == 1
     missing = load_folder(text).keys() - load_folder(tmp_path / "back").keys()
     assert missing == {
         f"model.layers.{4 + n}.transformer.shared_head.output.weight" for n in range(2)
