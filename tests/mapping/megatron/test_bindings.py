@@ -80,7 +80,7 @@ def test_stacked_layers_share_names_and_layers_of_their_own_do_not(family):
         assert stacked[hub].op == per_layer.op
 
 
-@pytest.mark.parametrize("family", sorted(MOE.keys() - set(PACKED) - {"gpt_oss"}))
+@pytest.mark.parametrize("family", sorted(MOE.keys() - set(PACKED)))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_experts_are_entries_of_one_tensor(family, layout):
     found = by_hub(bindings(family, layout, **alike(family)))
