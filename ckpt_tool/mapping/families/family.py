@@ -29,6 +29,7 @@ class Family:
 
     ``architecture``: the class where ``config.json`` names none; empty: transformers is asked.
     ``hub``: what becomes of names in memory on the Hub; None: transformers' own tables say it.
+    ``compared``: of a row without such rules, those that a comparison needs.
     ``tied``: the head is the embedding where the config does not say.
     ``float32``: a regular expression, searched in names on the Hub: what its classes create as
     float32 whatever the model's dtype is; empty: nothing; None: transformers is asked, as it is for
@@ -40,6 +41,7 @@ class Family:
 
     architecture: str = ""
     hub: HubRules | None = None
+    compared: HubRules = ()
     tied: bool = False
     float32: str | None = ""
     conv1d: bool = False

@@ -16,7 +16,7 @@ class SplitExperts:
 
     They become ``<target>.<e>.<name>.weight``; ``gate`` is the first half of gate_up's rows.
     ``stays``: on the Hub they are fused as well, and split only to be compared with those of a
-    checkpoint that has each by itself.
+    checkpoint that has each by itself. ``turned``: they are [E, H, 2I] and [E, I, H] there.
     """
 
     path: str
@@ -25,6 +25,7 @@ class SplitExperts:
     up: str = "up_proj"
     down: str = "down_proj"
     stays: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,9 @@ MINIMAX_M2_EXPERTS: HubRules = (
     Rename(".mlp.e_score_correction_bias", ".block_sparse_moe.e_score_correction_bias"),
 )
 JAMBA_EXPERTS: HubRules = (SplitExperts("feed_forward.experts", "feed_forward.experts"),)
+LLAMA4_EXPERTS: HubRules = (
+    SplitExperts("feed_forward.experts", "feed_forward.experts", stays=True, turned=True),
+)
 TRANSPOSED_EXPERTS: HubRules = (TransposeExperts("mlp.experts"),)
 QWEN_VL: HubRules = (
     Rename("model.visual.", "visual.", start=True),

@@ -27,6 +27,7 @@ from ckpt_tool.mapping.families.hub_rules import (
     FUSED_EXPERTS,
     GPT_NEOX,
     JAMBA_EXPERTS,
+    LLAMA4_EXPERTS,
     MINIMAX_M2_EXPERTS,
     MIXTRAL_EXPERTS,
     QWEN_VL,
@@ -137,7 +138,11 @@ FAMILIES: dict[str, Family] = {
     "jamba": Family("JambaForCausalLM", JAMBA_EXPERTS),
     "kimi_k2": Family(hub=EXPERTS, megatron=mcore.DEEPSEEK, float32=_ROUTER_BIAS),
     "llama4_text": Family(
-        "Llama4ForCausalLM", torchtitan=LLAMA4_TEXT, megatron=towers.LLAMA4_TEXT, float32=None
+        "Llama4ForCausalLM",
+        compared=LLAMA4_EXPERTS,
+        torchtitan=LLAMA4_TEXT,
+        megatron=towers.LLAMA4_TEXT,
+        float32=None,
     ),
     "mimo_v2_flash": Family("MiMoV2FlashForCausalLM", float32=None, megatron=routed.MIMO_V2),
     "minimax": Family("MiniMaxForCausalLM", MIXTRAL_EXPERTS),
@@ -177,7 +182,9 @@ FAMILIES: dict[str, Family] = {
     "NemotronH_Nano_VL_V2": Family(megatron=NEMOTRON_VL),
     "NemotronH_Nano_Omni_Reasoning_V3": Family(megatron=NEMOTRON_OMNI, float32=_ROUTER_BIAS),
     "kimi_vl": Family(megatron=towers.KIMI_VL, float32=_ROUTER_BIAS),
-    "llama4": Family(torchtitan=LLAMA4, megatron=towers.LLAMA4, float32=None),
+    "llama4": Family(
+        compared=LLAMA4_EXPERTS, torchtitan=LLAMA4, megatron=towers.LLAMA4, float32=None
+    ),
     "minimax_m3_vl": Family("MiniMaxM3SparseForConditionalGeneration", megatron=MINIMAX_M3),
     "mistral3": Family("Mistral3ForConditionalGeneration", megatron=mcore.MISTRAL3),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),

@@ -19,6 +19,7 @@ from ckpt_tool.tensors.lazy import LazyTensor, cat
 _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 _PARALLEL = "module."
 _GATE = "gate_proj"
+_MEMORY = "[E, 2I, H] and down_proj [E, H, I]"
 
 Rows = Iterator[tuple[str, LazyTensor]]
 
@@ -119,7 +120,7 @@ def split_fused(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tenso
     """
     rules = [
         replace(rule, stays=False)
-        for rule in config.family.hub or ()
+        for rule in config.family.hub or config.family.compared
         if isinstance(rule, SplitExperts) and rule.stays
     ]
     given = dict(tensors)
@@ -128,7 +129,7 @@ def split_fused(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Tenso
 
 def is_fused(name: str, config: ModelConfig) -> bool:
     """Whether a tensor has all experts of a layer that may be on the Hub one by one, or so."""
-    rule = _find_expert_rule(config.family.hub or (), name)
+    rule = _find_expert_rule(config.family.hub or config.family.compared, name)
     return isinstance(rule, SplitExperts) and rule.stays
 
 
@@ -189,15 +190,17 @@ def _find_expert_rule(rules: Sequence[Rule], name: str) -> SplitExperts | Transp
 
 
 def _split(rule: SplitExperts, name: str, tensors: Tensors) -> Rows:
-    if not _is_memory_layout(name, tensors):
+    if _is_memory_layout(name, tensors) == rule.turned:
+        layout = "[E, H, 2I] and down_proj [E, I, H]" if rule.turned else _MEMORY
         raise MappingError(
             f"{name}: shape {list(tensors[name].shape)}, expected experts as transformers 5 holds"
-            " them: gate_up_proj [E, 2I, H] and down_proj [E, H, I]"
+            f" them: gate_up_proj {layout}"
         )
     stem, _, kind = name.rpartition(".")
     stem = stem.removesuffix(rule.path) + rule.target
     for index in range(tensors[name].shape[0]):
         expert = tensors[name].select(0, index)
+        expert = expert.transpose(0, 1) if rule.turned else expert
         if kind == "gate_up_proj":
             half = expert.shape[0] // 2
             yield f"{stem}.{index}.{rule.gate}.weight", expert.narrow(0, 0, half)

@@ -96,8 +96,10 @@ def test_what_comes_back_is_as_it_is_released(in_memory, on_hub, layers, tmp_pat
     assert verify_checkpoint(tmp_path / "there", in_memory).equal
 
 
-def test_experts_of_llama_4_are_in_one_tensor_or_each_by_itself(tmp_path):
-    """Those of Maverick in fp8 are the latter, and [out, in] as all linear layers."""
+@pytest.fixture(scope="module")
+def llama4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model by experts that are `packed`, and `apart`, [out, in] as all linear layers."""
+    folder = tmp_path_factory.mktemp("llama4")
     packed = {
         name: torch.arange(prod(shape)).reshape(shape) + 1000.0 * number
         for number, (name, shape) in enumerate(hub_shapes("llama4_text").items())
@@ -114,12 +116,50 @@ def test_experts_of_llama_4_are_in_one_tensor_or_each_by_itself(tmp_path):
                 apart[f"{stem}.{expert}.{each}.weight"] = rows.contiguous()
     assert len(apart) > len(packed)
     for form, tensors in (("packed", packed), ("apart", apart)):
-        (tmp_path / form).mkdir()
-        save_file(tensors, tmp_path / form / "model.safetensors", {"format": "pt"})
-        config = {"model_type": "llama4_text"} | CONFIGS["llama4_text"]
-        (tmp_path / form / "config.json").write_text(json.dumps(config))
-        convert_to_mcore(tmp_path / form, tmp_path / f"{form}-mcore", TO_MCORE)
-    assert_same(read(tmp_path / "apart-mcore"), read(tmp_path / "packed-mcore"))
+        write_llama4(folder / form, tensors)
+        convert_to_mcore(folder / form, folder / f"{form}-mcore", TO_MCORE)
+    return folder
+
+
+def write_llama4(folder: Path, tensors: Tensors, **said: object) -> Path:
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = {"model_type": "llama4_text"} | CONFIGS["llama4_text"] | said
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_experts_of_llama_4_are_in_one_tensor_or_each_by_itself(llama4):
+    """Those of Maverick in fp8 are the latter."""
+    assert_same(read(llama4 / "apart-mcore"), read(llama4 / "packed-mcore"))
+
+
+@pytest.mark.parametrize("form", ["packed", "packed-mcore"])
+def test_both_forms_of_llama_4_are_compared_by_each_expert(llama4, form, tmp_path):
+    assert verify_checkpoint(llama4 / form, llama4 / "apart").equal
+    assert verify_checkpoint(llama4 / "apart", llama4 / form).equal
+    tensors = load_folder(llama4 / "apart")
+    name = next(name for name in tensors if name.endswith("experts.1.up_proj.weight"))
+    tensors[name][2, 3] += 1
+    result = verify_checkpoint(llama4 / form, write_llama4(tmp_path / "other", tensors))
+    assert [(row.name, row.first_index) for row in result.mismatched] == [(name, (2, 3))]
+    assert not result.missing
+    assert not result.unexpected
+
+
+def test_experts_of_llama_4_in_fp8_are_compared_by_their_values(llama4, tmp_path):
+    tensors: Tensors = {}
+    for name, tensor in load_folder(llama4 / "apart").items():
+        tensors[name] = tensor
+        if ".experts." in name:
+            scales = torch.arange(len(tensor))[:, None] + 1.5
+            stored = (tensor / tensor.max() * 400).to(torch.float8_e4m3fn)
+            tensors |= {name: stored, f"{name}_scale": scales}
+    said = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    fp8 = write_llama4(tmp_path / "fp8", tensors, quantization_config=said)
+    convert_to_mcore(fp8, tmp_path / "mcore", ToMcoreOptions(dtype="float32", write=UNSYNCED))
+    assert verify_checkpoint(tmp_path / "mcore", fp8).equal
+    assert not verify_checkpoint(llama4 / "packed-mcore", fp8).equal
 
 
 @pytest.mark.real
