@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_tool.cli import consoles, ui
 from ckpt_tool.cli.crc import list_crc_lines
 from ckpt_tool.cli.flags import spell_flags, spell_reasons
+from ckpt_tool.cli.folding import fold
 from ckpt_tool.cli.results_json import result_json, split_verdict
 from ckpt_tool.common.wording import count_noun, format_bytes, join_words
 
@@ -179,8 +180,10 @@ def _show_float32(console: Console, why: str) -> None:
 
 
 def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
-    for name, reason in spell_reasons(dropped).items():
-        consoles.print_fact(console, f"  drop     {consoles.make_printable(name)} ({reason})")
+    reasons = spell_reasons(dropped)
+    for each in fold(reasons):
+        name = consoles.make_printable(each.pattern)
+        consoles.print_fact(console, f"  drop     {name} ({reasons[each.first]})")
 
 
 def _cast_line(cast: Cast) -> str:

@@ -1,9 +1,11 @@
 """The sentences in which a command says what came of it."""
 
+from pathlib import Path
+
 import pytest
 
-from ckpt_tool.cli.results import load_text
-from ckpt_tool.plans.options import LoadCheck
+from ckpt_tool.cli.results import load_text, show_result
+from ckpt_tool.plans.options import LoadCheck, WriteResult
 
 ALL = "Critic of transformers 5.0 finds all 1,028 tensors it wants, and "
 
@@ -31,3 +33,31 @@ def test_what_opened_a_model_is_one_sentence(
 ) -> None:
     check = LoadCheck("Critic", 1028, "transformers 5.0", ignored, heads, also)
     assert load_text(check) == ALL + expected + more
+
+
+def test_what_is_left_out_of_many_layers_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    dropped = {f"layers.{layer}.keys, rows": "shared" for layer in (1, 2, 4)}
+    dropped |= {"layers.5.keys, rows": "tied", "embedding[101:102]": "1 row of padding"}
+    show_result(
+        WriteResult(
+            format="torch_dist",
+            source=Path("mcore"),
+            step=None,
+            role=None,
+            output=Path("out"),
+            num_tensors=0,
+            total_bytes=0,
+            files=[],
+            casts=[],
+            seconds=0.0,
+            bytes_per_second=0.0,
+            verified=None,
+            warnings=[],
+            dropped=dropped,
+        )
+    )
+    assert [line for line in capsys.readouterr().out.splitlines() if "drop" in line] == [
+        "  drop     layers.{1..2,4}.keys, rows (shared)",
+        "  drop     layers.5.keys, rows (tied)",
+        "  drop     embedding[101:102] (1 row of padding)",
+    ]
