@@ -83,7 +83,7 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
         else:
             faults += _find_misshapen(binding, tensors)
     if faults:
-        raise MappingError(f"{_count_tensors(faults)} not what config.json says", faults)
+        raise MappingError(f"{_count_tensors(faults)} not what {rules.config.path} says", faults)
     grouped: dict[str, list[_Entry]] = {}
     for binding in rules.bindings:
         wholes = binding.op.join([tensors[name] for name in binding.hf])

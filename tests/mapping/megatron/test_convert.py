@@ -142,8 +142,9 @@ def test_misshapen_tensors_are_all_listed(tmp_path):
     stem = "model.layers.1"
     for name in ("model.embed_tokens", f"{stem}.self_attn.k_proj", f"{stem}.mlp.up_proj"):
         tensors[f"{name}.weight"] = torch.ones(3, 6)
-    error = refused(stored(tmp_path, tensors), rules_of("llama"))
-    assert "3 tensors are not what config.json says" in error.message
+    rules = rules_of("llama")
+    error = refused(stored(tmp_path, tensors), rules)
+    assert f"3 tensors are not what {rules.config.folder / 'config.json'} says" in error.message
     qkv = ", ".join(f"{stem}.self_attn.{n}_proj.weight" for n in "qkv")
     assert error.names[0] == "model.embed_tokens.weight: [3, 6], expected 11 rows (vocab_size)"
     assert error.names[1].startswith(f"{qkv}: query, key and value are [8, 6], [3, 6], [4, 6],")
