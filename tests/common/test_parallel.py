@@ -124,8 +124,8 @@ def test_what_cannot_be_sent_has_failed_where_it_was_made(tmp_path) -> None:
         "    try:\n"
         "        world.everyone(lambda: (lambda: 1) if world.rank else 1)\n"
         "    except Exception as error:\n"
-        "        print(world.rank, type(error).__name__, error)\n"
-        "    print(world.rank, world.everyone(lambda: world.rank))\n"
+        "        print(f'{world.rank} {type(error).__name__} {error}\\n', end='')\n"
+        "    print(f'{world.rank} {world.everyone(lambda: world.rank)}\\n', end='')\n"
     )
     done = subprocess.run(
         [*ranks_command(2), str(program)],

@@ -16,8 +16,8 @@ from ckpt_tool.plans.options import WriteOptions
 from tests.real.fill import fill_distinct
 from tests.real.megatron_nemotron import CONFIG
 from tests.support.merging import assert_same, load_folder
+from tests.support.rank_rows import Shards
 from tests.support.resaving import save_megatron
-from tests.support.shards import Shards
 from tests.support.tiny_models import build
 from tests.support.versions import needs_transformers_5
 

@@ -12,8 +12,8 @@ from ckpt_tool.operations.merge import merge_megatron
 from ckpt_tool.operations.options import MergeOptions
 from ckpt_tool.plans.options import WriteOptions
 from tests.support.merging import assert_same, load_folder
+from tests.support.rank_rows import Shards
 from tests.support.resaving import resaved
-from tests.support.shards import Shards
 
 #: Base and adapters of two layers, of rank 8; alpha is 16. The same adapters by ms-swift's names.
 WRITTEN = Path(__file__).parents[2] / "fixtures" / "bridge0.3_lora_tp2"
