@@ -31,7 +31,7 @@ class Fault:
     ``status``: refused with it, and ``code`` as S3 names it; 0: answered. Of a body ``after`` bytes
     come, and then: the connection is cut (``cut``), or nothing for ``stall`` seconds. ``change`` is
     given the body, in place of which its result comes. ``before`` is run before the request is
-    passed on.
+    passed on. ``at``: a byte that has to be in the range that is asked for; None: any range.
     """
 
     times: float = 1
@@ -44,13 +44,21 @@ class Fault:
     after: int = 0
     change: Callable[[bytes], bytes] | None = None
     before: Callable[[], object] | None = None
+    at: int | None = None
 
     def meets(self, request: Request) -> bool:
         return (
             self.times > 0
             and request.method == self.method
             and fnmatchcase(f"{request.bucket}/{request.key}", f"*/{self.key}")
+            and (self.at is None or _has(request.range, self.at))
         )
+
+
+def _has(asked: str, at: int) -> bool:
+    """Whether a byte is in a range, `bytes=FIRST-LAST`; all is asked for where there is none."""
+    first, _, last = asked.removeprefix("bytes=").partition("-")
+    return int(first or 0) <= at and (not last or at <= int(last))
 
 
 class Faults:
