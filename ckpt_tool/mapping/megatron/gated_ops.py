@@ -116,20 +116,15 @@ class GatedQueryGroups:
 
     def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
         query, key, value = tensors
-        return self._wide.join([self._order(query, back=False), key, value])
+        return self._plain.with_gates.join([self._order(query, back=False), key, value])
 
     def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
-        query, key, value = self._wide.split(wholes)
+        query, key, value = self._plain.with_gates.split(wholes)
         return [self._order(query, back=True), key, value]
 
     @property
     def _plain(self) -> QueryGroups:
         return QueryGroups(self.heads, self.groups, self.head_dim)
-
-    @property
-    def _wide(self) -> QueryGroups:
-        """Each gate as one more query head."""
-        return QueryGroups(2 * self.heads, self.groups, self.head_dim)
 
     def _order(self, query: LazyTensor, *, back: bool) -> LazyTensor:
         """The heads and gates of each group one after the other, or by turns (``back``)."""

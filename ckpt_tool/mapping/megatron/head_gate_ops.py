@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckpt_tool.mapping.megatron.ops import Blocks, QueryGroups
+from ckpt_tool.mapping.megatron.ops import Blocks, QueryGroups, weave
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor, cat
 from ckpt_tool.tensors.repeated import repeat
@@ -40,27 +40,21 @@ class HeadGates:
     def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
         """The one tensor, whose rows of gates are repeated."""
         query, key, value, gate = tensors
-        every, per_group = repeat(gate, self.head_dim), self._rows_per_group
-        pieces = []
-        for group in range(self.groups):
-            for tensor in (query, every):
-                pieces.append(tensor.narrow(0, group * per_group, per_group))
-            for tensor in (key, value):
-                pieces.append(tensor.narrow(0, group * self.head_dim, self.head_dim))
-        one_kind = len({(piece.dtype, piece.source_dtype) for piece in pieces}) == 1
-        return [[cat(pieces, 0)] if one_kind else pieces]
+        rows, head = self._rows_per_group, self.head_dim
+        parts = query, repeat(gate, head), key, value
+        return [weave(parts, (rows, rows, head, head), self.groups)]
 
     def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
         """Query, key, value, and the first row of each gate; ValueError where they do not fit."""
         (whole,) = wholes
-        query, key, value = self._wide.split([self._require_rows(whole)])
+        query, key, value = self._plain.with_gates.split([self._require_rows(whole)])
         gates = self._take(query, 1)
         firsts = [gates.narrow(0, head * self.head_dim, 1) for head in range(self.heads)]
         return [self._take(query, 0), key, value, cat(firsts, 0)]
 
     def find_gates(self, whole: LazyTensor) -> LazyTensor:
         """All rows of gates in Megatron's tensor, by head."""
-        return self._take(self._wide.split([whole])[0], 1)
+        return self._take(self._plain.with_gates.split([whole])[0], 1)
 
     @property
     def _rows_per_group(self) -> int:
@@ -69,11 +63,6 @@ class HeadGates:
     @property
     def _plain(self) -> QueryGroups:
         return QueryGroups(self.heads, self.groups, self.head_dim)
-
-    @property
-    def _wide(self) -> QueryGroups:
-        """Each gate as one more query head."""
-        return QueryGroups(2 * self.heads, self.groups, self.head_dim)
 
     def _take(self, query: LazyTensor, part: int) -> LazyTensor:
         """The query heads (0) or the gates (1) of all groups."""

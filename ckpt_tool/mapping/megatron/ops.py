@@ -10,7 +10,7 @@ up).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ckpt_tool.tensors.geometry import Shape
@@ -101,6 +101,17 @@ class GateUp:
         return [whole.narrow(0, 0, half), whole.narrow(0, half, half)]
 
 
+def weave(tensors: Sequence[LazyTensor], rows: Sequence[int], groups: int) -> Blocks:
+    """Of each group its rows of each tensor, of which it has ``rows``; in one where that goes."""
+    pieces = [
+        tensor.narrow(0, group * count, count)
+        for group in range(groups)
+        for tensor, count in zip(tensors, rows, strict=True)
+    ]
+    one_kind = len({piece.source_dtype for piece in pieces}) == 1
+    return [cat(pieces, 0)] if one_kind else pieces
+
+
 @dataclass(frozen=True)
 class QueryGroups:
     """Query, key and value rows, interleaved by query group.
@@ -132,13 +143,13 @@ class QueryGroups:
             f" groups, head_dim {self.head_dim})"
         )
 
+    @property
+    def with_gates(self) -> QueryGroups:
+        """The same where each query head has a gate of its size: one more query head."""
+        return replace(self, heads=2 * self.heads)
+
     def join(self, tensors: Sequence[LazyTensor]) -> list[Blocks]:
-        pieces = []
-        for group in range(self.groups):
-            for tensor, rows in zip(tensors, self._per_group(), strict=True):
-                pieces.append(tensor.narrow(0, group * rows, rows))
-        one_kind = len({piece.source_dtype for piece in pieces}) == 1
-        return [[cat(pieces, 0)] if one_kind else pieces]
+        return [weave(tensors, self._per_group(), self.groups)]
 
     def split(self, wholes: Sequence[LazyTensor]) -> list[LazyTensor]:
         (whole,) = wholes
