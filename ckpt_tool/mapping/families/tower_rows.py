@@ -131,24 +131,18 @@ GLM4V_MOE = replace(
 )
 
 
-def _surround(*towers: str) -> MegatronRows:
+def _surround(*towers: str, saved: tuple[tuple[str, str], ...] = ()) -> MegatronRows:
     """Towers beside a language model of any family."""
     around = Around("language_model.model.", "language_model.", towers=towers, inner=True)
-    return MegatronRows((), (), around=around)
+    return MegatronRows((), (), around=replace(around, saved=saved))
 
 
-KIMI_K25 = _surround("vision_tower.", "mm_projector.")
 #: transformers 5.24 puts back what it has renamed in the tower, and finds it elsewhere too.
-KIMI_K25 = replace(
-    KIMI_K25,
-    around=replace(
-        KIMI_K25.around,
-        saved=(
-            (r"^language_model\.model\.blocks\.", "language_model.model.layers."),
-            (r"^model\.mm_projector\.", "mm_projector."),
-        ),
-    ),
+_SAVED = (
+    (r"^language_model\.model\.blocks\.", "language_model.model.layers."),
+    (r"^model\.mm_projector\.", "mm_projector."),
 )
+KIMI_K25 = _surround("vision_tower.", "mm_projector.", saved=_SAVED)
 KIMI_VL = _surround("vision_tower.", "multi_modal_projector.")
 INTERNVL = KIMI_VL
 INTERNVL_CHAT = _surround("vision_model.", "mlp1.")
