@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.tensors.chunks import Filler, Reader
-from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor, hold
+from ckpt_tool.tensors.moved import Moved
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,33 +22,17 @@ STEP = 2 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Columns:
-    """Columns ``first``, ``first + step``, ... of ``matrix`` [R, C]."""
+class Columns(Moved):
+    """Columns ``first``, ``first + step``, ... of a matrix ``tensor`` [R, C]."""
 
-    matrix: LazyTensor
     first: int
     step: int
 
     @property
     def shape(self) -> Shape:
         """[R, number of columns taken]."""
-        rows, columns = self.matrix.shape
+        rows, columns = self.tensor.shape
         return rows, len(range(self.first, columns, self.step))
-
-    @property
-    def dtype(self) -> DType:
-        """That of the matrix: nothing is computed."""
-        return self.matrix.dtype
-
-    @property
-    def origin(self) -> DType:
-        """What the matrix has on disk."""
-        return self.matrix.origin
-
-    @property
-    def operands(self) -> tuple[LazyTensor, ...]:
-        """The matrix."""
-        return (self.matrix,)
 
     @property
     def recipe(self) -> str:
@@ -71,7 +55,7 @@ class ColumnFiller(Filler):
         import numpy as np
 
         (row, column), (rows, length) = box
-        matrix, kind = self._columns.matrix, f"<u{self._columns.dtype.itemsize}"
+        matrix, kind = self._columns.tensor, f"<u{self._columns.dtype.itemsize}"
         found = np.frombuffer(out, kind).reshape(box.sizes)
         begin = self._columns.first + column * self._columns.step
         taken = slice(begin, begin + (length - 1) * self._columns.step + 1, self._columns.step)
@@ -83,7 +67,7 @@ class ColumnFiller(Filler):
     def _rows(self, start: int, stop: int, kind: str) -> NDArray[Any]:
         import numpy as np
 
-        matrix = self._columns.matrix
+        matrix = self._columns.tensor
         rows = np.empty((stop - start, matrix.shape[1]), kind)
         width = matrix.shape[1]
         self._reader.read(matrix, start * width, stop * width, rows.data.cast("B"))

@@ -125,6 +125,11 @@ class LazyTensor(Chunked):
             raise ValueError(f"already cast from {self.source_dtype} to {self.dtype}")
         return replace(self, dtype=dtype)
 
+    @property
+    def uncast(self) -> LazyTensor:
+        """The tensor with the elements of its files, not cast; what is computed stays as it is."""
+        return self if self.is_computed else replace(self, dtype=self.source_dtype)
+
     def read(self) -> torch.Tensor:
         """The whole tensor in memory, as torch holds it.
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ckpt_tool.tensors.chunks import Filler, Reader
-from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor, hold
+from ckpt_tool.tensors.moved import Moved
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Repeated:
+class Repeated(Moved):
     """An array [N * times, ...] of the rows of ``tensor`` [N, ...], each ``times`` in a row."""
 
-    tensor: LazyTensor
     times: int
 
     @property
@@ -26,21 +25,6 @@ class Repeated:
         """That of the tensor, with more rows."""
         rows, *rest = self.tensor.shape
         return (rows * self.times, *rest)
-
-    @property
-    def dtype(self) -> DType:
-        """That of the tensor: nothing is computed."""
-        return self.tensor.dtype
-
-    @property
-    def origin(self) -> DType:
-        """What the tensor has on disk."""
-        return self.tensor.origin
-
-    @property
-    def operands(self) -> tuple[LazyTensor, ...]:
-        """The tensor."""
-        return (self.tensor,)
 
     @property
     def recipe(self) -> str:
@@ -89,5 +73,4 @@ def repeat(tensor: LazyTensor, times: int) -> LazyTensor:
         raise ValueError(f"{list(tensor.shape)}: no rows to have {times} times")
     if not tensor.numel:
         return replace(tensor, shape=(tensor.shape[0] * times, *tensor.shape[1:]))
-    plain = tensor if tensor.is_computed else replace(tensor, dtype=tensor.source_dtype)
-    return hold(Repeated(plain, times), tensor.dtype, tensor)
+    return hold(Repeated(tensor.uncast, times), tensor.dtype, tensor)

@@ -13,7 +13,6 @@ from itertools import product
 from math import prod
 
 from ckpt_tool.tensors.chunks import Chunk, Filler, Reader, Region
-from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import (
     Box,
     Shape,
@@ -24,6 +23,7 @@ from ckpt_tool.tensors.geometry import (
     unravel,
 )
 from ckpt_tool.tensors.lazy import LazyTensor, hold
+from ckpt_tool.tensors.moved import Moved
 
 
 def reshape(tensor: LazyTensor, sizes: Sequence[int]) -> LazyTensor:
@@ -77,26 +77,10 @@ def find_element(tensor: LazyTensor, place: Shape) -> Region | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reshaped:
+class Reshaped(Moved):
     """An array of ``shape`` with the elements of ``tensor``, which are not cast."""
 
-    tensor: LazyTensor
     shape: Shape
-
-    @property
-    def dtype(self) -> DType:
-        """That of the elements in their files."""
-        return self.tensor.dtype
-
-    @property
-    def origin(self) -> DType:
-        """What the elements have on disk."""
-        return self.tensor.origin
-
-    @property
-    def operands(self) -> tuple[LazyTensor]:
-        """The tensor."""
-        return (self.tensor,)
 
     @property
     def recipe(self) -> str:

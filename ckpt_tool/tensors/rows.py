@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import CASTABLE, FLOAT32, FLOAT64, DType
@@ -92,7 +92,7 @@ def join_rows(parts: Sequence[LazyTensor], whole: LazyTensor | None = None) -> L
     What is of another dtype is rounded once.
     """
     whole = whole or parts[0]
-    plain = [each if each.is_computed else replace(each, dtype=each.source_dtype) for each in parts]
+    plain = [each.uncast for each in parts]
     dtype = FLOAT64 if any(each.dtype == FLOAT64 for each in plain) else FLOAT32
     return hold(Joined(tuple(plain), dtype), whole.dtype, whole)
 

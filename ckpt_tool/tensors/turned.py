@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_tool.tensors.chunks import Filler, Reader
-from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor, cat, hold
+from ckpt_tool.tensors.moved import Moved
 from ckpt_tool.tensors.nibbles import find_turned, turn_back
 
 if TYPE_CHECKING:
@@ -49,32 +49,15 @@ def turn(matrices: LazyTensor, pairs: Pairs = "") -> LazyTensor:
         return turn_back(nibbles, matrices.dtype)
     if nibbles is not None and pairs == "apart":
         return cat([turn_back(nibbles, matrices.dtype, side, 2) for side in (0, 1)], 1)
-    plain = matrices if matrices.is_computed else replace(matrices, dtype=matrices.source_dtype)
-    return hold(Turned(plain, turned, pairs), matrices.dtype, matrices)
+    return hold(Turned(matrices.uncast, turned, pairs), matrices.dtype, matrices)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turned:
-    """An array [E, C, R] of the elements of ``matrices`` [E, R, C]."""
+class Turned(Moved):
+    """An array [E, C, R] of the elements of ``tensor`` [E, R, C]."""
 
-    matrices: LazyTensor
     shape: Shape
     pairs: Pairs
-
-    @property
-    def dtype(self) -> DType:
-        """That of the matrices: nothing is computed."""
-        return self.matrices.dtype
-
-    @property
-    def origin(self) -> DType:
-        """What the matrices have on disk."""
-        return self.matrices.origin
-
-    @property
-    def operands(self) -> tuple[LazyTensor, ...]:
-        """The matrices."""
-        return (self.matrices,)
 
     @property
     def recipe(self) -> str:
@@ -98,7 +81,7 @@ class _TurningFiller(Filler):
         self._kind = f"<u{turned.dtype.itemsize}"
         shape = (_SIDE, _SIDE + _LINE // turned.dtype.itemsize)
         self._square = reader.keep(Scratch).array("square", shape, self._kind)
-        _, rows, columns = turned.matrices.shape
+        _, rows, columns = turned.tensor.shape
         fits = STRIP_BYTES // (rows * turned.dtype.itemsize)
         self._wide = columns if fits >= columns else max(2, fits // 2 * 2)
 
@@ -137,14 +120,14 @@ class _TurningFiller(Filler):
         done = 0
         while done < len(columns):
             first = columns[done] // self._wide * self._wide
-            last = min(first + self._wide, self._turned.matrices.shape[2])
+            last = min(first + self._wide, self._turned.tensor.shape[2])
             more = len(range(columns[done], min(last, columns.stop), columns.step))
             yield range(first, last), slice(done, done + more)
             done += more
 
     def _take(self, number: int, columns: range) -> AbstractContextManager[NDArray[Any]]:
         """These columns of a matrix, by all of its rows."""
-        matrices, size = self._turned.matrices, len(columns)
+        matrices, size = self._turned.tensor, len(columns)
         part = matrices.narrow(0, number, 1).narrow(2, columns.start, size)
 
         def read(first: int, last: int, out: memoryview) -> None:
