@@ -11,23 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tool.tensors.casts import Caster
-from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32
-
 #: FP4's numbers: sign, two bits of exponent, one of mantissa.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 #: Of factors that are powers of two: what exponents are more, and the one that is no number.
 BIAS, _NAN = 127, 255
 _CODES = 256
-
-
-def make_products(caster: Caster) -> NDArray[np.uint32]:
-    """Both products of each factor with each byte of MXFP4, as bfloat16 side by side."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        exact = PAIRS["MXFP4"].view(np.float32)[None, :] * POWERS[:, None]
-    bits = np.empty(exact.size, np.uint16)
-    caster.cast(exact.view(np.uint32).reshape(-1), FLOAT32, bits, BFLOAT16, 0.0)
-    return bits.view(np.uint32)
 
 
 def _make_pairs(values: NDArray[Any]) -> NDArray[np.uint64]:
@@ -54,12 +42,14 @@ def _make_e4m3() -> NDArray[np.float32]:
     return values
 
 
-_FP4 = _make_pairs(np.array([*_E2M1, *(-value for value in _E2M1)]))
-#: The two numbers of each byte, by the format.
-PAIRS: dict[str, NDArray[np.uint64]] = {
+_FP4 = np.array([*_E2M1, *(-value for value in _E2M1)], np.float32)
+#: What the 16 numbers are, by the format.
+NUMBERS: dict[str, NDArray[np.float32]] = {
     "MXFP4": _FP4,
     "NVFP4": _FP4,
-    "INT4": _make_pairs(np.arange(16) - 8),
+    "INT4": np.arange(-8, 8, dtype=np.float32),
 }
+#: The two numbers of each byte.
+PAIRS = {kind: _make_pairs(numbers) for kind, numbers in NUMBERS.items()}
 #: Factors that are powers of two (E8M0), and numbers of fp8 (E4M3), by their bytes.
 POWERS, E4M3 = _make_powers(), _make_e4m3()

@@ -1,7 +1,7 @@
 """Weights of four bits times their factors, computed a tile at a time, while it is in the cache.
 
-Products are exact in float32. The two numbers of a byte are looked up at once: as numbers, or in
-MXFP4, which has 255 factors only, as products that are bfloat16 already.
+The two numbers of a byte are looked up at once: as products that are bfloat16 already, where
+factors have few values, else as numbers that are multiplied in float32, which is exact.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ckpt_tool.tensors.casts import Caster
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.code_heads import make_table
-from ckpt_tool.tensors.code_tables import BIAS, PAIRS, make_products
+from ckpt_tool.tensors.code_products import Products
+from ckpt_tool.tensors.code_tables import PAIRS
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32, DType
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -25,12 +26,12 @@ from ckpt_tool.tensors.scratch import Scratch
 
 #: Numbers of a tile. One that is turned has so few columns that they stay in the cache, and rows of
 #: an odd number of cache lines, lest elements below one another take each other's place.
-_TILE, _TURNED_GROUPS = 1 << 16, 7
+_TILE, _TURNED_GROUPS = 1 << 18, 7
 #: Bytes that are read ahead of a weight that is turned, and what all rows may take for that.
 _AHEAD, _MOST = 8 << 20, 32 << 20
 
-#: Products of no factor below this are infinite, in float32 and in bfloat16; as a byte of MXFP4.
-_SAFE, _SAFE_BYTE = 2.0**120, 120 + BIAS
+#: Products of no factor below this are infinite, in float32 and in bfloat16.
+_SAFE = 2.0**120
 
 Codes = NDArray[np.uint8]
 Factors = NDArray[np.float32]
@@ -49,7 +50,10 @@ class Operands(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """Bytes [rows, groups, n] and factors [rows, groups]; which of their columns are ``wanted``."""
+    """Bytes [rows, groups, n], factors [rows, groups]; which of their columns are ``wanted``.
+
+    Factors are float32, or the bits that stand for them in a table.
+    """
 
     codes: Codes
     factors: NDArray[Any]
@@ -71,8 +75,9 @@ class NibbleFiller(Filler):
 
     def __init__(self, nibbles: Operands, reader: Reader) -> None:
         self._nibbles, self._reader = nibbles, reader
-        self._caster, self._scratch = reader.keep(Caster), reader.keep(_Scratch)
-        self._table = make_table(nibbles.kind, nibbles.over, reader, by=nibbles.is_divisor)
+        self._caster, self._scratch = reader.keep(Caster), reader.keep(Scratch)
+        dtype = nibbles.scales.dtype
+        self._table = make_table(dtype, nibbles.over, reader, by=nibbles.is_divisor)
         self._strip: _Strip | None = None
 
     def fill(self, box: Box, out: memoryview) -> None:
@@ -126,13 +131,10 @@ class NibbleFiller(Filler):
     def _fill(self, tile: _Tile, out: NDArray[Any], dtype: DType, errors: CastErrors) -> None:
         """Put the products of a tile into ``out``."""
         codes, scales, wanted = tile
-        is_exact = self._nibbles.kind == "MXFP4" and dtype == BFLOAT16
-        if is_exact and scales.max() < _SAFE_BYTE:
-            errors.learn(self._nibbles.codes.dtype.name, dtype.name, 0.0)
-            out[...] = self._look_up(codes, scales)[:, wanted]
+        if dtype == BFLOAT16 and self._look_up(tile, out, errors):
             return
-        given = None if self._table.given is None else self._table.given[scales]
-        if self._table.factors is not None:
+        given = None if self._table is None else self._table.given[scales]
+        if self._table is not None:
             scales = self._table.factors[scales]
         pairs = self._scratch.array("pairs", codes.shape, np.uint64)
         np.take(PAIRS[self._nibbles.kind], codes, mode="wrap", out=pairs)
@@ -150,13 +152,31 @@ class NibbleFiller(Filler):
         else:
             self._round(values, out, dtype, errors)
 
-    def _look_up(self, codes: Codes, scales: Codes) -> NDArray[np.uint16]:
-        """Products of MXFP4 as bfloat16, which is exact: rows by columns."""
+    def _look_up(self, tile: _Tile, out: NDArray[Any], errors: CastErrors) -> bool:
+        """Whether the products of a tile could be looked up as bfloat16, and are in ``out``."""
+        codes, scales, wanted = tile
+        names = self._nibbles.codes.dtype.name, BFLOAT16.name
+        if self._table is None:
+            return False
+        products = self._reader.keep(Products)
+        known = errors.largest_finite(*names)
+        firsts = products.find(self._nibbles.kind, self._table, scales, known)
+        if firsts is None:
+            return False
+        errors.learn(*names, 0.0)
+        near = self._scratch.array("near", codes.shape, firsts.dtype)
+        np.copyto(near, codes)
+        near |= firsts.repeat(codes.shape[-1]).reshape(codes.shape)
         places = self._scratch.array("places", codes.shape, np.intp)
-        np.add((scales.astype(np.intp) << 8)[:, :, None], codes, out=places)
-        pairs = self._scratch.array("products", codes.shape, np.uint32)
-        np.take(self._scratch.products(self._caster), places, mode="wrap", out=pairs)
-        return pairs.reshape(len(codes), -1).view(np.uint16)
+        np.copyto(places, near)
+        if out.flags.c_contiguous and out.size == 2 * codes.size:
+            whole = out.reshape(-1).view(np.uint32)
+            products.words.take(places.reshape(-1), mode="wrap", out=whole)
+            return True
+        found = self._scratch.array("words", codes.shape, np.uint32)
+        products.words.take(places, mode="wrap", out=found)
+        out[...] = found.reshape(len(codes), -1).view(np.uint16)[:, wanted]
+        return True
 
     def _round(self, values: Factors, out: NDArray[Any], dtype: DType, errors: CastErrors) -> None:
         names = self._nibbles.codes.dtype.name, dtype.name
@@ -174,7 +194,7 @@ class NibbleFiller(Filler):
     def _load(self, box: Box, first: int, last: int) -> tuple[Codes, NDArray[Any]]:
         """Groups ``[first, last)`` of the box's rows: bytes [rows, groups, n], and factors.
 
-        Factors [rows, groups] are float32, or the bytes of FP4's. Where columns are asked for one
+        Factors [rows, groups] are as the file has them. Where columns are asked for one
         after the other, those that come next are read too: a row at a time would take calls.
         """
         rows, among, each = Box(box.offsets[:-1], box.sizes[:-1]), slice(None), 0
@@ -199,9 +219,9 @@ class NibbleFiller(Filler):
         if len(codes.shape) == len(self._nibbles.scales.shape):
             each = per_group // codes.dtype.itemsize
         raw = self._read("codes", _cut(codes, rows, first * each, last * each))
-        are_bytes, scales = self._table.factors is not None, self._nibbles.scales
-        part = _cut(scales if are_bytes else scales.to(FLOAT32), rows, first, last)
-        factors = self._read("scales", part).view(np.uint8 if are_bytes else np.float32)
+        part = _cut(self._nibbles.scales, rows, first, last)
+        kind = np.float32 if self._table is None else self._table.carrier
+        factors = self._read("scales", part).view(kind)
         shape = (-1, last - first)
         return _Strip(rows, first, last, raw.reshape(*shape, per_group), factors.reshape(shape))
 
@@ -209,20 +229,6 @@ class NibbleFiller(Filler):
         raw = self._scratch.array(name, (tensor.nbytes,), np.uint8)
         self._reader.read(tensor, 0, tensor.numel, raw.data)
         return raw
-
-
-class _Scratch(Scratch):
-    """That of all weights of four bits, and the products of MXFP4."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._products: NDArray[np.uint32] | None = None
-
-    def products(self, caster: Caster) -> NDArray[np.uint32]:
-        """Those of MXFP4."""
-        if self._products is None:
-            self._products = make_products(caster)
-        return self._products
 
 
 def _cut(tensor: LazyTensor, rows: Box, first: int, last: int) -> LazyTensor:

@@ -36,7 +36,8 @@ def make_weights(folder: Path) -> dict[str, LazyTensor]:
 
     codes = torch.randint(0, 126, (rows, columns), dtype=torch.uint8).view(torch.float8_e4m3fn)
     words = torch.randint(-(2**31), 2**31 - 1, (rows, columns // 8), dtype=torch.int32)
-    factors = (torch.rand(rows, columns // 32) * 1e-2).bfloat16()
+    largest = torch.randn(rows, columns // 32, 32).abs().amax(-1)
+    factors = (largest * (0.02 / 7)).bfloat16()
     blocks = torch.randint(0, 256, (*_MXFP4, 16), dtype=torch.uint8)
     scales = torch.randint(100, 140, _MXFP4, dtype=torch.uint8)
     said = torch.tensor([rows, columns])

@@ -17,6 +17,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 #: Random values that every tensor is cut from.
 _VALUES = 32 << 20
+#: Weights that share a scale of INT4, which their largest one is seven times.
+_SHARING = 32
 #: What names of scales of fp8 end with; with weights of four bits, their numbers and their scales.
 FP8_SCALES = "_scale_inv"
 MX_BLOCKS, MX_SCALES = "_blocks", "_scales"
@@ -43,6 +45,7 @@ class Values:
         drawn = np.random.default_rng(0)
         numbers = drawn.standard_normal(_VALUES, dtype=np.float32) * 0.02
         small = np.abs(numbers[: 1 << 20]) * np.float32(0.01)
+        steps = np.abs(numbers).reshape(-1, _SHARING).max(axis=1) / np.float32(7)
         codes = drawn.integers(0, 254, _VALUES, dtype=np.uint8)
         self._matrices = Kind("BF16", _bfloat16(numbers))
         self._norms = Kind("BF16", _bfloat16(numbers[: 1 << 20] + 1))
@@ -53,7 +56,7 @@ class Values:
             MX_BLOCKS: Kind("U8", codes),
             MX_SCALES: Kind("U8", 100 + codes[: 1 << 20] % 20),
             INT4_WORDS: Kind("I32", codes.view(np.int32)),
-            INT4_SCALES: Kind("BF16", _bfloat16(small)),
+            INT4_SCALES: Kind("BF16", _bfloat16(steps)),
         }
 
     def of(self, name: str, shapes: Shapes) -> Kind:

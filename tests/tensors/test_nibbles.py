@@ -21,6 +21,7 @@ from ckpt_tool.tensors.code_tables import PAIRS
 from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32, DType
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.nibbles import unpack_int4, unpack_mxfp4
+from ckpt_tool.tensors.rounding import CastErrors
 from tests.support.backed import backed, same
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "compressed_tensors0.20_int4"
@@ -255,3 +256,61 @@ def test_the_tables_are_those_of_the_format() -> None:
     pairs = PAIRS["MXFP4"].view(np.float32).reshape(256, 2)
     assert pairs[0x1F].tolist() == [-6.0, 0.5]
     assert PAIRS["INT4"].view(np.float32).reshape(256, 2)[0x1F].tolist() == [7.0, -7.0]
+
+
+def multiply(words: Tensor, scales: Tensor) -> Tensor:
+    numbers = torch.stack([(words >> 4 * at) & 15 for at in range(8)], -1).flatten(1) - 8
+    return numbers.float() * scales.float().repeat_interleave(32, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_int4_with_every_factor_of_16_bits(folder, dtype: torch.dtype) -> None:
+    """More than are kept, in the order of their bits and at random; NaN, infinities, -0 too."""
+    every = torch.arange(1 << 16).to(torch.uint16).view(torch.int16)
+    random = every[torch.randperm(1 << 16, generator=torch.Generator().manual_seed(1))]
+    scales = torch.cat((every, random)).view(dtype).reshape(1 << 9, 1 << 8)
+    words = random_bytes((1 << 9, 1 << 12), 7).view(torch.int32)
+    parts = [
+        backed(folder / name, value)
+        for name, value in (("w", words), ("f", scales), ("n", torch.tensor([1 << 9, 1 << 13])))
+    ]
+    found = unpack_int4(*parts, 32, BFLOAT16).read()
+    assert same(plain_nan(found), plain_nan(multiply(words, scales).bfloat16()))
+
+
+def test_errors_of_rounding_are_those_of_the_numbers_that_are_there(folder) -> None:
+    """The factor is 1 + 2^-7, of which 7 times errs by less than 5 times, and 1 not at all."""
+    factor = 1 + 2.0**-7
+    exact = torch.arange(-8, 8).double() * factor
+    by = (exact - exact.bfloat16().double()).abs()
+    for numbers in ([1, 1], [1, 7], [1, 3, 5], [7], [0, -8]):
+        row = (numbers * 32)[:32]
+        word = torch.tensor(
+            [sum((row[8 * w + at] + 8) << 4 * at for at in range(8)) for w in range(4)]
+        )
+        words = word.to(torch.int64).to(torch.int32)[None]
+        scales, said = torch.tensor([[factor]]).bfloat16(), torch.tensor([1, 32])
+        files = (("w", words), ("f", scales), ("n", said))
+        parts = [backed(folder / name, value) for name, value in files]
+        errors = CastErrors()
+        with FileTable() as files_open:
+            for _ in range(2):  # where it is known it is not more
+                reader = BlockReader(files_open, errors)
+                reader.read(unpack_int4(*parts, 32, BFLOAT16), 0, 32, memoryview(bytearray(64)))
+        assert errors.listed() == (
+            ("int32", "bfloat16", max(by[each + 8].item() for each in numbers)),
+        )
+
+
+def test_a_number_that_rounds_to_infinity_is_noted(folder) -> None:
+    """The largest bfloat16 times 7 is; where it is multiplied by 1 it is not."""
+    scales = torch.tensor([[torch.finfo(torch.bfloat16).max]]).bfloat16()
+    for number, spoils in ((1, False), (7, True), (1, False)):
+        word = int.from_bytes(bytes([number + 8 | number + 8 << 4]) * 4, "little", signed=True)
+        words, said = torch.full((1, 4), word, dtype=torch.int32), torch.tensor([1, 32])
+        files = (("w", words), ("f", scales), ("n", said))
+        parts = [backed(folder / name, value) for name, value in files]
+        with FileTable() as files_open:
+            reader = BlockReader(files_open)
+            reader.read(unpack_int4(*parts, 32, BFLOAT16), 0, 32, memoryview(bytearray(64)))
+            assert reader.take_spoilt() is spoils
