@@ -1,38 +1,35 @@
 """The data path: consecutive blocks of a lazy tensor's row-major form, into reused buffers.
 
 A block is filled by ``pread`` straight into place where a run of source bytes is a run of target
-bytes; strided pieces (``Shard(1)``, transposes) are read in the order they have on disk into
-scratch memory and copied by numpy. What is computed (:class:`.Computed`) fills the same buffers in
-place of a file. The interpreter lock is released during all this, so a few threads, each with its
-own :class:`BlockReader`, keep all cores busy. numpy is imported by what needs it: to copy runs of
-bytes it is not.
+bytes; for strided pieces (``Shard(1)``, transposes) there is :mod:`.strided_reads`. What is
+computed (:class:`.Computed`) fills the same buffers in place of a file. The interpreter lock is
+released during all this, so a few threads, each with its own :class:`BlockReader`, keep all cores
+busy. numpy is imported by what needs it: to copy runs of bytes it is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from math import inf, prod
+from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.regular import pread_into
-from ckpt_tool.tensors.chunks import Chunked, Computed, Filler, Piece, Region
+from ckpt_tool.tensors.chunks import Chunked, Computed, Filler, Piece
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import (
     Box,
-    Shape,
     cut_linear,
     find_bounds,
-    is_run,
-    make_strides,
 )
 from ckpt_tool.tensors.open_files import OpenFiles
 from ckpt_tool.tensors.rounding import CastErrors
-from ckpt_tool.tensors.strided import cut_runs, measure_span, view_strided
+from ckpt_tool.tensors.strided import view_strided
+from ckpt_tool.tensors.strided_reads import Part, StridedReader
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 T = TypeVar("T")
 
@@ -93,6 +90,15 @@ class FileTable:
         """The same where only runs of ``run`` bytes are wanted, which begin at ``starts`` in it."""
         self.read(path, offset, buffer)
 
+    def read_each(self, path: str, parts: Iterable[Part]) -> None:
+        """The same of many short parts of one file."""
+        descriptor = self.descriptor(path)
+        for offset, buffer in parts:
+            if pread_into(descriptor, buffer, offset) == len(buffer):
+                self._open.let_go(path, descriptor, offset, len(buffer))
+            else:
+                self.read(path, offset, buffer)
+
 
 class BlockReader:
     """Reads ranges of lazy tensors; owns scratch memory, so use one per thread.
@@ -104,7 +110,7 @@ class BlockReader:
         self.errors = CastErrors() if errors is None else errors
         self._files = files
         self._cast_scratch = bytearray()
-        self._strided_scratch = bytearray()
+        self._strided = StridedReader(files)
         self._computed: Computed | None = None
         self._filler: Filler | None = None
         self._operands: BlockReader | None = None
@@ -189,8 +195,7 @@ class BlockReader:
             elif piece.is_run:
                 self._files.read(region.path, region.offset, part[: piece.volume * itemsize])
             else:
-                target = view_strided(part, piece.sizes, piece.strides, itemsize)
-                target[...] = self._fetch(region, piece.sizes, itemsize)
+                self._strided.put(piece, part, itemsize)
 
     def _boxes(
         self, piece: Piece, computed: Computed, out: memoryview, itemsize: int
@@ -203,32 +208,10 @@ class BlockReader:
                 at += box.volume
             return
         box, strides = find_bounds(computed.shape, first, piece.sizes, piece.region.strides)
-        raw = self._strided_raw(box.volume * itemsize)
+        raw = self._strided.take_memory(box.volume * itemsize)
         yield box, raw
         target = view_strided(out[at * itemsize :], piece.sizes, piece.strides, itemsize)
         target[...] = view_strided(raw, piece.sizes, strides, itemsize)
-
-    def _fetch(self, region: Region, sizes: Shape, itemsize: int) -> NDArray[Any]:
-        """A strided block as an array over scratch memory, read in the order of the file."""
-        if is_run(sizes, region.strides):
-            raw = self._strided_raw(prod(sizes) * itemsize)
-            self._files.read(region.path, region.offset, raw)
-            return view_strided(raw, sizes, region.strides, itemsize)
-        order = sorted(range(len(sizes)), key=lambda dim: -region.strides[dim])
-        in_file = tuple(sizes[dim] for dim in order)
-        steps = tuple(region.strides[dim] for dim in order)
-        run, starts = cut_runs(in_file, steps, itemsize)
-        span, volume = measure_span(sizes, region.strides), prod(sizes)
-        if span <= 2 * volume:  # reading the gaps too is cheaper than a call per run
-            raw = self._strided_raw(span * itemsize)
-            self._files.read_runs(region.path, region.offset, raw, run, starts)
-            return view_strided(raw, sizes, region.strides, itemsize)
-        raw = self._strided_raw(volume * itemsize)
-        for number, start in enumerate(starts):
-            part = raw[number * run : (number + 1) * run]
-            self._files.read(region.path, region.offset + start, part)
-        array = view_strided(raw, in_file, make_strides(in_file), itemsize)
-        return array.transpose([order.index(dim) for dim in range(len(sizes))])
 
     def _filling(self, computed: Computed) -> Filler:
         if self._filler is None or self._computed is not computed:
@@ -237,13 +220,6 @@ class BlockReader:
         return self._filler
 
     def _cast_raw(self, size: int) -> memoryview:
-        self._cast_scratch = _grown(self._cast_scratch, size)
+        if len(self._cast_scratch) < size:
+            self._cast_scratch = bytearray(size)
         return memoryview(self._cast_scratch)[:size]
-
-    def _strided_raw(self, size: int) -> memoryview:
-        self._strided_scratch = _grown(self._strided_scratch, size)
-        return memoryview(self._strided_scratch)[:size]
-
-
-def _grown(scratch: bytearray, size: int) -> bytearray:
-    return scratch if len(scratch) >= size else bytearray(size)

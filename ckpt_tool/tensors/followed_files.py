@@ -11,6 +11,7 @@ from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.ahead import Read, flow_ahead
 from ckpt_tool.tensors.blocks import FileTable
 from ckpt_tool.tensors.read_sums import Gap, ReadSums
+from ckpt_tool.tensors.strided_reads import Part
 
 _STEP = 1 << 20  # bytes per read: they are in the second-level cache when they are summed up
 _SPAN = 64 << 20  # bytes per task
@@ -41,6 +42,11 @@ class FollowedFiles(FileTable):
             starts, run = (0,), 0  # only that something of it was read
         for start in starts:
             self._sums.note(path, offset + start, buffer[start : start + run])
+
+    def read_each(self, path: str, parts: Iterable[Part]) -> None:
+        """The same, each followed."""
+        for offset, buffer in parts:
+            self.read(path, offset, buffer)
 
 
 def read_gaps(

@@ -39,9 +39,20 @@ def cut_runs(sizes: Shape, strides: Shape, itemsize: int) -> tuple[int, Iterator
 
     They are in row-major order, so they ascend where the longest strides come first.
     """
+    run, starts = cut_common_runs(sizes, strides, strides, itemsize)
+    return run, (start for start, _ in starts)
+
+
+def cut_common_runs(
+    sizes: Shape, here: Shape, there: Shape, itemsize: int
+) -> tuple[int, Iterator[tuple[int, int]]]:
+    """The same of what are runs by both strides, and where each begins by these."""
     run, outer = 1, len(sizes)
-    while outer and (strides[outer - 1] == run or sizes[outer - 1] == 1):
+    while outer and (here[outer - 1] == there[outer - 1] == run or sizes[outer - 1] == 1):
         run *= sizes[outer - 1]
         outer -= 1
     indices = product(*map(range, sizes[:outer]))
-    return run * itemsize, (dot(index, strides[:outer]) * itemsize for index in indices)
+    first, second = here[:outer], there[:outer]
+    return run * itemsize, (
+        (dot(index, first) * itemsize, dot(index, second) * itemsize) for index in indices
+    )

@@ -5,11 +5,12 @@ import pytest
 
 from ckpt_tool.tensors import ahead
 from ckpt_tool.tensors.ahead import Read, list_reads, order_ahead
-from ckpt_tool.tensors.blocks import BlockReader, FileTable
+from ckpt_tool.tensors.blocks import BlockReader
 from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.geometry import Box, make_strides
 from ckpt_tool.tensors.lazy import LazyTensor, cat
+from tests.support.noting import NotedFiles
 
 
 @pytest.fixture
@@ -57,18 +58,6 @@ def test_local_files_are_not_ordered(monkeypatch):
     assert [*order_ahead([1, 2], lambda n: [Read("a", 0, n)])] == [1, 2]
 
 
-class Noted(FileTable):
-    """Notes what is read."""
-
-    def __init__(self):
-        super().__init__()
-        self.reads = []
-
-    def read(self, path, offset, buffer):
-        self.reads.append(Read(path, offset, offset + len(buffer)))
-        super().read(path, offset, buffer)
-
-
 @pytest.fixture
 def tensor(tmp_path):
     """A matrix of distinct elements in a file."""
@@ -92,6 +81,6 @@ def tensor(tmp_path):
 def test_what_is_listed_is_what_is_read(tensor, view):
     found = view(tensor)
     for start, stop in ((0, found.numel), (7, 90), (48, 96)):
-        with Noted() as table:
+        with NotedFiles() as table:
             BlockReader(table).read(found, start, stop, memoryview(bytearray((stop - start) * 4)))
         assert sorted(list_reads(found, start, stop)) == sorted(table.reads)

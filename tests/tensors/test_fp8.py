@@ -26,6 +26,7 @@ from ckpt_tool.tensors.fp8 import FLOAT8, scale_weight
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 from tests.support.backed import backed, raw, same, tilings
+from tests.support.noting import NotedFiles
 
 GUARD = b"\x5a" * 17
 TARGETS = [BFLOAT16, FLOAT16, FLOAT32, FLOAT64]
@@ -408,41 +409,30 @@ def test_operands_may_lie_in_any_way(folder, data):
     assert agree(scale_weight(lazy, factor, (2, 3), BFLOAT16), dequantised(weight, scales, (2, 3)))
 
 
-class CountingTable(FileTable):
-    """Counts reads and their bytes by the file's name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[str, list[int]] = {}
-
-    def read(self, path: str, offset: int, buffer: memoryview) -> None:
-        self.sizes.setdefault(Path(path).name, []).append(len(buffer))
-        super().read(path, offset, buffer)
-
-
 @pytest.mark.slow
 def test_each_byte_is_read_once_and_each_row_of_scales_once(tmp_path):
     lazy, expected = pair(tmp_path / "w", (256, 6000))
-    with CountingTable() as files:
+    with NotedFiles() as files:
         reader = BlockReader(files)
         part(reader, lazy, 0, 6000)
         for at in range(6000, lazy.numel, 12_000 + 7):
             stop = min(at + 12_007, lazy.numel)
             assert same(part(reader, lazy, at, stop), expected.flatten()[at:stop])
-        assert sum(files.sizes["w"]) == 256 * 6000
+        assert sum(files.sizes("w")) == 256 * 6000
         # 47 blocks a row; where a range begins within the second band, a part of its row is extra
-        assert files.sizes["w.scales"].count(47 * 4) == 2
-        assert sum(files.sizes["w.scales"]) < 3 * 47 * 4
+        assert files.sizes("w.scales").count(47 * 4) == 2
+        assert sum(files.sizes("w.scales")) < 3 * 47 * 4
 
 
 @pytest.mark.slow
 def test_a_few_columns_need_a_few_scales(tmp_path):
     lazy, expected = pair(tmp_path / "w", (300, 6000))
-    with CountingTable() as files:
+    with NotedFiles() as files:
         narrow = lazy.narrow(1, 250, 10)
         reader = BlockReader(files)
         assert same(part(reader, narrow, 0, 3000), expected[:, 250:260].flatten())
-        assert files.sizes == {"w": [10] * 300, "w.scales": [8] * 3}
+        assert files.sizes("w") == [10] * 300
+        assert files.sizes("w.scales") == [8] * 3
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.nibbles import unpack_mxfp4
 from ckpt_tool.tensors.turned import Pairs, turn
 from tests.support.backed import backed, distinct, raw, same, tilings
+from tests.support.noting import NotedFiles
 
 KINDS: tuple[Pairs, ...] = ("", "apart", "in turns")
 kinds = st.sampled_from(KINDS)
@@ -82,7 +83,7 @@ def test_threads_turn_it_together(folder, pairs) -> None:
     lazy = turn(backed(folder / "together", tensor), pairs)
     size, step = lazy.dtype.itemsize, 500
     out = memoryview(bytearray(lazy.nbytes))
-    with Counting() as files, Threads(4) as pool:
+    with NotedFiles() as files, Threads(4) as pool:
         readers: SimpleQueue[BlockReader] = SimpleQueue()
         for _ in range(4):
             readers.put(BlockReader(files))
@@ -93,20 +94,8 @@ def test_threads_turn_it_together(folder, pairs) -> None:
             readers.put(reader)
 
         list(pool.flow(put, range(0, lazy.numel, step)))
-        assert sum(files.counts) == lazy.nbytes
+        assert sum(files.sizes()) == lazy.nbytes
     assert bytes(out) == raw(by_torch(tensor, pairs))
-
-
-class Counting(FileTable):
-    """Files that count the bytes of each read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: list[int] = []
-
-    def read(self, path: str, offset: int, buffer: memoryview) -> None:
-        super().read(path, offset, buffer)
-        self.counts.append(len(buffer))
 
 
 @pytest.mark.parametrize("pairs", KINDS)
