@@ -51,8 +51,12 @@ def cut_common_runs(
     while outer and (here[outer - 1] == there[outer - 1] == run or sizes[outer - 1] == 1):
         run *= sizes[outer - 1]
         outer -= 1
-    indices = product(*map(range, sizes[:outer]))
-    first, second = here[:outer], there[:outer]
+    longer = [dim for dim in range(outer) if sizes[dim] != 1]
+    counts, first, second = (tuple(each[dim] for dim in longer) for each in (sizes, here, there))
+    if len(longer) == 1:  # thousands of rows: short of what reading them takes
+        steps = first[0] * itemsize, second[0] * itemsize
+        return run * itemsize, ((n * steps[0], n * steps[1]) for n in range(counts[0]))
     return run * itemsize, (
-        (dot(index, first) * itemsize, dot(index, second) * itemsize) for index in indices
+        (dot(index, first) * itemsize, dot(index, second) * itemsize)
+        for index in product(*map(range, counts))
     )
