@@ -20,6 +20,7 @@ from .megatron_deci import is_deci
 from .megatron_gated_copy import beside_prediction, delta_net, gated_query
 from .megatron_gpt import HuggingFaceConfig, dense_layers, expert_count
 from .megatron_hybrid import gpt_name
+from .megatron_ling import lightning
 from .megatron_routed import take_biases, use_plain_names
 from .megatron_step import gated_query as head_gated_query
 
@@ -123,6 +124,8 @@ def _layer(hf: State, config: HuggingFaceConfig, index: int) -> State:
     if is_deci(config):
         return _uneven(hf, config)
     linear = delta_net(hf, config) if "linear_attn.A_log" in hf else {}
+    if "attention.g_norm.weight" in hf:
+        linear = lightning(hf)
     state = _norms(hf)
     if not linear:
         state["self_attention.linear_proj.weight"] = hf.pop("self_attn.o_proj.weight")

@@ -35,6 +35,7 @@ from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
 from . import megatron_deci as deci
 from . import megatron_falcon as falcon
 from . import megatron_gemma4 as gemma4
+from . import megatron_ling as ling
 from . import megatron_nemotron as nemotron
 from . import megatron_step as step
 from .megatron_gated import (
@@ -48,6 +49,7 @@ from .megatron_gated import (
 from .megatron_gemma4_models import is_gemma4
 from .megatron_hybrid import make_pattern
 from .megatron_jobs import Sizes
+from .megatron_lightning import put_lightning
 from .megatron_norms import count_ahead, describe, find_theta, fit_layers, fit_model
 from .megatron_routed import DENSE_AHEAD, adapt
 from .megatron_sparse import describe_indexer, use_indexers
@@ -217,6 +219,8 @@ def _build_chunk(
         use_indexers(spec)
     if is_gated(hf):
         put_delta_nets(spec, config, stage, NormedColumnParallelLinear)
+    if ling.is_ling(hf):
+        put_lightning(spec, hf, config, stage)
     if fused:
         _fuse_down_projections(spec)
     return call(
@@ -313,7 +317,7 @@ def transformer_config(
     config_class = MLATransformerConfig if is_latent else TransformerConfig
     values = _shape(hf) | _parallel(sizes, dtype) | _CPU
     values |= _latent_attention(hf) if is_latent else _attention(hf)
-    values |= describe(hf) | describe_indexer(hf) | step.describe(hf)
+    values |= describe(hf) | describe_indexer(hf) | step.describe(hf) | ling.describe(hf)
     if expert_count(hf) and not is_gemma4(hf):
         values |= _experts(hf)
         routing = _ROUTING.get(hf["model_type"])

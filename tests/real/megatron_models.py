@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from . import megatron_deci as deci
 from . import megatron_gemma4_models as gemma4
+from . import megatron_ling as ling
 from . import megatron_nemotron as nemotron
 from . import megatron_routed as routed
 from . import megatron_step as step
@@ -295,6 +296,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **deci.MODELS,
     **gemma4.MODELS,
     **step.MODELS,
+    **ling.MODELS,
 }
 NAMES = tuple(_MODELS)
 CLASSES = frozenset(name for name, _ in _MODELS.values())
@@ -365,7 +367,8 @@ def _publish(name: str, hf: Path) -> None:
     config = json.loads(path.read_text())
     files = list(hf.glob("*.safetensors"))
     state = {key: value for file in files for key, value in load_file(file).items()}
-    found, said = routed.publish(name, state, config)
+    is_ling = name in ling.MODELS
+    found, said = ling.publish(state, config) if is_ling else routed.publish(name, state, config)
     if found is state:
         return
     for file in hf.glob("*.safetensors*"):
@@ -406,6 +409,8 @@ def _build(class_name: str, config: Mapping[str, Any]) -> PreTrainedModel:
         config_class = transformers.CONFIG_MAPPING[config["model_type"]]
     settings = config_class(architectures=[class_name], **config)
     model = from_config(model_class, settings, torch.float32)
+    if "layer_group_size" in config:
+        ling.replace_attention(model, config["num_nextn_predict_layers"])
     fill_distinct(model)
     if class_name == "Gemma4ForCausalLM":
         gemma4.settle(model)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .megatron_ling import use_plain_names as ling_names
 from .megatron_step import use_plain_names as step_names
 
 State = dict[str, Tensor]
@@ -99,7 +100,7 @@ MODELS["mimo_v2_flash"] = (
 #: Whose layers for multi-token prediction have no experts.
 DENSE_AHEAD = ("exaone_moe", "step3p5")
 #: transformers has no class for them.
-UNNAMED = ("bailing_moe_v2", "step3p5")
+UNNAMED = ("bailing_moe_v2", "step3p5", "bailing_hybrid")
 
 _LING_CONFIG = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
 #: The names of Ling and Sarvam, and those of GLM-4.5-MoE.
@@ -242,6 +243,7 @@ _PLAIN: dict[str, Callable[[State, HuggingFaceConfig], State]] = {
     "exaone_moe": _plain_exaone,
     "mimo_v2_flash": _plain_mimo,
     "step3p5": step_names,
+    "bailing_hybrid": ling_names,
 }
 
 

@@ -130,6 +130,7 @@ RANK_FILES: dict[tuple[str, str], dict[str, Any]] = {
     ("gpt_oss", "tp2"): {},
     ("gpt_oss", "ep2"): {"experts": "sequential", "names": "local", "style": "megatron-lm"},
     ("bailing_moe_v2", "tp2_ep2"): {},
+    ("bailing_hybrid", "tp2_ep2"): {},
     ("nemotron_h", "tp2_ep2"): {"style": "megatron-lm"},
     ("nemotron-nas", "tp2"): {"names": "local"},
     ("nemotron_h", "pp2"): {"names": "local", "experts": "sequential"},

@@ -100,6 +100,17 @@ _FUSED_OUT: Shapes = {"attention.dense.weight": (6, 8)}
 _LING_1_MOE = ROUTED | SHARED
 _LING_MOE: Shapes = ROUTER | {"mlp.gate.expert_bias": (3,)} | experts() | SHARED
 _SARVAM = _FUSED | _FUSED_NORMS | _FUSED_OUT | NORMS
+#: Of lightning attention as many heads of keys as of queries; then latent attention.
+_LIGHTNING: Shapes = {
+    "attention.query_key_value.weight": (24, 6),
+    "attention.g_proj.weight": (8, 6),
+    "attention.g_norm.weight": (8,),
+}
+_LIGHTNING |= _FUSED_NORMS | _FUSED_OUT | NORMS
+_LING_LATENT: Shapes = {
+    name.replace("self_attn.", "attention.").replace("o_proj", "dense"): shape
+    for name, shape in (LATENT_KEYS | LOW_QUERY | NORMS).items()
+}
 _HY: Shapes = {"mlp.router.gate.weight": (3, 6), "mlp.expert_bias": (3,)}
 _HY |= experts() | gated("mlp.shared_mlp", 8)
 _NORMED = GROUPED | HEAD_NORMS | NORMS
@@ -233,6 +244,14 @@ ROUTED_MODELS = {
         ALIKE,
         ahead=_LING_AHEAD,
         embedding="word_embeddings",
+    ),
+    "bailing_hybrid": Model(
+        DECODER | LATENT | _LING | _PREDICTS | {"layer_group_size": 2, "group_norm_size": 4},
+        (_LIGHTNING | MLP, _LING_LATENT | _LING_MOE, _LING_LATENT | _LING_MOE),
+        ALIKE | {"layer_group_size": 1},
+        ahead=_LING_AHEAD,
+        embedding="word_embeddings",
+        can_be_hybrid=False,
     ),
     "sarvam_moe": Model(
         DECODER | _FIRST | {"n_routed_experts": 3, "n_shared_experts": 2},

@@ -34,6 +34,7 @@ from ckpt_tool.mapping.families.hub_rules import (
     SAME,
     TRANSPOSED_EXPERTS,
 )
+from ckpt_tool.mapping.families.lightning_rows import LING_2_5
 from ckpt_tool.mapping.families.minimax_rows import MINIMAX_M3
 from ckpt_tool.mapping.families.nemotron_rows import FALCON_H1, NEMOTRON_H
 from ckpt_tool.mapping.families.radio_rows import NEMOTRON_OMNI, NEMOTRON_VL
@@ -101,6 +102,7 @@ FAMILIES: dict[str, Family] = {
     # Language models with experts.
     "bailing_moe": Family(hub=SAME, float32=r"\.gate\.expert_bias$", megatron=routed.BAILING),
     "bailing_moe_v2": Family(hub=SAME, float32=r"\.gate\.expert_bias$", megatron=routed.BAILING_V2),
+    "bailing_hybrid": Family(float32=None, megatron=LING_2_5),
     # Routers of DeepSeek's kind are float32 since transformers 5.24.
     "deepseek_v2": Family(
         "DeepseekV2ForCausalLM",

@@ -71,8 +71,13 @@ _SPARSE = {
 _INDEXER = re.compile(r"\.self_attention\.(?:core_attention\.indexer\.|wq_b\.)")
 #: Of gated DeltaNet, where the norm is by itself.
 _LINEAR = {"input_layernorm.weight": "self_attention.in_proj.layer_norm_weight"}
-#: Of attention with one head, whose keys are values too: all norms are by themselves.
-_SHARED: dict[str, str] = {}
+#: Of attention with one head, whose keys are values too, and of lightning attention: all norms are
+#: by themselves.
+_APART: dict[str, str] = {}
+#: What tells these two: of the latter, as ms-swift and as AReaL have it.
+_HAS_APART = tuple(
+    f"self_attention.{name}.weight" for name in ("linear_kv_proj", "g_norm", "gate_norm")
+)
 _DENSE = {
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
     "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
@@ -128,8 +133,8 @@ def _name_engine_key(key: str, keys: frozenset[str], of_latent: dict[str, str]) 
     table = _EXPERTS if any(prefix + router in keys for router in _ROUTERS) else _DENSE
     linear = f"{prefix}self_attention.A_log" in keys
     attention = of_latent if latent else _LINEAR if linear else _GROUPED
-    if f"{prefix}self_attention.linear_kv_proj.weight" in keys:
-        attention = _SHARED
+    if any(prefix + name in keys for name in _HAS_APART):
+        attention = _APART
     return str(prefix) + (table | attention).get(name, name)
 
 

@@ -34,6 +34,7 @@ def require_layout(layout: str, config: ModelConfig, numbers: Numbers) -> None:
         "norms_beside": "norms beside attention and MLP",
         "streams": "hyper-connections",
         "head_counts": "layers that differ in heads",
+        "lightning": "lightning attention",
     }
     found = [what for flag, what in apart.items() if flag in numbers.flags]
     if layout == "hybrid" and (seen or found):

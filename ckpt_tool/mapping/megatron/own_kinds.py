@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.megatron.compressed import find_compressed
+from ckpt_tool.mapping.megatron.lightning import find_lightning_kinds
 from ckpt_tool.mapping.megatron.linear import find_linear_kinds
 from ckpt_tool.mapping.megatron.shared_kv import find_shared_kinds
 from ckpt_tool.mapping.megatron.step import find_step_kinds
@@ -64,6 +65,7 @@ OWN_KINDS: dict[str, Callable[[Fields, int], tuple[str, ...]]] = {
     "sparse_attention_config": find_sparse,
     "compress_ratios": find_compressed,
     "full_attention_interval": find_linear_kinds,
+    "layer_group_size": find_lightning_kinds,
     "num_kv_shared_layers": find_shared_kinds,
     "attention_other_setting": find_step_kinds,
 }

@@ -6,6 +6,7 @@ Each is known by its own name, so that nothing has to be said of who wrote it.
   layer (slime), or in attention and MLP themselves (ms-swift).
 - Up projections of keys and values, apart in megatron-core's absorbed latent attention of 0.17 and
   0.18: ``absorbed_mla.py``, which still loads these.
+- The gate and the norm of lightning attention in AReaL: ``models/mcore/lightning_attention.py``.
 - slime's indexer: ``slime_plugins/models/glm5``, ``megatron_to_hf/deepseekv3.py`` of slime 0.2.
 """
 
@@ -99,6 +100,8 @@ _SPELLINGS: dict[str, tuple[_Spelling, ...]] = {
         "post_mlp_layernorm.weight",
         "mlp.post_mlp_layernorm.weight",
     ),
+    f"{_ATTENTION}g_proj.weight": (_Spelling((f"{_ATTENTION}linear_gate.weight",)),),
+    f"{_ATTENTION}g_norm.weight": (_Spelling((f"{_ATTENTION}gate_norm.weight",)),),
     **{
         f"{_INDEXER}{ours}": (_Spelling((f"{_ATTENTION}{theirs}",), _exchange_halves),)
         for ours, theirs in {

@@ -80,6 +80,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "heads": heads,
         "query": heads * head,
         "two_query": 2 * heads * head,
+        "three_query": 3 * heads * head,
         "key": groups * head,
         "value": groups * value,
         "value_head": value,

@@ -60,6 +60,7 @@ _OPS: dict[str, Callable[[Numbers], Op]] = {
     "sliding_head_gates": _make_sliding,
     "stacked_qkv": lambda numbers: StackedHeads(numbers.vision_heads, numbers.vision_groups),
     "grouped_qkv": lambda numbers: StackedHeads(numbers.heads, numbers.groups),
+    "alike_qkv": lambda numbers: StackedHeads(numbers.heads),
     "integers": lambda _: Integers(),
     "alternating": lambda _: Alternating(),
     "vocabulary": lambda numbers: Vocabulary(numbers.vocab_size, numbers.padded_vocab_size),

@@ -22,6 +22,7 @@ _COLUMN = re.compile(
     r"|(^|\.)per_layer_(embedding|model_proj)\.weight$"  # of Gemma 4
     r"|(^|\.)vision_model\.(video_)?embedder\.weight$"  # of RADIO
     r"|(^|\.)core_attention\.(softmax_offset|attn_sink)$"  # a sink for each head
+    r"|(^|\.)self_attention\.(g_proj|linear_gate|gate_norm)\.weight$"  # lightning attention
     r"|(^|\.)self_attention\.((in_proj|conv1d)\.weight\.\w+|A_log|dt_bias)$"  # gated DeltaNet
 )
 _ROW = re.compile(

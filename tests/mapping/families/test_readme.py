@@ -54,6 +54,8 @@ def describe_megatron(family: Family) -> str:
         said.append("indexer")
     if "head_counts" in rows.flags:
         said = ["GQA with a gate for each head"]
+    if "lightning" in rows.flags:
+        said = ["MLA, lightning attention"]
     if "linear_attention" in rows.attentions:
         said = ["GQA with a gate, gated DeltaNet"]
     if set(WIDE_NORMS) & set(rows.attention):
@@ -104,6 +106,7 @@ GIVEN = {
     "glm_moe_dsa": "its indexer's linear layers are the tests'",
     "deepseek_v32": "its indexer's linear layers are the tests'",
     "bailing_moe_v2": "of a GLM-4.5-MoE under its names",
+    "bailing_hybrid": "of a DeepSeek-V3 with lightning attention, the tests' on both sides",
     "qwen3_next": "norms from zero are the tests'",
     "qwen3_5_text": "norms from zero are the tests'",
     "qwen3_5_moe_text": "norms from zero are the tests'",

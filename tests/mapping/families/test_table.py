@@ -23,7 +23,7 @@ from tests.support.versions import TRANSFORMERS, needs_transformers_5
 ROOT = Path(ckpt_tool.__file__).parent
 OPS = {"same", "vocabulary", "gate_up", "qkv", "stacked_qkv", "swap_halves", "one_row", "turned"}
 OPS |= {"packed", "packed_turned"}
-OPS |= {"grouped_qkv", "alternating", "wide_qkv", "sliding_qkv"}
+OPS |= {"grouped_qkv", "alike_qkv", "alternating", "wide_qkv", "sliding_qkv"}
 WHEN_PACKED = {"packed", "unpacked"}
 OPS |= GATED_OPS.keys() | {"rows"}
 #: Rows that are there where the model or its config says so, beside the flags of families.

@@ -52,7 +52,7 @@ DIFFERING += GATED
 #: Models that load since 0.16.
 HELD = (*GATED, "step3p5")
 #: What no HybridModel has: towers, norms beside attention and MLP, layers that differ in heads.
-NO_HYBRID = ("qwen2_5_vl", "glm4", "gemma4_text", "gemma4_moe", "step3p5")
+NO_HYBRID = ("qwen2_5_vl", "glm4", "gemma4_text", "gemma4_moe", "step3p5", "bailing_hybrid")
 #: Models whose layers trainers bring themselves, and what is said of them.
 FOREIGN = {
     "mimo_v2": "bring an attention of their own",

@@ -69,6 +69,8 @@ def make_text_config(
     if "sparse" in flags:
         values |= describe_indexer(numbers, hybrid=hybrid)
     if "latent" in flags:
+        if "lightning" in flags:  # whose heads have a width of their own
+            values["kv_channels"] = numbers.head_dim
         return call(MLATransformerConfig, **values | _latent(text))
     values |= {"num_query_groups": numbers.groups, "kv_channels": numbers.head_dim}
     if "blocks" in numbers.flags:

@@ -14,6 +14,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from ckpt_tool.mapping.megatron.lightning import is_lightning
 from ckpt_tool.mapping.megatron.linear import is_linear
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.plans.checks.megatron_child.config import (
@@ -25,6 +26,7 @@ from ckpt_tool.plans.checks.megatron_child.config import (
 from ckpt_tool.plans.checks.megatron_child.cpu import UnknownModelError, call, read_release
 from ckpt_tool.plans.checks.megatron_child.heads import vary_heads
 from ckpt_tool.plans.checks.megatron_child.hybrid import make_hybrid_model
+from ckpt_tool.plans.checks.megatron_child.lightning import put_lightning
 from ckpt_tool.plans.checks.megatron_child.linear import put_delta_net
 from ckpt_tool.plans.checks.megatron_child.norms import fit_norms
 from ckpt_tool.plans.checks.megatron_child.request import Request
@@ -130,6 +132,10 @@ def _language_model(request: Request, config: TransformerConfig) -> GPTModel:
     for number, kind in enumerate(request.numbers.kinds):  # none of what predicts further
         if is_linear(kind):
             spec.layer_specs[number] = put_delta_net(spec.layer_specs[number])
+        elif is_lightning(kind):
+            norms = "qk_norm" in request.numbers.flags
+            layer = put_lightning(spec.layer_specs[number], NoAttention, norms=norms)
+            spec.layer_specs[number] = layer
     return GPTModel(
         config=config,
         transformer_layer_spec=spec,
