@@ -128,6 +128,21 @@ class Fields:
             raise self._expected(key, "a size" if most == _MOST else f"a size up to {most:,}")
         return found
 
+    def agree(self, *keys: str) -> str:
+        """The first of ``keys`` that is there, all of them names of one thing; else the first.
+
+        FormatError where two of them say something different: no reader knows which one is true.
+        """
+        said = [key for key in keys if self.values.get(key) is not None] or [keys[0]]
+        for key in said:
+            if self.values.get(key) != self.values.get(said[0]):
+                raise FormatError(
+                    f"{self.place}{said[0]} is {show(self.values[said[0]])}, but {self.place}{key},"
+                    f" another name for it, is {show(self.values[key])}",
+                    path=self.path,
+                )
+        return said[0]
+
     def find_number(self, key: str, most: float = math.inf) -> float | None:
         """A finite number of at most ``most``, or minus that."""
         found = self.values.get(key)
@@ -176,6 +191,10 @@ class Fields:
     def inside(self, key: str) -> Fields:
         """What such an object says."""
         return Fields(self.object(key), self.path, f"{self.place}{key}.")
+
+    def beside(self, key: str) -> Fields:
+        """What such an object says beside what is said here: of some things either has the name."""
+        return Fields({**self.values, **self.object(key)}, self.path, self.place)
 
     def _expected(self, key: str, what: str) -> FormatError:
         return FormatError(

@@ -28,13 +28,21 @@ _WRAPPERS = re.compile(
 #: How configs call the number of experts.
 EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 
+#: How they call the number of layers for multi-token prediction.
+MTP_KEYS = (
+    "num_nextn_predict_layers",
+    "mtp_num_hidden_layers",
+    "num_mtp_layers",
+    "mtp_num_layers",
+)
+
 #: Where the language model's part is: of most models, of InternVL's own code, of Omni models.
 _TEXT_PARTS = (("text_config",), ("llm_config",), ("thinker_config", "text_config"))
 
 _MOST = (1 << 31) - 1
 #: The most that a config may say; a hundred times what the largest models do.
 _SIZES = {
-    **dict.fromkeys(("num_hidden_layers", "num_nextn_predict_layers"), 100_000),
+    **dict.fromkeys(("num_hidden_layers", *MTP_KEYS), 100_000),
     **dict.fromkeys(EXPERT_KEYS, 1_000_000),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), _MOST),
     **dict.fromkeys(("hidden_size", "vocab_size"), _MOST),

@@ -96,6 +96,18 @@ def test_values_of_another_type_are_refused_by_file_and_key(ask, key):
     assert len(refused.value.message) < 200
 
 
+def test_names_of_one_thing_say_the_same():
+    said = Fields({"a": 3, "b": None, "c": 3, "d": 4, "in": {"e": 4}}, "f.json")
+    assert (said.agree("b", "a", "c"), said.agree("b"), said.agree("x", "y")) == ("a", "b", "x")
+    assert said.beside("in").agree("d", "e") == "d"
+    with pytest.raises(FormatError, match=r"^f\.json: a is 3, but d, another name for it, is 4$"):
+        said.agree("b", "a", "c", "d")
+    inner = Fields({"a": [1] * 99, "b": 2}, "f.json", "in.")
+    with pytest.raises(FormatError, match=r"in\.a is \[1, .*, but in\.b, .* is 2$") as refused:
+        inner.agree("a", "b")
+    assert len(refused.value.message) < 200
+
+
 def test_more_than_is_allowed_is_refused():
     assert FIELDS.find_size("size", 3) == 3
     with pytest.raises(FormatError, match="size is 3, expected a size up to 2"):

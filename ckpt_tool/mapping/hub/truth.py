@@ -13,7 +13,7 @@ from dataclasses import replace
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import show
 from ckpt_tool.common.wording import join_words
-from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.config import MTP_KEYS, ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.heads import find_only_embedding, is_head
 from ckpt_tool.mapping.quantised import find_quantisation
@@ -30,13 +30,7 @@ _PARTS = {
     "code2wav_config": r"code2wav",
     "token2wav_config": r"token2wav",
 }
-#: How configs say how many layers for multi-token prediction there are, and how these are called.
-_PREDICTION_KEYS = (
-    "num_nextn_predict_layers",
-    "mtp_num_hidden_layers",
-    "num_mtp_layers",
-    "mtp_num_layers",
-)
+#: How layers for multi-token prediction are called.
 _PREDICTION = re.compile(r"(^|[._])(mtp|nextn)")
 _UNSERVED = (
     "servers that use them for speculative decoding will not find {0}; `fill_from=BASE` takes {0}"
@@ -144,7 +138,7 @@ def _is_whole(tensors: Mapping[str, LazyTensor], width: int) -> bool:
 
 def _warn_of_prediction(config: ModelConfig, tensors: Iterable[str]) -> Iterator[str]:
     """A warning where layers for multi-token prediction, or heads of theirs, are not there."""
-    key = next((key for key in _PREDICTION_KEYS if config.text.get(key)), None)
+    key = next((key for key in MTP_KEYS if config.text.get(key)), None)
     layers = config.text.get("num_hidden_layers")
     if key is None:
         return

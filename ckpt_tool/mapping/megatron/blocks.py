@@ -7,7 +7,6 @@ heterogeneous/heterogeneous_config.py``, and ``configuration_decilm.py`` beside 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields, require_object
@@ -75,6 +74,7 @@ def _is_there(part: Fields) -> bool:
 def _count_groups(attention: Fields, heads: int) -> int:
     groups = attention.find_size("num_query_groups")
     if groups is not None:
+        _require_same(attention, groups, heads)
         return groups
     together = attention.size("n_heads_in_group")
     if not together or heads % together:
@@ -85,10 +85,19 @@ def _count_groups(attention: Fields, heads: int) -> int:
     return heads // together
 
 
+def _require_same(attention: Fields, groups: int, heads: int) -> None:
+    together = attention.find_size("n_heads_in_group")
+    if together is not None and together * groups != heads:
+        raise MappingError(
+            f"{attention.path}: num_query_groups is {groups} in block_configs, but n_heads_in_group"
+            f" is {together}, of {heads} heads in all"
+        )
+
+
 def _find_width(ffn: Fields, text: Fields) -> int:
-    width: Any = ffn.find_size("ffn_hidden_size") or ffn.find_size("intermediate_size")
+    width = ffn.find_size(ffn.agree("ffn_hidden_size", "intermediate_size"))
     if width is not None:
-        return int(width)
+        return width
     times = ffn.find_number("ffn_mult", _MOST_FFN)
     if times is None or times <= 0:
         raise MappingError(f"{ffn.path}: a layer of block_configs has no ffn_mult")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.config import MTP_KEYS
 
 #: What layers are called by how many tokens one key is made of, as released configs have it.
 _BY_RATIO = {
@@ -25,7 +26,7 @@ def find_compressed(text: Fields, layers: int) -> tuple[str, ...]:
     """
     kinds, ratios = text.texts("layer_types"), text.sizes("compress_ratios")
     by_ratio = [_BY_RATIO.get(ratio, f"compressed by {ratio}") for ratio in ratios]
-    most = layers + text.size("num_nextn_predict_layers", 0)
+    most = layers + text.size(text.agree(*MTP_KEYS), 0)
     if any(by_ratio[at] != _KINDS[0] for at in range(layers, len(ratios))):
         raise MappingError(f"{text.path}: a layer for multi-token prediction that compresses keys")
     known = [kind in _KINDS for kind in (*kinds, *by_ratio)]
@@ -67,7 +68,7 @@ def read_compressed_sizes(text: Fields, heads: int, head: int) -> dict[str, int]
     streams, groups = text.size("hc_mult", 0), text.size("o_groups", 0)
     if not streams:
         return {}
-    rates = text.inside("compress_rates")
+    rates = text.beside("compress_rates")
     return {
         "three": 3,
         "streams": streams,
@@ -77,7 +78,7 @@ def read_compressed_sizes(text: Fields, heads: int, head: int) -> dict[str, int]
         "out_rank": groups * text.size("o_lora_rank", 0),
         "two_head": 2 * head,
         "two_index_head": 2 * text.size("index_head_dim", 0),
-        "csa_rate": rates.size(_KINDS[1], 4),
-        "hca_rate": rates.size(_KINDS[2], 128),
+        "csa_rate": rates.size(rates.agree(_KINDS[1], "compress_rate_csa"), 4),
+        "hca_rate": rates.size(rates.agree(_KINDS[2], "compress_rate_hca"), 128),
         "experts_chosen": text.size("num_experts_per_tok", 0),
     }

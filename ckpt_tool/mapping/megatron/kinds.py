@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.common.wording import count_noun
+from ckpt_tool.mapping.config import MTP_KEYS
 
 #: What lists call a layer: its symbol in patterns.
 _SYMBOLS = {
@@ -25,15 +27,25 @@ def find_kinds(text: Fields, layers: int) -> tuple[str, ...]:
 
     Where MiMo-V2 is on the Hub a list has a number for each.
     """
-    kinds = tuple(text.texts("layer_types")) or tuple(
-        "sliding_attention" if number else "full_attention"
-        for number in text.sizes("hybrid_layer_pattern")
-    )
-    if len(kinds) != layers:
+    numbers = text.sizes("hybrid_layer_pattern")
+    kinds = text.texts("layer_types")
+    require_each(text, "layer_types", len(kinds) if kinds or not numbers else layers, layers)
+    require_each(text, "hybrid_layer_pattern", len(numbers) if numbers else layers, layers)
+    said = ("sliding_attention" if number else "full_attention" for number in numbers)
+    return tuple(kinds or said)
+
+
+def require_each(text: Fields, key: str, count: int, layers: int, *, padded: bool = False) -> None:
+    """MappingError where the list ``key`` has ``count`` entries, not one for each layer.
+
+    ``padded``: those for multi-token prediction may have one too.
+    """
+    most = layers + (text.size(text.agree(*MTP_KEYS), 0) if padded else 0)
+    if not layers <= count <= most:
         raise MappingError(
-            f"{text.path}: layer_types has {len(kinds)} entries, but there are {layers} layers"
+            f"{text.path}: {key} has {count_noun(count, 'layer')}, but num_hidden_layers is"
+            f" {layers}"
         )
-    return kinds
 
 
 def find_symbols(text: Fields) -> tuple[str, ...]:
@@ -63,11 +75,12 @@ def find_symbols_ahead(text: Fields) -> tuple[str, ...]:
 
 
 def _read_symbols(text: Fields, lists: tuple[str, ...], pattern: str) -> tuple[str, ...]:
-    """By each key that is there; of lists the first."""
-    listed = next((kinds for kinds in map(text.texts, lists) if kinds), [])
+    """By each key that is there."""
+    said_by = {key: kinds for key in lists if (kinds := text.texts(key))}
     symbols = text.find_text(pattern) or ""
-    said = {"".join(_SYMBOLS.get(kind, "?") for kind in listed), symbols} - {""}
-    unknown = [kind for kind in listed if kind not in _SYMBOLS]
+    said = {"".join(_SYMBOLS.get(kind, "?") for kind in listed) for listed in said_by.values()}
+    said |= {symbols} - {""}
+    unknown = [kind for listed in said_by.values() for kind in listed if kind not in _SYMBOLS]
     unknown += [symbol for symbol in symbols if symbol not in _SYMBOLS.values()]
     if unknown:
         raise MappingError(
@@ -76,7 +89,7 @@ def _read_symbols(text: Fields, lists: tuple[str, ...], pattern: str) -> tuple[s
         )
     if len(said) > 1:
         raise MappingError(
-            f"{text.path}: the kinds of layers are {' and '.join(sorted(said))}, by {lists[0]} and"
-            f" {pattern}"
+            f"{text.path}: the kinds of layers are {' and '.join(sorted(said))}, by"
+            f" {' and '.join((*said_by, *([pattern] if symbols else [])))}"
         )
     return tuple(said.pop()) if said else ()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.megatron.kinds import require_each
 
 _LINEAR, _FULL = "linear_attention", "full_attention"
 _LINEAR_KEYS = (
@@ -43,10 +44,7 @@ def find_linear_kinds(text: Fields, layers: int) -> tuple[str, ...]:
     kinds = tuple(text.texts("layer_types")) or tuple(
         _LINEAR if (layer + 1) % interval else _FULL for layer in range(layers)
     )
-    if len(kinds) != layers:
-        raise MappingError(
-            f"{text.path}: layer_types has {len(kinds)} entries, but there are {layers} layers"
-        )
+    require_each(text, "layer_types", len(kinds), layers)
     strange = sorted(set(kinds) - {_LINEAR, _FULL})
     if strange:
         raise MappingError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.megatron.kinds import require_each
 from ckpt_tool.mapping.megatron.step import find_moe_list
 
 #: How configs call every how many layers one has experts.
 _STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
 #: How lists of the kinds of MLPs call experts, DeepSeek-V4's both as the last two.
 _WITH_EXPERTS = ("sparse", "moe", "hash_moe")
+_KINDS = (*_WITH_EXPERTS, "dense")
 #: Configs with these have, on the Hub, a number for each layer in ``moe_layer_freq``.
 _NUMBERED = ("hybrid_layer_pattern", "sparse_attention_config")
 
@@ -20,21 +23,32 @@ def find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
     Where a list names the kind of each layer, as GLM-4.7-Flash has it, or those with experts, as
     Llama 4's does, nothing else counts, nor where one has a number for each, as MiMo-V2 and
     MiniMax-M3 have it on the Hub.
+
+    MappingError for a list that has not an entry for each layer, or one that is unknown.
     """
     if keys.find_bool("enable_moe_block") is False:
         return frozenset()
     kinds = keys.texts("mlp_layer_types")
     if kinds:
+        require_each(keys, "mlp_layer_types", len(kinds), layers, padded=True)
+        strange = sorted(set(kinds).difference(_KINDS))
+        if strange:
+            raise MappingError(
+                f"{keys.path}: mlp_layer_types has {strange[0]!r:.60}, expected one of"
+                f" {', '.join(_KINDS)}"
+            )
         return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind in _WITH_EXPERTS)
     if any(keys.values.get(key) for key in _NUMBERED):
         numbers = keys.sizes("moe_layer_freq")
+        if numbers:
+            require_each(keys, "moe_layer_freq", len(numbers), layers, padded=True)
         return frozenset(i for i, number in enumerate(numbers[:layers]) if number)
     listed = find_moe_list(keys)
     if listed is not None:
         return frozenset(layer for layer in listed if layer < layers)
-    step = next((keys.size(key) for key in _STEPS if keys.values.get(key)), 1)
+    step = keys.size(keys.agree(*_STEPS), 1) or 1
     every = keys.size("moe_layer_freq", 1) or 1
-    first = keys.size("first_k_dense_replace", keys.size("moe_layer_start_index", 0))
+    first = keys.size(keys.agree("first_k_dense_replace", "moe_layer_start_index"), 0)
     last = keys.find_number("moe_layer_end_index")
     dense = frozenset(keys.sizes("mlp_only_layers"))
     return frozenset(

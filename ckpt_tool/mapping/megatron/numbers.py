@@ -8,11 +8,16 @@ from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
-from ckpt_tool.mapping.config import EXPERT_KEYS, ModelConfig
+from ckpt_tool.mapping.config import EXPERT_KEYS, MTP_KEYS, ModelConfig
 from ckpt_tool.mapping.families.megatron_form import Around, MegatronRows
 from ckpt_tool.mapping.families.table import FAMILIES, find_family
 from ckpt_tool.mapping.megatron.blocks import Block
-from ckpt_tool.mapping.megatron.kinds import find_kinds, find_symbols, find_symbols_ahead
+from ckpt_tool.mapping.megatron.kinds import (
+    find_kinds,
+    find_symbols,
+    find_symbols_ahead,
+    require_each,
+)
 from ckpt_tool.mapping.megatron.linear import is_linear
 from ckpt_tool.mapping.megatron.moe_layers import find_moe_layers
 from ckpt_tool.mapping.megatron.own_kinds import OWN_KINDS
@@ -26,9 +31,6 @@ from ckpt_tool.mapping.megatron.sizes import (
     read_text,
 )
 from ckpt_tool.mapping.megatron.step import find_kinds_ahead
-
-#: How many layers there are for multi-token prediction.
-MTP_KEY = "num_nextn_predict_layers"
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,13 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
     text = read_text(family, config)
     kinds = _find_kinds(family, text)
     layers = len(kinds) or text.size("num_hidden_layers")
+    if text.texts("layer_types") and not family.is_patterned:
+        require_each(text, "layer_types", len(text.texts("layer_types")), layers, padded=True)
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")
-    experts = next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0)
+    experts = text.size(text.agree(*EXPERT_KEYS), 0)
     moe = find_moe_layers(text, layers) if family.moe and experts else frozenset[int]()
-    mtp = text.size(MTP_KEY, text.size("mtp_num_hidden_layers", 0)) if family.mtp.rows else 0
+    mtp = text.size(text.agree(*MTP_KEYS), 0) if family.mtp.rows else 0
     ahead: tuple[str, ...] = ()
     if kinds and family.is_patterned:
         if text.find_bool("mtp_use_repeated_layer"):
@@ -189,7 +193,9 @@ def _read_vision(around: Around, vision: Fields) -> tuple[int, int]:
         return 0, 0
     if around.has_radio:
         return read_radio(vision)
-    return vision.size("depth"), vision.size("num_heads")
+    keys = ("depth", "num_hidden_layers"), ("num_heads", "num_attention_heads")
+    layers, heads = (vision.size(vision.agree(*names)) for names in keys)
+    return layers, heads
 
 
 def _find_kinds(family: MegatronRows, text: Fields) -> tuple[str, ...]:

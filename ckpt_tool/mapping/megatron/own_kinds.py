@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.config import MTP_KEYS
 from ckpt_tool.mapping.megatron.compressed import find_compressed
 from ckpt_tool.mapping.megatron.lightning import find_lightning_kinds
 from ckpt_tool.mapping.megatron.linear import find_linear_kinds
@@ -31,7 +32,7 @@ def find_indexers(text: Fields, layers: int) -> tuple[str, ...]:
         every, first = text.size("index_topk_freq", 1), text.size("index_skip_topk_offset", 2)
         steps = (max(layer + 1 - first, 0) % max(every, 1) for layer in range(layers))
         kinds = ["shared" if step else "full" for step in steps]
-    most = layers + text.size("num_nextn_predict_layers", 0)
+    most = layers + text.size(text.agree(*MTP_KEYS), 0)
     if not layers <= len(kinds) <= most or not set(kinds) <= set(_INDEXERS.values()):
         raise MappingError(
             f"{text.path}: indexer_types or index_topk_pattern is {', '.join(kinds[:9])}, expected"

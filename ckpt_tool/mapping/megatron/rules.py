@@ -9,7 +9,7 @@ from functools import partial
 from math import prod
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.config import MTP_KEYS, ModelConfig
 from ckpt_tool.mapping.megatron.bindings import (
     NO_TOWERS,
     Binding,
@@ -19,7 +19,7 @@ from ckpt_tool.mapping.megatron.bindings import (
 )
 from ckpt_tool.mapping.megatron.gemma4_names import name_modules
 from ckpt_tool.mapping.megatron.layouts import require_layout
-from ckpt_tool.mapping.megatron.numbers import MTP_KEY, Numbers, read_numbers, require_rows
+from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import Same
 from ckpt_tool.mapping.megatron.packing import count_experts, note_packed
 from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
@@ -96,7 +96,7 @@ def _count_ahead(
     config: ModelConfig, numbers: Numbers, names: Iterable[str], prefix: str
 ) -> Numbers:
     """As many layers for multi-token prediction as there are, where the config need not say it."""
-    if "mtp_unsaid" not in numbers.flags or config.text.get(MTP_KEY) is not None:
+    if "mtp_unsaid" not in numbers.flags or config.text.get(MTP_KEYS[0]) is not None:
         return numbers
     before, _, after = map(re.escape, prefix.partition("{number}"))
     layer = re.compile(rf"{before}(\d+){after}")

@@ -19,6 +19,11 @@ _SHARED_WIDTHS = (
     "share_expert_dim",
     "share_expert_dims",
 )
+#: Heads of an indexer and their width; and what MiniMax-M3 calls them on the Hub.
+_INDEX_KEYS = (
+    ("index_n_heads", "sparse_num_index_heads"),
+    ("index_head_dim", "sparse_index_dim"),
+)
 #: Heads, their width, groups, the state of a head, and what the convolution sees. Falcon-H1 says
 #: how wide heads are together.
 _MAMBA_KEYS = (
@@ -46,8 +51,8 @@ def find_head_dim(text: Fields) -> int:
 
 def find_groups(text: Fields) -> int:
     """How many heads keys and values have: Step-3.5 has another name for it."""
-    heads = text.size("num_attention_groups", text.size("num_attention_heads"))
-    return text.size("num_key_value_heads", heads)
+    key = text.agree("num_key_value_heads", "num_attention_groups")
+    return text.size(key, text.size("num_attention_heads"))
 
 
 def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
@@ -55,7 +60,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
     head = find_head_dim(text)
     ffn, expert = text.size("intermediate_size", 0), text.size("moe_intermediate_size", 0)
-    count = max(text.size(key, 0) for key in SHARED_KEYS)
+    count = text.size(text.agree(*SHARED_KEYS), 0)
     shared = text.size("shared_intermediate_size", 0) * (count or 1) or count * expert
     if text.values.get("intermediate_size_mlp"):  # Llama 4's, whose experts have the other width
         expert, shared, ffn = ffn, ffn, text.size("intermediate_size_mlp")
@@ -69,6 +74,8 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     per_layer = text.size("hidden_size_per_layer_input", 0)
     parts, shared_by = vision.size("num_heads", 1) or 1, vision.size("num_key_value_heads", 0)
     groups = find_groups(text)
+    indexer = text.beside("sparse_attention_config")
+    index_heads, index_head = (indexer.size(indexer.agree(*keys), 0) for keys in _INDEX_KEYS)
     sliding = text.size("swa_num_key_value_heads", 2 * groups)
     found = {
         "one": 1,
@@ -94,8 +101,8 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "two_expert_ffn": 2 * (expert or ffn),
         "vision_expert_ffn": text.size("vision_moe_intermediate_size", 0),
         "expert_hidden": text.size("moe_latent_size", 0) or hidden,
-        "shared_ffn": next(filter(None, (text.size(key, 0) for key in _SHARED_WIDTHS)), shared),
-        "experts": next((text.size(key) for key in EXPERT_KEYS if text.values.get(key)), 0),
+        "shared_ffn": text.size(text.agree(*_SHARED_WIDTHS), 0) or shared,
+        "experts": text.size(text.agree(*EXPERT_KEYS), 0),
         "per_layer": per_layer,
         "all_layers": per_layer * text.size("num_hidden_layers", 0),
         "per_layer_vocab": text.size("vocab_size_per_layer_input", 0),
@@ -105,9 +112,9 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "kv_rank": rank,
         "kv_down": rank + rope,
         "kv_up": heads * (nope + value),
-        "index_head": text.size("index_head_dim", 0),
-        "index_heads": text.size("index_n_heads", 0),
-        "index_query": text.size("index_n_heads", 0) * text.size("index_head_dim", 0),
+        "index_head": index_head,
+        "index_heads": index_heads,
+        "index_query": index_heads * index_head,
         "vision": width,
         "vision_qkv": width + 2 * (shared_by * (width // parts) if shared_by else width),
         "positions": vision.size("num_position_embeddings", 0),
@@ -122,9 +129,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
 
 def _read_mamba(text: Fields) -> dict[str, int]:
     """Those of Mamba's mixers, by the keys of Nemotron-H or of Falcon-H1."""
-    heads, head, groups, state, kernel = (
-        next((text.size(key) for key in keys if text.values.get(key)), 0) for keys in _MAMBA_KEYS
-    )
+    heads, head, groups, state, kernel = (text.size(text.agree(*keys), 0) for keys in _MAMBA_KEYS)
     inner = heads * head or text.size("mamba_d_ssm", 0)
     inner, states = inner or text.size("mamba_expand", 0) * text.size("hidden_size"), groups * state
     return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
+from ckpt_tool.mapping.config import MTP_KEYS
 
 _SHARE = "partial_rotary_factor"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -23,9 +24,14 @@ def find_kinds_ahead(text: Fields, layers: int, ahead: int) -> tuple[str, ...]:
 
     MappingError where that cannot be, or one of them has experts.
     """
-    kinds = text.texts("mtp_layer_types") or list(_read_kinds(text, layers)[layers:])
-    kinds = kinds or [_FULL] * ahead
+    padded = list(_read_kinds(text, layers)[layers:])
+    kinds = text.texts("mtp_layer_types") or padded or [_FULL] * ahead
     _require(text, "mtp_layer_types", kinds, ahead)
+    if padded and padded != kinds:
+        raise MappingError(
+            f"{text.path}: mtp_layer_types is {', '.join(kinds[:9])}, but layer_types ends with"
+            f" {', '.join(padded[:9])} for layers after num_hidden_layers"
+        )
     mlps = text.texts("mtp_mlp_layer_types")
     listed = find_moe_list(text) or frozenset()
     if "sparse" in mlps or any(layers <= layer < layers + ahead for layer in listed):
@@ -38,7 +44,7 @@ def find_kinds_ahead(text: Fields, layers: int, ahead: int) -> tuple[str, ...]:
 
 def _read_kinds(text: Fields, layers: int) -> tuple[str, ...]:
     kinds = text.texts("layer_types") or [_FULL] * layers
-    ahead = text.size("num_nextn_predict_layers", 0)
+    ahead = text.size(text.agree(*MTP_KEYS), 0)
     _require(text, "layer_types", kinds, layers, layers + ahead)
     return tuple(kinds)
 
@@ -66,7 +72,9 @@ def find_moe_list(text: Fields) -> frozenset[int] | None:
 def read_sliding_sizes(text: Fields, heads: int, groups: int, head: int) -> dict[str, int]:
     """The sizes of layers with a window by the words of the tables: the model's if none is said."""
     other = text.inside("attention_other_setting")
-    heads = text.size("num_sliding_attention_heads", other.size("num_attention_heads", heads))
+    if text.values.get("num_sliding_attention_heads") is not None or other.values:
+        heads = text.size("num_sliding_attention_heads", other.size("num_attention_heads", heads))
+        _require_heads(text, heads)
     groups = other.size("num_attention_groups", groups)
     head = other.size("head_dim", head)
     return {
@@ -86,3 +94,15 @@ def name_first_rotary(text: Fields) -> Fields:
         if isinstance(values, list) and values:
             found[named] = values[0]
     return Fields(found, text.path)
+
+
+def _require_heads(text: Fields, heads: int) -> None:
+    """MappingError where a layer with a window has other heads by itself: it is what counts."""
+    layers = text.inside("per_layer_config")
+    for layer in layers.values:
+        own = layers.inside(layer).find_size("num_attention_heads")
+        if own not in (None, heads):
+            raise MappingError(
+                f"{text.path}: per_layer_config.{layer}.num_attention_heads is {own}, but by"
+                f" num_sliding_attention_heads or attention_other_setting it is {heads}"
+            )

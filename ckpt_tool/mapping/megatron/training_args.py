@@ -79,7 +79,7 @@ def make_args(rules: Rules) -> dict[str, Any]:
     text, numbers = rules.config.text, rules.numbers
     found = dict(_CONSTANT)
     for name, keys in _SAME.items():
-        value = next((text[key] for key in keys if text.get(key) is not None), None)
+        value = text.get(Fields(text, rules.config.path).agree(*keys))
         if value is not None:
             found[name] = value
     bias = {"output_bias", "mlp_bias"} & numbers.flags

@@ -58,6 +58,16 @@ def test_groups_and_widths_are_those_of_the_models_that_nvidia_publishes():
         ({**ATTENTION, "n_heads_in_group": 7}, FFN, "n_heads_in_group is 7 in block_configs"),
         ({**ATTENTION, "n_heads_in_group": 0}, FFN, "n_heads_in_group is 0 in block_configs"),
         ({**ATTENTION, "n_heads_in_group": None}, FFN, "expected a size"),
+        (
+            {**ATTENTION, "num_query_groups": 4},
+            FFN,
+            "num_query_groups is 4 in block_configs, but n_heads_in_group is 2, of 64 heads in all",
+        ),
+        (
+            ATTENTION,
+            {"ffn_hidden_size": 100, "intermediate_size": 200},
+            r"ffn_hidden_size is 100, but .*\.intermediate_size, another name for it, is 200",
+        ),
         (ATTENTION, {**FFN, "ffn_mult": None}, "has no ffn_mult"),
         (ATTENTION, {**FFN, "ffn_mult": -1.0}, "has no ffn_mult"),
         (ATTENTION, {**FFN, "ffn_mult": 1e300}, "a finite number up to 1000"),

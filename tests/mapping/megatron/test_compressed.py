@@ -66,6 +66,14 @@ def test_sizes_are_those_of_streams_and_groups() -> None:
     assert [sizes[name] for name in names] == [2, 64, 8, 32, 12, 4, 128]
     rates = {"compressed_sparse_attention": 2, "heavily_compressed_attention": 8}
     assert [numbers(compress_rates=rates).sizes[name] for name in names[5:]] == [2, 8]
+    assert numbers(compress_rate_csa=2).sizes["csa_rate"] == 2
+
+
+def test_a_rate_that_is_said_twice_is_one() -> None:
+    rates = {"compress_rates": {"compressed_sparse_attention": 2}}
+    assert numbers(**rates, compress_rate_csa=2).sizes["csa_rate"] == 2
+    with pytest.raises(CkptError, match="compressed_sparse_attention is 2, but compress_rate_csa"):
+        numbers(**rates, compress_rate_csa=8)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,10 @@ REFUSED = {
         {"layer_types": ["linear_attention", "mamba", "full_attention"]},
         "mamba: not",
     ),
-    "too few kinds": ({"layer_types": ["linear_attention"]}, "has 1 entries"),
+    "too few kinds": (
+        {"layer_types": ["linear_attention"]},
+        "layer_types has 1 layer, but num_hidden_layers is 3",
+    ),
     "heads that are no multiple": ({"linear_num_value_heads": 3}, "or a multiple"),
     "no heads": ({"linear_num_key_heads": 0}, "numbers from 1 on"),
     "no size": ({"linear_key_head_dim": None}, "linear_key_head_dim is None"),

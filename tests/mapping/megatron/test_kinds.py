@@ -57,5 +57,5 @@ def test_layers_ahead_are_attention_and_experts_if_nothing_says_it():
 
 def test_each_layer_has_an_entry():
     assert find_kinds(fields(layer_types=["a", "b"]), 2) == ("a", "b")
-    with pytest.raises(MappingError, match="layer_types has 1 entries, but there are 2 layers"):
+    with pytest.raises(MappingError, match="layer_types has 1 layer, but num_hidden_layers is 2"):
         find_kinds(fields(layer_types=["a"]), 2)
