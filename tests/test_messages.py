@@ -33,6 +33,12 @@ OUR_FLAGS = {
 }
 #: Flags of other programs that are called as one of ours is, by who speaks of them.
 OTHERS = {"operations.upload": {"--private"}}  # hf upload
+#: A number, and what several do; of what is always several it may be said.
+PLURALS = re.compile(
+    r"(?<!of )(?<!some )\bX (?:[a-z-]+ ){0,2}[a-z]*[a-rt-z]s"
+    r" (?:are|have|differ|were|belong|lie|would|cannot|of the)\b"
+)
+SEVERAL = re.compile(r"X checkpoints are")
 #: What is in backticks and no option.
 QUOTED = {"`git lfs pull`"}
 
@@ -152,6 +158,19 @@ def test_a_switch_that_can_be_turned_off_has_the_flag_for_it() -> None:
 )
 def test_options_are_typed_as_the_shell_takes_them(said: str, typed: str | None) -> None:
     assert spell_flags(said) == (said.replace("`config`", "--config") if typed is None else typed)
+
+
+def test_what_is_counted_may_be_one() -> None:
+    """``count_doing`` says ``1 tensor is`` where this would say ``1 tensors are``."""
+    found = {
+        said
+        for path in ROOT.rglob("*.py")
+        for said in said_in(path.read_text())
+        if PLURALS.search(said) and not SEVERAL.search(said)
+    }
+    assert found == set()
+    assert PLURALS.search("X quantised weights cannot be read")
+    assert PLURALS.search("x: X tensors have a key that another one has")
 
 
 def test_the_guard_sees_what_it_is_to_see() -> None:

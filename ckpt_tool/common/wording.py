@@ -34,8 +34,18 @@ def format_seconds(seconds: float) -> str:
 
 
 def count_noun(count: int, noun: str) -> str:
-    """``1 tensor``, ``3 tensors``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """``1 tensor``, ``3 tensors``, ``2 copies``."""
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else several}"
+
+
+#: Verbs as one does it; of any other an ``s`` is added.
+_ONE = {"are": "is", "have": "has"}
+
+
+def count_doing(count: int, noun: str, verb: str) -> str:
+    """``1 tensor is``, ``3 tensors are``: ``verb`` as several do it."""
+    return f"{count_noun(count, noun)} {_ONE.get(verb, verb + 's') if count == 1 else verb}"
 
 
 def list_gaps(numbers: Sequence[int], start: int, stop: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.compare.pairs import find_differences
 from ckpt_tool.tensors.equality import Pair
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -48,8 +49,8 @@ def _explain(shorter: _Side, longer: _Side, team: Team) -> str:
     if not equal:
         return ""
     return (
-        f"{len(names)} names differ by the prefix {prefix!r}, which the {longer.title} has:"
-        f" without it {equal} of {len(names)} tensors are equal"
+        f"{count_doing(len(names), 'name', 'differ')} by the prefix {prefix!r}, which the"
+        f" {longer.title} has: without it {equal} of {count_doing(len(names), 'tensor', 'are')} equal"
     )
 
 

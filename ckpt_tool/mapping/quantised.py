@@ -8,6 +8,7 @@ from typing import Literal
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields, show
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.packed import Unpacked, is_packed, list_packed, unpack_weights
 from ckpt_tool.tensors.dtypes import DType
@@ -96,7 +97,9 @@ def dequantise_weights(
         plain = {name: tensor for name, tensor in tensors.items() if name not in packed}
         _scale(plain, _block_size(config), dtype, found)
     if found.faults:
-        raise MappingError(f"{len(found.faults)} quantised weights cannot be read", found.faults)
+        raise MappingError(
+            f"{count_noun(len(found.faults), 'quantised weight')} cannot be read", found.faults
+        )
     kept = {name: tensor for name, tensor in tensors.items() if name not in found.used}
     return kept | found.tensors
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.mapping.hub.form import Copies, HubModel
 from ckpt_tool.tensors.equality import Pair, locate_differences
 from ckpt_tool.tensors.lazy import LazyTensor, cat
@@ -53,7 +54,7 @@ def _repeat_first(copies: Copies) -> LazyTensor:
 
 def _describe(differing: Mapping[str, Copies]) -> str:
     times = next(iter(differing.values())).times
-    what = "1 tensor has" if len(differing) == 1 else f"{len(differing)} tensors have"
+    what = count_doing(len(differing), "tensor", "have")
     return (
         f"{what} a gate of {times} rows for each head, which differ; on the Hub it is one row, so"
         " that no model there computes the same"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import CheckpointError, Problem
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding
 from ckpt_tool.tensors.chunks import Chunk
 from ckpt_tool.tensors.equality import Pair, locate_differences
@@ -45,7 +46,8 @@ def prove_replicas(checkpoint: Checkpoint, recorded_too: bool, team: Team) -> No
     problems = [problem for part in team.world.everyone(compare) for problem in part]
     if problems:
         raise CheckpointError(
-            f"{checkpoint.path}: {len(problems)} copies that should be equal differ between ranks",
+            f"{checkpoint.path}: {count_doing(len(problems), 'copy', 'differ')} between ranks,"
+            " expected equal",
             problems,
             hint="The ranks diverged in training, or a file is from another step.",
         )

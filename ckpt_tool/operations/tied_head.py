@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.parallel import Team
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.heads import find_only_embedding, is_head
@@ -80,7 +81,8 @@ def settle_ties(model: HubModel, team: Team, *, strict: bool = True) -> HubModel
     differing = [name for name in ties if not equal[name]]
     if differing and strict:
         raise TiedHeadError(
-            f"{len(differing)} tensors that the class ties to others, and that differ from these",
+            f"{count_doing(len(differing), 'tensor', 'differ')} from others that the class"
+            " holds to be the same",
             [f"{name}: tied to {ties[name].source}" for name in differing],
             hint="Write both, and a config that does not tie them, with"
             " `tie_word_embeddings=False`.",

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ckpt_tool.common.parallel import ALONE, Team
 from ckpt_tool.common.progress import NoProgress
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.compare.prefixes import explain_prefix
 from ckpt_tool.tensors.dtypes import FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -107,7 +108,8 @@ def test_no_prefix_turns_more_names_into_others(tmp_path_factory, here, there):
     text = explain_prefix(missing, unexpected, left, right, ALONE_WITH_TWO)
     side = next((side for side, count in best.items() if count), "")
     assert bool(text) == bool(side)
-    assert text.startswith(f"{best[side]} names differ by the prefix" if side else "")
+    counted = count_doing(best[side], "name", "differ") if side else ""
+    assert text.startswith(f"{counted} by the prefix" if side else "")
     assert f"which the {side} has" in text or not side
 
 
@@ -117,4 +119,4 @@ def test_very_many_names_are_looked_through_at_once(tmp_path):
     right = dict.fromkeys(["weight", *(f"layers.{n}.bias" for n in range(30_000))], tensor)
     left = dict.fromkeys([f"layers.{n}.weight" for n in range(30_000)], tensor)
     text = explain_prefix(list(right), list(left), left, right, ALONE_WITH_TWO)
-    assert text.startswith("1 names differ by the prefix 'layers.0.', which the checkpoint has")
+    assert text.startswith("1 name differs by the prefix 'layers.0.', which the checkpoint has")

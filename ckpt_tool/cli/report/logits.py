@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_tool.cli import consoles
 from ckpt_tool.cli.report.text import format_number, make_tag
-from ckpt_tool.common.wording import count_noun
+from ckpt_tool.common.wording import count_doing, count_noun
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,7 @@ def _list_sentences(logits: Logits) -> Iterator[str]:
         f" {logits.num_agreeing:,} of {logits.num_tokens:,}"
     )
     if logits.num_odd:
-        yield f"{logits.num_odd:,} logits are not finite on a side, and are left out"
+        yield f"{count_doing(logits.num_odd, 'logit', 'are')} not finite on a side, and left out"
 
 
 def _sides(each: Disagreement) -> Iterator[tuple[str, str]]:

@@ -125,7 +125,9 @@ def rename_tensors(tensors: Mapping[str, T], renames: Sequence[str]) -> dict[str
             twice.append(f"{name}: also {now}")
         found[now] = tensors[name]
     if twice:
-        raise MappingError(f"{len(twice)} tensors would get a name that another one has", twice)
+        raise MappingError(
+            f"{count_noun(len(twice), 'tensor')} would get a name that another one has", twice
+        )
     return found
 
 

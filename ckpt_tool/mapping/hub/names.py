@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts, TransposeExperts
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
@@ -151,7 +152,7 @@ def _collect(rows: Iterable[tuple[str, LazyTensor]]) -> Tensors:
             twice.append(name)
         result[name] = tensor
     if twice:
-        raise MappingError(f"{len(twice)} names would be written twice", twice)
+        raise MappingError(f"{count_noun(len(twice), 'name')} would be written twice", twice)
     return result
 
 

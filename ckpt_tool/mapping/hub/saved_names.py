@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.mapping.config import ModelConfig
 
 T = TypeVar("T")
@@ -32,7 +33,9 @@ def use_published_names(tensors: Mapping[str, T], config: ModelConfig) -> dict[s
             twice.append(f"{old}: also {name}")
         found[name] = tensor
     if twice:
-        raise MappingError(f"{len(twice)} tensors are there in two spellings", twice)
+        raise MappingError(
+            f"{count_doing(len(twice), 'tensor', 'are')} there in two spellings", twice
+        )
     return found
 
 

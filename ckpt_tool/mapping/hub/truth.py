@@ -145,8 +145,8 @@ def _warn_of_prediction(config: ModelConfig, tensors: Iterable[str]) -> Iterator
     ahead = [name for name in tensors if _is_prediction(name, layers)]
     if not ahead:
         yield (
-            f"config.json promises {show(config.text[key])} layers for multi-token prediction"
-            f" ({key}), and there are none: {_UNSERVED.format('them')}"
+            f"{config.path} promises layers for multi-token prediction ({key} is"
+            f" {show(config.text[key])}), and there are none: {_UNSERVED.format('them')}"
         )
     for part in _list_absent(config):
         if ahead and not any(part in name for name in ahead):

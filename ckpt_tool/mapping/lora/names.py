@@ -79,7 +79,9 @@ def cut_around(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         twice += [name] if plain in found else []
         found[plain] = tensor
     if twice:
-        raise MappingError(f"{len(twice)} tensors of two models that peft made", twice)
+        raise MappingError(
+            f"{count_noun(len(twice), 'tensor')} of two models that peft made", twice
+        )
     return found
 
 

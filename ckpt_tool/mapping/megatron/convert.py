@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import count_noun
+from ckpt_tool.common.wording import count_doing, count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tie
 from ckpt_tool.mapping.megatron.bindings import Binding
@@ -200,7 +200,7 @@ def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -
 
 
 def _count_tensors(faults: Sequence[str]) -> str:
-    return "1 tensor is" if len(faults) == 1 else f"{len(faults)} tensors are"
+    return count_doing(len(faults), "tensor", "are")
 
 
 def _store(name: str, group: Sequence[_Entry], faults: list[str]) -> TiledTensor:

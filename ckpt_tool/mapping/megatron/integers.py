@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.mapping.megatron.integer_ops import Integers
 from ckpt_tool.tensors.dtypes import CASTABLE, DType
@@ -16,7 +17,9 @@ def require_weights(tensors: Mapping[str, LazyTensor], bindings: Iterable[Bindin
     tables = {name for each in bindings if isinstance(each.op, Integers) for name in each.hf}
     faults = [f"{name}: {t.dtype}" for name, t in tensors.items() if not _fits(t, name in tables)]
     if faults:
-        raise MappingError(f"{len(faults)} weights are no floating-point numbers", faults)
+        raise MappingError(
+            f"{count_doing(len(faults), 'weight', 'are')} not floating-point", faults
+        )
 
 
 def _fits(tensor: LazyTensor, is_table: bool) -> bool:

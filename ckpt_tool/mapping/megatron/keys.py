@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 
 Tensors = Mapping[str, LazyTensor]
@@ -104,7 +105,9 @@ def unify_keys(tensors: Tensors, *, multimodal: bool = False) -> dict[str, LazyT
             twice.append(f"{name}: also {key}")
         found[key] = tensor
     if twice:
-        raise MappingError(f"{len(twice)} tensors have a key that another one has", twice)
+        raise MappingError(
+            f"{count_doing(len(twice), 'tensor', 'have')} a key that another one has", twice
+        )
     return _stack_experts(_join_halves(found))
 
 

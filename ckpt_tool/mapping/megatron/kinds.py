@@ -62,8 +62,8 @@ def find_symbols(text: Fields) -> tuple[str, ...]:
         )
     if len(found) != layers:
         raise MappingError(
-            f"{text.path}: of {len(found)} layers the kind is said, but num_hidden_layers is"
-            f" {layers}"
+            f"{text.path}: of {count_noun(len(found), 'layer')} the kind is said, but"
+            f" num_hidden_layers is {layers}"
         )
     return found
 

@@ -17,6 +17,7 @@ from itertools import product
 from math import prod
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.mapping.megatron.keys import unify_keys
@@ -99,7 +100,7 @@ def _join_all(
             faults.append(f"{name}: {error}")
     if faults:
         raise MappingError(
-            f"{len(faults)} weights of the optimizer are not what config.json says",
+            f"{count_doing(len(faults), 'weight', 'are')} in the optimizer not what config.json says",
             faults,
             hint="The optimizer's state and the config.json are of different models.",
         )

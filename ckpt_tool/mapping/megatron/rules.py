@@ -9,6 +9,7 @@ from functools import partial
 from math import prod
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import MTP_KEYS, ModelConfig
 from ckpt_tool.mapping.megatron.bindings import (
     NO_TOWERS,
@@ -77,8 +78,8 @@ def make_rules(
     prefixes = tuple(format_mtp_prefix(family, numbers, number) for number in range(numbers.mtp))
     if prefixes and not any(name.startswith(prefixes) for name in given):
         warnings.append(
-            f"config.json has {numbers.mtp} layers for multi-token prediction, the weights have"
-            " none of their tensors: written without them"
+            f"{config.path} has {count_noun(numbers.mtp, 'layer')} for multi-token prediction, the"
+            " weights have no tensor of it: written without"
         )
         numbers = replace(numbers, mtp=0)
     require_layout(layout, config, numbers)
@@ -108,12 +109,12 @@ def _require_possible(config: ModelConfig, numbers: Numbers, count: int) -> None
     """MappingError for what Megatron has no model of, or the config cannot be true of."""
     if numbers.layers > count:
         raise MappingError(
-            f"{config.folder / 'config.json'}: num_hidden_layers is {numbers.layers}, but there"
-            f" are {count} tensors"
+            f"{config.path}: num_hidden_layers is {numbers.layers}, of a model of"
+            f" {count_noun(count, 'tensor')}"
         )
     if ("output_bias" in numbers.flags) != ("mlp_bias" in numbers.flags):
         raise MappingError(
-            f"{config.folder / 'config.json'}: a bias in one of attention's output and the MLP;"
+            f"{config.path}: a bias in one of attention's output and the MLP;"
             " Megatron has both or none (add_bias_linear)"
         )
 

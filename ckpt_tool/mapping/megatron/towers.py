@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_doing
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.megatron_form import Around
 from ckpt_tool.mapping.hub.form import HubModel
@@ -97,7 +98,9 @@ def use_tower_names(tensors: Mapping[str, LazyTensor], around: Around) -> Mappin
             twice.append(f"{name}: also {own}")
         found[own] = tensor
     if twice:
-        raise MappingError(f"{len(twice)} tensors have a key that another one has", twice)
+        raise MappingError(
+            f"{count_doing(len(twice), 'tensor', 'have')} a key that another one has", twice
+        )
     return found
 
 

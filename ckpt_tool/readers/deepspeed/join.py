@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import Problem
 from ckpt_tool.common.regular import announce_ends
+from ckpt_tool.common.wording import count_doing, count_noun
 from ckpt_tool.readers.base import Checkpoint, Entry, Holding, Mesh, ShardFile
 from ckpt_tool.readers.deepspeed.folder import list_files
 from ckpt_tool.readers.deepspeed.model_states import ModelStates
@@ -61,7 +62,11 @@ def _prove(entries: Mapping[str, Entry]) -> Iterator[Problem]:
     for name, entry in entries.items():
         held = sum(box.volume for box in entry.owners())
         if held != entry.numel:
-            yield Problem("coverage", name, f"{held} elements are there, expected {entry.numel}")
+            yield Problem(
+                "coverage",
+                name,
+                f"{count_doing(held, 'element', 'are')} there, expected {entry.numel}",
+            )
 
 
 def _leave_out(first: ModelStates) -> dict[str, Entry]:
@@ -139,7 +144,8 @@ class _Joiner:
             holdings = [held for piece, at in found for held in hold_piece(shape, piece, at)]
         elif self._ranks.is_whole:
             said = ", ".join(sorted(f"{dtype} {list(size)}" for dtype, size in kinds)) or "nothing"
-            message = f"{said} on {len(pieces)} ranks, expected [{length}] on each of {world}"
+            ranks = count_noun(len(pieces), "rank")
+            message = f"{said} on {ranks}, expected [{length}] on each of {world}"
             self._report("coverage", name, message)
         return Entry(name, shape, dtype, f"flat / {world}, frozen", tuple(holdings))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import Entry, Holding, collect
 from ckpt_tool.readers.deepspeed.model_states import ModelStates
 from ckpt_tool.readers.deepspeed.optim_states import OptimStates, read_fragment
@@ -83,7 +84,8 @@ def _are_alike(groups: Sequence[Group], ranks: Ranks) -> bool:
     """Whether all ranks have partitions of these groups, of one size with their padding."""
     for rank, optim in ranks.optims.items():
         if not ranks.each and len(optim.groups) != len(groups):
-            message = f"{len(optim.groups)} partitions, expected {len(groups)}: one for each group"
+            said = count_noun(len(optim.groups), "partition")
+            message = f"{said}, expected {len(groups)}: one for each group"
             ranks.report("contradiction", ranks.files.optim[rank], message)
     expected = _measure(ranks.optims[0])
     for rank, optim in ranks.optims.items() if ranks.is_whole else ():
@@ -126,7 +128,9 @@ def _cut_each(shapes: Group, ranks: Ranks) -> Cut:
     needed = measure_each(sizes, ranks.world)
     if needed != sum(lengths):
         message = f"{sum(lengths)} elements in each partition, expected {needed}"
-        ranks.report("coverage", ranks.files.optim[0], f"{message} for {len(sizes)} parameters")
+        ranks.report(
+            "coverage", ranks.files.optim[0], f"{message} for {count_noun(len(sizes), 'parameter')}"
+        )
         return {}
     return dict(zip(shapes, cut_each(sizes, ranks.world, lengths), strict=True))
 
@@ -141,7 +145,9 @@ def _cut_joined(groups: Sequence[Group], ranks: Ranks) -> Cut:
             continue
         if not _fits(sum(sizes), gaps, sum(lengths), ranks):
             message = f"group {index}: partitions of {sum(lengths)} elements, expected {sum(sizes)}"
-            ranks.report("coverage", ranks.folder, f"{message} for {len(sizes)} parameters")
+            ranks.report(
+                "coverage", ranks.folder, f"{message} for {count_noun(len(sizes), 'parameter')}"
+            )
             continue
         found = dict(zip(group, cut_joined(sizes, gaps, lengths, index), strict=True))
         _check_fragments(index, found, ranks)

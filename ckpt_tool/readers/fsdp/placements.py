@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.tensors.geometry import Box, Shape
 
 
@@ -109,7 +110,9 @@ def find_local_box(
     for mesh_dim in find_cutting_order(mesh_shape, placements, shard_order):
         dim = placements[mesh_dim].dim
         if dim is None or not -len(shape) <= dim < len(shape):
-            raise ValueError(f"{placements[mesh_dim]} of a tensor with {len(shape)} dimensions")
+            raise ValueError(
+                f"{placements[mesh_dim]} of a tensor with {count_noun(len(shape), 'dimension')}"
+            )
         start, sizes[dim] = cut(sizes[dim], mesh_shape[mesh_dim], coordinate[mesh_dim])
         offsets[dim] += start
     return Box(tuple(offsets), tuple(sizes))

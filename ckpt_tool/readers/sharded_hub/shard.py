@@ -17,6 +17,7 @@ from typing import Any
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.untrusted import parse_json, require_object, show
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.readers.base import Holding
 from ckpt_tool.readers.huggingface import read_safetensors
 from ckpt_tool.tensors.dtypes import DType
@@ -102,7 +103,8 @@ def _find_offsets(offsets: dict[str, Any], name: str, sizes: Shape, path: Path) 
         )
     if len(found) != len(sizes):
         raise FormatError(
-            f"{_INFO}: {name}: {len(found)} offsets for {list(sizes)}, expected {len(sizes)}",
+            f"{_INFO}: {name}: {count_noun(len(found), 'offset')} for {list(sizes)}, expected"
+            f" {len(sizes)}",
             path=path,
         )
     if prod(o + s for o, s in zip(found, sizes, strict=True)) >= MOST_ELEMENTS:

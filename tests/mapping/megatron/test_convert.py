@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS
 from ckpt_tool.mapping.megatron.convert import from_megatron, restore_model, to_megatron
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
@@ -226,7 +227,7 @@ def test_a_model_without_its_prediction_layers_is_converted_with_a_warning(famil
     tensors = hub_tensors(family, num_nextn_predict_layers=0)
     rules = make_rules(config_of(family), tensors)
     assert len(rules.warnings) == 1
-    assert f"{count} layers for multi-token prediction" in rules.warnings[0]
+    assert f"{count_noun(count, 'layer')} for multi-token prediction" in rules.warnings[0]
     assert rules.repeats == []
     there = converted(tmp_path, tensors, rules)
     assert not [name for name in there if name.startswith("mtp.")]

@@ -161,7 +161,7 @@ def test_what_is_wrong_with_a_packed_weight_is_named(
 ) -> None:
     packed, wide = models
     changed, name = spoil(packed, tmp_path, change)
-    with pytest.raises(MappingError, match="1 quantised weights cannot be read") as caught:
+    with pytest.raises(MappingError, match="1 quantised weight cannot be read") as caught:
         verify_checkpoint(changed, wide)
     (fault,) = caught.value.names
     assert name in fault

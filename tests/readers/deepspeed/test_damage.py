@@ -179,7 +179,7 @@ def test_another_number_of_groups_is_refused(tmp_path, rank):
     step.partitions(rank)[JOINED].pop()
     kind, text = only(step.write(tmp_path))
     assert kind == "contradiction"
-    assert "1 partitions, expected 2" in text
+    assert "1 partition, expected 2" in text
 
 
 def test_shapes_that_differ_from_the_state_dict_are_refused(tmp_path):

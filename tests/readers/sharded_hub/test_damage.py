@@ -121,7 +121,7 @@ INFO = {
     "digits": ('{"a": {"saved_offsets": [%s, 0]}}' % ("9" * 6000), "thousands of digits"),
     "far away": ('{"a": {"saved_offsets": [281474976710655, 281474976710655]}}',
                  "more elements than files can have"),
-    "too few": ('{"a": {"saved_offsets": [0]}}', "a: 1 offsets for [2, 2], expected 2"),
+    "too few": ('{"a": {"saved_offsets": [0]}}', "a: 1 offset for [2, 2], expected 2"),
     "too many": ('{"a": {"saved_offsets": [0, 0, 0]}}', "a: 3 offsets for [2, 2], expected 2"),
 }  # fmt: skip
 
