@@ -48,9 +48,12 @@ def _explain(shorter: _Side, longer: _Side, team: Team) -> str:
     equal = len(alike) - len(find_differences(alike, "names", team))
     if not equal:
         return ""
+    differ, are = (
+        count_doing(len(names), *said) for said in (("name", "differ"), ("tensor", "are"))
+    )
     return (
-        f"{count_doing(len(names), 'name', 'differ')} by the prefix {prefix!r}, which the"
-        f" {longer.title} has: without it {equal} of {count_doing(len(names), 'tensor', 'are')} equal"
+        f"{differ} by the prefix {prefix!r}, which the {longer.title} has: without it {equal} of"
+        f" {are} equal"
     )
 
 

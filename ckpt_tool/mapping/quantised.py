@@ -148,7 +148,7 @@ def _scale(
 def _block_size(config: ModelConfig) -> tuple[int, int]:
     said = _read_method(config).sizes("weight_block_size")
     if said and (len(said) != 2 or not all(said)):
-        raise MappingError(f"config.json: weight_block_size is {show(said)}, expected two sizes")
+        raise MappingError(f"{config.path}: weight_block_size is {show(said)}, expected two sizes")
     return (said[0], said[1]) if said else _BLOCK
 
 

@@ -49,8 +49,8 @@ def make_filling(base: HubModel, model: HubModel, *, on_hub: bool = False) -> Fi
     assert base.config is not None
     if base.config.model_type != config.model_type:
         raise MappingError(
-            f"`fill_from`: a model of type {base.config.model_type}, and config.json says"
-            f" {config.model_type}",
+            f"`fill_from`: {base.config.path} says model_type {base.config.model_type}, and"
+            f" {config.path} says {config.model_type}",
             hint="Name the config of the whole model with `config=DIR`.",
         )
     tensors, kind = base.tensors, find_quantisation(base.tensors)

@@ -47,7 +47,7 @@ def refuse_other_part(tensors: Iterable[str], config: ModelConfig) -> None:
         return
     parts = join_words([key.removesuffix("_config") for key in said])
     raise MappingError(
-        f"config.json is a multimodal model's ({parts} beside the text), and these are weights of"
+        f"{config.path} is a multimodal model's ({parts} beside the text), and these are weights of"
         f" a text model alone: none of {len(names)} tensors is of anything else",
         hint="Name the config of the text model with `config=DIR`, or with `fill_from=BASE` the"
         " model that has the rest.",

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
+from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_doing
@@ -79,18 +80,18 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     known: dict[str, Wanted] = {name: tensor.shape for name, tensor in own.items()}
     ends = {name: t for name, t in found.items() if name.endswith(_ENDS)}
     hidden = read_numbers(config).sizes["hidden"]
-    found |= _join_all(ends, dict.fromkeys(ends, (None, hidden)) | known)
+    found |= _join_all(ends, dict.fromkeys(ends, (None, hidden)) | known, config.path)
     rules = infer_rules(config, own | found)
     said = {name: shape for each in rules.bindings for name, shape in _list_shapes(each)}
     return Taken(
-        own | _join_all(found, said | known),
+        own | _join_all(found, said | known, config.path),
         replaced=[name for name in own if name in found],
         kept=[name for name in own if name not in found],
     )
 
 
 def _join_all(
-    tensors: Mapping[str, LazyTensor], shapes: Mapping[str, Wanted]
+    tensors: Mapping[str, LazyTensor], shapes: Mapping[str, Wanted], said_by: Path
 ) -> dict[str, LazyTensor]:
     joined, faults = {}, []
     for name, tensor in tensors.items():
@@ -100,9 +101,10 @@ def _join_all(
             faults.append(f"{name}: {error}")
     if faults:
         raise MappingError(
-            f"{count_doing(len(faults), 'weight', 'are')} in the optimizer not what config.json says",
+            f"the optimizer's state: {count_doing(len(faults), 'weight', 'are')} not what {said_by}"
+            " says",
             faults,
-            hint="The optimizer's state and the config.json are of different models.",
+            hint="The optimizer's state and this config.json are of different models.",
         )
     return joined
 

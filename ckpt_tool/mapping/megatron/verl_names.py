@@ -55,7 +55,7 @@ def use_core_names(
         except ValueError as error:
             faults.append(f"{name}: {error}")
     if faults:
-        raise MappingError("fused query, key and value are not what config.json says", faults)
+        raise MappingError(f"fused query, key and value are not what {config.path} says", faults)
     return found
 
 

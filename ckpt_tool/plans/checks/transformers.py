@@ -54,7 +54,9 @@ class TransformersJudge(Judge):
         for index, question in enumerate(self._questions):
             found = read_wanted(question.key)
             if found is not None:
-                _require_whole(found.architecture, found.list_faults(question.planned))
+                _require_whole(
+                    question.config, found.architecture, found.list_faults(question.planned)
+                )
                 overlooked = found.count_overlooked(question.planned)
                 passed = question.passed(found.architecture, found.library, overlooked)
                 self._checks[index] = passed
@@ -109,7 +111,7 @@ class TransformersJudge(Judge):
             unknown = found.get("unknown")
             if unknown is None:
                 _require_answer(question.config, found)
-                _require_whole(found["architecture"], found["faults"])
+                _require_whole(question.config, found["architecture"], found["faults"])
                 if found["wanted"] is not None:
                     keep_wanted(question.key, make_wanted(found["wanted"]))
                 index = self._questions.index(question)
@@ -140,12 +142,12 @@ def _require_answer(config: ModelConfig, answer: Answer) -> None:
         )
 
 
-def _require_whole(architecture: str, faults: Sequence[str]) -> None:
+def _require_whole(config: ModelConfig, architecture: str, faults: Sequence[str]) -> None:
     """MappingError that lists the faults, if there are any."""
     if faults:
         raise MappingError(
-            f"`write.check_load`: config.json says {architecture}, and these tensors are not those"
-            " that it loads",
+            f"`write.check_load`: {config.path} says {architecture}, and these tensors are not"
+            " those that it loads",
             faults,
             hint="Name the config of these weights with `config=DIR`, or with `fill_from=BASE` the"
             f" model that has what is missing, or {_UNCHECKED}",

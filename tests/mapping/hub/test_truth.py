@@ -149,6 +149,7 @@ def test_a_text_model_under_the_config_of_more_is_refused(tmp_path, parts, named
     with pytest.raises(MappingError, match=named) as refused:
         refuse_other_part(SHAPES, config)
     assert "`config=DIR`" in refused.value.hint
+    assert refused.value.message.startswith(f"{config.path} is a multimodal model's (")
 
 
 @pytest.mark.parametrize(

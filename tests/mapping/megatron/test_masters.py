@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tool.mapping.megatron.masters import is_bucket, is_master, join_pieces
+from ckpt_tool.common.errors import MappingError
+from ckpt_tool.mapping.megatron.masters import is_bucket, is_master, join_pieces, take_masters
 from ckpt_tool.tensors.lazy import LazyTensor
+from tests.support.megatron_models import config_of
 from tests.support.saved import write_tensors
 
 
@@ -54,6 +56,19 @@ def test_what_it_is_no_pieces_of(tmp_path, wanted):
     lazy = save_lazily(tmp_path, torch.zeros(2, 2, 6))
     with pytest.raises(ValueError, match=r"\[2, 2, 6\]"):
         join_pieces(lazy, wanted)
+
+
+def test_what_is_no_piece_of_the_model_is_said_with_the_config_that_says_otherwise(tmp_path):
+    name = "optimizer.state.fp32_param.embedding.word_embeddings.weight"
+    masters = write_tensors(tmp_path / "x.safetensors", {name: torch.zeros(2, 2, 5)})
+    config = config_of("llama", hidden_size=8)
+    with pytest.raises(MappingError) as refused:
+        take_masters(masters, config)
+    said = f"the optimizer's state: 1 weight is not what {config.path} says"
+    assert refused.value.message == said
+    assert refused.value.names == (
+        "embedding.word_embeddings.weight: [2, 2, 5] is not [?, 8] in pieces",
+    )
 
 
 def test_a_whole_tensor_is_itself(tmp_path):

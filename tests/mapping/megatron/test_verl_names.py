@@ -84,3 +84,4 @@ def test_rows_that_do_not_fit_are_refused(tmp_path, shape):
     with pytest.raises(MappingError) as refused:
         use_core_names(whole, CONFIG)
     assert f"{list(shape)}, expected 16 rows in all" in refused.value.names[0]
+    assert refused.value.message.endswith(f"not what {CONFIG.path} says")
