@@ -57,6 +57,8 @@ def show_run(out: Console, run: Run) -> None:
             out.print(f" {command}", soft_wrap=True)
     else:
         out.print(table)
+    if any(command.endswith(" --config MODEL") for command in commands):
+        out.print("MODEL: the folder of the model that was trained, for its config.json.")
     if not run.is_whole:
         out.print("Not all folders were looked at: name one of those in it.")
 
@@ -65,4 +67,5 @@ def _spell_command(listed: Listed) -> str:
     """What makes a model of it; empty where it is one, or nothing does."""
     if not listed.format.merge_command:
         return ""
-    return f"ckpt merge {shlex.quote(str(listed.path))} OUT"
+    named = "" if listed.config is not None else " --config MODEL"
+    return f"ckpt merge {shlex.quote(str(listed.path))} OUT{named}"

@@ -22,13 +22,15 @@ _LISTED = 8
 class Listed:
     """A checkpoint of a run: ``path``, to name it by, its format's row, ``step`` and ``role``.
 
-    ``step`` and ``role`` are what folders are called; None where none is.
+    ``step`` and ``role`` are what folders are called; None where none is. ``config``: the folder
+    with its ``config.json``, None where it has none.
     """
 
     path: Path
     format: Format
     step: int | None
     role: str | None
+    config: Path | None
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,16 @@ def list_run(path: str | Path) -> Run:
     """
     root = reach(path)
     found = list_checkpoints(root)
+    located = [place.format.locate(place.path) or place.path for place in found.places]
     listed = [
         Listed(
             place.path,
             place.format,
             find_run(place.path)[1],
-            find_role(place.format.locate(place.path) or place.path),
+            find_role(at),
+            place.format.config(at),
         )
-        for place in found.places
+        for place, at in zip(found.places, located, strict=True)
     ]
     return Run(root, tuple(listed), found.is_whole)
 

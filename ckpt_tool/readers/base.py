@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ckpt_tool.common.errors import CheckpointError, FormatError, Problem, UnsafeContentError
+from ckpt_tool.readers.find import locate_config_beside
 from ckpt_tool.readers.holdings import Entry as Entry  # noqa: PLC0414 (for all who read)
 from ckpt_tool.readers.holdings import Holding as Holding  # noqa: PLC0414
 from ckpt_tool.readers.reading import note_file
@@ -130,7 +131,8 @@ class Format:
     ``open``, leaving alone what is not wanted, where a format can do that. ``merge_command``:
     which ``ckpt merge`` makes a model of it; empty where none does. ``names``: whose its tensors'
     names are, which says how they are brought to the Hub. ``parts``: for those that several folders
-    may hold together.
+    may hold together. ``config``: where a checkpoint that was located has its ``config.json``, or
+    None; it looks at names of files only.
     """
 
     name: str
@@ -142,6 +144,7 @@ class Format:
     merge_command: str = ""
     names: Names = "memory"
     parts: Parts | None = None
+    config: Callable[[Path], Path | None] = locate_config_beside
 
 
 @contextmanager

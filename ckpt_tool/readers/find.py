@@ -72,6 +72,11 @@ def locate_config(folder: Path, *, beside: bool = False) -> Path | None:
     return next((place for place in places if os.path.lexists(place / "config.json")), None)
 
 
+def locate_config_beside(folder: Path) -> Path | None:
+    """What :func:`locate_config` finds in, at or beside ``folder``."""
+    return locate_config(folder, beside=True)
+
+
 def locate_first_config(folders: Iterable[Path], *, beside: bool = False) -> Path | None:
     """What :func:`locate_config` finds for the first of ``folders`` that has it."""
     found = (locate_config(folder, beside=beside) for folder in folders)

@@ -12,7 +12,8 @@ from ckpt_tool.readers.dcp.places import (
     refuse_zarr,
 )
 from ckpt_tool.readers.deepspeed.folder import locate_deepspeed
-from ckpt_tool.readers.deepspeed.join import open_deepspeed
+from ckpt_tool.readers.deepspeed.join import locate_deepspeed_config, open_deepspeed
+from ckpt_tool.readers.find import locate_config
 from ckpt_tool.readers.fsdp.files import RANK_FILES
 from ckpt_tool.readers.fsdp.ranks import locate_fsdp, open_fsdp
 from ckpt_tool.readers.huggingface import locate_huggingface, open_huggingface
@@ -23,6 +24,7 @@ from ckpt_tool.readers.sharded_hub.folder import (
     open_sharded_hub_folders,
 )
 from ckpt_tool.readers.torch_file import (
+    locate_file_config,
     locate_rank_file,
     locate_torch_file,
     open_flat_file,
@@ -38,6 +40,7 @@ FORMATS: tuple[Format, ...] = (
         locate_fsdp,
         lambda folder: open_fsdp([folder]),
         merge_command="fsdp",
+        config=locate_config,
         parts=Parts(locate_fsdp, lambda folders, _: open_fsdp(folders)),
     ),
     Format(
@@ -77,6 +80,7 @@ FORMATS: tuple[Format, ...] = (
         locate_deepspeed,
         open_deepspeed,
         merge_command="deepspeed",
+        config=locate_deepspeed_config,
         names="nested",
     ),
     Format("zarr", "zarr checkpoint of megatron-core", "", locate_zarr, refuse_zarr),
@@ -108,6 +112,7 @@ FORMATS: tuple[Format, ...] = (
         open_torch_file,
         open_wanted=open_torch_file,
         merge_command="dcp",
+        config=locate_file_config,
         names="nested",
     ),
 )

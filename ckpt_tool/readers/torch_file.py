@@ -35,6 +35,11 @@ def locate_torch_file(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def locate_file_config(path: Path) -> Path | None:
+    """The folder of such a file, where it has a ``config.json``."""
+    return path.parent if os.path.lexists(path.parent / "config.json") else None
+
+
 def open_flat_file(path: Path) -> Checkpoint:
     """The tensors of a plain state dict; UnsafeContentError where its pickle asks for code."""
     named = parse_rank_name(path.name)
@@ -95,7 +100,7 @@ def open_torch_file(path: Path, wanted: Wanted | None = None) -> Checkpoint:
         problems=(*problems, *found.problems),
         world_size=prod(mesh.shape) if mesh is not None and is_part else None,
         mesh=mesh,
-        side_files=path.parent if os.path.lexists(path.parent / "config.json") else None,
+        side_files=locate_file_config(path),
         left_out=left_out,
         objects=tuple(found.objects),
         sums=sums,

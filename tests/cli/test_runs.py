@@ -1,6 +1,7 @@
 """A run's folder: `inspect` lists what is in it, and other commands say which to name."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ckpt_tool.cli.app import app
+from tests.real.megatron_models import write_model
 from tests.support.merging import TINY, values, write_rank
 
 STATE = {"a.weight": values(3, 4)}
@@ -73,6 +75,31 @@ def test_a_model_in_a_run_needs_no_command(verl_run: Path) -> None:
     (model,) = [row for row in found if row["format"] == "huggingface"]
     assert (model["path"], model["command"], model["step"]) == ("my run/hf", None, None)
     assert "my run/hf" in ckpt("inspect", verl_run).stdout
+
+
+def test_a_command_names_the_config_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed as it is written, with a model in the place of MODEL, it does what it says."""
+    monkeypatch.chdir(tmp_path)
+    write_model("qwen3", Path("made")).rename("model")
+    for step in (1, 2):
+        done = ckpt("to-mcore", "model", f"run/iter_{step}")
+        assert done.exit_code == 0, done.stderr
+    (tmp_path / "run" / "iter_2" / "huggingface").mkdir()
+    shutil.copy("model/config.json", "run/iter_2/huggingface")
+    found = json.loads(ckpt("inspect", "run", "--json").stdout)["checkpoints"]
+    commands = [row["command"] for row in found]
+    assert commands == ["ckpt merge run/iter_1 OUT --config MODEL", "ckpt merge run/iter_2 OUT"]
+    for number, command in enumerate(commands):
+        words = command.replace("OUT", f"hf-{number}").replace("MODEL", "model").split()
+        done = ckpt(*words[1:], "--no-check-load")
+        assert done.exit_code == 0, done.stderr
+    shown = ckpt("inspect", "run").stdout
+    assert "MODEL: the folder of the model that was trained, for its config.json." in shown
+    assert commands[0] in shown
+    shutil.copytree("model", "run/huggingface")
+    assert "MODEL" not in ckpt("inspect", "run").stdout
 
 
 @pytest.mark.parametrize("option", ["--shards", "--filter=*", "--all", "--problems", "--check-crc"])

@@ -22,10 +22,15 @@ from ckpt_tool.readers.deepspeed.partitions import cut_each, measure_piece
 from ckpt_tool.readers.deepspeed.ranks import Ranks, read_ranks
 from ckpt_tool.readers.deepspeed.trained import hold_piece, join_trained
 from ckpt_tool.readers.deepspeed.universal import join_universal
-from ckpt_tool.readers.find import locate_config
+from ckpt_tool.readers.find import locate_config, locate_config_beside
 from ckpt_tool.readers.torch_save.archive import StoredTensor
 from ckpt_tool.tensors.dtypes import UINT8
 from ckpt_tool.tensors.geometry import Box, Shape
+
+
+def locate_deepspeed_config(folder: Path) -> Path | None:
+    """The folder with config and tokenizer: near a step, or in that of the run, above it."""
+    return locate_config_beside(folder) or locate_config(folder.parent)
 
 
 def open_deepspeed(folder: Path) -> Checkpoint:
@@ -50,7 +55,7 @@ def open_deepspeed(folder: Path) -> Checkpoint:
         problems=tuple(ranks.problems),
         world_size=ranks.world,
         mesh=Mesh((ranks.world,), ("dp",)),
-        side_files=locate_config(folder, beside=True) or locate_config(folder.parent),
+        side_files=locate_deepspeed_config(folder),
         left_out={} if first is None else _leave_out(first),
         sums=ranks.sums,
         step=None if first is None else first.step,
