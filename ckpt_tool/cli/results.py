@@ -137,7 +137,7 @@ def show_plan(
     _show_lora(console, plan.lora)
     _show_filled(console, plan.filled)
     for (source, target), count in plan.casts.items():
-        console.print(f"  cast     {count_noun(count, 'tensor')} from {source} to {target}")
+        console.print(_say_cast(count, source.name, target.name, abs(source.offset)))
     _show_float32(console, plan.float32)
     _show_dropped(console, plan.dropped)
     load_check, warnings = split_verdict(verdict)
@@ -187,7 +187,12 @@ def _show_dropped(console: Console, dropped: dict[str, str]) -> None:
 
 
 def _cast_line(cast: Cast) -> str:
-    text = (
-        f"  cast     {count_noun(cast.num_tensors, 'tensor')} from {cast.source} to {cast.target}"
-    )
+    text = _say_cast(cast.num_tensors, cast.source, cast.target, cast.offset)
     return f"{text}, largest absolute error {cast.max_abs_error:.3g}"
+
+
+def _say_cast(count: int, source: str, target: str, offset: float) -> str:
+    tensors = count_noun(count, "tensor")
+    if offset:  # what the sum is made in says nothing: it is nobody's dtype
+        return f"  offset   {tensors} by {offset:g}, rounded to {target}"
+    return f"  cast     {tensors} from {source} to {target}"

@@ -124,6 +124,6 @@ def _find_source(tensor: LazyTensor, place: tuple[int, ...] | None) -> str:
 
 
 def _describe_type(tensor: LazyTensor) -> str:
-    dtype = tensor.origin
+    dtype = tensor.dtype if tensor.origin.offset else tensor.origin
     cast = f" as {tensor.dtype}" if tensor.dtype != dtype else ""
     return f"{dtype} {list(tensor.shape)}{cast}"

@@ -56,13 +56,15 @@ class Cast:
 
     ``source``, ``target``: names of dtypes (``float32``). ``max_abs_error``: the largest absolute
     difference that rounding made in any of their elements; infinity where a finite value did not
-    fit, so that it became infinite.
+    fit, so that it became infinite. ``offset``: not 0 where elements were stored as what they are
+    more than this number, or less: their sums were made in ``source``, and rounded.
     """
 
     source: str
     target: str
     num_tensors: int
     max_abs_error: float
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,13 @@ class Plan(ABC):
             for source, target, error in file.cast_errors:
                 errors[source, target] = max(error, errors.get((source, target), 0.0))
         return [
-            Cast(source.name, target.name, count, errors.get((source.name, target.name), 0.0))
+            Cast(
+                source.name,
+                target.name,
+                count,
+                errors.get((source.name, target.name), 0.0),
+                abs(source.offset),
+            )
             for (source, target), count in self.casts.items()
         ]
 

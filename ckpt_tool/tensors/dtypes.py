@@ -20,6 +20,7 @@ class DType:
     """An element type; ``itemsize`` in bytes.
 
     ``packed``: how many numbers are in how many elements, where these are less than a byte.
+    ``offset``: of one that elements are computed in, the number that is added to each, for reports.
     """
 
     name: str
@@ -27,6 +28,7 @@ class DType:
     itemsize: int
     is_float: bool
     packed: tuple[int, int] = (1, 1)
+    offset: float = 0.0
 
     @property
     def carrier(self) -> str:

@@ -6,7 +6,7 @@ number from 0.5 on, less one, has no more bits than it had; a smaller one may lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.dtypes import CASTABLE, FLOAT64, DType
@@ -33,8 +33,9 @@ class Offset:
 
     @property
     def origin(self) -> DType:
-        """What they are rounded from: reports say by how much."""
-        return FLOAT64
+        """What they are rounded from: reports say by how much, and after what."""
+        is_rounded = self.tensor.dtype != FLOAT64
+        return replace(FLOAT64, offset=self.amount) if is_rounded else FLOAT64
 
     @property
     def operands(self) -> tuple[LazyTensor, ...]:

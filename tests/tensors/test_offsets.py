@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
-from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32
+from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT32, FLOAT64
 from ckpt_tool.tensors.offsets import add
 from ckpt_tool.tensors.rounding import CastErrors
 from tests.support.backed import backed, raw, same
@@ -79,3 +79,13 @@ def test_what_is_no_vector_of_floats_is_refused(folder):
             add(backed(folder / "other", tensor), 1.0)
     nothing = backed(folder / "nothing", torch.ones(0))
     assert add(nothing, 1.0) is nothing
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reports_are_told_what_was_added(folder, dtype):
+    found = add(backed(folder / "told", torch.ones(3, dtype=dtype)), -1.0)
+    if dtype == torch.float64:
+        assert found.origin == found.dtype == FLOAT64
+    else:
+        assert (found.origin.name, found.origin.offset) == ("float64", -1.0)
+        assert found.origin != FLOAT64
