@@ -10,6 +10,7 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields, show
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.frameworks.foreign import sum_up
 from ckpt_tool.mapping.packed import Unpacked, is_packed, list_packed, unpack_weights
 from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.fp8 import EXPONENT, scale_weight
@@ -28,6 +29,11 @@ _SCALES = re.compile(
 )
 #: Those of them that belong to no weight.
 _OF_OTHERS = re.compile(r"\.(input(_global)?|activation|[kv])_scale$")
+#: Scales of what attention keeps, and of its scores, by which servers store these in fp8: at its
+#: module, or at the layer that makes them. Sources: what vLLM takes them for; ModelOpt,
+#: compressed-tensors and AutoFP8, which write them. No class of transformers has one.
+_OF_CACHE = re.compile(r"\.(self_attn|attn|attention|mixer)(\.\w+)?\.(q|k|v|kv|prob)_scale$")
+_CACHE_SCALES = "a scale for the fp8 cache of a server, no weight"
 _PACKED = re.compile(r"(^|[._])(q?weight|weight_packed|blocks)$")
 
 
@@ -63,6 +69,22 @@ def is_scale(name: str, tensors: Mapping[str, LazyTensor]) -> bool:
     return _SCALES.search(name) is not None
 
 
+def set_aside_cache_scales(
+    tensors: Mapping[str, LazyTensor],
+) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """The tensors without scales of the cache, and why each kind of these is left out.
+
+    They lie beside weights of whatever dtype: single numbers, or one for each head.
+    """
+    scales = _list_cache_scales(tensors)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in scales}
+    return kept, sum_up(dict.fromkeys(scales, _CACHE_SCALES))
+
+
+def _list_cache_scales(tensors: Mapping[str, LazyTensor]) -> list[str]:
+    return [n for n, t in tensors.items() if len(t.shape) < 2 and _OF_CACHE.search(n)]
+
+
 def list_kinds(tensors: Mapping[str, LazyTensor]) -> set[Kind]:
     """How weights are quantised that :func:`dequantise_weights` makes wide."""
     scaled = any(
@@ -81,8 +103,9 @@ def dequantise_weights(
 ) -> dict[str, LazyTensor]:
     """Every weight quantised in one of these ways times its scales, as ``dtype``, scales gone.
 
-    MappingError lists weights without scales, scales without a weight, shapes that do not fit the
-    config's ``weight_block_size``, and what is quantised in a way that is not read.
+    So are scales of the cache. MappingError lists weights without scales, scales without a weight,
+    shapes that do not fit the config's ``weight_block_size``, and what is quantised in a way that
+    is not read.
     """
     found = (
         unpack_weights(tensors, _read_method(config), dtype) if "packed" in kinds else Unpacked()
@@ -96,6 +119,7 @@ def dequantise_weights(
         packed = list_packed(tensors)
         plain = {name: tensor for name, tensor in tensors.items() if name not in packed}
         _scale(plain, _block_size(config), dtype, found)
+    found.used.update(_list_cache_scales(tensors))
     if found.faults:
         raise MappingError(
             f"{count_noun(len(found.faults), 'quantised weight')} cannot be read", found.faults

@@ -29,7 +29,12 @@ from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rounding import round_as_stored
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
 from ckpt_tool.mapping.megatron.towers import TOWERS, leave_out_absent
-from ckpt_tool.mapping.quantised import dequantise_weights, is_quantised, list_kinds
+from ckpt_tool.mapping.quantised import (
+    dequantise_weights,
+    is_quantised,
+    list_kinds,
+    set_aside_cache_scales,
+)
 from ckpt_tool.operations.elsewhere import settle_out
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
@@ -202,11 +207,11 @@ def _name(checkpoint: Checkpoint, config: ModelConfig, team: Team) -> HubModel:
 def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> HubModel:
     """The model without what Megatron has not, scales of quantised weights applied."""
     model = leave_out_absent(model, require_rows(config).around)
-    tensors = use_published_names(model.tensors, config)
+    tensors, dropped = set_aside_cache_scales(use_published_names(model.tensors, config))
     target = choose_dtype(options.dtype, config)
     if is_quantised(tensors) or list_kinds(tensors):
         tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
-    return replace(model, tensors=tensors)
+    return replace(model, tensors=tensors, dropped=model.dropped | dropped)
 
 
 def _choose_wide_dtype(wanted: str, target: DType | None) -> DType:

@@ -207,12 +207,14 @@ def test_scales_of_matrices_and_of_rows_are_read_too(plain, fp8, tmp_path, kind)
             stored[f"{name}_scale"] = scales
             stored[name.replace(".weight", ".input_scale")] = torch.ones(1)
         wide[name] = (tensor.float() * scales.float()).bfloat16()
+    cache = "model.layers.1.self_attn.k_scale"
+    stored[cache] = torch.tensor(0.5)
     said = {"weight_block_size": None} if kind == "Mistral" else {"format": "float-quantized"}
     raw = json.loads((fp8 / "config.json").read_text()) | {"quantization_config": said}
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/config.json").write_text(json.dumps(raw))
     save_file(stored, tmp_path / "hf/model.safetensors", {"format": "pt"})
-    convert(tmp_path / "hf", tmp_path / "out")
+    assert convert(tmp_path / "hf", tmp_path / "out").dropped.keys() == {cache}
     assert_same(loaded(tmp_path / "out"), by_hand(wide))
     assert verify_checkpoint(tmp_path / "out", tmp_path / "hf").equal
 

@@ -145,6 +145,46 @@ def test_frequencies_that_old_files_hold_are_dropped_and_said(models, tmp_path):
     assert archives(tmp_path / "out") == archives(tmp_path / "reference")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("k_scale", "v_scale"),
+        ("k_proj.k_scale", "v_proj.v_scale"),
+        ("kv_scale",),
+        ("attn.q_scale",),
+    ],
+    ids=["of attention", "of layers", "in one", "of queries"],
+)
+def test_scales_of_a_servers_cache_are_dropped_and_said(models, tmp_path, names):
+    """As compressed-tensors, ModelOpt and AutoFP8 have them, here beside weights of 32 bits."""
+    layers = [f"model.layers.{layer}.self_attn.{name}" for name in names for layer in range(4)]
+
+    def store(tensors: Tensors) -> None:
+        tensors.update({name: values(1, start=n)[0] for n, name in enumerate(layers)})
+
+    model = rewritten(models["llama"], tmp_path / "hf", store)
+    result = convert(model, tmp_path / "out")
+    assert result.dropped == {
+        f"*.{name.rpartition('.')[2]} (4)": "a scale for the fp8 cache of a server, no weight"
+        for name in names
+    }
+    convert(models["llama"], tmp_path / "reference")
+    assert archives(tmp_path / "out") == archives(tmp_path / "reference")
+
+
+def test_what_is_called_like_such_a_scale_and_is_none_is_unexpected(models, tmp_path):
+    def store(tensors: Tensors) -> None:
+        tensors["model.layers.0.mlp.k_scale"] = values(1)
+        tensors["model.layers.0.self_attn.k_scale"] = values(2, 2)
+
+    with pytest.raises(MappingError) as refused:
+        convert(rewritten(models["llama"], tmp_path / "hf", store), tmp_path / "out")
+    assert {name.rpartition(": ")[2] for name in refused.value.names} == {
+        "model.layers.0.mlp.k_scale",
+        "model.layers.0.self_attn.k_scale",
+    }
+
+
 def test_experts_as_transformers_5_holds_them_in_memory(models, tmp_path):
     def fuse(tensors: Tensors) -> None:
         for layer in range(4):
