@@ -1,7 +1,7 @@
 """Strips that threads read together: once, whole, and in bounded memory."""
 
 from collections.abc import Callable
-from threading import Barrier, Event
+from threading import Barrier, Event, Thread
 
 import numpy as np
 import pytest
@@ -67,11 +67,19 @@ def test_who_waits_for_a_thread_that_cannot_read_reads_by_itself() -> None:
         if first == 5:  # the other rows are there; now the first one fails
             go.set()
 
-    with Threads(2) as pool:
+    def take_after() -> None:
+        with found.take("a", SHAPE, "<u2", let_go) as matrix:
+            seen.append(matrix.copy())
+
+    with Threads(1) as pool:
         failing = pool.submit(take_failing)
         assert begun.wait(30)
-        with found.take("a", SHAPE, "<u2", let_go) as matrix:
-            assert (matrix == MATRIX).all()
+        # Were the strip that failed kept, this thread would ask for it without end.
+        waiting, seen = Thread(target=take_after, daemon=True), list[np.ndarray]()
+        waiting.start()
+        waiting.join(30)
+        assert not waiting.is_alive()
+        assert (seen[0] == MATRIX).all()
         with pytest.raises(OSError, match="no such row"):
             failing.result()
     assert told == [1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
