@@ -24,6 +24,7 @@ from ckpt_tool.mapping.lora.names import refuse_adapters
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS as LAYERS
 from ckpt_tool.mapping.megatron.convert import to_megatron
 from ckpt_tool.mapping.megatron.extra_state import list_extra_states
+from ckpt_tool.mapping.megatron.fixed_dtypes import hold_fixed
 from ckpt_tool.mapping.megatron.integers import require_weights
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rounding import round_as_stored
@@ -116,7 +117,8 @@ def _plan_files(
     """The plan for a model by its names on the Hub, each tensor in the dtype that is written."""
     require_weights(model.tensors, rules.bindings)
     config, target = rules.config, choose_dtype(options.dtype, rules.config)
-    tensors = cast_as_told(model.tensors, target, config, rules.fixed_dtypes)
+    fixed = hold_fixed(model.tensors, require_rows(config))
+    tensors = cast_as_told(model.tensors, target, config, fixed)
     tiled = to_megatron(tensors, rules)
     objects = list_extra_states(rules.bindings, hybrid=rules.layout == "hybrid")
     prefix = "release/" if options.layout == "megatron-lm" else ""

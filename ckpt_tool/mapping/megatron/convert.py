@@ -11,6 +11,7 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tie
 from ckpt_tool.mapping.megatron.bindings import Binding
 from ckpt_tool.mapping.megatron.copies import find_gates
+from ckpt_tool.mapping.megatron.entries import Slices, select_entry
 from ckpt_tool.mapping.megatron.keys import unify_keys
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.ops import Blocks, Vocabulary
@@ -23,8 +24,6 @@ from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.tiled import Block, TiledTensor
 
 Tensors = Mapping[str, LazyTensor]
-#: Per name and depth, which slice was cut last, and it.
-Slices = dict[tuple[str, int], tuple[Shape, LazyTensor]]
 
 _NO_HEAD = "There is no head, and config.json does not tie it to the embedding."
 _LOST_NORMS = (
@@ -108,7 +107,7 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
     slices: Slices = {}
     for binding in rules.bindings:
         try:
-            wholes = [_select_entry(name, binding, tensors, slices) for name in binding.names]
+            wholes = [select_entry(name, binding, tensors, slices) for name in binding.names]
             for name, tensor in zip(binding.hf, binding.op.split(wholes), strict=True):
                 result.setdefault(name, tensor)
         except ValueError as error:
@@ -233,18 +232,3 @@ def _place_blocks(index: Shape, tensors: Sequence[LazyTensor]) -> Iterator[Block
 def _join_shapes(tensors: Sequence[LazyTensor]) -> Shape:
     first = tensors[0].shape
     return (sum(tensor.shape[0] for tensor in tensors), *first[1:]) if first else ()
-
-
-def _select_entry(name: str, binding: Binding, tensors: Tensors, slices: Slices) -> LazyTensor:
-    """The entry of the leading axes; the last slice of an outer axis is kept, for its entries."""
-    found = tensors[name]
-    if found.shape[: len(binding.extent)] != binding.extent:
-        raise ValueError(f"expected {list(binding.extent)} as its first sizes")
-    for depth, index in enumerate(binding.index, 1):
-        if depth == len(binding.index):
-            return found.select(0, index)
-        where, kept = binding.index[:depth], slices.get((name, depth))
-        if kept is None or kept[0] != where:
-            kept = slices[name, depth] = where, found.select(0, index)
-        found = kept[1]
-    return found

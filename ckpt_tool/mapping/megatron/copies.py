@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ckpt_tool.mapping.hub.form import Copies
 from ckpt_tool.mapping.megatron.bindings import Binding
+from ckpt_tool.mapping.megatron.entries import Slices, select_entry
 from ckpt_tool.mapping.megatron.head_gate_ops import HeadGates
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -16,12 +17,11 @@ def find_gates(tensors: Mapping[str, LazyTensor], bindings: Iterable[Binding]) -
     ``tensors``: Megatron's, which have the shapes that the bindings say.
     """
     found: dict[str, Copies] = {}
+    slices: Slices = {}
     for binding in bindings:
         if isinstance(binding.op, HeadGates):
             (name,) = binding.names
-            whole = tensors[name]
-            for index in binding.index:
-                whole, name = whole.select(0, index), f"{name}[{index}]"
-            rows = binding.op.find_gates(whole)
-            found[binding.hf[-1]] = Copies(name, rows, binding.op.head_dim)
+            rows = binding.op.find_gates(select_entry(name, binding, tensors, slices))
+            where = name + "".join(f"[{index}]" for index in binding.index)
+            found[binding.hf[-1]] = Copies(where, rows, binding.op.head_dim)
     return found

@@ -28,7 +28,6 @@ from ckpt_tool.mapping.megatron.respelling import respell, spell_numbers
 from ckpt_tool.mapping.megatron.shared_kv import keep_given
 from ckpt_tool.mapping.megatron.split_ops import RowsSplit
 from ckpt_tool.mapping.megatron.towers import find_towers, takes_modules
-from ckpt_tool.tensors.dtypes import BY_NAME, DType
 from ckpt_tool.tensors.lazy import LazyTensor
 
 
@@ -42,11 +41,6 @@ class Rules:
     bindings: list[Binding]
     repeats: list[Repeat]
     warnings: list[str]
-
-    @property
-    def fixed_dtypes(self) -> dict[str, DType]:
-        """Of Hugging Face's tensors those that Megatron keeps in a dtype whatever weights are."""
-        return {n: BY_NAME[each.dtype] for each in self.bindings if each.dtype for n in each.hf}
 
 
 def make_rules(
