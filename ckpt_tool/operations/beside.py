@@ -7,7 +7,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.mapping.lora.megatron import drop_adapters, has_megatron_adapters
 from ckpt_tool.mapping.lora.resolve import holds_only_adapters
-from ckpt_tool.mapping.lora.swift import is_factor
+from ckpt_tool.mapping.lora.swift import is_beside, is_factor
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.readers.base import Checkpoint
@@ -21,7 +21,8 @@ def lacks_model(checkpoint: Checkpoint) -> bool:
     if has_megatron_adapters(checkpoint.entries):
         return not drop_adapters(checkpoint.entries)
     if is_megatron(checkpoint.entries) and any(map(is_factor, checkpoint.entries)):
-        return not is_megatron(name for name in checkpoint.entries if not is_factor(name))
+        rest = (name for name in checkpoint.entries if not is_factor(name) and not is_beside(name))
+        return not is_megatron(rest)
     return holds_only_adapters(checkpoint)
 
 

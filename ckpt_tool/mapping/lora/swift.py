@@ -12,12 +12,15 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ckpt_tool.common.errors import MappingError
+from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.lora.part_rows import share_rows
 from ckpt_tool.mapping.megatron.numbers import read_numbers
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])\.(?P<adapter>\w+)\.weight")
+#: What is trained whole beside adapters, and what it was before.
+_WHOLE = re.compile(r"\.(modules_to_save\.\w+|original_module)\.")
 _PARTS = {"A": "in", "B": "out"}
 _ATTENTION = ".self_attention."
 #: Of Qwen3.5's module of transformers, which nobody else has in attention's place.
@@ -27,6 +30,11 @@ _PARTS_OF_MODULE = {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"}
 def is_factor(name: str) -> bool:
     """Whether a tensor of Megatron is A or B of such an adapter."""
     return _FACTOR.fullmatch(name) is not None
+
+
+def is_beside(name: str) -> bool:
+    """Whether it is a module that was trained whole beside such adapters, or what it was before."""
+    return _WHOLE.search(name) is not None
 
 
 def list_spellings(names: Iterable[str]) -> list[str]:
@@ -47,13 +55,15 @@ def use_bridge_names(
 ) -> Mapping[str, LazyTensor]:
     """The tensors with such adapters as Megatron-Bridge has them; others as they are.
 
-    MappingError where there are several adapters, or rows that no ranks would have.
+    MappingError where there are several adapters, modules that were trained whole beside them, or
+    rows that no ranks would have.
     """
     matched = {name: one for name in tensors if (one := _FACTOR.fullmatch(name))}
     if not matched:
         return tensors
     flags = read_numbers(config).flags
     _require_one(matched)
+    _refuse_whole(tensors)
     found, faults = {}, []
     for name, tensor in tensors.items():
         one = matched.get(name)
@@ -76,6 +86,18 @@ def _require_one(matched: Mapping[str, re.Match[str]]) -> None:
     names = sorted({one["adapter"] for one in matched.values()})
     if len(names) > 1:
         raise MappingError(f"{len(names)} adapters in one checkpoint: {', '.join(names)}", names)
+
+
+def _refuse_whole(names: Iterable[str]) -> None:
+    whole = list(filter(is_beside, names))
+    if whole:
+        raise MappingError(
+            f"{count_noun(len(whole), 'tensor')} of modules that were trained whole beside adapters"
+            " (modules_to_save), which are not read from Megatron's checkpoints",
+            whole,
+            hint="Let ms-swift merge them into its model and save that, then merge what it saved;"
+            " or train without modules_to_save.",
+        )
 
 
 def _join_gate(left: LazyTensor) -> LazyTensor:

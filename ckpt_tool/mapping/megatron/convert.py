@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import count_doing, count_noun
+from ckpt_tool.common.wording import count_doing, count_noun, join_words
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel, Tie
 from ckpt_tool.mapping.megatron.bindings import Binding
@@ -34,6 +34,10 @@ _LOST_NORMS = (
 _FOLDED = (
     "Megatron-Bridge 0.5 has folded norms and scales into the weights of routers and shared experts"
     " (pffl_weight), from which they do not come back bit for bit: export with Megatron-Bridge."
+)
+_LABELS = (
+    "A score of several rows is that of a classifier, with one for each label: Megatron's head is"
+    " that of a language model, or of one row, as a value model's or a reward model's."
 )
 _OTHER = (
     "The weights and the config.json are of different models, or the model is of a kind that is"
@@ -82,7 +86,9 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
         else:
             faults += _find_misshapen(binding, tensors)
     if faults:
-        raise MappingError(f"{_count_tensors(faults)} not what {rules.config.path} says", faults)
+        hint = _LABELS if any(fault.startswith("score.") for fault in faults) else ""
+        said = f"{_count_tensors(faults)} not what {rules.config.path} says"
+        raise MappingError(said, faults, hint=hint)
     grouped: dict[str, list[_Entry]] = {}
     for binding in rules.bindings:
         wholes = binding.op.join([tensors[name] for name in binding.hf])
@@ -183,7 +189,8 @@ def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -
     if not missing and not unexpected:
         return
     counts = {"missing": len(missing), "unexpected": len(unexpected)}
-    said = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    said = join_words([f"{count} {kind}" for kind, count in counts.items() if count])
+    tensors_of = "tensor" if sum(counts.values()) == 1 else "tensors"
     hint = _NO_HEAD if missing == ["output_layer.weight"] and not unexpected else _OTHER
     lost = all(name.endswith(".input_layernorm.weight") for name in missing)
     if missing and lost and not unexpected and "latent" in rules.numbers.flags:
@@ -191,7 +198,7 @@ def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -
     if any(name.endswith(".pffl_weight") for name in unexpected):
         hint = _FOLDED
     raise MappingError(
-        f"{said} tensors for a {rules.config.model_type} of {rules.numbers.layers} layers, by"
+        f"{said} {tensors_of} for a {rules.config.model_type} of {rules.numbers.layers} layers, by"
         f" {rules.config.folder / 'config.json'}",
         [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected],
         hint=hint,

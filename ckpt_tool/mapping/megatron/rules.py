@@ -153,6 +153,7 @@ def infer_rules(
     if not any(key.startswith(f"{prefix}mtp.layers.") for key in tensors):
         numbers = replace(numbers, mtp=0)
     head = tensors.get(f"{prefix}output_layer.weight")
+    _refuse_labels(config, numbers, head, tensors.get(f"{prefix}embedding.word_embeddings.weight"))
     if head is not None and head.shape[:1] == (1,) and numbers.vocab_size > 1:
         numbers = _put_value_head(numbers, f"{prefix}output_layer.bias" in tensors)
     elif head is not None or not (config.tied if tied is None else tied):
@@ -199,6 +200,26 @@ def spell_as(rules: Rules, keys: Collection[str]) -> Rules:
     towers = {one.hf[0]: one.names[0] for one in rules.bindings if one.foreign}
     bindings = make_bindings(require_rows(rules.config), numbers, rules.layout, towers)
     return replace(rules, numbers=numbers, bindings=bindings)
+
+
+def _refuse_labels(
+    config: ModelConfig, numbers: Numbers, head: LazyTensor | None, embedding: LazyTensor | None
+) -> None:
+    """MappingError for the head of a classifier with several labels, by its rows.
+
+    A language model's has those of the embedding, of whichever vocabulary.
+    """
+    rows = head.shape[0] if head is not None and head.shape else 0
+    if not 1 < rows < numbers.vocab_size or (
+        embedding is not None and embedding.shape[:1] == (rows,)
+    ):
+        return
+    raise MappingError(
+        f"output_layer.weight has {rows} rows, as a classifier's with {rows} labels: {config.path}"
+        f" has a vocabulary of {numbers.vocab_size}",
+        hint="Read are heads of language models and of one row, as a value model's. The weights of"
+        " a classifier are written by Megatron's names with `keep_names=True`.",
+    )
 
 
 def _put_value_head(numbers: Numbers, bias: bool) -> Numbers:

@@ -85,7 +85,7 @@ def test_missing_and_unexpected_tensors_are_all_listed(megatron_cases, tmp_path,
         ({"moe_intermediate_size": 20}, "[40, 64], expected [20, 64]"),
         ({"num_attention_heads": 8}, "expected 288 rows"),
         ({"num_hidden_layers": 5}, "expected [5]"),
-        ({"num_experts": 8}, "expected [4, 8]"),
+        ({"num_experts": 8, "num_local_experts": 8}, "expected [4, 8]"),
         ({"model_type": "qwen2_moe"}, "missing: "),
         ({"tie_word_embeddings": True}, "but they differ"),
     ],
@@ -96,6 +96,15 @@ def test_a_config_of_another_model(megatron_cases, tmp_path, refused, changes, t
     config = rewritten(hf, tmp_path / "config", config=changes)
     error = refused(source, MappingError, config)
     assert told in " ".join([error.message, *error.names])
+
+
+def test_a_config_of_which_one_of_two_names_was_changed(megatron_cases, tmp_path, refused):
+    """transformers 5 writes the one, and a merge the other too, which transformers 4 reads."""
+    source = megatron.saved(megatron_cases, "qwen3_moe", "tp2")
+    hf = megatron.hf(megatron_cases, "qwen3_moe")
+    config = rewritten(hf, tmp_path / "config", config={"num_experts": 8, "num_local_experts": 4})
+    said = "config.json: num_experts is 8, but num_local_experts, another name for it, is 4"
+    assert refused(source, FormatError, config).message.endswith(said)
 
 
 def test_a_vocabulary_that_padding_does_not_explain(megatron_cases, tmp_path, refused):

@@ -55,6 +55,31 @@ def test_a_head_of_one_row_is_a_value_model_s(native, hf, tmp_path, bias):
     assert torch.equal(model.score.weight, score)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_of_several_labels_is_called_what_it_is(native, hf, tmp_path, bias):
+    """As ms-swift trains with ``--task_type seq_cls``."""
+    head = {HEAD: torch.ones(3, 64)} | ({"output_layer.bias": torch.ones(3)} if bias else {})
+    source = resaved(native("llama"), tmp_path / "in", lambda tensors: tensors | head)
+    with pytest.raises(MappingError, match="has 3 rows, as a classifier's with 3 labels") as error:
+        merge(source, tmp_path / "out", hf("llama"))
+    assert f"{hf('llama')}/config.json has a vocabulary of " in error.value.message
+    assert "`keep_names=True`" in error.value.hint
+    merge(source, tmp_path / "out", keep_names=True)
+    assert load_folder(tmp_path / "out")[HEAD].shape == (3, 64)
+
+
+def test_a_classifier_of_several_labels_has_no_place_in_megatron(tmp_path):
+    config = transformers.Qwen2Config(
+        vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_labels=3,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    transformers.Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "hf")
+    with pytest.raises(MappingError) as error:
+        convert_to_mcore(tmp_path / "hf", tmp_path / "out", ToMcoreOptions(write=UNSYNCED))
+    assert error.value.names == ("score.weight: [3, 16], expected [1, 16]",)
+    assert "classifier, with one for each label" in error.value.hint
+
+
 @pytest.mark.parametrize("kind", ["Sequence", "Token"])
 def test_value_models_go_there_and_back(tmp_path, kind):
     model_class = getattr(transformers, f"Qwen2For{kind}Classification")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_tool.common.errors import UsageError
+from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.operations.merge import merge_megatron
 from ckpt_tool.operations.options import MergeOptions
@@ -81,6 +81,25 @@ def test_gate_and_up_of_two_ranks(base, tmp_path):
     options = MergeOptions(config=WRITTEN / "huggingface", lora=LoraOptions(None, 16.0))
     merge_megatron(WRITTEN, tmp_path / "expected", options)
     assert_same(load_folder(tmp_path / "out"), load_folder(tmp_path / "expected"))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_was_trained_whole_beside_them_is_named(base, tmp_path, alone):
+    whole = [f"output_layer.{end}.weight" for end in ("modules_to_save.default", "original_module")]
+
+    def change(found):
+        kept = {n: t for n, t in found.items() if "adapter" not in n and not alone}
+        head = found["embedding.word_embeddings.weight"]
+        return kept | only_adapters(found) | {name: head.clone() for name in whole}
+
+    source = resaved(WRITTEN, tmp_path / "in", change)
+    (source / "args.json").write_text(json.dumps(SAID))
+    lora = LoraOptions(None, None, base) if alone else LoraOptions(None, 16.0)
+    options = MergeOptions(config=None if alone else WRITTEN / "huggingface", lora=lora)
+    with pytest.raises(MappingError, match=r"whole beside adapters \(modules_to_save\)") as error:
+        merge_megatron(source, tmp_path / "out", options)
+    assert sorted(error.value.names) == whole
+    assert "Let ms-swift merge them" in error.value.hint
 
 
 def test_arguments_that_say_nothing_of_adapters_are_not_taken(base, tmp_path):
