@@ -18,10 +18,10 @@ def hold_fixed(names: Iterable[str], rows: MegatronRows) -> dict[str, DType]:
         *rows.around.beside,
     )
     ends = {row.hf: BY_NAME[row.dtype] for row in every if row.dtype}
-    found = {}
-    for name in names:
-        parts = name.split(".")
-        tails = (".".join(parts[at:]) for at in range(len(parts)))
-        if (end := next((tail for tail in tails if tail in ends), None)) is not None:
-            found[name] = ends[end]
-    return found
+    dotted = {f".{end}": ends[end] for end in sorted(ends, key=len, reverse=True)}
+    every_end = tuple(dotted)  # of a hundred thousand names few have one
+    return {
+        name: next(dtype for end, dtype in dotted.items() if f".{name}".endswith(end))
+        for name in names
+        if f".{name}".endswith(every_end)
+    }
