@@ -30,8 +30,6 @@ from ckpt_tool.tensors.nibbles import (
 
 #: What else belongs to a weight whose numbers are not around zero, or not in their order.
 _OTHERS = (".weight_zero_point", ".weight_g_idx")
-#: Scales of what is no weight: of inputs, of keys and values that are kept.
-_UNUSED = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale")
 _BITS = 8  # numbers in a word
 _ANY = frozenset(BY_NAME.values())
 _EXPONENTS = frozenset({UINT8, EXPONENT})
@@ -99,7 +97,7 @@ def unpack_weights(tensors: Mapping[str, LazyTensor], said: Fields, dtype: DType
     groups = _read_groups(said) if _INT4 in forms.values() else set()
     for name, form in forms.items():
         parts, stem = form.list_parts(name, tensors), name.removesuffix(form.codes)
-        found.used |= {name, *parts, *(stem + end for end in _UNUSED)}
+        found.used |= {name, *parts}
         try:
             weight = form.make(tensors[name], *(tensors[part] for part in parts), dtype)
             if form is _INT4:

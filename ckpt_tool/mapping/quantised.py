@@ -23,12 +23,9 @@ Kind = Literal["fp8", "packed"]
 #: that of others.
 _SUFFIX, _SCALE, _OTHER_SUFFIX = "_scale_inv", ".scale", "_scale"
 _BLOCK = (128, 128)
-#: What other tools call scales of fp8: of a weight, of the input, of the cache.
-_SCALES = re.compile(
-    r"\.(weight_scale(_inv|_2)?|(input|weight)_global_scale|input_scale|activation_scale|[kv]_scale)$"
-)
-#: Those of them that belong to no weight.
-_OF_OTHERS = re.compile(r"\.(input(_global)?|activation|[kv])_scale$")
+#: What other tools call scales of a weight; those of what is none: inputs, results, the cache.
+_OF_WEIGHTS = re.compile(r"\.weight(_global)?_scale(_inv|_2)?$")
+_OF_OTHERS = re.compile(r"\.((input|output)(_global)?|activation|[kv])_scale$")
 #: Scales of what attention keeps, and of its scores, by which servers store these in fp8: at its
 #: module, or at the layer that makes them. Sources: what vLLM takes them for; ModelOpt,
 #: compressed-tensors and AutoFP8, which write them. No class of transformers has one.
@@ -66,7 +63,7 @@ def is_scale(name: str, tensors: Mapping[str, LazyTensor]) -> bool:
     if name.endswith(_SCALE):
         beside = tensors.get(name.removesuffix(_SCALE) + ".weight")
         return beside is not None and beside.dtype.itemsize == 1
-    return _SCALES.search(name) is not None
+    return any(each.search(name) for each in (_OF_WEIGHTS, _OF_OTHERS))
 
 
 def set_aside_cache_scales(
@@ -103,9 +100,9 @@ def dequantise_weights(
 ) -> dict[str, LazyTensor]:
     """Every weight quantised in one of these ways times its scales, as ``dtype``, scales gone.
 
-    So are scales of the cache. MappingError lists weights without scales, scales without a weight,
-    shapes that do not fit the config's ``weight_block_size``, and what is quantised in a way that
-    is not read.
+    So are scales of inputs and of the cache, also beside a weight that is not quantised.
+    MappingError lists weights without scales, scales without a weight, shapes that do not fit the
+    config's ``weight_block_size``, and what is quantised in a way that is not read.
     """
     found = (
         unpack_weights(tensors, _read_method(config), dtype) if "packed" in kinds else Unpacked()
@@ -119,7 +116,7 @@ def dequantise_weights(
         packed = list_packed(tensors)
         plain = {name: tensor for name, tensor in tensors.items() if name not in packed}
         _scale(plain, _block_size(config), dtype, found)
-    found.used.update(_list_cache_scales(tensors))
+    found.used.update(_list_cache_scales(tensors), filter(_OF_OTHERS.search, tensors))
     if found.faults:
         raise MappingError(
             f"{count_noun(len(found.faults), 'quantised weight')} cannot be read", found.faults
@@ -163,17 +160,37 @@ def _scale(
     for name, tensor in tensors.items():
         if (name.endswith(_SUFFIX) or tensor.dtype == EXPONENT) and name not in found.used:
             found.faults.append(f"{name}: scales of no fp8 weight")
+        elif name in found.used or _OF_OTHERS.search(name):
+            continue
         elif is_scale(name, tensors) and name.rpartition(".")[0] in stems:
-            if name not in found.used and not _OF_OTHERS.search(name):
-                found.faults.append(f"{name}: a weight with other scales too, in no known form")
-            found.used.add(name)
+            found.faults.append(f"{name}: a weight with other scales too, in no known form")
 
 
 def _block_size(config: ModelConfig) -> tuple[int, int]:
-    said = _read_method(config).sizes("weight_block_size")
+    """Rows and columns that share a factor: fp8's own word for them, else compressed-tensors'."""
+    method = _read_method(config)
+    key, said = "weight_block_size", method.sizes("weight_block_size")
+    if not said:
+        key, said = "block_structure", _read_structure(method)
     if said and (len(said) != 2 or not all(said)):
-        raise MappingError(f"{config.path}: weight_block_size is {show(said)}, expected two sizes")
+        raise MappingError(f"{config.path}: {key} is {show(said)}, expected two sizes")
     return (said[0], said[1]) if said else _BLOCK
+
+
+def _read_structure(method: Fields) -> list[int]:
+    """The blocks of compressed-tensors, [128, 128] or "128x128"; empty where none are said."""
+    found = []
+    groups = method.inside("config_groups")
+    for key in (key for key, group in groups.values.items() if isinstance(group, dict)):
+        weights = groups.inside(key).inside("weights")
+        said = weights.values.get("block_structure")
+        if isinstance(said, str) and re.fullmatch(r"[0-9]{1,6}x[0-9]{1,6}", said):
+            found.append([int(size) for size in said.split("x")])
+        elif said:
+            found.append(weights.sizes("block_structure"))
+    if any(each != found[0] for each in found):
+        raise MappingError(f"{method.path}: blocks of several sizes, {show(found)}: not read")
+    return found[0] if found else []
 
 
 def _read_method(config: ModelConfig) -> Fields:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckpt_tool.tensors.chunks import Filler, Reader
-from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, FLOAT32, UINT8, DType
+from ckpt_tool.tensors.dtypes import BFLOAT16, BY_NAME, CASTABLE, FLOAT16, FLOAT32, UINT8, DType
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor, hold, stack
 
@@ -68,7 +68,7 @@ def scale_weight(
 ) -> LazyTensor:
     """``weight``, float8_e4m3fn ``[R, C]``, times its ``scales``, as a tensor of ``dtype``.
 
-    ``scales`` are float32, bfloat16, or exponents of two in a byte (float8_e8m0fnu, uint8):
+    ``scales`` are floats of 32 or 16 bits, or exponents of two in a byte (float8_e8m0fnu, uint8):
     ``[ceil(R / rows), ceil(C / columns)]`` with ``block`` = ``(rows, columns)``, ``[R, 1]`` of
     rows, ``[]`` or ``[1]`` of all. ``[E, R, C]`` are as many weights, with one more dimension of
     scales, of which ``[E, 1, 1]`` are one for each. ValueError where a shape or a dtype is another
@@ -88,7 +88,7 @@ def scale_weight(
 def _check_dtypes(weight: LazyTensor, scales: LazyTensor, dtype: DType) -> None:
     if (weight.dtype, weight.source_dtype) != (FLOAT8, FLOAT8):
         raise ValueError(f"a weight of {weight.dtype}, expected {FLOAT8} without scales")
-    known = (FLOAT32, BFLOAT16, EXPONENT, UINT8)
+    known = (FLOAT32, BFLOAT16, FLOAT16, EXPONENT, UINT8)
     if scales.dtype not in known or scales.dtype != scales.source_dtype:
         listed = ", ".join(map(str, known))
         raise ValueError(f"scales of {scales.dtype}, expected one of {listed} on disk")

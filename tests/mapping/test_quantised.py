@@ -1,5 +1,6 @@
 """Scales beside weights of a byte: those that are multiplied with, and those that cannot be."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,46 @@ def test_scales_of_no_weight_are_left_out(config, tmp_path, other: str) -> None:
     found = dequantise(tmp_path, config, stored)
     assert list(found) == ["a.weight"]
     assert found["a.weight"].eq(6).all()
+
+
+@pytest.mark.parametrize(
+    "other", ["self_attn.k_proj.k_scale", "self_attn.k_scale", "v_proj.output_scale"]
+)
+def test_scales_of_the_cache_are_left_out_of_attention_that_is_not_quantised(
+    config, tmp_path, other: str
+) -> None:
+    """As in Nemotron 3, whose cache is fp8 and whose keys and values are not."""
+    kept = torch.arange(8.0).reshape(2, 4)
+    stored = {"a.k_proj.weight": kept, f"a.{other}": ONE, "b.weight": WEIGHT, "b.weight_scale": ONE}
+    found = dequantise(tmp_path, config, stored)
+    assert set(found) == {"a.k_proj.weight", "b.weight"}
+    assert found["a.k_proj.weight"].equal(kept)
+
+
+@pytest.mark.parametrize("said", [[2, 32], "2x32"])
+def test_blocks_are_those_that_compressed_tensors_says(tmp_path, said: object) -> None:
+    groups = {"group_0": {"weights": {"block_structure": said}}, "group_1": ["Linear"]}
+    text = {"model_type": "qwen3", "quantization_config": {"config_groups": groups}}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    scales = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    stored = {"a.weight": WEIGHT, "a.weight_scale": scales}
+    found = dequantise(tmp_path, load_config(tmp_path), stored)["a.weight"]
+    assert found.equal(scales.repeat_interleave(2, 0).repeat_interleave(32, 1) * 2)
+
+
+def test_blocks_of_several_sizes_are_refused(tmp_path) -> None:
+    groups = {str(n): {"weights": {"block_structure": [n, n]}} for n in (2, 4)}
+    text = {"model_type": "qwen3", "quantization_config": {"config_groups": groups}}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    with pytest.raises(MappingError, match="blocks of several sizes"):
+        dequantise(tmp_path, load_config(tmp_path), {"a.weight": WEIGHT, "a.weight_scale": BY_ROW})
+
+
+def test_scales_of_float16_are_exact(config, tmp_path) -> None:
+    scales = torch.tensor([[0.1], [0.2], [0.3], [0.4]]).half()
+    stored = {"a.weight": WEIGHT, "a.weight_scale": scales}
+    found = dequantise(tmp_path, config, stored)["a.weight"]
+    assert found.equal(scales.float().expand(4, 64) * 2)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_exponents_are_what_torch_and_transformers_make_of_them(tmp_path):
     assert agree(lazy, plain_nan(expected))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("shape", [(128, 128), (300, 200), (1, 1), (1, 300), (300, 1), (129, 255)])
 def test_whole_matrices(tmp_path, shape, target, dtype):
@@ -385,8 +385,8 @@ def test_other_dtypes_are_refused(tmp_path):
         other = backed(tmp_path / "other", torch.ones(4, 4).to(dtype))
         assert refused(other, scales).endswith(expected)
     assert refused(scale_weight(weight, scales, (4, 4), BFLOAT16), scales).endswith(expected)
-    known = "expected one of float32, bfloat16, float8_e8m0fnu, uint8 on disk"
-    for dtype in (torch.float16, torch.float64, torch.int8):
+    known = "expected one of float32, bfloat16, float16, float8_e8m0fnu, uint8 on disk"
+    for dtype in (torch.float64, torch.int8):
         other = backed(tmp_path / "other", torch.ones(1, 1).to(dtype))
         assert refused(weight, other).endswith(known)
     assert refused(weight, scales.to(BFLOAT16)).endswith(known)

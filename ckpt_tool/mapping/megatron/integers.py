@@ -18,7 +18,10 @@ def require_weights(tensors: Mapping[str, LazyTensor], bindings: Iterable[Bindin
     faults = [f"{name}: {t.dtype}" for name, t in tensors.items() if not _fits(t, name in tables)]
     if faults:
         raise MappingError(
-            f"{count_doing(len(faults), 'weight', 'are')} not floating-point", faults
+            f"{count_doing(len(faults), 'weight', 'are')} not floating-point",
+            faults,
+            hint="Of weights that are packed or quantised, all that is multiplied with must be"
+            " there: beside weight_packed, for example, its weight_scale and weight_shape.",
         )
 
 
