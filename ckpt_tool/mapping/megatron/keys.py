@@ -90,13 +90,16 @@ _ROUTERS = ("mlp.router.weight", "mlp.text_moe_layer.router.weight")
 _EXPERTS = {"mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
 
 
-def unify_keys(tensors: Tensors, *, multimodal: bool = False) -> dict[str, LazyTensor]:
+def unify_keys(
+    tensors: Tensors, *, multimodal: bool = False, beside: Iterable[str] = ()
+) -> dict[str, LazyTensor]:
     """The model by the tables' keys; of one that is ``multimodal``, ``language_model.`` stays.
 
-    MappingError where two tensors are of one key, or some of those that make one are missing.
+    ``beside``: what else its layers have, of which ``tensors`` are a part. MappingError where two
+    tensors are of one key, or some of those that make one are missing.
     """
     short = {name: _strip(name, multimodal) for name in tensors}
-    names = name_engine_keys(short.values())
+    names = name_engine_keys({*short.values(), *(_strip(name, multimodal) for name in beside)})
     found: dict[str, LazyTensor] = {}
     twice = []
     for name, tensor in tensors.items():

@@ -21,7 +21,7 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_doing
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.megatron.bindings import Binding
-from ckpt_tool.mapping.megatron.keys import unify_keys
+from ckpt_tool.mapping.megatron.keys import Tensors, unify_keys
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rules import infer_rules
 from ckpt_tool.mapping.megatron.towers import use_tower_names
@@ -71,12 +71,17 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     """
     family = require_rows(config)
     multimodal = family.around.sees
-    masters = {_MASTER.split(name, 1)[1]: t for name, t in tensors.items() if is_master(name)}
-    model = {name: t for name, t in tensors.items() if not is_master(name)}
+    masters: Tensors = {
+        _MASTER.split(name, 1)[1]: t for name, t in tensors.items() if is_master(name)
+    }
+    model: Tensors = {name: t for name, t in tensors.items() if not is_master(name)}
     if len(masters) < sum(map(is_master, tensors)):
         raise MappingError("several optimizers have a weight for one tensor of the model")
-    own = unify_keys(use_tower_names(model, family.around), multimodal=multimodal)
-    found = unify_keys(use_tower_names(masters, family.around), multimodal=multimodal)
+    model = use_tower_names(model, family.around)
+    own = unify_keys(model, multimodal=multimodal)
+    masters = use_tower_names(masters, family.around)
+    # What a layer is, and so what its norms are called, may be said by what was not trained.
+    found = unify_keys(masters, multimodal=multimodal, beside=model)
     known: dict[str, Wanted] = {name: tensor.shape for name, tensor in own.items()}
     ends = {name: t for name, t in found.items() if name.endswith(_ENDS)}
     hidden = read_numbers(config).sizes["hidden"]

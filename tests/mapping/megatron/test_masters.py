@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.megatron.masters import is_bucket, is_master, join_pieces, take_masters
 from ckpt_tool.tensors.lazy import LazyTensor
-from tests.support.megatron_models import config_of
-from tests.support.saved import write_tensors
+from tests.mapping.megatron.test_convert import converted
+from tests.support.megatron_models import config_of, hub_tensors, rules_of
+from tests.support.saved import assert_equal, write_tensors
 
 
 def save_lazily(folder: Path, tensor: torch.Tensor) -> LazyTensor:
@@ -92,3 +93,25 @@ def test_any_cut_there_and_back(tmp_path_factory, cuts, data):
     unknown = data.draw(st.sampled_from([None, *range(len(shape))]))
     wanted = tuple(None if at == unknown else size for at, size in enumerate(shape))
     assert torch.equal(join_pieces(lazy, wanted).read(), whole)
+
+
+@pytest.mark.parametrize(
+    ("family", "frozen"),
+    [
+        ("qwen3_moe", "mlp.router.weight"),
+        ("deepseek_v3", "linear_kv_down_proj.weight"),
+        ("glm_moe_dsa", "core_attention.indexer"),
+        ("qwen3_next", "self_attention.A_log"),
+    ],
+)
+def test_what_layers_are_is_said_by_what_was_not_trained_too(family, frozen, tmp_path):
+    """Else norms beside a frozen router would be those of a dense layer."""
+    there = converted(tmp_path, hub_tensors(family), rules_of(family, "per-layer"))
+    finer = {name: tensor.float() * 3 for name, tensor in there.items()}
+    trained = {name: tensor for name, tensor in finer.items() if frozen not in name}
+    masters = {f"optimizer.state.param.{name}": tensor for name, tensor in trained.items()}
+    both = {f"module.{name}": tensor for name, tensor in there.items()} | masters
+    taken = take_masters(write_tensors(tmp_path / "both.safetensors", both), config_of(family))
+    assert_equal(taken.tensors, there | trained)
+    assert taken.kept
+    assert all(frozen in name for name in taken.kept)
