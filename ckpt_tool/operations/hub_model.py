@@ -24,7 +24,7 @@ from ckpt_tool.mapping.frameworks.sentence_transformers import take_transformer
 from ckpt_tool.mapping.frameworks.torchtitan import from_torchtitan, is_torchtitan
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.filling import Filling, fill_known, fill_rest, make_filling
-from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.names import apply_family, to_hub, unwrap_all
 from ckpt_tool.mapping.hub.truth import refuse_other_part
 from ckpt_tool.mapping.hub.value_head import put_value_head, take_value_head
@@ -33,6 +33,7 @@ from ckpt_tool.mapping.lora.resolve import note_kept_adapters, resolve_adapters
 from ckpt_tool.operations.copies import require_equal_copies
 from ckpt_tool.operations.megatron_model import take_megatron
 from ckpt_tool.operations.options import ModelOptions
+from ckpt_tool.operations.plain_model import take_base
 from ckpt_tool.operations.request import Heads, Request
 from ckpt_tool.operations.source import Source, describe_left_out, holds_megatron
 from ckpt_tool.operations.tied_head import settle_tied_head, settle_ties, untie_unsaid
@@ -71,8 +72,11 @@ def make_hub_model(
     """
     checkpoint, world = source.checkpoint, team.world
     base, whole = _make_whole(source.base, team), _make_whole(source.filler, team)
-    request = Request(checkpoint, base, options, heads or Heads(), writes=heads is not None)
     way = _choose_way(checkpoint)
+    absent: Tensors = {}
+    if base is not None and way is WAYS["megatron"]:
+        base, absent = take_base(base, team)
+    request = Request(checkpoint, base, options, heads or Heads(), heads is not None, absent)
     left_out = describe_left_out(checkpoint)
     start = HubModel(dict(checkpoint), config, left_out, warnings=source.warnings)
     model = world.each(lambda: _take(way, start, request))

@@ -47,7 +47,9 @@ def take_megatron(model: HubModel, request: Request) -> HubModel:
     found = resolve_megatron(model, request.base, options.lora, request.place, tied)
     found = _drop_copies(found)
     dropped = model.dropped | found.dropped
-    return replace(found, dropped=dropped, warnings=model.warnings + found.warnings)
+    tensors = found.tensors if found.is_adapter else found.tensors | request.absent
+    warnings = model.warnings + found.warnings
+    return replace(found, tensors=tensors, dropped=dropped, warnings=warnings)
 
 
 def _drop_copies(model: HubModel) -> HubModel:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.lora.resolve import Place
 from ckpt_tool.operations.beside import lacks_model
 from ckpt_tool.operations.options import ModelOptions
@@ -24,7 +24,8 @@ class Heads:
 class Request:
     """Where the model is from, what its adapters are fused into, and how it is to be named.
 
-    ``writes``: it is to be written, not compared.
+    ``writes``: it is to be written, not compared. ``absent``: what of the base no model of
+    Megatron's has, where it is one of these that is fused.
     """
 
     checkpoint: Checkpoint
@@ -32,6 +33,7 @@ class Request:
     options: ModelOptions
     heads: Heads
     writes: bool = False
+    absent: Tensors = field(default_factory=dict)
 
     @property
     def keeps_adapters(self) -> bool:

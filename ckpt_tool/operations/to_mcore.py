@@ -7,7 +7,6 @@ that none is missing or left over; writing moves each byte once (:mod:`ckpt_tool
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
@@ -18,7 +17,6 @@ from ckpt_tool.common.wording import add_article
 from ckpt_tool.mapping.casting import cast_as_told, choose_dtype, require_dtype
 from ckpt_tool.mapping.config import ModelConfig, load_config
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.mapping.hub.saved_names import use_published_names
 from ckpt_tool.mapping.hub.value_head import refuse_value_head
 from ckpt_tool.mapping.lora.names import refuse_adapters
 from ckpt_tool.mapping.megatron.bindings import LAYOUTS as LAYERS
@@ -29,26 +27,21 @@ from ckpt_tool.mapping.megatron.integers import require_weights
 from ckpt_tool.mapping.megatron.numbers import read_numbers, require_rows
 from ckpt_tool.mapping.megatron.rounding import round_as_stored
 from ckpt_tool.mapping.megatron.rules import Rules, make_rules
-from ckpt_tool.mapping.megatron.towers import TOWERS, leave_out_absent
-from ckpt_tool.mapping.quantised import (
-    dequantise_weights,
-    is_quantised,
-    list_kinds,
-    set_aside_cache_scales,
-)
+from ckpt_tool.mapping.megatron.towers import TOWERS
 from ckpt_tool.operations.elsewhere import settle_out
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
+from ckpt_tool.operations.plain_model import drop_repeats, has_scales, make_plain
 from ckpt_tool.operations.repositories import settle_repositories
 from ckpt_tool.operations.request import Heads
 from ckpt_tool.operations.source import Source, leave_out_training, list_roots
-from ckpt_tool.operations.tied_head import TiedHeadError, are_equal_together
+from ckpt_tool.operations.tied_head import TiedHeadError
 from ckpt_tool.plans.mcore import LAYOUTS, McorePlan
 from ckpt_tool.plans.options import WriteResult
 from ckpt_tool.plans.write import write
 from ckpt_tool.readers import find_format, open_checkpoint
 from ckpt_tool.readers.base import Checkpoint
-from ckpt_tool.tensors.dtypes import BFLOAT16, DType
+from ckpt_tool.tensors.dtypes import BFLOAT16
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
 
 
@@ -106,7 +99,7 @@ def plan_to_mcore(
     found = _name(checkpoint, config, team)
     plain = team.world.each(lambda: _make_plain(found, config, options))
     rules = team.world.each(lambda: _make_rules(plain, config, options))
-    whole = _drop_repeats(plain, rules, team)
+    whole = drop_repeats(plain, rules, team)
     team.progress.start("planning files", None)
     return team.world.each(lambda: _plan_files(checkpoint, whole, rules, options))
 
@@ -207,42 +200,9 @@ def _name(checkpoint: Checkpoint, config: ModelConfig, team: Team) -> HubModel:
 
 
 def _make_plain(model: HubModel, config: ModelConfig, options: ToMcoreOptions) -> HubModel:
-    """The model without what Megatron has not, scales of quantised weights applied."""
-    model = leave_out_absent(model, require_rows(config).around)
-    tensors, dropped = set_aside_cache_scales(use_published_names(model.tensors, config))
-    target = choose_dtype(options.dtype, config)
-    if is_quantised(tensors) or list_kinds(tensors):
-        tensors = dequantise_weights(tensors, config, _choose_wide_dtype(options.dtype, target))
-    return replace(model, tensors=tensors, dropped=model.dropped | dropped)
-
-
-def _choose_wide_dtype(wanted: str, target: DType | None) -> DType:
-    if wanted == "keep":
+    if options.dtype == "keep" and has_scales(model.tensors):
         raise UsageError(
             "`dtype='keep'`: Megatron does not load quantised weights",
             hint="Name the dtype they are to have: `dtype='bfloat16'`.",
         )
-    return target or BFLOAT16
-
-
-def _drop_repeats(model: HubModel, rules: Rules, team: Team) -> HubModel:
-    """Leave out what layers for multi-token prediction repeat of the model, where it is equal.
-
-    Every process of the team compares its share.
-    """
-    tensors, dropped, tied = dict(model.tensors), dict(model.dropped), dict(model.tied)
-    faults = []
-    for repeat in rules.repeats:
-        if repeat.hf not in tensors or repeat.of not in tensors:
-            continue
-        if are_equal_together(tensors[repeat.hf], tensors[repeat.of], team):
-            dropped[repeat.hf] = f"equal to {repeat.of}, which Megatron uses in its place"
-            tied[repeat.hf] = repeat.of
-            tensors.pop(repeat.hf)
-        else:
-            faults.append(f"{repeat.hf}: differs from {repeat.of}")
-    if faults:
-        raise MappingError(
-            "Megatron has one embedding and one head, this model has several that differ", faults
-        )
-    return replace(model, tensors=tensors, dropped=dropped, tied=tied)
+    return make_plain(model, config, choose_dtype(options.dtype, config) or BFLOAT16)

@@ -2,10 +2,10 @@
 
 A weight ``M.weight`` [..., out, in] has ``M.adapter.linear_in.weight`` [..., r, in] and
 ``M.adapter.linear_out.weight`` [..., out, r], with the leading axes of the weight (layers,
-experts); the rows of ``linear_out`` are in the order of the weight's own, query groups and gate
-before up included. The update is ``alpha / r * linear_out @ linear_in``. Of a weight that is
-several tensors (:mod:`.part_rows`) each has its rows of B. Source: ``megatron/bridge/peft/{lora,
-lora_layers,utils}.py``; what 0.3.1 writes was measured.
+experts), without that of experts where these share it; the rows of ``linear_out`` are in the order
+of the weight's own, query groups and gate before up included. The update is ``alpha / r *
+linear_out @ linear_in``. Of a weight that is several tensors (:mod:`.part_rows`) each has its rows
+of B. Source: ``megatron/bridge/peft/{lora,lora_layers,utils}.py``; what 0.3.1 writes was measured.
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ def _update(
     updated = {}
     for part, weight in weights.items():
         left = lefts[part]
-        if not weight.shape[:-2] == left.shape[:-2] == right.shape[:-2]:
+        lead = weight.shape[:-2]
+        # Experts may have one factor, or both, for all of them.
+        fitting = (lead, lead[:-1]) if ".experts." in module else (lead,)
+        if left.shape[:-2] not in fitting or right.shape[:-2] not in fitting:
             raise ValueError(
                 f"adapters of shapes {list(right.shape)} and {list(left.shape)} for a weight of"
                 f" shape {list(weight.shape)}"
@@ -116,15 +119,19 @@ def _find_lefts(parts: Tensors, weights: Tensors) -> Tensors:
 def _update_each(
     weight: LazyTensor, left: LazyTensor, right: LazyTensor, scale: float
 ) -> LazyTensor:
-    """The update of each matrix in a stack of any depth."""
+    """The update of each matrix in a stack of any depth; a factor of fewer is that of several."""
     if len(weight.shape) <= 2:
         return update_matrix(weight, left, right, scale)
     return stack(
         [
-            _update_each(weight.select(0, n), left.select(0, n), right.select(0, n), scale)
+            _update_each(weight.select(0, n), _select(left, n), _select(right, n), scale)
             for n in range(weight.shape[0])
         ]
     )
+
+
+def _select(factor: LazyTensor, number: int) -> LazyTensor:
+    return factor.select(0, number) if len(factor.shape) > 2 else factor
 
 
 def split_off(model: Mapping[str, LazyTensor], config: ModelConfig) -> Adapters:

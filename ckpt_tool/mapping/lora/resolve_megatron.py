@@ -32,9 +32,15 @@ from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.rules import make_rules, spell_as
 from ckpt_tool.tensors.lazy import LazyTensor
 
+#: The modules of layers, by the numbers of these.
+Layers = dict[int, set[str]]
+
 #: How many layers without adapters are named.
 _LISTED = 1_000
-_LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.([^.]+)")
+#: A module with weights or adapters: its layer, and what it is called there.
+_MODULE = re.compile(
+    r"decoder\.layers\.(?P<layer>\d{1,9})\.(?P<module>.+?)\.(?:adapter\..+|weight(?:\.\w+)?)"
+)
 
 
 def resolve_megatron(
@@ -61,8 +67,8 @@ def resolve_megatron(
     settings = read_settings(place.folders, options.alpha, place.named)
     given = tensors
     if base is not None:
-        _require_all_layers(place.path, tensors, config)
-        given = tensors | _bring_into_megatron(base, config, tensors, list_spellings(model.tensors))
+        spelled = list_spellings(model.tensors)
+        given = tensors | _bring_into_megatron(base, config, tensors, place, spelled)
     updated, ranks = fuse_megatron(given, settings)
     found = restore_model(updated, config, tied=tied)
     mode = options.mode or "fuse"
@@ -91,59 +97,65 @@ def _refuse(path: Path, options: LoraOptions, *, alone: bool) -> None:
         refuse_base(options)
 
 
-def _require_all_layers(
-    path: Path, adapters: Mapping[str, LazyTensor], config: ModelConfig
-) -> None:
-    """MappingError where layers have no adapter.
+def _require_all_layers(path: Path, adapters: Layers, base: Layers, step: int) -> None:
+    """MappingError where a layer has no adapter, and what adapters of other layers are of.
 
     verl 0.7 saves the adapters of the first chunk only where a stage of the pipeline has several.
-    Where layers are one part each, as Nemotron-H's, some have none of what has adapters.
+    ``step``: how many layers of Megatron's are one of the config.
     """
-    if require_rows(config).is_patterned:
-        return
-    numbers = {number for number, _ in _list_parts(adapters)}
-    count = config.text.get("num_hidden_layers")
-    if not numbers or not isinstance(count, int):
-        return
-    if _are_hybrid(adapters, config):
-        numbers = {number // 2 for number in numbers}
-    if len(numbers) != count or max(numbers) >= count:
-        some = range(min(count, len(numbers) + _LISTED))
-        absent = [f"decoder.layers.{number}" for number in some if number not in numbers]
-        extra = [f"decoder.layers.{number}" for number in sorted(numbers) if number >= count]
+    adapted = set().union(*adapters.values())
+    having = {layer // step for layer, modules in base.items() if modules & adapted}
+    found = {layer // step for layer in adapters}
+    absent = [f"decoder.layers.{layer}" for layer in sorted(having - found)]
+    extra = [f"decoder.layers.{layer}" for layer in sorted(adapters) if layer not in base]
+    if absent or extra:
         raise MappingError(
-            f"{path}: adapters of {count_noun(len(numbers), 'layer')}, the base has {count}",
-            absent + extra,
+            f"{path}: adapters of {count_noun(len(found), 'layer')}, the base has {len(having)}",
+            absent[:_LISTED] + extra,
             hint="With virtual pipeline stages verl 0.7 saves the first chunk only: the rest is"
             " lost.",
         )
 
 
 def _bring_into_megatron(
-    base: HubModel, config: ModelConfig, adapters: Mapping[str, LazyTensor], spelled: Iterable[str]
+    base: HubModel,
+    config: ModelConfig,
+    adapters: Mapping[str, LazyTensor],
+    place: Place,
+    spelled: Iterable[str],
 ) -> Tensors:
     """The base by Megatron's names, its layers stacked as those of the adapters are.
 
     ``spelled``: weights by whose names another trainer's layers are known, if they are its.
     """
-    layout = "per-layer" if any(map(_LAYER.match, adapters)) else "stacked"
-    if require_rows(config).is_patterned or _are_hybrid(adapters, config):
+    family = require_rows(config)
+    numbered = _list_layers(adapters, family.around.prefix)
+    hybrid = not family.is_patterned and _are_hybrid(numbered, config)
+    layout = "per-layer" if numbered else "stacked"
+    if family.is_patterned or hybrid:
         layout = "hybrid"
     rules = spell_as(make_rules(config, base.tensors, layout), list(spelled))
     if "by_kind" in rules.numbers.flags:
         experts = bool(rules.numbers.moe)
         rules = replace(rules, bindings=name_modules(rules.bindings, adapters, experts=experts))
     stored = to_megatron(base.tensors, rules)
+    if numbered and not family.is_patterned:
+        layers = _list_layers(stored, family.around.prefix)
+        _require_all_layers(place.path, numbered, layers, 2 if hybrid else 1)
     return {name: tiled.tensor() for name, tiled in stored.items()}
 
 
-def _list_parts(names: Iterable[str]) -> list[tuple[int, str]]:
-    """The number of the layer, and which part of one it is, of each name."""
-    matched = (_LAYER.match(name) for name in names)
-    return [(int(found[1]), found[2]) for found in matched if found is not None]
+def _list_layers(names: Iterable[str], prefix: str) -> Layers:
+    """The modules of each layer that has a number, by these names of weights or adapters."""
+    found: Layers = {}
+    for name in names:
+        matched = _MODULE.fullmatch(name.removeprefix(prefix))
+        if matched is not None:
+            found.setdefault(int(matched["layer"]), set()).add(matched["module"])
+    return found
 
 
-def _are_hybrid(names: Iterable[str], config: ModelConfig) -> bool:
+def _are_hybrid(adapters: Layers, config: ModelConfig) -> bool:
     """Whether the adapters are of a HybridModel: attention and the MLP of a layer are two there.
 
     Then some number is beyond the config's layers, and even ones have attention alone, odd ones an
@@ -152,7 +164,8 @@ def _are_hybrid(names: Iterable[str], config: ModelConfig) -> bool:
     layers = config.text.get("num_hidden_layers")
     if not isinstance(layers, int):
         return False
-    parts = _list_parts(names)
-    kinds = ("self_attention", "mlp")
-    apart = all(part == kinds[number % 2] for number, part in parts)
-    return apart and layers <= max((number for number, _ in parts), default=-1) < 2 * layers
+    kinds = ("self_attention.", "mlp.")
+    apart = all(
+        module.startswith(kinds[layer % 2]) for layer, each in adapters.items() for module in each
+    )
+    return apart and layers <= max(adapters, default=-1) < 2 * layers
