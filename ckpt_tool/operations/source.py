@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,13 +15,12 @@ from ckpt_tool.mapping.frameworks.training import find_training_kind, is_trainin
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.megatron.masters import is_master
 from ckpt_tool.mapping.side_files import list_tokenizer
-from ckpt_tool.operations.beside import open_base, open_filler
+from ckpt_tool.operations.beside import Wanted, add_optimizer, open_base, open_filler
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.readers import find_format, open_folders
 from ckpt_tool.readers.base import Checkpoint
 from ckpt_tool.readers.weight_files import is_model_folder
 
-Wanted = Callable[[str], bool]
 #: Whose weights are taken.
 WEIGHTS = ("model", "optimizer")
 
@@ -73,6 +72,8 @@ def open_source(
     names = options.names
     wanted = _choose_wanted(names, options.weights)
     checkpoint = open_folders(paths, wanted, progress)
+    if options.weights == "optimizer":
+        checkpoint = add_optimizer(checkpoint, wanted, progress)
     if named:
         checkpoint = replace(checkpoint, named=tuple(named))
     if not is_named(checkpoint):

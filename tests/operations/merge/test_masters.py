@@ -112,6 +112,31 @@ def test_what_was_not_trained_is_the_models_own_and_said(tmp_path):
     assert_same(load_folder(tmp_path / "out"), expected)
 
 
+def test_verl_has_the_optimizer_in_a_folder_of_its_own(tmp_path):
+    """Since 0.9; what is not trained, as biases of routers, is with the model alone."""
+    fixture = FIXTURES / "mcore0.19_optimizer"
+    norm = "decoder.final_layernorm.weight"
+
+    def pick(masters: bool):
+        return lambda found: {
+            name: tensor
+            for name, tensor in found.items()
+            if ("optimizer." in name) == masters and name != f"optimizer.state.param.{norm}"
+        }
+
+    actor = tmp_path / "global_step_3" / "actor"
+    for part, masters in (("model", False), ("optimizer", True)):
+        (actor / part).mkdir(parents=True)
+        resaved(fixture / "checkpoint", actor / part / "dist_ckpt", pick(masters))
+    options = MergeOptions(config=fixture, weights="optimizer", dtype="keep")
+    for named in (actor, actor / "model"):
+        out = tmp_path / f"of {named.name}"
+        merge_megatron(named, out, options)
+        plain = load_file(fixture / "reference.safetensors")
+        expected = finer(fixture.name) | {"model.norm.weight": plain["model.norm.weight"]}
+        assert_same(load_folder(out), expected)
+
+
 def test_flat_buckets_are_refused_with_what_to_do(tmp_path):
     with pytest.raises(UsageError, match="no weights in an optimizer's state") as caught:
         merge("mcore0.16_lm", tmp_path / "out")
