@@ -31,7 +31,8 @@ _PREFIX = re.compile(rf"^(?:(?:module|model)\.)+(?=(?:{_TOP})\.)")
 _SWIFT = re.compile(r"^visual\.(?=visual\.)")
 _OWN = re.compile(
     r"(^|\.)(embedding\.word_embeddings\.weight$|self_attention(?:_sliding|_global)?\.linear_"
-    r"|layers\.(\d+\.)?(transformer_layer\.)?mlp\.linear_fc)"  # not visual.blocks.0 of Qwen3-VL
+    r"|layers\.(\d+\.)?(transformer_layer\.)?mlp\."  # not visual.blocks.0 of Qwen3-VL
+    r"((shared_)?experts\.(experts\.)?)?linear_fc)"
 )
 #: ``decoder.layers.``, ``decoder.layers.3.`` or ``mtp.layers.0.transformer_layer.``, and the rest;
 #: of a HybridModel ``mtp.layers.0.mtp_model_layer.layers.1.``.

@@ -154,6 +154,8 @@ def test_a_vision_tower_keeps_its_name_and_its_language_model_too():
         ("module.embedding.word_embeddings.weight", True),
         ("decoder.layers.3.self_attention.linear_proj.weight", True),
         ("decoder.layers.mlp.linear_fc2.weight", True),
+        ("decoder.layers.mlp.shared_experts.linear_fc1.lora_A.default.weight", True),
+        ("decoder.layers.1.mlp.experts.experts.linear_fc1.lora_B.default.weight", True),
         ("bert.embeddings.word_embeddings.weight", False),
         ("model.decoder.layers.0.fc1.weight", False),
         ("model.embed_tokens.weight", False),
