@@ -24,8 +24,9 @@ Kind = Literal["fp8", "packed"]
 _SUFFIX, _SCALE, _OTHER_SUFFIX = "_scale_inv", ".scale", "_scale"
 _BLOCK = (128, 128)
 #: What other tools call scales of a weight; those of what is none: inputs, results, the cache.
-_OF_WEIGHTS = re.compile(r"\.weight(_global)?_scale(_inv|_2)?$")
-_OF_OTHERS = re.compile(r"\.((input|output)(_global)?|activation|[kv])_scale$")
+#: Of experts in one tensor ModelOpt has them beside that, as ``down_proj_weight_scale``.
+_OF_WEIGHTS = re.compile(r"(\.|_proj_)weight(_global)?_scale(_inv|_2)?$")
+_OF_OTHERS = re.compile(r"(\.|_proj_)((input|output)(_global)?|activation|[kv])_scale$")
 #: Scales of what attention keeps, and of its scores, by which servers store these in fp8: at its
 #: module, or at the layer that makes them. Sources: what vLLM takes them for; ModelOpt,
 #: compressed-tensors and AutoFP8, which write them. No class of transformers has one.
@@ -132,7 +133,8 @@ def _is_fp8(tensor: LazyTensor) -> bool:
 
 def _name_scales(name: str, tensors: Container[str]) -> str:
     """What the scales of a weight are called, by which of them there are."""
-    known = (name + _SUFFIX, name + _OTHER_SUFFIX, name.removesuffix(".weight") + _SCALE)
+    stem = name.removesuffix(".weight")
+    known = (name + _SUFFIX, name + _OTHER_SUFFIX, stem + _SCALE, f"{stem}_weight_scale")
     return next((each for each in known if each in tensors), known[0])
 
 

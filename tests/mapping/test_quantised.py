@@ -52,6 +52,18 @@ def test_scales_of_the_cache_are_left_out_of_attention_that_is_not_quantised(
     assert found["a.k_proj.weight"].equal(kept)
 
 
+def test_scales_of_experts_in_one_tensor_as_modelopt_calls_them(config, tmp_path) -> None:
+    """Of Llama 4: one for all of them, and that of their inputs."""
+    stored = {
+        "experts.down_proj": torch.stack([WEIGHT, WEIGHT]),
+        "experts.down_proj_weight_scale": torch.tensor(3.0),
+        "experts.down_proj_input_scale": ONE,
+    }
+    found = dequantise(tmp_path, config, stored)
+    assert list(found) == ["experts.down_proj"]
+    assert found["experts.down_proj"].equal(torch.full((2, 4, 64), 6.0))
+
+
 @pytest.mark.parametrize("said", [[2, 32], "2x32"])
 def test_blocks_are_those_that_compressed_tensors_says(tmp_path, said: object) -> None:
     groups = {"group_0": {"weights": {"block_structure": said}}, "group_1": ["Linear"]}
