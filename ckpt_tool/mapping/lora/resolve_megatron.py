@@ -28,6 +28,7 @@ from ckpt_tool.mapping.lora.settings import read_settings
 from ckpt_tool.mapping.lora.swift import list_spellings, use_bridge_names
 from ckpt_tool.mapping.megatron.convert import restore_model, to_megatron
 from ckpt_tool.mapping.megatron.gemma4_names import name_modules
+from ckpt_tool.mapping.megatron.keys import strip_wrappers
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.mapping.megatron.rules import make_rules, spell_as
 from ckpt_tool.tensors.lazy import LazyTensor
@@ -67,7 +68,7 @@ def resolve_megatron(
     settings = read_settings(place.folders, options.alpha, place.named)
     given = tensors
     if base is not None:
-        spelled = list_spellings(model.tensors)
+        tensors, spelled = strip_wrappers(tensors), list_spellings(model.tensors)
         given = tensors | _bring_into_megatron(base, config, tensors, place, spelled)
     updated, ranks = fuse_megatron(given, settings)
     found = restore_model(updated, config, tied=tied)

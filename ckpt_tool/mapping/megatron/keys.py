@@ -115,6 +115,20 @@ def unify_keys(
     return _stack_experts(_join_halves(found))
 
 
+def strip_wrappers(tensors: Tensors) -> dict[str, LazyTensor]:
+    """The tensors without what wrappers put before their names, as NeMo's ``module.``.
+
+    MappingError where two tensors then have one name.
+    """
+    found = {_PREFIX.sub("", name): tensor for name, tensor in tensors.items()}
+    if len(found) < len(tensors):
+        twice = [
+            name for name in tensors if _PREFIX.match(name) and _PREFIX.sub("", name) in tensors
+        ]
+        raise MappingError("tensors are there in two spellings", twice)
+    return found
+
+
 def is_megatron(names: Iterable[str]) -> bool:
     """Whether these are the names of a megatron-core model, with whatever prefix."""
     return any(_OWN.search(name) for name in names)

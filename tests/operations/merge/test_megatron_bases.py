@@ -150,6 +150,32 @@ def test_layers_without_what_is_adapted_have_no_adapter(tmp_path):
     check(merge(tmp_path, adapters, base), tensors, updates)
 
 
+@pytest.mark.parametrize("numbered", [True, False])
+def test_wrappers_may_be_before_the_names_of_adapters(tmp_path, numbered):
+    """As NeMo saves them, whose base is a model of the Hub."""
+    base = write_family(tmp_path / "base", "qwen3")
+    tensors = load_folder(base)
+    layers = {f"module.{LAYER}.{n}": f"model.layers.{n}.self_attn.o_proj.weight" for n in range(3)}
+    adapters, updates = update_outputs(tensors, layers)
+    if not numbered:
+        first = {name: name.replace(".0.", ".") for name in adapters if f"{LAYER}.0." in name}
+        adapters = {
+            new: torch.stack([adapters[old.replace(".0.", f".{n}.")] for n in range(3)])
+            for old, new in first.items()
+        }
+    check(merge(tmp_path, adapters, base), tensors, updates)
+
+
+def test_adapters_with_wrappers_and_without_are_refused(tmp_path):
+    base = write_family(tmp_path / "base", "qwen3")
+    left, right = factors(6, 8)
+    module = f"{LAYER}.1.self_attention.linear_proj"
+    adapters = adapter(module, left, right) | adapter(f"module.{module}", left, right)
+    with pytest.raises(MappingError, match="two spellings") as caught:
+        merge(tmp_path, adapters, base)
+    assert caught.value.names == tuple(sorted(adapter(f"module.{module}", left, right)))
+
+
 def test_a_layer_that_has_what_is_adapted_is_missed(tmp_path):
     base = write_family(tmp_path / "base", "deepseek_v3")
     left, right = factors(6, 4, 3)
