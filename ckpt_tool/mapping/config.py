@@ -142,8 +142,8 @@ class ModelConfig:
         transformers 4 reads ``text_config``'s value and 5 the top one; llama4 always the former.
         """
         keys = _find_text(self.raw)
-        said = {part.get("tie_word_embeddings") for part in self._levels()}
-        if tied is None or said == {tied} or (len(keys) != 1 and tied == self.tied):
+        is_said = all(part.get("tie_word_embeddings") is tied for part in self._levels())
+        if tied is None or is_said or (len(keys) != 1 and tied == self.tied):
             return self
         whole = self.raw | self.changes
         changes: dict[str, Any] = {"tie_word_embeddings": tied}

@@ -94,6 +94,12 @@ def test_tying_a_text_model_is_written_where_it_is_another(tied, tmp_path):
     assert written(config.with_tied(tied)) == {"tie_word_embeddings": tied is not False}
 
 
+@pytest.mark.parametrize("said", [[], {}, [1], "x"])
+def test_what_is_no_word_on_tied_heads_is_replaced_by_one(tmp_path, said):
+    config = write_config(tmp_path, tie_word_embeddings=said)
+    assert written(config.with_tied(True)) == {"tie_word_embeddings": True}
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [

@@ -180,7 +180,7 @@ class StackedHeads:
 
     def find_fault(self, shapes: Sequence[Shape]) -> str:
         rows = shapes[0][0] if shapes[0] else 0
-        if rows and rows % self._parts == 0:
+        if rows and self.heads and rows % self._parts == 0:
             return ""
         heads = f"{self.heads} heads" + (f" and {self.groups} query groups" if self.groups else "")
         return f"{list(shapes[0])}, expected rows of query, key and value for {heads}"

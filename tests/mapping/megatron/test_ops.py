@@ -193,6 +193,7 @@ FAULTS = {
     "no thirds": (StackedHeads(2), [(8, 4)], "[8, 4]"),
     "thirds that are no heads": (StackedHeads(2), [(9, 4)], "for 2 heads"),
     "no rows": (StackedHeads(2), [(0, 4)], "[0, 4]"),
+    "no heads": (StackedHeads(0), [(8, 4)], "for 0 heads"),
     "no dimensions": (StackedHeads(2), [()], "[]"),
     "odd columns": (SwapHalves(), [(2, 5)], "[2, 5], expected an even number"),
     "one dimension": (SwapHalves(), [(4,)], "[4]"),
