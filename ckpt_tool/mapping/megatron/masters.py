@@ -67,7 +67,8 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     """The model of the optimizer's weights.
 
     What the optimizer has none of (what was not trained, buffers) is the model's own, where that is
-    there. MappingError lists those that are no pieces of what ``config`` says.
+    there. MappingError lists those that are no pieces of what ``config`` says, or pieces of what
+    nothing says the shape of.
     """
     family = require_rows(config)
     multimodal = family.around.sees
@@ -88,8 +89,10 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     found |= _join_all(ends, dict.fromkeys(ends, (None, hidden)) | known, config.path)
     rules = infer_rules(config, own | found)
     said = {name: shape for each in rules.bindings for name, shape in _list_shapes(each)}
+    joined = _join_all(found, said | known, config.path)
+    _require_shapes(found, joined, said | known)
     return Taken(
-        own | _join_all(found, said | known, config.path),
+        own | joined,
         replaced=[name for name in own if name in found],
         kept=[name for name in own if name not in found],
     )
@@ -112,6 +115,22 @@ def _join_all(
             hint="The optimizer's state and this config.json are of different models.",
         )
     return joined
+
+
+def _require_shapes(
+    found: Mapping[str, LazyTensor],
+    joined: Mapping[str, LazyTensor],
+    shapes: Mapping[str, Wanted],
+) -> None:
+    """MappingError lists tensors without a shape where others were in pieces: so are these."""
+    unknown = [name for name in found if name not in shapes]
+    if unknown and any(joined[name].shape != found[name].shape for name in found):
+        raise MappingError(
+            f"{len(unknown)} weights of the optimizer are in pieces, and nothing says their shapes",
+            unknown,
+            hint="The model's own tensors say them, and are not in this checkpoint: these are of a"
+            " tower, whose sizes no rule has.",
+        )
 
 
 def _list_shapes(binding: Binding) -> Iterator[tuple[str, Wanted]]:

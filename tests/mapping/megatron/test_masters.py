@@ -16,6 +16,13 @@ from tests.mapping.megatron.test_convert import converted
 from tests.support.megatron_models import config_of, hub_tensors, rules_of
 from tests.support.saved import assert_equal, write_tensors
 
+#: A tower of transformers, of which no rule has sizes.
+_TOWER = {
+    "layers.0.weight": torch.arange(12.0).reshape(3, 4),
+    "layers.0.bias": torch.arange(3.0),
+    "conv.weight": torch.arange(16.0).reshape(2, 2, 2, 2),
+}
+
 
 def save_lazily(folder: Path, tensor: torch.Tensor) -> LazyTensor:
     return write_tensors(folder / "x.safetensors", {"x": tensor})["x"]
@@ -115,3 +122,24 @@ def test_what_layers_are_is_said_by_what_was_not_trained_too(family, frozen, tmp
     assert_equal(taken.tensors, there | trained)
     assert taken.kept
     assert all(frozen in name for name in taken.kept)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_pieces_of_towers_want_the_model_beside_them(beside, tmp_path):
+    """No rule says how large transformers' towers are: pieces would be taken for the whole."""
+    tower = {f"vision_tower.{name}": t for name, t in _TOWER.items()}
+    there = converted(tmp_path, hub_tensors("mistral3"), rules_of("mistral3", "per-layer"))
+    own = {name: t for name, t in there.items() if not name.startswith("vision_tower.")} | tower
+    masters = {
+        f"optimizer.state.fp32_param.{name}": t.reshape(*([1] * t.dim()), -1) * 3
+        for name, t in own.items()
+    }
+    stored = write_tensors(tmp_path / "both.safetensors", masters | (own if beside else {}))
+    config = config_of("mistral3")
+    if beside:
+        taken = take_masters(stored, config)
+        assert_equal(taken.tensors, {name: t * 3 for name, t in own.items()})
+        return
+    with pytest.raises(MappingError, match="nothing says their shapes") as caught:
+        take_masters(stored, config)
+    assert set(tower) <= set(caught.value.names)
