@@ -92,7 +92,8 @@ def _update(
         lead = weight.shape[:-2]
         # Experts may have one factor, or both, for all of them.
         fitting = (lead, lead[:-1]) if ".experts." in module else (lead,)
-        if left.shape[:-2] not in fitting or right.shape[:-2] not in fitting:
+        fit = all(len(one.shape) > 1 and one.shape[:-2] in fitting for one in (left, right))
+        if not fit or not left.shape[-1]:
             raise ValueError(
                 f"adapters of shapes {list(right.shape)} and {list(left.shape)} for a weight of"
                 f" shape {list(weight.shape)}"

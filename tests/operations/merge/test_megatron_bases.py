@@ -185,6 +185,21 @@ def test_a_layer_that_has_what_is_adapted_is_missed(tmp_path):
     assert caught.value.names == (f"{LAYER}.2",)
 
 
+@pytest.mark.parametrize("rank", [None, 0])
+def test_factors_that_are_no_matrices_are_named_with_their_shapes(tmp_path, rank):
+    base = write_family(tmp_path / "base", "qwen3")
+    layers = {f"{LAYER}.{n}": f"model.layers.{n}.self_attn.o_proj.weight" for n in range(3)}
+    adapters, _ = update_outputs(load_folder(base), layers)
+    module = f"{LAYER}.1.self_attention.linear_proj"
+    adapters[f"{module}.adapter.linear_out.weight"] = (
+        torch.tensor(1.0) if rank is None else torch.zeros(6, rank)
+    )
+    with pytest.raises(MappingError, match="1 problem in fusing") as caught:
+        merge(tmp_path, adapters, base)
+    (said,) = caught.value.names
+    assert said.startswith(f"{module}: adapters of shapes [2, 8] and ")
+
+
 @pytest.mark.parametrize("stacked", [True, False])
 @pytest.mark.parametrize("shared", ["none", "left", "right", "both"])
 def test_experts_may_share_factors(tmp_path, shared, stacked):
