@@ -40,6 +40,8 @@ def share_rows(left: LazyTensor, counts: Sequence[int]) -> list[LazyTensor]:
 
     ValueError where it has not, or its blocks are not those of ranks.
     """
+    if len(left.shape) != 2:
+        raise ValueError(f"B of shape {list(left.shape)}, expected rows and a rank")
     starts = sorted({chunk.box.offsets[0] for chunk in left.chunks})
     rows, ranks = left.shape[0], max(len(starts), 1)
     even = all(count % ranks == 0 for count in counts)

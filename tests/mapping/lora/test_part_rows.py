@@ -44,6 +44,13 @@ def test_other_rows_are_refused(sizes, counts, tmp_path):
         share_rows(cat([found[name] for name in blocks], 0), counts)
 
 
+@pytest.mark.parametrize("shape", [(), (6,), (1, 6, 2)])
+def test_what_is_no_matrix_is_refused(shape, tmp_path):
+    left = write_tensors(tmp_path / "m.safetensors", {"m": torch.ones(shape)})["m"]
+    with pytest.raises(ValueError, match="expected rows and a rank"):
+        share_rows(left, (6,))
+
+
 def test_parts_are_in_the_order_of_rows(tmp_path):
     names = ("alpha", "beta", "key", "query", "value", "z")
     tensors = {f"m.weight.{n}": torch.ones(2) for n in names}
