@@ -126,7 +126,8 @@ def _require_shapes(
     unknown = [name for name in found if name not in shapes]
     if unknown and any(joined[name].shape != found[name].shape for name in found):
         raise MappingError(
-            f"{len(unknown)} weights of the optimizer are in pieces, and nothing says their shapes",
+            f"{count_doing(len(unknown), 'weight', 'are')} in pieces in the optimizer, of shapes"
+            " that nothing says",
             unknown,
             hint="The model's own tensors say them, and are not in this checkpoint: these are of a"
             " tower, whose sizes no rule has.",

@@ -140,6 +140,6 @@ def test_pieces_of_towers_want_the_model_beside_them(beside, tmp_path):
         taken = take_masters(stored, config)
         assert_equal(taken.tensors, {name: t * 3 for name, t in own.items()})
         return
-    with pytest.raises(MappingError, match="nothing says their shapes") as caught:
+    with pytest.raises(MappingError, match="of shapes that nothing says") as caught:
         take_masters(stored, config)
     assert set(tower) <= set(caught.value.names)
