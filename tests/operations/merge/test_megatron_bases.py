@@ -29,6 +29,12 @@ def write_base(folder: Path, config: dict, tensors: Tensors) -> Path:
     return folder
 
 
+def rewrite(folder: Path, tensors: Tensors) -> None:
+    """In a new file: tensors may lie in the old one."""
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 def write_family(folder: Path, family: str, **changes) -> Path:
     tensors = {name: tensor / 64 for name, tensor in hub_tensors(family, **changes).items()}
     return write_base(folder, config_of(family, **changes).raw, tensors)
@@ -74,7 +80,7 @@ def test_copies_of_embedding_and_head_stay_what_they_are(tmp_path):
     ahead = "model.layers.3"
     tensors[f"{ahead}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
     tensors[f"{ahead}.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
-    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    rewrite(base, tensors)
     layers = {f"{LAYER}.{n}": f"model.layers.{n}.self_attn.o_proj.weight" for n in range(3)}
     adapters, updates = update_outputs(tensors, layers)
     check(merge(tmp_path, adapters, base), tensors, updates)
@@ -84,7 +90,7 @@ def test_copies_that_differ_are_refused(tmp_path):
     base = write_family(tmp_path / "base", "deepseek_v3")
     tensors = load_folder(base)
     tensors["model.layers.3.embed_tokens.weight"] = tensors["model.embed_tokens.weight"] + 1
-    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    rewrite(base, tensors)
     layers = {f"{LAYER}.{n}": f"model.layers.{n}.self_attn.o_proj.weight" for n in range(3)}
     with pytest.raises(MappingError, match="several that differ"):
         merge(tmp_path, update_outputs(tensors, layers)[0], base)
@@ -97,7 +103,7 @@ def test_weights_of_fp8_are_multiplied_with_their_scales_first(tmp_path):
     for name in names:
         tensors[name] = torch.randn(tensors[name].shape).to(torch.float8_e4m3fn)
         tensors[f"{name}_scale_inv"] = torch.tensor([[0.5]])
-    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    rewrite(base, tensors)
     plain = {name: t for name, t in tensors.items() if not name.endswith("_scale_inv")}
     plain |= {name: tensors[name].float() / 2 for name in names}
     layers = {f"{LAYER}.{n}": name for n, name in enumerate(names)}
