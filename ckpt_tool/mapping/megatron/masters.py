@@ -91,6 +91,7 @@ def take_masters(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> Take
     said = {name: shape for each in rules.bindings for name, shape in _list_shapes(each)}
     joined = _join_all(found, said | known, config.path)
     _require_shapes(found, joined, said | known)
+    _require_alike(own, joined)
     return Taken(
         own | joined,
         replaced=[name for name in own if name in found],
@@ -131,6 +132,20 @@ def _require_shapes(
             unknown,
             hint="The model's own tensors say them, and are not in this checkpoint: these are of a"
             " tower, whose sizes no rule has.",
+        )
+
+
+def _require_alike(own: Mapping[str, LazyTensor], joined: Mapping[str, LazyTensor]) -> None:
+    """MappingError lists weights that have another shape than the model's own."""
+    pairs = (
+        (name, own[name].shape, tensor.shape) for name, tensor in joined.items() if name in own
+    )
+    faults = [f"{name}: {list(b)}, expected {list(a)}" for name, a, b in pairs if a != b]
+    if faults:
+        raise MappingError(
+            f"the optimizer's state: {count_doing(len(faults), 'weight', 'are')} not of the shape"
+            " that the model's own has",
+            faults,
         )
 
 

@@ -143,3 +143,16 @@ def test_pieces_of_towers_want_the_model_beside_them(beside, tmp_path):
     with pytest.raises(MappingError, match="of shapes that nothing says") as caught:
         take_masters(stored, config)
     assert set(tower) <= set(caught.value.names)
+
+
+def test_weights_of_another_shape_than_the_models_own_are_refused(tmp_path):
+    """Of a tower's nothing else says it."""
+    name = "vision_tower.conv.weight"
+    there = converted(tmp_path, hub_tensors("mistral3"), rules_of("mistral3", "per-layer"))
+    other = {f"optimizer.state.param.{name}": torch.ones(2, 2, 2, 1)}
+    stored = write_tensors(
+        tmp_path / "both.safetensors", there | {name: _TOWER["conv.weight"]} | other
+    )
+    with pytest.raises(MappingError, match="1 weight is not of the shape") as caught:
+        take_masters(stored, config_of("mistral3"))
+    assert caught.value.names == (f"{name}: [2, 2, 2, 1], expected [2, 2, 2, 2]",)
