@@ -12,24 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import inf
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ckpt_tool.common.errors import FormatError
 from ckpt_tool.common.regular import pread_into
 from ckpt_tool.tensors.chunks import Chunked, Computed, Filler, Piece
 from ckpt_tool.tensors.dtypes import DType
-from ckpt_tool.tensors.geometry import (
-    Box,
-    cut_linear,
-    find_bounds,
-)
+from ckpt_tool.tensors.geometry import Box, cut_linear, find_bounds
 from ckpt_tool.tensors.open_files import OpenFiles
 from ckpt_tool.tensors.rounding import CastErrors
 from ckpt_tool.tensors.strided import view_strided
 from ckpt_tool.tensors.strided_reads import Part, StridedReader
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 

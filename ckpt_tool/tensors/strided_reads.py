@@ -7,14 +7,11 @@ of the tensor, else into scratch memory, of which numpy copies them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ckpt_tool.tensors.chunks import Piece
 from ckpt_tool.tensors.geometry import make_strides
 from ckpt_tool.tensors.strided import cut_common_runs, cut_runs, measure_span, view_strided
-
-if TYPE_CHECKING:
-    pass
 
 #: A place in a file, in bytes, and the memory to fill from there on.
 Part = tuple[int, memoryview]
@@ -52,17 +49,19 @@ class StridedReader:
         """Put a piece of a file into ``out``, which begins with its first element."""
         region, sizes = piece.region, piece.sizes
         order = sorted(range(len(sizes)), key=lambda dim: -region.strides[dim])
-        in_file = tuple(sizes[dim] for dim in order)
-        run, starts = cut_runs(in_file, tuple(region.strides[dim] for dim in order), itemsize)
+        in_file, here, there = (
+            tuple(each[dim] for dim in order) for each in (sizes, piece.strides, region.strides)
+        )
+        run, starts = cut_runs(in_file, there, itemsize)
         span = measure_span(sizes, region.strides)
         if span <= 2 * piece.volume:  # reading the gaps too is cheaper than a call per run
             raw = self.take_memory(span * itemsize)
             self._files.read_runs(region.path, region.offset, raw, run, starts)
             found = view_strided(raw, sizes, region.strides, itemsize)
         else:
-            common, places = cut_common_runs(sizes, piece.strides, region.strides, itemsize)
+            common, places = cut_common_runs(in_file, here, there, itemsize)
             if common == run:
-                parts = ((region.offset + there, out[here : here + run]) for here, there in places)
+                parts = ((region.offset + start, out[at : at + run]) for at, start in places)
                 self._files.read_each(region.path, parts)
                 return
             raw = self.take_memory(piece.volume * itemsize)

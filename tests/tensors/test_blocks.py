@@ -163,6 +163,18 @@ def test_a_few_columns_of_a_matrix_are_read_run_by_run(tmp_path):
         assert len(files.reads) == 600
 
 
+def test_runs_are_read_in_the_order_that_the_file_has_them(tmp_path):
+    """Straight into place too, where the tensor has its rows in another one."""
+    tensor = distinct((6, 5, 200))
+    lazy = backed(tmp_path / "t", tensor).narrow(2, 20, 10)
+    for dims in ((0, 1), (1, 2), (0, 2)):
+        with NotedFiles() as files:
+            expected = raw(tensor[:, :, 20:30].transpose(*dims))
+            assert block(BlockReader(files), lazy.transpose(*dims), 0, 300) == expected
+            assert len(files.reads) == 30
+            assert files.reads == sorted(files.reads)
+
+
 def test_a_dense_strided_block_is_one_read(tmp_path):
     tensor = distinct((30, 20))
     columns = backed(tmp_path / "t", tensor).narrow(1, 0, 15).transpose(0, 1)
