@@ -11,6 +11,7 @@ from ckpt_tool.compare.heads import Heads
 from ckpt_tool.compare.ranks import Spectrum
 from ckpt_tool.compare.stats import Stats
 from ckpt_tool.compare.suspects import Suspect, sort_worst_first
+from ckpt_tool.tensors.dtypes import DType
 from ckpt_tool.tensors.geometry import unravel
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.reshaped import find_path, list_paths
@@ -123,7 +124,12 @@ def _find_source(tensor: LazyTensor, place: tuple[int, ...] | None) -> str:
     return paths.pop() if len(paths) == 1 else ""
 
 
+def find_stored_dtype(tensor: LazyTensor) -> DType:
+    """The dtype that elements had before any cast; of sums, which none has, that of these."""
+    return tensor.dtype if tensor.origin.offset else tensor.origin
+
+
 def _describe_type(tensor: LazyTensor) -> str:
-    dtype = tensor.dtype if tensor.origin.offset else tensor.origin
+    dtype = find_stored_dtype(tensor)
     cast = f" as {tensor.dtype}" if tensor.dtype != dtype else ""
     return f"{dtype} {list(tensor.shape)}{cast}"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_tool.cli.report.text import make_breakable, make_items, make_tag
 from ckpt_tool.common.wording import count_noun, format_bytes
+from ckpt_tool.compare.mismatch import find_stored_dtype
 from ckpt_tool.operations.sides import Side
 from ckpt_tool.operations.verify import VerifyResult
 from ckpt_tool.readers.base import ShardFile
@@ -63,5 +64,5 @@ def _file_items(files: Iterable[ShardFile]) -> str:
 
 
 def _dtypes(side: Side) -> str:
-    counts = Counter(tensor.origin.name for tensor in side.tensors.values())
+    counts = Counter(find_stored_dtype(tensor).name for tensor in side.tensors.values())
     return ", ".join(f"{name} x {count:,}" for name, count in counts.most_common())

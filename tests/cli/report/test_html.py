@@ -18,6 +18,8 @@ from ckpt_tool.compare.totals import Total, Totals
 from ckpt_tool.operations.logits import Disagreement, Logits
 from ckpt_tool.operations.origin import Origin
 from ckpt_tool.operations.verify import VerifyResult, verify_checkpoint
+from ckpt_tool.tensors.offsets import add
+from tests.support.backed import backed
 from tests.support.document import Document
 from tests.support.verifications import FOLDER, llama, mismatch, result, side, stats, tolerant
 
@@ -237,6 +239,14 @@ def test_both_sides_say_where_they_come_from() -> None:
     assert f"ckpt {__version__}" in text
     assert "names differ by a prefix" in text
     assert "model_world_size_2_rank_1.pt · 1.5 GB · rank 1" in text
+
+
+def test_a_dtype_that_only_sums_have_is_on_no_side(tmp_path: Path) -> None:
+    left, norm = side(FOLDER, []), add(backed(tmp_path / "norm", torch.ones(4).bfloat16()), 1.0)
+    left = replace(left, model=replace(left.model, tensors={"norm": norm}))
+    text = document(replace(result(llama(1)), left=left)).text
+    assert "bfloat16 x 1" in text
+    assert "float64" not in text
 
 
 def test_warnings_tell_their_side() -> None:
