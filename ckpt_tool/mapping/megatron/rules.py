@@ -91,7 +91,8 @@ def _count_ahead(
     config: ModelConfig, numbers: Numbers, names: Iterable[str], prefix: str
 ) -> Numbers:
     """As many layers for multi-token prediction as there are, where the config need not say it."""
-    if "mtp_unsaid" not in numbers.flags or config.text.get(MTP_KEYS[0]) is not None:
+    is_said = any(config.text.get(key) is not None for key in MTP_KEYS)
+    if "mtp_unsaid" not in numbers.flags or is_said:
         return numbers
     before, _, after = map(re.escape, prefix.partition("{number}"))
     layer = re.compile(rf"{before}(\d+){after}")

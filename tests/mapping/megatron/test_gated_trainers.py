@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ckpt_tool.common.errors import FormatError, MappingError
+from ckpt_tool.mapping.config import MTP_KEYS
 from ckpt_tool.mapping.megatron.convert import restore_model, to_megatron
 from ckpt_tool.mapping.megatron.numbers import read_numbers
 from ckpt_tool.mapping.megatron.rules import make_rules
@@ -175,3 +176,11 @@ def test_a_layer_ahead_is_found_where_no_config_says_it():
     plain = [name for name in hub if name not in ahead]
     rules = make_rules(config_of("qwen3_next", **config), plain)
     assert (rules.numbers.mtp, rules.warnings) == (0, [])
+
+
+@pytest.mark.parametrize("key", MTP_KEYS)
+def test_it_is_not_counted_where_a_config_says_it(key):
+    hub = hub_shapes("qwen3_next")
+    for said in (0, 1):
+        config = config_of("qwen3_next", **{"num_nextn_predict_layers": None, key: said})
+        assert make_rules(config, hub).numbers.mtp == said
