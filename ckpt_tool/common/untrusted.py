@@ -134,7 +134,7 @@ class Fields:
         FormatError where two of them say something different: no reader knows which one is true.
         """
         said = [key for key in keys if self.values.get(key) is not None] or [keys[0]]
-        for key in said:
+        for key in said[1:]:
             if self.values.get(key) != self.values.get(said[0]):
                 raise FormatError(
                     f"{self.place}{said[0]} is {show(self.values[said[0]])}, but {self.place}{key},"
