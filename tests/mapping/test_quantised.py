@@ -38,6 +38,12 @@ def test_scales_of_no_weight_are_left_out(config, tmp_path, other: str) -> None:
     assert found["a.weight"].eq(6).all()
 
 
+@pytest.mark.parametrize("other", ["k_scale", "attn.v_scale", "qkv_proj.kv_scale", "prob_scale"])
+def test_so_are_those_of_the_cache_beside_no_weight(config, tmp_path, other: str) -> None:
+    stored = {"a.weight": WEIGHT, "a.weight_scale": BY_ROW, f"b.self_attn.{other}": ONE}
+    assert list(dequantise(tmp_path, config, stored)) == ["a.weight"]
+
+
 @pytest.mark.parametrize(
     "other", ["self_attn.k_proj.k_scale", "self_attn.k_scale", "v_proj.output_scale"]
 )
