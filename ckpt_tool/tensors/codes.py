@@ -1,7 +1,7 @@
 """Weights of four bits times their factors, computed a tile at a time, while it is in the cache.
 
 The two numbers of a byte are looked up at once: as products that are bfloat16 already, where
-factors have few values, else as numbers that are multiplied in float32, which is exact.
+factors have few values, else as numbers that are multiplied in float32.
 """
 
 from __future__ import annotations
