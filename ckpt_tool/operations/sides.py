@@ -18,7 +18,12 @@ from ckpt_tool.mapping.hub.names import is_fused, split_fused
 from ckpt_tool.mapping.hub.saved_names import spell_alike
 from ckpt_tool.mapping.hub.value_head import match_heads
 from ckpt_tool.mapping.lora.options import LoraOptions
-from ckpt_tool.mapping.quantised import Kind, dequantise_weights, list_kinds
+from ckpt_tool.mapping.quantised import (
+    Kind,
+    dequantise_weights,
+    list_kinds,
+    set_aside_cache_scales,
+)
 from ckpt_tool.operations.beside import open_base, open_filler
 from ckpt_tool.operations.hub_model import make_hub_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
@@ -190,9 +195,10 @@ def _describe_fused(model: HubModel) -> list[str]:
 def meet(side: Side, other: Side) -> Side:
     """The side as it can be compared with the other: quantised weights by their values.
 
-    What Hugging Face repeats of a Megatron side or a value head is there where the other has it.
+    Beside Megatron, which has none, scales of a server's cache are left out. What Hugging Face
+    repeats of a Megatron side or a value head is there where the other has it.
     """
-    model = side.model
+    model = _leave_out_scales(side) if holds_megatron(other.checkpoint) else side.model
     kinds = list_kinds(model.tensors) - list_kinds(other.tensors)
     if kinds:
         model = _dequantise(model, other, side.checkpoint.path, kinds)
@@ -204,6 +210,12 @@ def meet(side: Side, other: Side) -> Side:
     named = spell_alike(model.tensors | repeated, other.tensors, model.config)
     tensors = match_heads(named, other.tensors)
     return replace(side, model=replace(model, tensors=tensors))
+
+
+def _leave_out_scales(side: Side) -> HubModel:
+    kept, dropped = set_aside_cache_scales(side.tensors)
+    notes = (f"{side.checkpoint.path}: left out {name} ({why})" for name, why in dropped.items())
+    return replace(side.model, tensors=kept, warnings=(*side.warnings, *notes))
 
 
 def _split_apart(tensors: Tensors, config: ModelConfig, other: Side) -> Tensors:

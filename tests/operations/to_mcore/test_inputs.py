@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore
+from ckpt_tool import ToMcoreOptions, WriteOptions, convert_to_mcore, verify_checkpoint
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.plans.options import WriteResult
 from tests.real.fill import fill_distinct
@@ -170,6 +170,22 @@ def test_scales_of_a_servers_cache_are_dropped_and_said(models, tmp_path, names)
     }
     convert(models["llama"], tmp_path / "reference")
     assert archives(tmp_path / "out") == archives(tmp_path / "reference")
+
+
+def test_a_comparison_leaves_them_out_beside_megatron_alone(models, tmp_path):
+    """A Hugging Face model without them is another one."""
+
+    def store(tensors: Tensors) -> None:
+        tensors["model.layers.0.self_attn.k_scale"] = values(1)[0]
+
+    model = rewritten(models["llama"], tmp_path / "hf", store)
+    convert(model, tmp_path / "out")
+    for sides in ((tmp_path / "out", model), (model, tmp_path / "out")):
+        result = verify_checkpoint(*sides)
+        assert result.equal
+        (left_out,) = [said for side in (result.left, result.right) for said in side.warnings]
+        assert left_out.startswith(f"{model}: left out model.layers.0.self_attn.k_scale (a scale")
+    assert verify_checkpoint(models["llama"], model).missing == ["model.layers.0.self_attn.k_scale"]
 
 
 def test_what_is_called_like_such_a_scale_and_is_none_is_unexpected(models, tmp_path):
