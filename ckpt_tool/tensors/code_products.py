@@ -32,7 +32,7 @@ class Products:
         self._table: Table | None = None
         self._kind = ""
         self._numbers = np.empty(0, np.uint16)
-        self._used = 0
+        self._used, self._is_full = 0, False
 
     @property
     def words(self) -> NDArray[np.uint32]:
@@ -48,12 +48,15 @@ class Products:
         where rounding may err by more than ``floor``: by how much depends on what is multiplied.
         """
         if self._table is not table or self._kind != kind:
-            self._kind, self._table, self._used = kind, table, 0
+            self._kind, self._table, self._used, self._is_full = kind, table, 0, False
             self._numbers = np.full(len(table.factors), _UNKNOWN)
+        if self._is_full:  # to look for what is known costs more than it spares then
+            return None
         numbers = self._numbers.take(bits, mode="wrap")
         if numbers.max() == _UNKNOWN:
             new = np.unique(bits[numbers == _UNKNOWN])
-            if self._used + len(new) > _MOST:
+            self._is_full = self._used + len(new) > _MOST
+            if self._is_full:
                 return None
             self._make(table, new)
             numbers = self._numbers.take(bits, mode="wrap")
