@@ -73,7 +73,7 @@ def test_commands_of_a_run_are_never_broken(
     run = Path("a-run-with-a-long-name-that-no-narrow-table-holds")
     ranks = [write_rank(run / f"global_step_{step}/actor", STATE) for step in (1, 2)]
     shown = show(width, "inspect", run)
-    commands = [f"ckpt merge {path.parent} OUT" for path in ranks]
+    commands = [f"ckpt merge {path.parent} OUT --config MODEL" for path in ranks]
     assert [line for line in shown if line.endswith(tuple(commands))] == [
         f"    {step}   actor   FSDP checkpoint   {command}" if width == 200 else f" {command}"
         for step, command in enumerate(commands, 1)

@@ -42,7 +42,8 @@ def differing(checkpoint: Checkpoint, *, recorded_too: bool) -> dict[str, str]:
     assert {problem.kind for problem in refused.value.problems} == {"replica"}
     found = {problem.where: problem.message for problem in refused.value.problems}
     assert len(found) == len(refused.value.problems)
-    assert f"{len(found)} copies" in refused.value.message
+    said = "1 copy differs" if len(found) == 1 else f"{len(found)} copies differ"
+    assert f"{said} between ranks" in refused.value.message
     return found
 
 
