@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from ckpt_tool.mapping.families.megatron_form import Row
 from ckpt_tool.mapping.families.megatron_rows import LATENT
-from ckpt_tool.mapping.families.routed_rows import BAILING_V2
+from ckpt_tool.mapping.families.routed_rows import BAILING_V2, LING_NORMS
 
 _LATENT = tuple(
     replace(row, hf=row.hf.replace("self_attn.", "attention.").replace("o_proj.", "dense."))
@@ -28,18 +28,7 @@ _LIGHTNING = (
         "alike_qkv",
         shape="three_query,hidden",
     ),
-    Row(
-        "attention.query_layernorm.weight",
-        "self_attention.q_layernorm.weight",
-        when="qk_norm",
-        shape="head",
-    ),
-    Row(
-        "attention.key_layernorm.weight",
-        "self_attention.k_layernorm.weight",
-        when="qk_norm",
-        shape="head",
-    ),
+    *LING_NORMS,
     Row("attention.g_proj.weight", "self_attention.g_proj.weight", shape="query,hidden"),
     Row("attention.g_norm.weight", "self_attention.g_norm.weight", shape="query"),
     Row("attention.dense.weight", "self_attention.linear_proj.weight", shape="hidden,query"),

@@ -88,6 +88,21 @@ HY_V3 = MegatronRows(
     differing=True,
 )
 
+#: Norms of queries and keys, as Ling calls them.
+LING_NORMS = (
+    Row(
+        "attention.query_layernorm.weight",
+        "self_attention.q_layernorm.weight",
+        when="qk_norm",
+        shape="head",
+    ),
+    Row(
+        "attention.key_layernorm.weight",
+        "self_attention.k_layernorm.weight",
+        when="qk_norm",
+        shape="head",
+    ),
+)
 _STACKED = (
     Row("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight", shape="hidden"),
     Row(
@@ -103,18 +118,7 @@ _STACKED = (
         "qkv_bias",
         shape="query_key_value",
     ),
-    Row(
-        "attention.query_layernorm.weight",
-        "self_attention.q_layernorm.weight",
-        when="qk_norm",
-        shape="head",
-    ),
-    Row(
-        "attention.key_layernorm.weight",
-        "self_attention.k_layernorm.weight",
-        when="qk_norm",
-        shape="head",
-    ),
+    *LING_NORMS,
     Row("attention.dense.weight", "self_attention.linear_proj.weight", shape="hidden,query"),
 )
 _STACKED_EXPERTS = (
