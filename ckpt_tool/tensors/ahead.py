@@ -16,7 +16,7 @@ from ckpt_tool.common.regular import order
 from ckpt_tool.common.remote.files import are_there
 from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors.chunks import Chunked
-from ckpt_tool.tensors.strided import cut_runs, measure_span
+from ckpt_tool.tensors.strided import cut_runs, fills_span, measure_span, order_dims
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -139,12 +139,11 @@ def list_reads(tensor: Chunked, start: int, stop: int) -> Iterator[Read]:
         if piece.is_run:
             yield Read(path, offset, offset + piece.volume * size)
             continue
-        span = measure_span(piece.sizes, strides)
-        if span <= 2 * piece.volume:
-            yield Read(path, offset, offset + span * size)
+        if fills_span(piece.sizes, strides):
+            yield Read(path, offset, offset + measure_span(piece.sizes, strides) * size)
             continue
-        dims = sorted(range(len(piece.sizes)), key=lambda dim: -strides[dim])
-        sizes, steps = ([each[dim] for dim in dims] for each in (piece.sizes, strides))
-        run, starts = cut_runs(tuple(sizes), tuple(steps), size)
+        order = order_dims(strides)
+        sizes, steps = (tuple(each[dim] for dim in order) for each in (piece.sizes, strides))
+        run, starts = cut_runs(sizes, steps, size)
         for at in starts:
             yield Read(path, offset + at, offset + at + run)

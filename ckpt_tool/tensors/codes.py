@@ -133,16 +133,14 @@ class NibbleFiller(Filler):
         codes, scales, wanted = tile
         if dtype == BFLOAT16 and self._look_up(tile, out, errors):
             return
-        given = None if self._table is None else self._table.given[scales]
-        if self._table is not None:
-            scales = self._table.factors[scales]
+        factors = scales if self._table is None else self._table.factors[scales]
         pairs = self._scratch.array("pairs", codes.shape, np.uint64)
         np.take(PAIRS[self._nibbles.kind], codes, mode="wrap", out=pairs)
         values = pairs.view(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(values, scales[:, :, None], out=values)
-        if not np.abs(scales).max() < _SAFE:
-            given = np.isfinite(scales) if given is None else given
+            np.multiply(values, factors[:, :, None], out=values)
+        if not np.abs(factors).max() < _SAFE:
+            given = np.isfinite(factors) if self._table is None else self._table.given[scales]
             made = ~np.isfinite(values) & given[:, :, None]
             if made.reshape(len(codes), -1)[:, wanted].any():
                 self._reader.spoil()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tool.tensors.geometry import Shape, dot
@@ -32,6 +33,19 @@ def _make_kind(itemsize: int) -> Any:
 def measure_span(sizes: Shape, strides: Shape) -> int:
     """Elements from the first to the last of a strided block, both included."""
     return dot(tuple(size - 1 for size in sizes), strides) + 1
+
+
+def fills_span(sizes: Shape, strides: Shape) -> bool:
+    """Whether so much of a block's span is in the block that it is read whole, with the gaps.
+
+    A call for each of its runs would take longer.
+    """
+    return measure_span(sizes, strides) <= 2 * prod(sizes)
+
+
+def order_dims(strides: Shape) -> list[int]:
+    """The dimensions of a block in the order of its file: longest strides first."""
+    return sorted(range(len(strides)), key=lambda dim: -strides[dim])
 
 
 def cut_runs(sizes: Shape, strides: Shape, itemsize: int) -> tuple[int, Iterator[int]]:

@@ -11,7 +11,14 @@ from typing import Protocol
 
 from ckpt_tool.tensors.chunks import Piece
 from ckpt_tool.tensors.geometry import make_strides
-from ckpt_tool.tensors.strided import cut_common_runs, cut_runs, measure_span, view_strided
+from ckpt_tool.tensors.strided import (
+    cut_common_runs,
+    cut_runs,
+    fills_span,
+    measure_span,
+    order_dims,
+    view_strided,
+)
 
 #: A place in a file, in bytes, and the memory to fill from there on.
 Part = tuple[int, memoryview]
@@ -20,16 +27,16 @@ Part = tuple[int, memoryview]
 class Files(Protocol):
     """What reads; :class:`~ckpt_tool.tensors.blocks.FileTable` does, and says what is raised."""
 
-    def read(self, path: str, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from byte ``offset`` of ``path``."""
-
     def read_runs(
         self, path: str, offset: int, buffer: memoryview, run: int, starts: Iterable[int]
     ) -> None:
-        """The same where only runs of ``run`` bytes are wanted, which begin at ``starts`` in it."""
+        """Fill ``buffer`` from byte ``offset`` of ``path``.
+
+        Only runs of ``run`` bytes are wanted, which begin at ``starts`` in it.
+        """
 
     def read_each(self, path: str, parts: Iterable[Part]) -> None:
-        """The same of many short parts of one file."""
+        """Fill many short parts from one file."""
 
 
 class StridedReader:
@@ -48,14 +55,13 @@ class StridedReader:
     def put(self, piece: Piece, out: memoryview, itemsize: int) -> None:
         """Put a piece of a file into ``out``, which begins with its first element."""
         region, sizes = piece.region, piece.sizes
-        order = sorted(range(len(sizes)), key=lambda dim: -region.strides[dim])
+        order = order_dims(region.strides)
         in_file, here, there = (
             tuple(each[dim] for dim in order) for each in (sizes, piece.strides, region.strides)
         )
         run, starts = cut_runs(in_file, there, itemsize)
-        span = measure_span(sizes, region.strides)
-        if span <= 2 * piece.volume:  # reading the gaps too is cheaper than a call per run
-            raw = self.take_memory(span * itemsize)
+        if fills_span(sizes, region.strides):
+            raw = self.take_memory(measure_span(sizes, region.strides) * itemsize)
             self._files.read_runs(region.path, region.offset, raw, run, starts)
             found = view_strided(raw, sizes, region.strides, itemsize)
         else:
