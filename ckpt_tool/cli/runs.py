@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from ckpt_tool.operations.runs import Listed, Run
 
+#: Behind the command of a checkpoint that has no config.json.
+_CONFIG = " --config MODEL"
+
 
 def make_run_json(run: Run) -> dict[str, Any]:
     """The object of ``--json``."""
@@ -57,7 +60,7 @@ def show_run(out: Console, run: Run) -> None:
             out.print(f" {command}", soft_wrap=True)
     else:
         out.print(table)
-    if any(command.endswith(" --config MODEL") for command in commands):
+    if any(command.endswith(_CONFIG) for command in commands):
         out.print("MODEL: the folder of the model that was trained, for its config.json.")
     if not run.is_whole:
         out.print("Not all folders were looked at: name one of those in it.")
@@ -67,5 +70,5 @@ def _spell_command(listed: Listed) -> str:
     """What makes a model of it; empty where it is one, or nothing does."""
     if not listed.format.merge_command:
         return ""
-    named = "" if listed.config is not None else " --config MODEL"
+    named = "" if listed.config is not None else _CONFIG
     return f"ckpt merge {shlex.quote(str(listed.path))} OUT{named}"

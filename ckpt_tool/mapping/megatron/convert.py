@@ -87,7 +87,7 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
             faults += _find_misshapen(binding, tensors)
     if faults:
         hint = _LABELS if any(fault.startswith("score.") for fault in faults) else ""
-        said = f"{_count_tensors(faults)} not what {rules.config.path} says"
+        said = f"{count_doing(len(faults), 'tensor', 'are')} not what {rules.config.path} says"
         raise MappingError(said, faults, hint=hint)
     grouped: dict[str, list[_Entry]] = {}
     for binding in rules.bindings:
@@ -96,7 +96,9 @@ def to_megatron(tensors: Tensors, rules: Rules) -> dict[str, TiledTensor]:
             grouped.setdefault(name, []).append(_Entry(binding, blocks))
     stored = {name: _store(name, group, faults) for name, group in grouped.items()}
     if faults:
-        raise MappingError(f"{_count_tensors(faults)} impossible to put together", faults)
+        raise MappingError(
+            f"{count_doing(len(faults), 'tensor', 'are')} impossible to put together", faults
+        )
     return stored
 
 
@@ -125,7 +127,9 @@ def from_megatron(tensors: Tensors, rules: Rules) -> dict[str, LazyTensor]:
     if faults:
         faults = list(dict.fromkeys(faults))  # a stacked tensor has the same fault in every layer
         said = rules.config.folder / "config.json"
-        raise MappingError(f"{_count_tensors(faults)} not what {said} says", faults, hint=_OTHER)
+        raise MappingError(
+            f"{count_doing(len(faults), 'tensor', 'are')} not what {said} says", faults, hint=_OTHER
+        )
     return result
 
 
@@ -203,10 +207,6 @@ def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -
         [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected],
         hint=hint,
     )
-
-
-def _count_tensors(faults: Sequence[str]) -> str:
-    return count_doing(len(faults), "tensor", "are")
 
 
 def _store(name: str, group: Sequence[_Entry], faults: list[str]) -> TiledTensor:

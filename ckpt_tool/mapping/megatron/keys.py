@@ -11,7 +11,7 @@ compared; ``fsdp_dtensor_checkpoint.py`` of 0.17 to 0.19.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_doing
@@ -101,10 +101,16 @@ def unify_keys(
     """
     short = {name: _strip(name, multimodal) for name in tensors}
     names = name_engine_keys({*short.values(), *(_strip(name, multimodal) for name in beside)})
+    found = rename_all(tensors, lambda name: names[short[name]])
+    return _stack_experts(_join_halves(found))
+
+
+def rename_all(tensors: Tensors, rename: Callable[[str], str]) -> dict[str, LazyTensor]:
+    """The tensors by other keys; MappingError lists those whose key another one has, too."""
     found: dict[str, LazyTensor] = {}
     twice = []
     for name, tensor in tensors.items():
-        key = names[short[name]]
+        key = rename(name)
         if key in found:
             twice.append(f"{name}: also {key}")
         found[key] = tensor
@@ -112,7 +118,7 @@ def unify_keys(
         raise MappingError(
             f"{count_doing(len(twice), 'tensor', 'have')} a key that another one has", twice
         )
-    return _stack_experts(_join_halves(found))
+    return found
 
 
 def strip_wrappers(tensors: Tensors) -> dict[str, LazyTensor]:

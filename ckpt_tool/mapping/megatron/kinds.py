@@ -29,8 +29,10 @@ def find_kinds(text: Fields, layers: int) -> tuple[str, ...]:
     """
     numbers = text.sizes("hybrid_layer_pattern")
     kinds = text.texts("layer_types")
-    require_each(text, "layer_types", len(kinds) if kinds or not numbers else layers, layers)
-    require_each(text, "hybrid_layer_pattern", len(numbers) if numbers else layers, layers)
+    if kinds or not numbers:
+        require_each(text, "layer_types", len(kinds), layers)
+    if numbers:
+        require_each(text, "hybrid_layer_pattern", len(numbers), layers)
     said = ("sliding_attention" if number else "full_attention" for number in numbers)
     return tuple(kinds or said)
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import count_doing
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.megatron_form import Around
 from ckpt_tool.mapping.hub.form import HubModel
+from ckpt_tool.mapping.megatron.keys import rename_all
 from ckpt_tool.mapping.megatron.numbers import require_rows
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -87,21 +87,15 @@ def use_tower_names(tensors: Mapping[str, LazyTensor], around: Around) -> Mappin
     """
     if not around.towers:
         return tensors
-    found: dict[str, LazyTensor] = {}
-    twice = []
     spelled = _list_spellings(around)
-    for name, tensor in tensors.items():
+
+    def rename(name: str) -> str:
         own = _name_tower(name, spelled)
         if own is None:
             own = _LANGUAGE.sub(around.prefix, name, count=1) if _LANGUAGE.match(name) else name
-        if own in found:
-            twice.append(f"{name}: also {own}")
-        found[own] = tensor
-    if twice:
-        raise MappingError(
-            f"{count_doing(len(twice), 'tensor', 'have')} a key that another one has", twice
-        )
-    return found
+        return own
+
+    return rename_all(tensors, rename)
 
 
 def _list_spellings(around: Around) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from ckpt_tool.common.errors import Problem
 from ckpt_tool.common.regular import announce_ends
 from ckpt_tool.readers.base import Checkpoint, Mesh, ShardFile, collect
-from ckpt_tool.readers.find import find, locate_config
+from ckpt_tool.readers.find import find, locate_config_beside
 from ckpt_tool.readers.megatron.file import RankFile, read_rank_file
 from ckpt_tool.readers.megatron.join import join
 from ckpt_tool.readers.megatron.mesh import Rank, Sizes, infer_parallel_sizes
@@ -69,7 +69,7 @@ def open_megatron_ranks(folder: Path) -> Checkpoint:
         files=tuple(replace(stats[path], parallel=rank._asdict()) for rank, path in listed),
         problems=tuple(problems),
         mesh=Mesh((sizes.tp, sizes.pp, sizes.ep), Rank._fields),
-        side_files=locate_config(folder, beside=True),
+        side_files=locate_config_beside(folder),
         sums={str(path): file.sums for path, file in contents.items() if file is not None},
         step=next((f.iteration for f in files.values() if f.iteration is not None), None),
     )
