@@ -84,7 +84,10 @@ def main() -> None:
     # numpy's linear algebra would start a thread per core, which ours would have to share with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     answer_shells()
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # the interpreter would look for cycles in all there is before it ends
 
 
 def _open_streams() -> None:
