@@ -14,7 +14,7 @@ from ckpt_tool.cli import inspect, merge, progress, to_mcore, ui, verify
 from ckpt_tool.cli.completion import SHELLS, answer_shells, print_script
 from ckpt_tool.cli.examples import EXAMPLES
 from ckpt_tool.cli.help import MAX_WIDTH, Command, Group
-from ckpt_tool.cli.interrupts import expect_interrupts
+from ckpt_tool.cli.interrupts import expect_interrupts, leave_stores
 from ckpt_tool.common.version import __version__
 
 app = typer.Typer(
@@ -86,6 +86,9 @@ def main() -> None:
     answer_shells()
     try:
         app()
+    except SystemExit as ended:
+        leave_stores(ended.code)
+        raise
     finally:
         gc.freeze()  # the interpreter would look for cycles in all there is before it ends
 

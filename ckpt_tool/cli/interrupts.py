@@ -1,7 +1,11 @@
-"""Ctrl-C and SIGTERM end the program with 130: before a command is at work as in its midst."""
+"""How the program ends early: with 130 on Ctrl-C and SIGTERM, at work as before it.
+
+And with its own exit code where a store was asked.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -30,18 +34,19 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def leave_requests() -> None:
-    """End the program where requests are under way that nobody waits for any more."""
-    remote = sys.modules.get("ckpt_tool.common.remote.files")
-    if remote is None or not remote.is_busy():
-        return
-    from ckpt_tool.common.remote.shadow import clear
+def leave_stores(code: object) -> None:
+    """End the program with ``code`` where a store was asked: nobody waits for it any more.
 
-    clear()
+    What its library has under way comes back into an interpreter that is ending, which ends such
+    threads: they cannot be, and abort the program with a code that says nothing.
+    """
+    if "ckpt_tool.common.remote.listing" not in sys.modules:
+        return
+    atexit._run_exitfuncs()
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _leave(signum: int, frame: object) -> None:

@@ -17,7 +17,7 @@ import typer
 
 from ckpt_tool.cli.consoles import make_printable
 from ckpt_tool.cli.flags import spell_flags, spell_hint
-from ckpt_tool.cli.interrupts import EXIT_INTERRUPTED, leave_requests, raise_interrupts
+from ckpt_tool.cli.interrupts import EXIT_INTERRUPTED, raise_interrupts
 from ckpt_tool.cli.retyping import retype, retype_last
 from ckpt_tool.common.errors import (
     AmbiguousError,
@@ -56,14 +56,11 @@ def guard(command: Command) -> Command:
         except KeyboardInterrupt as interrupt:
             if is_first():
                 say(f"interrupted. {interrupt}".rstrip())
-            leave_requests()
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except (CkptError, OSError) as error:
             _explain(error, kwargs)
             raise typer.Exit(EXIT_FAILED) from None
-        except (typer.Exit, typer.Abort) as ended:
-            if getattr(ended, "exit_code", 0) == EXIT_INTERRUPTED:
-                leave_requests()
+        except (typer.Exit, typer.Abort):
             raise
         except Exception as error:  # a mistake of ours must not look like exit 1, a difference
             _explain_unexpected(error)

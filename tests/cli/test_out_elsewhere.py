@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,24 @@ def test_ctrl_c_leaves_nothing(source: Path, sink: Bucket) -> None:
     go_on.set()
     assert process.returncode == 130, stderr
     assert look(sink) == set()
+
+
+#: A request that comes back long after all is done.
+LATE = f"import threading, time; threading.Thread(target=time.sleep, args=(600,)).start(); {HEARS}"
+
+
+@pytest.mark.parametrize(("name", "code"), [("actor", 0), ("critic", 2)])
+def test_nobody_waits_for_a_store_when_all_is_said(
+    source: Path, sink: Bucket, name: str, code: int
+) -> None:
+    shutil.copytree(source, sink.folder / "run" / "actor")
+    words = ("inspect", f"{sink.url}/run/{name}", "--json")
+    process = start([sys.executable, "-c", LATE], *words)
+    stdout, stderr = process.communicate(timeout=60)
+    here = run(*words)
+    assert (process.returncode, here.exit_code) == (code, code)
+    assert (stdout, stderr) == (here.stdout, here.stderr)
+    assert bool(stdout) == (code == 0)
 
 
 def test_a_run_that_is_killed_leaves_its_mark_and_the_next_one_goes_on(

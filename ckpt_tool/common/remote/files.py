@@ -141,11 +141,6 @@ def give_up() -> None:
     _POOL.stop()
 
 
-def is_busy() -> bool:
-    """Whether a request is under way."""
-    return _POOL.is_busy
-
-
 class RemoteReader(io.RawIOBase):
     """A remote file as Python's files are; ``io.BufferedReader`` goes around it."""
 

@@ -41,7 +41,7 @@ class Pool:
         self._begun: deque[tuple[Holder, Window]] = deque()
         self._queue: deque[tuple[Holder, int, int]] = deque()
         self._work_is_there = threading.Condition(self.lock)
-        self._threads = self._idle = self._busy = self._asking = 0
+        self._threads = self._idle = 0
         self._waited_for: set[Window] = set()  # those that are being filled
         self._is_coming = self._is_over = False
 
@@ -101,14 +101,8 @@ class Pool:
                 done.set_result(work())
             except BaseException as error:
                 done.set_exception(error)
-            finally:
-                with self.lock:
-                    self._asking -= 1
 
-        thread = threading.Thread(target=run, name="ckpt-ask")
-        with self.lock:
-            start(thread)
-            self._asking += 1
+        start(threading.Thread(target=run, name="ckpt-ask"))
         return done.result()
 
     def stop(self) -> None:
@@ -119,11 +113,6 @@ class Pool:
             for window in (*self._waited_for, *(window for _, window in self._begun)):
                 window.give_up()
             self._begun.clear()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request is under way."""
-        return self._busy + self._asking > 0
 
     def queue(self, holder: Holder, first: int, stop: int) -> None:
         """Have bytes fetched by a thread some time, if nobody has read them by then."""
@@ -186,7 +175,6 @@ class Pool:
                 holder.fill(window)
             finally:
                 with self.lock:
-                    self._busy -= 1
                     self._waited_for.discard(window)
 
     def _take(self) -> tuple[Holder, Window] | None:
@@ -215,7 +203,6 @@ class Pool:
         return None
 
     def _count(self, holder: Holder, window: Window) -> tuple[Holder, Window]:
-        self._busy += 1
         self._waited_for.add(window)
         if self._begun or (self._queue and self._has_room()):
             self._add_thread()
