@@ -48,12 +48,39 @@ def find_unknown(config: ModelConfig) -> str:
     if not config.architecture:
         return f"neither config.json nor transformers {transformers.__version__} names its class"
     try:
-        found = getattr(transformers, config.architecture, None)
+        found = find_class(config)
     except Exception as error:  # the class is imported here, with all that it needs
         refuse_unbuilt(config, error)
     if found is None:
         return f"transformers {transformers.__version__} has no class {config.architecture!r}"
     return ""
+
+
+def find_class(config: ModelConfig) -> Any:
+    """The class of transformers that the config names; None where it has none.
+
+    Auto classes go by the model type, so that on the Hub there are names with other capitals than
+    transformers has: ``LLaMAForCausalLM``, ``ExaoneMoEForCausalLM``. Raises what it raises where
+    the class cannot be imported.
+    """
+    import transformers
+
+    named = config.architecture
+    found = getattr(transformers, named, None)
+    if found is not None:
+        return found
+    folded = _fold(named)
+    alike = (getattr(transformers, each) for each in dir(transformers) if _fold(each) == folded)
+    return next((each for each in alike if _is_of(each, config.model_type)), None)
+
+
+def _fold(name: str) -> str:
+    return name.replace("_", "").casefold()
+
+
+def _is_of(model_class: Any, model_type: str) -> bool:
+    """Whether a class is of models of this type."""
+    return getattr(getattr(model_class, "config_class", None), "model_type", None) == model_type
 
 
 def refuse_unbuilt(config: ModelConfig, error: Exception) -> NoReturn:

@@ -18,7 +18,7 @@ from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.conversion_tensor import ConversionTensor
 from ckpt_tool.mapping.hub.form import HubModel, Tie
 from ckpt_tool.mapping.hub.inverse import list_changed
-from ckpt_tool.mapping.hub.library import find_unknown, quieten, refuse_unbuilt
+from ckpt_tool.mapping.hub.library import find_class, find_unknown, quieten, refuse_unbuilt
 from ckpt_tool.mapping.hub.loader import (
     Shapes,
     find_computed,
@@ -187,10 +187,11 @@ def build_on_meta(config: ModelConfig) -> Any:
     with quieten(), TemporaryDirectory() as folder:  # the config as it will be written
         (Path(folder) / "config.json").write_bytes(config.to_bytes())
         settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    named = config.architecture
-    model_class = getattr(transformers, named, None)
+    model_class = find_class(config)
     if model_class is None:
-        raise LookupError(f"transformers {transformers.__version__} has no class {named!r}")
+        raise LookupError(
+            f"transformers {transformers.__version__} has no class {config.architecture!r}"
+        )
     # Without, each weight is allocated first.
     with quieten(), init_empty_weights(include_buffers=True):
         return model_class(settings)

@@ -193,6 +193,18 @@ def test_what_transformers_does_not_know_is_said(change, said, planned):
     assert said in verdict.warnings[0]
 
 
+@pytest.mark.parametrize("named", ["QWen2ForCausalLM", "Qwen_2_ForCausalLm"])
+def test_a_class_may_be_named_in_other_capitals_than_transformers_has(named, planned):
+    """As released LLaMA and K-EXAONE do: Auto classes go by the model type."""
+    config, shapes = planned("fsdp2_w2")
+    other = config.with_changes(architectures=[named])
+    assert check_load(other, shapes).architecture == "Qwen2ForCausalLM"
+    assert faults(other, shapes | {"extra.weight": (1,)}) == ["unexpected: extra.weight"]
+    stranger = other.with_changes(model_type="qwen3")
+    with pytest.raises(UsageError, match=f"has no class '{named}'"):
+        check_load(stranger, shapes)
+
+
 def test_model_that_cannot_be_built_is_an_error(planned):
     config, shapes = planned("fsdp2_w2")
     with pytest.raises(MappingError, match="cannot build Qwen2For") as refused:
