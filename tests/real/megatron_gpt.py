@@ -383,7 +383,7 @@ def _attention(hf: HuggingFaceConfig) -> dict[str, Any]:
             ("qwen3", "dots1", "olmoe", "minimax_m2", "gemma3", "exaone4")
         )
         or hf.get("use_qk_norm", False),
-        "rotary_interleaved": family in ("ernie4_5_moe", "glm4", "llama4_text"),
+        "rotary_interleaved": family in ("ernie4_5", "ernie4_5_moe", "glm4", "llama4_text"),
         "add_qkv_bias": family.startswith("qwen2") or hf.get("attention_bias", False),
         **gated_settings(hf),
     }

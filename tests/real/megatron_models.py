@@ -179,6 +179,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "dots1": ("Dots1ForCausalLM", {**_BIASED_ROUTING, "head_dim": 24}),
     "ernie4_5_moe": ("Ernie4_5_MoeForCausalLM", _ERNIE),
+    "ernie4_5": ("Ernie4_5ForCausalLM", {"head_dim": 24, "tie_word_embeddings": True}),
     "olmoe": (
         "OlmoeForCausalLM",
         {"intermediate_size": 40, "num_experts": 4, "num_experts_per_tok": 2},
@@ -303,7 +304,7 @@ CLASSES = frozenset(name for name, _ in _MODELS.values())
 _DENSE = (
     *("llama", "mistral", "qwen2", "qwen3", "ministral3"),
     *("gemma", "gemma2", "gemma3_text", "exaone4", "nemotron", "glm4", "nemotron-nas", "qwen3_5"),
-    *("gemma4_text", "falcon_h1"),
+    *("gemma4_text", "falcon_h1", "ernie4_5"),
 )
 WITH_EXPERTS = tuple(name for name in NAMES if name not in _DENSE)
 

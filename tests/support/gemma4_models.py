@@ -72,6 +72,27 @@ def build_gemma4(name: str, *, towers: bool = False) -> PreTrainedModel:
     else:
         config = transformers.Gemma4TextConfig(**text)
         model = filled(transformers.Gemma4ForCausalLM, config)
+    return _tell_scalars_apart(model)
+
+
+def _tell_scalars_apart(model: PreTrainedModel) -> PreTrainedModel:
     for number, scalar in enumerate(n for n in model.state_dict() if n.endswith("layer_scalar")):
         model.get_buffer(scalar).fill_(1 + number)  # or all were alike
     return model
+
+
+def build_unified(*, towers: bool = True) -> PreTrainedModel:
+    """The one without towers, whose images and sounds are embedded by a few layers, or its text."""
+    require_transformers_5()
+    text = {key: said for key, said in (_TEXT | _TIED).items() if "per_layer" not in key}
+    if not towers:
+        config = transformers.Gemma4UnifiedTextConfig(**text)
+        model = filled(transformers.Gemma4UnifiedForCausalLM, config)
+    else:
+        config = transformers.Gemma4UnifiedConfig(
+            text_config=text,
+            vision_config={"patch_size": 2, "mm_embed_dim": 16, "mm_posemb_size": 5},
+            audio_config={"audio_embed_dim": 8},
+        )
+        model = filled(transformers.Gemma4UnifiedForConditionalGeneration, config)
+    return _tell_scalars_apart(model)

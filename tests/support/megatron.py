@@ -151,6 +151,7 @@ if TRANSFORMERS < (5, 0):
         "deepseek_v2",
         "deepseek_v2_lite",
         "dots1",
+        "ernie4_5",
         "ernie4_5_moe",
         "minimax_m2",
         "ministral3",

@@ -45,6 +45,8 @@ DENSE_MODELS = {
     "ministral3": Model(DECODER, (_PLAIN,) * 3),
     "qwen2": Model(TIED, (_BIASED,) * 3),
     "qwen3": Model(DECODER, (_NORMED,) * 3),
+    "ernie4_5": Model(TIED | {"use_bias": True}, (_LLAMA,) * 3),
+    "internlm3": Model(DECODER | {"qkv_bias": True, "bias": True}, (_LLAMA,) * 3),
     "gemma": Model(TIED, (_PLAIN,) * 3),
     "gemma2": Model(TIED, (NORMS | GROUPED | _FOUR_NORMS | MLP,) * 3),
     "gemma3_text": Model(TIED, (_GEMMA3,) * 3),

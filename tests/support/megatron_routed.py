@@ -159,6 +159,7 @@ ROUTED_MODELS = {
         DECODER | {"num_experts": 3, "num_experts_per_tok": 2},
         (NORMS | GROUPED | WHOLE_NORMS | ROUTER | experts(5),) * 3,
     ),
+    "deepseek": Model(DECODER | _BIASED, after_first(NORMS | GROUPED, MLP, ROUTED | SHARED), ALIKE),
     "deepseek_v2": Model(
         DECODER | LATENT | _BIASED, after_first(_DEEPSEEK, MLP, ROUTED | SHARED), ALIKE
     ),

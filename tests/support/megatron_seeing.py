@@ -18,19 +18,21 @@ from tests.real.fill import fill_distinct
 from tests.real.fsdp_reference import logits_of
 from tests.real.megatron_jobs import Checkpoint, Job, Logits
 from tests.support.every_class import make_config
-from tests.support.gemma4_models import build_gemma4
+from tests.support.gemma4_models import build_gemma4, build_unified
 
 #: Class, and the model type of which its language model is alone.
 MODELS = {
     "exaone4_5": ("Exaone4_5_ForConditionalGeneration", "exaone4"),
     "gemma3": ("Gemma3ForConditionalGeneration", "gemma3_text"),
     "gemma4": ("Gemma4ForConditionalGeneration", "gemma4_text"),
+    "gemma4_unified": ("Gemma4UnifiedForConditionalGeneration", "gemma4_text"),
     "glm46v": ("Glm46VForConditionalGeneration", "glm4"),
     "glm4v": ("Glm4vForConditionalGeneration", "glm4"),
     "glm4v_moe": ("Glm4vMoeForConditionalGeneration", "glm4_moe"),
     "internvl": ("InternVLForConditionalGeneration", "qwen2"),
     "kimi_k25": ("Kimi_K25ForConditionalGeneration", "deepseek_v3"),
     "llama4": ("Llama4ForConditionalGeneration", "llama4_text"),
+    "minicpmv4_6": ("MiniCPMV4_6ForConditionalGeneration", "qwen3_5_text"),
     "mistral3": ("Mistral3ForConditionalGeneration", "mistral"),
     "qwen2_5_omni": ("Qwen2_5OmniForConditionalGeneration", "qwen2"),
     "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "qwen2"),
@@ -54,7 +56,11 @@ _CHOSEN: dict[str, dict[str, Any]] = {
     "llama4": {"moe_layers": [1], "no_rope_layers": [1, 1]},
 }
 #: What it does not say of itself, as it is never otherwise.
-_KNOWN = {"glm46v": {"attention_bias": True}, "glm4v": {"attention_bias": True}}
+_KNOWN: dict[str, dict[str, Any]] = {
+    "gemma4_unified": {"hidden_size_per_layer_input": 0, "enable_moe_block": False},
+    "glm46v": {"attention_bias": True},
+    "glm4v": {"attention_bias": True},
+}
 _EMBEDDING = "embedding.word_embeddings.weight"
 _UNSYNCED = WriteOptions(fsync=False, check_load=False)
 
@@ -90,6 +96,8 @@ def make_job(name: str, out: Path) -> Job:
 def _build(name: str, class_name: str) -> PreTrainedModel:
     if name == "gemma4":
         return build_gemma4("31b", towers=True).eval()
+    if name == "gemma4_unified":
+        return build_unified().eval()
     model_class = getattr(transformers, class_name)
     config = make_config(name, model_class)
     for key, value in _CHOSEN.get(name, {}).items():

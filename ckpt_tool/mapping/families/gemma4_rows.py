@@ -2,7 +2,9 @@
 
 Attention is stored under keys of its kind, see :mod:`ckpt_tool.mapping.megatron.shared_kv`. Where
 there are experts, the MLP beside them is their shared expert, and norms are where they are in other
-models. Sources: ``gemma/*gemma4*.py`` and ``gemma_vl/*gemma4*.py`` of Megatron-Bridge 0.6.2.
+models. Sources: ``gemma/*gemma4*.py`` and ``gemma_vl/*gemma4*.py`` of Megatron-Bridge 0.6.2; of
+the unified model, which has no towers but a few layers that embed, ``mm_gpts/gemma4.py`` of
+mcore_bridge 1.6.5.
 """
 
 from __future__ import annotations
@@ -136,5 +138,31 @@ GEMMA4_VL = replace(
         moved={f"model.{tower}": tower for tower in _TOWERS},
         towers_by={f"model.{tower}": "audio_config" for tower in _TOWERS[2:]},
         beside=_make_beside("model.language_model.", "language_model."),
+    ),
+)
+#: Without experts, and without embeddings of the layers' own.
+GEMMA4_UNIFIED_TEXT = replace(
+    GEMMA4,
+    moe=(),
+    flags={flag: said for flag, said in GEMMA4.flags.items() if flag != "per_layer"},
+    around=Around(),
+)
+_PROJECTION = "embedding_projection."
+#: In Megatron what embeds images is one module, as in memory.
+_EMBEDS = {
+    **{
+        f"model.vision_embedder.{name}": f"embed_vision.{name}"
+        for name in ("patch_ln1.", "patch_dense.", "patch_ln2.", "pos_embedding", "pos_norm.")
+    },
+    f"model.embed_vision.{_PROJECTION}": f"embed_vision.multimodal_embedder.{_PROJECTION}",
+    "model.embed_audio.": "embed_audio.",
+}
+GEMMA4_UNIFIED = replace(
+    GEMMA4_UNIFIED_TEXT,
+    around=Around(
+        trunk="model.language_model.",
+        towers=tuple(_EMBEDS),
+        moved=_EMBEDS,
+        towers_by={"model.embed_audio.": "audio_config"},
     ),
 )

@@ -32,7 +32,7 @@ class Row:
 
 
 Rows = tuple[Row, ...]
-Flag = Literal[True] | tuple[str, bool]
+Flag = Literal[True] | tuple[str, bool] | tuple[str, str, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,8 @@ class MegatronRows:
     its kind the symbol that it has there. ``kinds_by``: what says the kinds of layers, where
     ``layer_types`` does not. ``apart``: rows that layers of a kind have more, and Megatron
     elsewhere, by whole names with the number of the ``layer``.
-    ``flags``: True, or the config key that decides and what holds where the key is absent.
+    ``flags``: True, or the config key that decides, or two names of it, and what holds where the
+    key is absent.
     ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
     their own even where all are alike. ``defaults``: numbers that the config's class has where
     ``config.json`` leaves them out.

@@ -14,13 +14,19 @@ from ckpt_tool.mapping.families import gemma_rows as gemma
 from ckpt_tool.mapping.families import megatron_families as mcore
 from ckpt_tool.mapping.families import routed_rows as routed
 from ckpt_tool.mapping.families import sparse_rows as sparse
+from ckpt_tool.mapping.families import swift_rows as swift
 from ckpt_tool.mapping.families import tower_rows as towers
 from ckpt_tool.mapping.families.deci_rows import DECI
 from ckpt_tool.mapping.families.deepseek_v4_rows import DEEPSEEK_V4
 from ckpt_tool.mapping.families.dense_nemotron_rows import NEMOTRON
 from ckpt_tool.mapping.families.exaone45_rows import EXAONE4_5
 from ckpt_tool.mapping.families.family import Family, Legacy
-from ckpt_tool.mapping.families.gemma4_rows import GEMMA4, GEMMA4_VL
+from ckpt_tool.mapping.families.gemma4_rows import (
+    GEMMA4,
+    GEMMA4_UNIFIED,
+    GEMMA4_UNIFIED_TEXT,
+    GEMMA4_VL,
+)
 from ckpt_tool.mapping.families.hub_rules import (
     ERNIE_EXPERTS,
     EXPERTS,
@@ -63,6 +69,7 @@ FAMILIES: dict[str, Family] = {
     "cohere": Family("CohereForCausalLM", SAME, tied=True),
     "cohere2": Family("Cohere2ForCausalLM", SAME, tied=True),
     "decision_transformer": Family(conv1d=True),
+    "ernie4_5": Family("Ernie4_5ForCausalLM", SAME, tied=True, megatron=swift.ERNIE_DENSE),
     "exaone4": Family("Exaone4ForCausalLM", SAME, megatron=gemma.EXAONE4),
     "falcon": Family("FalconForCausalLM", SAME, tied=True),
     "gemma": Family("GemmaForCausalLM", SAME, tied=True, megatron=gemma.GEMMA),
@@ -77,12 +84,16 @@ FAMILIES: dict[str, Family] = {
     "falcon_h1": Family("FalconH1ForCausalLM", SAME, megatron=FALCON_H1),
     "gemma3n_text": Family("Gemma3nForCausalLM", legacy=Legacy(local_rope=True)),
     "gemma4_text": Family("Gemma4ForCausalLM", SAME, tied=True, megatron=GEMMA4),
+    "gemma4_unified_text": Family(
+        "Gemma4UnifiedForCausalLM", SAME, tied=True, megatron=GEMMA4_UNIFIED_TEXT
+    ),
     "glm": Family("GlmForCausalLM", SAME),
     "glm4": Family("Glm4ForCausalLM", SAME, megatron=towers.GLM4),
     "gpt2": Family("GPT2LMHeadModel", SAME, tied=True, conv1d=True),
     "gpt_neox": Family("GPTNeoXForCausalLM", GPT_NEOX),
     "granite": Family("GraniteForCausalLM", SAME),
     "imagegpt": Family(conv1d=True),
+    "internlm3": Family("LlamaForCausalLM", SAME, megatron=swift.INTERNLM3),
     "mimo": Family(megatron=mcore.MIMO),
     "ministral": Family("MinistralForCausalLM", SAME),
     "ministral3": Family("Ministral3ForCausalLM", SAME, megatron=mcore.MISTRAL),
@@ -103,6 +114,7 @@ FAMILIES: dict[str, Family] = {
     "bailing_moe": Family(hub=SAME, float32=r"\.gate\.expert_bias$", megatron=routed.BAILING),
     "bailing_moe_v2": Family(hub=SAME, float32=r"\.gate\.expert_bias$", megatron=routed.BAILING_V2),
     "bailing_hybrid": Family(float32=None, megatron=LING_2_5),
+    "deepseek": Family(hub=SAME, megatron=swift.DEEPSEEK_MOE),
     # Routers of DeepSeek's kind are float32 since transformers 5.24.
     "deepseek_v2": Family(
         "DeepseekV2ForCausalLM",
@@ -173,6 +185,9 @@ FAMILIES: dict[str, Family] = {
     "exaone4_5": Family("Exaone4_5_ForConditionalGeneration", SAME, megatron=EXAONE4_5),
     "gemma3": Family("Gemma3ForConditionalGeneration", tied=True, megatron=gemma.GEMMA3_VL),
     "gemma4": Family("Gemma4ForConditionalGeneration", tied=True, megatron=GEMMA4_VL),
+    "gemma4_unified": Family(
+        "Gemma4UnifiedForConditionalGeneration", tied=True, megatron=GEMMA4_UNIFIED
+    ),
     "glm46v": Family("Glm46VForConditionalGeneration", megatron=towers.GLM4V, float32=None),
     "glm4v": Family("Glm4vForConditionalGeneration", megatron=towers.GLM4V, float32=None),
     "glm4v_moe": Family(
@@ -187,8 +202,11 @@ FAMILIES: dict[str, Family] = {
     "llama4": Family(
         compared=LLAMA4_EXPERTS, torchtitan=LLAMA4, megatron=towers.LLAMA4, float32=None
     ),
+    "llava_onevision1_5": Family(hub=SAME, megatron=swift.LLAVA_ONEVISION),
+    "minicpmv4_6": Family("MiniCPMV4_6ForConditionalGeneration", megatron=swift.MINICPM_V),
     "minimax_m3_vl": Family("MiniMaxM3SparseForConditionalGeneration", megatron=MINIMAX_M3),
     "mistral3": Family("Mistral3ForConditionalGeneration", megatron=mcore.MISTRAL3),
+    "ovis2_5": Family(megatron=swift.OVIS2_5),
     "phi4_multimodal": Family("Phi4MultimodalForCausalLM", legacy=Legacy(longrope_only=True)),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", QWEN_VL, megatron=mcore.QWEN2_5_VL),
     "qwen2_5_omni": Family(megatron=towers.QWEN2_5_OMNI, float32=None),

@@ -39,6 +39,10 @@ _LABELS = (
     "A score of several rows is that of a classifier, with one for each label: Megatron's head is"
     " that of a language model, or of one row, as a value model's or a reward model's."
 )
+_BARE = (
+    "These are the names of a base class, without what is before them in a language model: load the"
+    " folder with transformers' AutoModelForCausalLM, save that, and convert it."
+)
 _OTHER = (
     "The weights and the config.json are of different models, or the model is of a kind that is"
     " not supported."
@@ -201,6 +205,9 @@ def _require_names(tensors: Tensors, wanted: Mapping[str, None], rules: Rules) -
         hint = _LOST_NORMS
     if any(name.endswith(".pffl_weight") for name in unexpected):
         hint = _FOLDED
+    trunk = require_rows(rules.config).around.trunk
+    if unexpected and {f"{trunk}{name}" for name in unexpected} <= set(missing):
+        hint = _BARE
     raise MappingError(
         f"{said} {tensors_of} for a {rules.config.model_type} of {rules.numbers.layers} layers, by"
         f" {rules.config.folder / 'config.json'}",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
@@ -161,7 +159,7 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         ahead = find_symbols_ahead(text) if mtp else ()
     vision = Fields(config.raw, config.path).inside("vision_config")
     seen, eyes = _read_vision(family.around, vision)
-    flags = _find_flags(family, text.values, tied=bool(config.tied))
+    flags = _find_flags(family, text, tied=bool(config.tied))
     if vision.values.get("separate_video_embedder"):
         flags |= {"video_embedder"}
     return Numbers(
@@ -206,7 +204,8 @@ def _find_kinds(family: MegatronRows, text: Fields) -> tuple[str, ...]:
     return OWN_KINDS.get(family.kinds_by, find_kinds)(text, text.size("num_hidden_layers"))
 
 
-def _find_flags(family: MegatronRows, values: Mapping[str, Any], *, tied: bool) -> frozenset[str]:
+def _find_flags(family: MegatronRows, text: Fields, *, tied: bool) -> frozenset[str]:
+    values = text.values
     rank = bool(values.get("q_lora_rank"))
     found = {
         "untied": not tied,
@@ -218,7 +217,11 @@ def _find_flags(family: MegatronRows, values: Mapping[str, Any], *, tied: bool) 
         "expert_bias": any(row.megatron.endswith("router.expert_bias") for row in family.moe),
     }
     for flag, source in family.flags.items():
-        found[flag] = source is True or bool(values.get(source[0], source[1]))
+        if source is True:
+            found[flag] = True
+            continue
+        *keys, default = source
+        found[flag] = bool(values.get(text.agree(*keys), default))
     if any(row.when == "packed" for row in family.moe):
         found["unpacked"] = not found.get("packed", False)
     return frozenset(flag for flag, holds in found.items() if holds)

@@ -8,7 +8,7 @@ from ckpt_tool.mapping.families.family import Family
 from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts
 from ckpt_tool.mapping.families.megatron_rows import LATENT, WIDE_NORMS
 from ckpt_tool.mapping.families.table import FAMILIES
-from tests.mapping.families.bridges import BRIDGES
+from tests.mapping.families.bridges import BRIDGES, SWIFT
 from tests.real import megatron_deci as deci
 from tests.real.megatron_models import CLASSES
 from tests.real.megatron_routed import UNNAMED
@@ -116,6 +116,9 @@ GIVEN = {
 OTHERWISE = {
     # Its language model computes what that of its family does, whose logits are held.
     "qwen3_asr": "keys; of text its family's logits",
+    # Its class is Llama's, and so are its rows.
+    "internlm3": "logits, those of Llama",
+    "gemma4_unified_text": "logits, those of Gemma 4",
     # Nothing can be built that would load it.
     "deepseek_v4": "rows (no released megatron-core has its modules)",
     **dict.fromkeys(SEEING, "logits of text"),
@@ -213,3 +216,14 @@ def test_the_readme_says_which_families_of_megatron_bridge_are_not_here():
     assert table in README.read_text(), f"the table is now:\n{table}"
     front = README.parents[2] / "README.md"
     assert f"{len(covered)} of the {len(BRIDGES)} model classes" in front.read_text()
+
+
+def test_the_readme_says_which_families_of_ms_swift_are_not_here():
+    covered = {name for name in SWIFT if name in FAMILIES and FAMILIES[name].megatron is not None}
+    assert covered == {name for name, why in SWIFT.items() if not why}
+    said = f"**{len(covered)} of {len(SWIFT)}** model types that ms-swift"
+    lines = ["| not yet | why |", "| --- | --- |"]
+    lines += [f"| `{name}` | {why} |" for name, why in SWIFT.items() if why]
+    table = "\n".join(lines)
+    assert said in README.read_text(), said
+    assert table in README.read_text(), f"the table is now:\n{table}"

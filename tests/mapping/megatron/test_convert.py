@@ -138,6 +138,16 @@ def test_missing_and_unexpected_tensors_are_all_listed(tmp_path):
     assert "2 missing and 2 unexpected tensors for a qwen3_moe of 3 layers" in error.message
 
 
+def test_names_of_a_base_class_are_told_from_other_strangers(tmp_path):
+    """As `Qwen3Model` is saved, and embedding models are released."""
+    tensors = hub_tensors("qwen2")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    error = refused(stored(tmp_path, bare), rules_of("qwen2"))
+    assert "AutoModelForCausalLM" in error.hint
+    error = refused(stored(tmp_path, bare | {"other": torch.ones(2)}), rules_of("qwen2"))
+    assert "of different models" in error.hint
+
+
 def test_misshapen_tensors_are_all_listed(tmp_path):
     tensors = hub_tensors("llama")
     stem = "model.layers.1"

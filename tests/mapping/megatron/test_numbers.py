@@ -43,7 +43,10 @@ def test_every_family_has_a_config_here():
 
 #: Layers have sizes of their own: ``test_blocks.py``, ``test_shared_kv.py``, ``test_compressed.py``
 #: and ``operations/to_mcore/test_step.py`` have them.
-UNEVEN = {"nemotron-nas", "gemma4", "gemma4_text", "step3p5", "deepseek_v4"}
+UNEVEN = {
+    *("nemotron-nas", "step3p5", "deepseek_v4"),
+    *("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
+}
 
 
 #: Their language models are others of these: ``operations/to_mcore/test_towers.py`` has them.
@@ -52,6 +55,7 @@ SURROUNDED = {
     *("qwen2_audio", "qwen3_asr", "qwen2_5_omni", "qwen3_omni_moe", "llama4"),
     *("NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3", "minimax_m3_vl"),
     *("step3p7", "ernie4_5_vl_moe", "ernie4_5_moe_vl"),
+    *("ovis2_5", "llava_onevision1_5", "minicpmv4_6"),
 }
 
 

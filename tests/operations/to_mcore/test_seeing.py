@@ -15,7 +15,9 @@ WITHOUT = {
     "ernie4_5_vl_moe": "no megatron-core has its two pools of experts",
     "internvl_chat": "transformers has no class of it",
     "kimi_vl": "transformers has no class of it",
+    "llava_onevision1_5": "transformers has no class of it",
     "minimax_m3_vl": "no megatron-core has its attention",
+    "ovis2_5": "transformers has no class of it",
     "qwen3_asr": "transformers' own class has another form",
     "step3p7": "the heads that layers have by their kind are tried in Step-3.5 alone",
 }

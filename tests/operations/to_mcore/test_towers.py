@@ -71,6 +71,20 @@ MODELS = {
     "kimi_vl": Around("deepseek_v3", _PROJECTED),
     "internvl": Around("qwen2", _PROJECTED),
     "internvl_chat": Around("qwen3", {"vision_model.": "", "mlp1.": ""}, config=("llm_config",)),
+    "ovis2_5": Around(
+        "qwen3",
+        {"visual_tokenizer.": "", "vte.": ""},
+        trunk="llm.model.",
+        head="llm.",
+        config=("llm_config",),
+    ),
+    "llava_onevision1_5": Around("qwen3", {"visual.": ""}, trunk="model.", head=""),
+    "minicpmv4_6": Around(
+        "qwen3_5_text",
+        {"model.vision_tower.": "vision_tower.", "model.merger.": "merger."},
+        trunk="model.language_model.",
+        head="",
+    ),
     "qwen2_audio": Around("qwen2", {"audio_tower.": "", "multi_modal_projector.": ""}),
     "llama4": Around("llama4_text", {"vision_model.": "", "multi_modal_projector.": ""}),
     "qwen3_asr": Around("qwen3", _HEARS, **_THINKING),
@@ -118,7 +132,11 @@ def make_text(family: str, folder: Path) -> Path:
 
 
 _BUILDS = {"ministral3": "llama"}
-TINY = {"glm4": "Glm4ForCausalLM", "llama4_text": "Llama4ForCausalLM"}
+TINY = {
+    "glm4": "Glm4ForCausalLM",
+    "llama4_text": "Llama4ForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+}
 
 
 def make_whole(family: str, text: Path, folder: Path) -> Path:
@@ -168,7 +186,7 @@ def in_megatron(family: str, hub: Tensors) -> Tensors:
 
 
 #: Those with tests of their own: what is around their language models is more than towers.
-OWN_TESTS = {"gemma3", "gemma4", "minimax_m3_vl", "step3p7"}
+OWN_TESTS = {"gemma3", "gemma4", "gemma4_unified", "minimax_m3_vl", "step3p7"}
 OWN_TESTS |= {"ernie4_5_vl_moe", "ernie4_5_moe_vl"}
 
 

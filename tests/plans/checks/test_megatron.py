@@ -43,7 +43,7 @@ DIFFERING = (
     "glm_moe",
     "kimi",
     "dots1",
-    "ernie",
+    "ernie4_5_moe",
     "qwen3_moe_mlp_only",
 )
 DIFFERING += ("hy_v3", "bailing", "sarvam", "exaone_moe", "llama4", "mimo_v2", "step3p5")
@@ -111,6 +111,18 @@ def write_mimo(qwen2: Path, out: Path) -> Path:
     return out
 
 
+def write_deepseek(dots1: Path, out: Path) -> Path:
+    """A DeepSeek-MoE: a dots1 whose heads have no norms, and whose routers no biases."""
+    tensors = {k: v for file in dots1.glob("*.safetensors") for k, v in load_file(file).items()}
+    more = ("_norm.weight", "e_score_correction_bias")
+    with_config(dots1, out, model_type="deepseek", moe_layer_freq=1)
+    for file in out.glob("*.safetensors*"):
+        file.unlink()
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(more)}
+    save_file(kept, out / "model.safetensors")
+    return out
+
+
 def list_layouts(name: str) -> tuple[str, ...]:
     if name in MIXED:
         return ("hybrid",)
@@ -128,6 +140,8 @@ def models(folder: Path, vlm: Path) -> Iterator[tuple[str, Path]]:
     yield "mimo", write_mimo(folder / "qwen2" / "hf", folder / "mimo")
     kimi = {"model_type": "kimi_k2"}
     yield "kimi_k2", with_config(folder / "deepseek_v3_mtp" / "hf", folder / "kimi_k2", **kimi)
+    if "dots1" not in UNKNOWN:
+        yield "deepseek", write_deepseek(folder / "dots1" / "hf", folder / "deepseek")
 
 
 @pytest.fixture(scope="module")
