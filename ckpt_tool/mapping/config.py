@@ -54,7 +54,8 @@ class ModelConfig:
     """The config of a model: ``raw`` as it was read from ``folder``, ``changes`` to be written.
 
     ``own_dtypes``: tensors (by their names on the Hub) that keep theirs where the model is cast.
-    ``removed``: top-level keys that are not written.
+    ``removed``: top-level keys that are not written. ``forms``: those of experts on the Hub, as
+    :func:`~ckpt_tool.mapping.megatron.packing.find_forms` has found them in a model's weights.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class ModelConfig:
     changes: dict[str, Any]
     own_dtypes: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
+    forms: frozenset[str] = frozenset()
 
     @property
     def path(self) -> Path:

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.wording import count_noun
+from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.lora.resolve import refuse_options
 from ckpt_tool.mapping.lora.resolve_megatron import resolve_megatron
 from ckpt_tool.mapping.megatron.masters import is_bucket, is_master, take_masters
+from ckpt_tool.mapping.megatron.numbers import require_rows
+from ckpt_tool.mapping.megatron.packing import find_forms, has_either
+from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.request import Request
 from ckpt_tool.operations.row_orders import require_known_order, settle_adapters
 from ckpt_tool.readers.base import Checkpoint
+from ckpt_tool.readers.huggingface import list_weight_names
 from ckpt_tool.tensors.equality import Pair, locate_differences
 
 #: How many names a warning lists.
@@ -42,7 +48,9 @@ def take_megatron(model: HubModel, request: Request) -> HubModel:
         refuse_options(checkpoint.path, options.lora)
         return model
     require_known_order(checkpoint, model.tensors)
-    model = replace(model, tensors=settle_adapters(checkpoint, model.tensors, model.config))
+    config = _note_forms(model.config, options)
+    tensors = settle_adapters(checkpoint, model.tensors, config)
+    model = replace(model, tensors=tensors, config=config)
     tied = request.heads.tied or None  # a head that is not there cannot be written
     found = resolve_megatron(model, request.base, options.lora, request.place, tied)
     found = _drop_copies(found)
@@ -50,6 +58,22 @@ def take_megatron(model: HubModel, request: Request) -> HubModel:
     tensors = found.tensors if found.is_adapter else found.tensors | request.absent
     warnings = model.warnings + found.warnings
     return replace(found, tensors=tensors, dropped=dropped, warnings=warnings)
+
+
+def _note_forms(config: ModelConfig, options: ModelOptions) -> ModelConfig:
+    """The config with the form of experts that weights on the Hub have.
+
+    Of the model that the run began with, or that fills what is not there; else of what lies beside
+    the config, if anything does.
+    """
+    rows = require_rows(config)
+    if not has_either(rows):
+        return config
+    for folder in (options.lora.base, options.fill_from, config.folder):
+        forms = find_forms(rows, list_weight_names(Path(folder))) if folder is not None else None
+        if forms:
+            return replace(config, forms=forms)
+    return config
 
 
 def _drop_copies(model: HubModel) -> HubModel:

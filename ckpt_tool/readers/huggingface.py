@@ -9,6 +9,7 @@ gaps. A folder with several files has ``*.safetensors.index.json``: ``{"metadata
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,20 @@ def open_huggingface(path: Path) -> Checkpoint:
         sums=sums,
         warnings=chosen.warnings,
     )
+
+
+def list_weight_names(folder: Path) -> set[str]:
+    """The names of a model's tensors, as an index says them, or the headers of safetensors do.
+
+    None where neither is there; what is damaged says nothing.
+    """
+    chosen = choose_weight_files(folder)
+    names = set(chosen.weight_map or ())
+    for path in [] if names else chosen.files:
+        if path.suffix == ".safetensors":
+            with suppress(FormatError, OSError):
+                names.update(read_safetensors_header(path)[0])
+    return names
 
 
 def _file_entries(path: Path, problems: list[Problem], sums: dict[str, FileSums]) -> list[Entry]:

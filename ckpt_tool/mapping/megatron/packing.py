@@ -1,12 +1,13 @@
 """Whether the experts of a layer are one tensor on the Hub, or one each.
 
 Released Qwen3.5 has them packed, and those of the layer that predicts further one by one; Qwen3.6
-has both packed; what transformers saves is one by one. ``packed`` and ``unpacked`` are flags of
-rows.
+has both packed; what transformers saves is one by one. No config says which: names do. ``packed``
+and ``unpacked`` are flags of rows.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -14,19 +15,38 @@ from ckpt_tool.mapping.families.megatron_form import MegatronRows
 from ckpt_tool.mapping.megatron.numbers import Numbers
 
 _PACKED = ".experts.gate_up_proj"
+_APART = re.compile(r"\.experts\.\d+\.")
 _FLAGS = frozenset({"packed", "unpacked"})
 
 
-def note_packed(family: MegatronRows, numbers: Numbers, names: Collection[str]) -> Numbers:
-    """The numbers of a model with these tensors on the Hub, which say what is packed."""
-    if not any(row.when == "packed" for row in family.moe):
-        return numbers
+def has_either(family: MegatronRows) -> bool:
+    """Whether models of the family are in both forms on the Hub."""
+    return any(row.when == "packed" for row in family.moe)
+
+
+def find_forms(family: MegatronRows, names: Collection[str]) -> frozenset[str]:
+    """The forms in which tensors with these names on the Hub have experts, as flags.
+
+    None of layers that have no experts in ``names``, or where the family has one form alone.
+    """
+    if not has_either(family):
+        return frozenset()
     packed = [name for name in names if name.endswith(_PACKED)]
-    inside = any(name.startswith(family.around.trunk) for name in packed)
-    found = {"packed" if inside else "unpacked"}
-    if any(name.startswith(family.mtp.top) for name in packed):
+    trunk = f"{family.around.trunk}layers."
+    found = set()
+    if any(name.startswith(trunk) for name in packed):
+        found.add("packed")
+    elif any(name.startswith(trunk) and _APART.search(name) for name in names):
+        found.add("unpacked")
+    if family.mtp.rows and any(name.startswith(family.mtp.top) for name in packed):
         found.add("mtp_packed")
-    return replace(numbers, flags=numbers.flags - _FLAGS | found)
+    return frozenset(found)
+
+
+def use_forms(numbers: Numbers, forms: frozenset[str]) -> Numbers:
+    """The numbers with experts in these forms; what they do not say is as the family has it."""
+    gone = _FLAGS if forms & _FLAGS else frozenset[str]()
+    return replace(numbers, flags=numbers.flags - gone | forms)
 
 
 def name_ahead(numbers: Numbers) -> Numbers:

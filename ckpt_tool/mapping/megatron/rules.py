@@ -22,7 +22,7 @@ from ckpt_tool.mapping.megatron.gemma4_names import name_modules
 from ckpt_tool.mapping.megatron.layouts import require_layout
 from ckpt_tool.mapping.megatron.numbers import Numbers, read_numbers, require_rows
 from ckpt_tool.mapping.megatron.ops import Same
-from ckpt_tool.mapping.megatron.packing import count_experts, note_packed
+from ckpt_tool.mapping.megatron.packing import count_experts, find_forms, use_forms
 from ckpt_tool.mapping.megatron.repeats import Repeat, find_repeats
 from ckpt_tool.mapping.megatron.respelling import respell, spell_numbers
 from ckpt_tool.mapping.megatron.shared_kv import keep_given
@@ -62,7 +62,7 @@ def make_rules(
     warnings = []
     given = frozenset(names)
     _require_possible(config, numbers, len(given))
-    numbers = note_packed(family, numbers, given)
+    numbers = use_forms(numbers, find_forms(family, given))
     if "by_kind" in numbers.flags:
         numbers = replace(numbers, kinds=keep_given(numbers.kinds, family.around.trunk, given))
     _require_held(config, numbers, len(given), len(given))
@@ -146,7 +146,7 @@ def infer_rules(
     So is its head: a language model's, a value model's of one row, or none where ``tied`` (by
     default what the config says). MappingError where the family has no table.
     """
-    family, numbers = require_rows(config), read_numbers(config)
+    family, numbers = require_rows(config), use_forms(read_numbers(config), config.forms)
     layers, experts = _count_held(tensors, "layers.", 1), _count_held(tensors, "experts.", 2)
     _require_held(config, numbers, layers, experts)
     prefix = family.around.prefix

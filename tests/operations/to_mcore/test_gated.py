@@ -177,6 +177,66 @@ def test_experts_in_either_form_make_the_same(saved, model, tmp_path, packed):
     assert_same(*({name: t.read() for name, t in each.items()} for each in (ours, theirs)))
 
 
+@pytest.fixture(scope="module")
+def there(model, tmp_path_factory) -> Path:
+    """What is the same of all forms, as the test before this shows."""
+    out = tmp_path_factory.mktemp("there") / "mcore"
+    convert_to_mcore(model, out, ToMcoreOptions(write=UNSYNCED))
+    return out
+
+
+def merge(there: Path, config: Path, out: Path) -> Tensors:
+    unchecked = WriteOptions(fsync=False, check_load=False)
+    merge_megatron(there, out, MergeOptions(config=config, write=unchecked))
+    return load_folder(out)
+
+
+@pytest.mark.parametrize("packed", [(), (TRUNK,), (TRUNK, AHEAD), (AHEAD,)], ids=str)
+def test_experts_come_back_as_the_weights_beside_the_config_have_them(
+    saved, there, tmp_path, packed
+):
+    """The first is what transformers saves, then Qwen3.5 and Qwen3.6 as they are released."""
+    tensors, config = saved
+    for stem in packed:
+        tensors = pack(tensors, stem)
+    other = write(tmp_path / "other", tensors, config)
+    assert_same(merge(there, other, tmp_path / "back"), load_folder(other))
+    assert verify_checkpoint(there, other).equal
+    assert verify_checkpoint(tmp_path / "back", other).equal
+
+
+def test_an_index_beside_the_config_is_enough(saved, there, tmp_path):
+    tensors, config = saved
+    tensors = pack(pack(tensors, TRUNK), AHEAD)
+    other = write(tmp_path / "other", tensors, config)
+    (other / "model.safetensors").unlink()
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (other / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_same(merge(there, other, tmp_path / "back"), tensors)
+
+
+@pytest.mark.parametrize("beside", [b"", b"version https://git-lfs.github.com/spec/v1", None])
+def test_without_names_experts_come_back_as_qwen3_5_is_released(model, there, tmp_path, beside):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_bytes((model / "config.json").read_bytes())
+    if beside is not None:
+        (other / "model.safetensors").write_bytes(beside)
+    assert_same(merge(there, other, tmp_path / "back"), load_folder(model))
+
+
+def test_the_model_that_fills_says_it_too(saved, there, tmp_path):
+    tensors, config = saved
+    other = write(tmp_path / "other", pack(pack(tensors, TRUNK), AHEAD), config)
+    bare = tmp_path / "config"
+    bare.mkdir()
+    (bare / "config.json").write_text(json.dumps(config))
+    unchecked = WriteOptions(fsync=False, check_load=False)
+    options = MergeOptions(config=bare, fill_from=other, write=unchecked)
+    merge_megatron(there, tmp_path / "back", options)
+    assert_same(load_folder(tmp_path / "back"), load_folder(other))
+
+
 def test_a_small_norm_is_rounded_and_said(model, tmp_path):
     tensors = {name: t.bfloat16() for name, t in load_folder(model).items()}
     norm = next(name for name in tensors if name.endswith("linear_attn.norm.weight"))

@@ -134,6 +134,16 @@ def test_experts_of_llama_4_are_in_one_tensor_or_each_by_itself(llama4):
     assert_same(read(llama4 / "apart-mcore"), read(llama4 / "packed-mcore"))
 
 
+@pytest.mark.parametrize("form", ["packed", "apart"])
+def test_experts_of_llama_4_come_back_as_the_weights_beside_the_config_have_them(
+    llama4, form, tmp_path
+):
+    unchecked = WriteOptions(fsync=False, check_load=False)
+    back = MergeOptions(config=llama4 / form, write=unchecked)
+    merge_megatron(llama4 / "packed-mcore", tmp_path / "back", back)
+    assert_same(load_folder(tmp_path / "back"), load_folder(llama4 / form))
+
+
 @pytest.mark.parametrize("form", ["packed", "packed-mcore"])
 def test_both_forms_of_llama_4_are_compared_by_each_expert(llama4, form, tmp_path):
     assert verify_checkpoint(llama4 / form, llama4 / "apart").equal
