@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ckpt_tool.common.packages import OF_TRANSFORMERS, list_missing, say_missing
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.hub.ahead import list_ahead
 from ckpt_tool.mapping.hub.form import View
 from ckpt_tool.mapping.hub.names import is_fused
 from ckpt_tool.mapping.hub.saved_names import are_published
@@ -43,7 +44,7 @@ class Question:
 
     @classmethod
     def of(cls, view: View, planned: Shapes) -> Question:
-        ours = _name_prediction_layers(view.config)
+        ours = list_ahead(view.config)
         read = {name: shape for name, shape in planned.items() if name not in view.ignored}
         known = {name: shape for name, shape in read.items() if not name.startswith(ours)}
         form = "published" if are_published(known, view.config) else ""
@@ -98,19 +99,3 @@ def hear(child: Child) -> list[Answer]:
         return list(child.answer()["answers"])
     finally:
         child.stop()
-
-
-def _name_prediction_layers(config: ModelConfig) -> tuple[str, ...]:
-    """Where the layers for multi-token prediction are: behind the last one that a model has.
-
-    Or where the family's rows number them by themselves.
-    """
-    layers, more = (
-        config.text.get(key) for key in ("num_hidden_layers", "num_nextn_predict_layers")
-    )
-    if not isinstance(layers, int) or not isinstance(more, int):
-        return ()
-    rows = config.family.megatron
-    own = rows.mtp.prefix if rows is not None and "{number}" in rows.mtp.prefix else ""
-    prefix = own or "model.layers.{after}."
-    return tuple(prefix.format(after=layers + number, number=number) for number in range(more))

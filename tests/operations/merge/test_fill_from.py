@@ -118,6 +118,7 @@ def add_prediction_layer(base: Path, names: Callable[[str], str]) -> dict[str, t
     [
         ("deepseek_v3", {"num_nextn_predict_layers": 1}, "model.layers.2.{}"),
         ("qwen3_next", {"mtp_num_hidden_layers": 1}, "mtp.{}"),
+        ("glm4_moe", {"mtp_num_layers": 1}, "model.layers.2.{}"),
     ],
 )
 def test_layers_for_prediction_that_training_dropped(family, settings, names, tmp_path):
@@ -129,6 +130,7 @@ def test_layers_for_prediction_that_training_dropped(family, settings, names, tm
     assert any("`fill_from=BASE`" in warning for warning in plain.warnings)
     result = merge(source, tmp_path / "out", tmp_path / "base")
     assert result.filled == sorted(layer)
+    assert result.load_check.num_ignored == len(layer)
     assert not any("prediction" in warning for warning in result.warnings)
     assert_same(load_folder(tmp_path / "out"), load_folder(tmp_path / "plain") | layer)
 
