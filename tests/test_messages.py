@@ -36,7 +36,7 @@ OTHERS = {"operations.upload": {"--private"}}  # hf upload
 #: A number, and what several do; of what is always several it may be said.
 PLURALS = re.compile(
     r"(?<!of )(?<!some )\bX (?:[a-z-]+ ){0,2}[a-z]*[a-rt-z]s"
-    r" (?:are|have|differ|were|belong|lie|would|cannot|of the)\b"
+    r" (?:are|have|get|differ|were|belong|lie|would|cannot|of the)\b"
 )
 SEVERAL = re.compile(r"X checkpoints are")
 #: What is in backticks and no option.
@@ -170,7 +170,7 @@ def test_what_is_counted_may_be_one() -> None:
     }
     assert found == set()
     assert PLURALS.search("X quantised weights cannot be read")
-    assert PLURALS.search("x: X tensors have a key that another one has")
+    assert PLURALS.search("x: X tensors get a name that another one has")
 
 
 def test_the_guard_sees_what_it_is_to_see() -> None:

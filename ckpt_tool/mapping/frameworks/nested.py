@@ -13,6 +13,7 @@ from typing import TypeVar
 from ckpt_tool.common.errors import MappingError, UsageError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.hub.value_head import BASE, HEAD
+from ckpt_tool.mapping.renaming import rename_all
 
 T = TypeVar("T")
 
@@ -118,17 +119,7 @@ def rename_tensors(tensors: Mapping[str, T], renames: Sequence[str]) -> dict[str
                 hint=f"Names are like: {some}",
             )
         names = changed
-    found: dict[str, T] = {}
-    twice = []
-    for name, now in names.items():
-        if now in found:
-            twice.append(f"{name}: also {now}")
-        found[now] = tensors[name]
-    if twice:
-        raise MappingError(
-            f"{count_noun(len(twice), 'tensor')} would get a name that another one has", twice
-        )
-    return found
+    return rename_all(tensors, names.__getitem__)
 
 
 def _apply(rename: str, name: str) -> str:

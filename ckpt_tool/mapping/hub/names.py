@@ -13,6 +13,7 @@ from ckpt_tool.mapping.families.hub_rules import Rename, Rule, SplitExperts, Tra
 from ckpt_tool.mapping.hub.architecture import name_architecture, warn_of_unknown_class
 from ckpt_tool.mapping.hub.form import HubModel, Tensors
 from ckpt_tool.mapping.hub.transformers_tables import name_by_transformers
+from ckpt_tool.mapping.renaming import rename_all
 from ckpt_tool.tensors.geometry import Shape
 from ckpt_tool.tensors.lazy import LazyTensor, cat
 
@@ -27,7 +28,7 @@ Rows = Iterator[tuple[str, LazyTensor]]
 
 def unwrap_names(tensors: Mapping[str, LazyTensor]) -> Tensors:
     """The tensors by names without the parts of wrappers; MappingError where two then meet."""
-    return _collect((unwrap_name(name), tensor) for name, tensor in tensors.items())
+    return rename_all(tensors, unwrap_name)
 
 
 def unwrap_all(tensors: Mapping[str, LazyTensor]) -> Tensors:

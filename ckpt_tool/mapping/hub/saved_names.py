@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import count_doing
 from ckpt_tool.mapping.config import ModelConfig
+from ckpt_tool.mapping.renaming import rename_all
 
 T = TypeVar("T")
 
@@ -23,20 +22,13 @@ def use_published_names(tensors: Mapping[str, T], config: ModelConfig) -> dict[s
     MappingError where two get one.
     """
     patterns = _list_patterns(config)
-    found: dict[str, T] = {}
-    twice = []
-    for old, tensor in tensors.items():
-        name = old
+
+    def publish(name: str) -> str:
         for pattern, published in patterns:
             name = re.sub(pattern, published, name)
-        if name in found:
-            twice.append(f"{old}: also {name}")
-        found[name] = tensor
-    if twice:
-        raise MappingError(
-            f"{count_doing(len(twice), 'tensor', 'are')} there in two spellings", twice
-        )
-    return found
+        return name
+
+    return rename_all(tensors, publish)
 
 
 def are_published(tensors: Mapping[str, object], config: ModelConfig) -> bool:

@@ -23,6 +23,7 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.wording import count_noun
 from ckpt_tool.mapping.hub.names import unwrap_name
 from ckpt_tool.mapping.lora.adapters import Adapters, Module
+from ckpt_tool.mapping.renaming import rename_all
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: Where peft's model begins; before it are dictionaries that somebody nested it in.
@@ -72,17 +73,8 @@ def cut_around(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
     MappingError where two get one name.
     """
-    found: dict[str, LazyTensor] = {}
-    twice = []
-    for name, tensor in tensors.items():
-        plain = _PREFIX.sub(lambda matched: f"{matched[1] or ''}base_model.model.", name)
-        twice += [name] if plain in found else []
-        found[plain] = tensor
-    if twice:
-        raise MappingError(
-            f"{count_noun(len(twice), 'tensor')} of two models that peft made", twice
-        )
-    return found
+    around = r"\g<1>base_model.model."
+    return rename_all(tensors, lambda name: _PREFIX.sub(around, name))
 
 
 def refuse_adapters(names: Iterable[str]) -> None:

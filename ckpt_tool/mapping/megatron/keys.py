@@ -11,10 +11,10 @@ compared; ``fsdp_dtensor_checkpoint.py`` of 0.17 to 0.19.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from ckpt_tool.common.errors import MappingError
-from ckpt_tool.common.wording import count_doing
+from ckpt_tool.mapping.renaming import rename_all
 from ckpt_tool.tensors.lazy import LazyTensor, cat, stack
 
 Tensors = Mapping[str, LazyTensor]
@@ -105,34 +105,12 @@ def unify_keys(
     return _stack_experts(_join_halves(found))
 
 
-def rename_all(tensors: Tensors, rename: Callable[[str], str]) -> dict[str, LazyTensor]:
-    """The tensors by other keys; MappingError lists those whose key another one has, too."""
-    found: dict[str, LazyTensor] = {}
-    twice = []
-    for name, tensor in tensors.items():
-        key = rename(name)
-        if key in found:
-            twice.append(f"{name}: also {key}")
-        found[key] = tensor
-    if twice:
-        raise MappingError(
-            f"{count_doing(len(twice), 'tensor', 'have')} a key that another one has", twice
-        )
-    return found
-
-
 def strip_wrappers(tensors: Tensors) -> dict[str, LazyTensor]:
     """The tensors without what wrappers put before their names, as NeMo's ``module.``.
 
     MappingError where two tensors then have one name.
     """
-    found = {_PREFIX.sub("", name): tensor for name, tensor in tensors.items()}
-    if len(found) < len(tensors):
-        twice = [
-            name for name in tensors if _PREFIX.match(name) and _PREFIX.sub("", name) in tensors
-        ]
-        raise MappingError("tensors are there in two spellings", twice)
-    return found
+    return rename_all(tensors, lambda name: _PREFIX.sub("", name))
 
 
 def is_megatron(names: Iterable[str]) -> bool:

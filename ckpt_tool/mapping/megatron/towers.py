@@ -15,8 +15,8 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.config import ModelConfig
 from ckpt_tool.mapping.families.megatron_form import Around
 from ckpt_tool.mapping.hub.form import HubModel
-from ckpt_tool.mapping.megatron.keys import rename_all
 from ckpt_tool.mapping.megatron.numbers import require_rows
+from ckpt_tool.mapping.renaming import rename_all
 from ckpt_tool.tensors.lazy import LazyTensor
 
 #: Whose names and layout a tower has: those of Megatron's modules, or of transformers'.

@@ -172,14 +172,21 @@ def test_wrappers_may_be_before_the_names_of_adapters(tmp_path, numbered):
     check(merge(tmp_path, adapters, base), tensors, updates)
 
 
-def test_adapters_with_wrappers_and_without_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("one", "other"), [("", "module."), ("module.", "module.module."), ("model.", "module.")]
+)
+def test_adapters_in_two_wrappers_are_refused_by_all_of_their_names(tmp_path, one, other):
     base = write_family(tmp_path / "base", "qwen3")
     left, right = factors(6, 8)
     module = f"{LAYER}.1.self_attention.linear_proj"
-    adapters = adapter(module, left, right) | adapter(f"module.{module}", left, right)
-    with pytest.raises(MappingError, match="two spellings") as caught:
+    names = adapter(module, left, right)
+    adapters = {wrapper + name: t for wrapper in (one, other) for name, t in names.items()}
+    with pytest.raises(MappingError, match="2 tensors get a name that another one has") as caught:
         merge(tmp_path, adapters, base)
-    assert caught.value.names == tuple(sorted(adapter(f"module.{module}", left, right)))
+    for said, name in zip(caught.value.names, sorted(names), strict=True):
+        pair, _, common = said.partition(", both ")
+        assert set(pair.split(": also ")) == {one + name, other + name}
+        assert common == (name if one else "")
 
 
 def test_a_layer_that_has_what_is_adapted_is_missed(tmp_path):

@@ -118,8 +118,10 @@ def test_two_spellings_of_one_tensor_are_refused(published, tmp_path) -> None:
     tensors = load_folder(published)
     tensors["model.embed_tokens.weight"] = tensors["embed.weight"].clone()
     model = v4.write(tmp_path / "hf", tensors)
-    with pytest.raises(MappingError, match="two spellings"):
+    with pytest.raises(MappingError, match="1 tensor gets a name that another") as caught:
         convert(model, tmp_path / "out")
+    pair = {"embed.weight", "model.embed_tokens.weight"}
+    assert [set(said.split(": also ")) for said in caught.value.names] == [pair]
 
 
 def quantise(tensors: Tensors) -> tuple[Tensors, Tensors]:
