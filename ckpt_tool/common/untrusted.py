@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -106,12 +106,14 @@ class Fields:
     """The values of an object in the file ``path``, by key; None is as good as not there.
 
     FormatError where one is of another type than is asked for. ``place``: what is said before a
-    key, of an object inside of others.
+    key, of an object inside of others. ``assumed``: keys that nobody said, whose values are
+    defaults.
     """
 
     values: Mapping[str, Any]
     path: str | PathLike[str]
     place: str = ""
+    assumed: Set[str] = frozenset()
 
     def size(self, key: str, default: int | None = None, most: int = _MOST) -> int:
         """A number of something, from 0 to ``most``."""
@@ -128,12 +130,18 @@ class Fields:
             raise self._expected(key, "a size" if most == _MOST else f"a size up to {most:,}")
         return found
 
+    def agreed_size(self, keys: Sequence[str], default: int | None = None) -> int:
+        """The size that has all of ``keys`` as names, as in :meth:`size` and :meth:`agree`."""
+        return self.size(self.agree(*keys), default)
+
     def agree(self, *keys: str) -> str:
         """The first of ``keys`` that is there, all of them names of one thing; else the first.
 
-        FormatError where two of them say something different: no reader knows which one is true.
+        One that is assumed counts where no other is there. FormatError where two of them say
+        something different: no reader knows which one is true.
         """
-        said = [key for key in keys if self.values.get(key) is not None] or [keys[0]]
+        there = [key for key in keys if self.values.get(key) is not None] or [keys[0]]
+        said = [key for key in there if key not in self.assumed] or there
         for key in said[1:]:
             if self.values.get(key) != self.values.get(said[0]):
                 raise FormatError(
@@ -194,7 +202,9 @@ class Fields:
 
     def beside(self, key: str) -> Fields:
         """What such an object says beside what is said here: of some things either has the name."""
-        return Fields({**self.values, **self.object(key)}, self.path, self.place)
+        found = self.object(key)
+        assumed = self.assumed - found.keys()
+        return Fields({**self.values, **found}, self.path, self.place, assumed)
 
     def _expected(self, key: str, what: str) -> FormatError:
         return FormatError(

@@ -108,6 +108,15 @@ def test_names_of_one_thing_say_the_same():
     assert len(refused.value.message) < 200
 
 
+def test_what_is_assumed_counts_where_no_other_name_is_there():
+    said = Fields({"a": 3, "b": 4, "c": None, "in": {"a": 5}}, "f.json", assumed={"a"})
+    assert (said.agree("a", "b"), said.agree("a", "c"), said.agree("c", "a")) == ("b", "a", "a")
+    assert said.agreed_size(("a", "b")) == 4
+    assert (said.agreed_size(("a", "c")), said.agreed_size(("c", "x"), 7)) == (3, 7)
+    with pytest.raises(FormatError, match="a is 5, but b, another name for it, is 4"):
+        said.beside("in").agree("a", "b")
+
+
 def test_more_than_is_allowed_is_refused():
     assert FIELDS.find_size("size", 3) == 3
     with pytest.raises(FormatError, match="size is 3, expected a size up to 2"):

@@ -164,7 +164,7 @@ class MegatronRows:
     key is absent.
     ``differing``: Megatron is always given a list of layer kinds, so that layers have keys of
     their own even where all are alike. ``defaults``: numbers that the config's class has where
-    ``config.json`` leaves them out.
+    ``config.json`` leaves them out, by every name that they have.
     """
 
     attention: Rows

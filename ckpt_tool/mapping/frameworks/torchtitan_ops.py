@@ -168,7 +168,7 @@ def make_op(kind: str, config: ModelConfig) -> TitanOp:
     if kind == "same":
         return Same()
     if kind in _STACKED:
-        count = text.size(text.agree(*EXPERT_KEYS), 0)
+        count = text.agreed_size(EXPERT_KEYS, 0)
         return _STACKED[kind](count)
     heads = text.size("num_attention_heads")
     groups = text.size("num_key_value_heads", heads)

@@ -26,7 +26,7 @@ def find_compressed(text: Fields, layers: int) -> tuple[str, ...]:
     """
     kinds, ratios = text.texts("layer_types"), text.sizes("compress_ratios")
     by_ratio = [_BY_RATIO.get(ratio, f"compressed by {ratio}") for ratio in ratios]
-    most = layers + text.size(text.agree(*MTP_KEYS), 0)
+    most = layers + text.agreed_size(MTP_KEYS, 0)
     if any(by_ratio[at] != _KINDS[0] for at in range(layers, len(ratios))):
         raise MappingError(f"{text.path}: a layer for multi-token prediction that compresses keys")
     known = [kind in _KINDS for kind in (*kinds, *by_ratio)]
@@ -78,7 +78,7 @@ def read_compressed_sizes(text: Fields, heads: int, head: int) -> dict[str, int]
         "out_rank": groups * text.size("o_lora_rank", 0),
         "two_head": 2 * head,
         "two_index_head": 2 * text.size("index_head_dim", 0),
-        "csa_rate": rates.size(rates.agree(_KINDS[1], "compress_rate_csa"), 4),
-        "hca_rate": rates.size(rates.agree(_KINDS[2], "compress_rate_hca"), 128),
+        "csa_rate": rates.agreed_size((_KINDS[1], "compress_rate_csa"), 4),
+        "hca_rate": rates.agreed_size((_KINDS[2], "compress_rate_hca"), 128),
         "experts_chosen": text.size("num_experts_per_tok", 0),
     }

@@ -42,7 +42,7 @@ def require_each(text: Fields, key: str, count: int, layers: int, *, padded: boo
 
     ``padded``: those for multi-token prediction may have one too.
     """
-    most = layers + (text.size(text.agree(*MTP_KEYS), 0) if padded else 0)
+    most = layers + (text.agreed_size(MTP_KEYS, 0) if padded else 0)
     if not layers <= count <= most:
         raise MappingError(
             f"{text.path}: {key} has {count_noun(count, 'layer')}, but num_hidden_layers is"

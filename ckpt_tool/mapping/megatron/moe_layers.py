@@ -9,6 +9,8 @@ from ckpt_tool.mapping.megatron.step import find_moe_list
 
 #: How configs call every how many layers one has experts.
 _STEPS = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
+#: And before which layer none has.
+_FIRSTS = ("first_k_dense_replace", "moe_layer_start_index")
 #: How lists of the kinds of MLPs call experts, DeepSeek-V4's both as the last two.
 _WITH_EXPERTS = ("sparse", "moe", "hash_moe")
 _KINDS = (*_WITH_EXPERTS, "dense")
@@ -46,9 +48,9 @@ def find_moe_layers(keys: Fields, layers: int) -> frozenset[int]:
     listed = find_moe_list(keys)
     if listed is not None:
         return frozenset(layer for layer in listed if layer < layers)
-    step = keys.size(keys.agree(*_STEPS), 1) or 1
+    step = keys.agreed_size(_STEPS, 1) or 1
     every = keys.size("moe_layer_freq", 1) or 1
-    first = keys.size(keys.agree("first_k_dense_replace", "moe_layer_start_index"), 0)
+    first = keys.agreed_size(_FIRSTS, 0)
     last = keys.find_number("moe_layer_end_index")
     dense = frozenset(keys.sizes("mlp_only_layers"))
     return frozenset(

@@ -148,9 +148,9 @@ def read_numbers(config: ModelConfig, vocab_multiple: int = 1) -> Numbers:
         require_each(text, "layer_types", len(text.texts("layer_types")), layers, padded=True)
     heads = text.size("num_attention_heads")
     vocab = text.size("vocab_size")
-    experts = text.size(text.agree(*EXPERT_KEYS), 0)
+    experts = text.agreed_size(EXPERT_KEYS, 0)
     moe = find_moe_layers(text, layers) if family.moe and experts else frozenset[int]()
-    mtp = text.size(text.agree(*MTP_KEYS), 0) if family.mtp.rows else 0
+    mtp = text.agreed_size(MTP_KEYS, 0) if family.mtp.rows else 0
     ahead: tuple[str, ...] = ()
     if kinds and family.is_patterned:
         if text.find_bool("mtp_use_repeated_layer"):
@@ -192,7 +192,7 @@ def _read_vision(around: Around, vision: Fields) -> tuple[int, int]:
     if around.has_radio:
         return read_radio(vision)
     keys = ("depth", "num_hidden_layers"), ("num_heads", "num_attention_heads")
-    layers, heads = (vision.size(vision.agree(*names)) for names in keys)
+    layers, heads = (vision.agreed_size(names) for names in keys)
     return layers, heads
 
 
@@ -212,7 +212,7 @@ def _find_flags(family: MegatronRows, text: Fields, *, tied: bool) -> frozenset[
         "low_query": rank,
         "plain_query": not rank,
         "latent": bool(values.get("kv_lora_rank")),
-        "shared_experts": any(values.get(key) for key in SHARED_KEYS),
+        "shared_experts": bool(text.agreed_size(SHARED_KEYS, 0)),
         "shared_gate": any("mlp.shared_experts.gate_weight" in row.megatron for row in family.moe),
         "expert_bias": any(row.megatron.endswith("router.expert_bias") for row in family.moe),
     }

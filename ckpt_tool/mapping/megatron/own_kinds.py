@@ -32,7 +32,7 @@ def find_indexers(text: Fields, layers: int) -> tuple[str, ...]:
         every, first = text.size("index_topk_freq", 1), text.size("index_skip_topk_offset", 2)
         steps = (max(layer + 1 - first, 0) % max(every, 1) for layer in range(layers))
         kinds = ["shared" if step else "full" for step in steps]
-    most = layers + text.size(text.agree(*MTP_KEYS), 0)
+    most = layers + text.agreed_size(MTP_KEYS, 0)
     if not layers <= len(kinds) <= most or not set(kinds) <= set(_INDEXERS.values()):
         raise MappingError(
             f"{text.path}: indexer_types or index_topk_pattern is {', '.join(kinds[:9])}, expected"

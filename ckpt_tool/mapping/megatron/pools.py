@@ -6,6 +6,7 @@ Some keys have a list of two, as transformers writes it, and more of them as rel
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ckpt_tool.common.errors import MappingError
@@ -31,7 +32,7 @@ def take_pools(text: Fields) -> Fields:
             f"{text.path}: {_WIDTHS} is {widths[:9]}, expected two, one of each pool"
         )
     found[_WIDTHS], found[f"vision_{_WIDTHS}"] = widths
-    return Fields(found, text.path)
+    return replace(text, values=found)
 
 
 def _take_one(text: Fields, key: str) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields, require_object
 from ckpt_tool.mapping.megatron.blocks import Block, read_blocks
+from ckpt_tool.mapping.megatron.sizes import find_groups, find_head_dim
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 #: What the kinds of layers end with whose keys are values, and that take both from another layer.
@@ -88,8 +89,8 @@ def _read_heads(text: Fields, kinds: tuple[str, ...]) -> tuple[Block, ...]:
     said: dict[str, tuple[int, int]] = {}
     for layer, kind in enumerate(kinds):
         own = _read_own(text, layer, kind)
-        groups = own.size("num_key_value_heads", text.size("num_key_value_heads"))
-        head = own.size("head_dim", text.size("head_dim"))
+        groups = own.size("num_key_value_heads", find_groups(text))
+        head = own.size("head_dim", find_head_dim(text))
         base = kind.partition(",")[0]
         if said.setdefault(base, (groups, head)) != (groups, head):
             raise MappingError(

@@ -39,20 +39,20 @@ def read_text(family: MegatronRows, config: ModelConfig) -> Fields:
     """The language model's config; what it leaves out, or has null for, as its class has it."""
     text = config.text
     absent = {key: size for key, size in family.defaults.items() if text.get(key) is None}
-    found = Fields(text | absent, config.path)
+    found = Fields(text | absent, config.path, assumed=frozenset(absent))
     return take_pools(found) if "pools" in family.flags else found
 
 
 def find_head_dim(text: Fields) -> int:
     """The width of a head of plain attention: Nemotron-H has another name for it."""
     share = text.size("hidden_size") // max(text.size("num_attention_heads"), 1)
-    return text.size("head_dim", text.size("attention_head_dim", share))
+    return text.agreed_size(("head_dim", "attention_head_dim"), share)
 
 
 def find_groups(text: Fields) -> int:
     """How many heads keys and values have: Step-3.5 has another name for it."""
-    key = text.agree("num_key_value_heads", "num_attention_groups")
-    return text.size(key, text.size("num_attention_heads"))
+    keys = ("num_key_value_heads", "num_attention_groups")
+    return text.agreed_size(keys, text.size("num_attention_heads"))
 
 
 def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
@@ -60,7 +60,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     heads, hidden = text.size("num_attention_heads"), text.size("hidden_size")
     head = find_head_dim(text)
     ffn, expert = text.size("intermediate_size", 0), text.size("moe_intermediate_size", 0)
-    count = text.size(text.agree(*SHARED_KEYS), 0)
+    count = text.agreed_size(SHARED_KEYS, 0)
     shared = text.size("shared_intermediate_size", 0) * (count or 1) or count * expert
     if text.values.get("intermediate_size_mlp"):  # Llama 4's, whose experts have the other width
         expert, shared, ffn = ffn, ffn, text.size("intermediate_size_mlp")
@@ -75,7 +75,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
     parts, shared_by = vision.size("num_heads", 1) or 1, vision.size("num_key_value_heads", 0)
     groups = find_groups(text)
     indexer = text.beside("sparse_attention_config")
-    index_heads, index_head = (indexer.size(indexer.agree(*keys), 0) for keys in _INDEX_KEYS)
+    index_heads, index_head = (indexer.agreed_size(keys, 0) for keys in _INDEX_KEYS)
     sliding = text.size("swa_num_key_value_heads", 2 * groups)
     found = {
         "one": 1,
@@ -101,8 +101,8 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
         "two_expert_ffn": 2 * (expert or ffn),
         "vision_expert_ffn": text.size("vision_moe_intermediate_size", 0),
         "expert_hidden": text.size("moe_latent_size", 0) or hidden,
-        "shared_ffn": text.size(text.agree(*_SHARED_WIDTHS), 0) or shared,
-        "experts": text.size(text.agree(*EXPERT_KEYS), 0),
+        "shared_ffn": text.agreed_size(_SHARED_WIDTHS, 0) or shared,
+        "experts": text.agreed_size(EXPERT_KEYS, 0),
         "per_layer": per_layer,
         "all_layers": per_layer * text.size("num_hidden_layers", 0),
         "per_layer_vocab": text.size("vocab_size_per_layer_input", 0),
@@ -129,7 +129,7 @@ def read_sizes(text: Fields, vision: Fields) -> dict[str, int]:
 
 def _read_mamba(text: Fields) -> dict[str, int]:
     """Those of Mamba's mixers, by the keys of Nemotron-H or of Falcon-H1."""
-    heads, head, groups, state, kernel = (text.size(text.agree(*keys), 0) for keys in _MAMBA_KEYS)
+    heads, head, groups, state, kernel = (text.agreed_size(keys, 0) for keys in _MAMBA_KEYS)
     inner = heads * head or text.size("mamba_d_ssm", 0)
     inner, states = inner or text.size("mamba_expand", 0) * text.size("hidden_size"), groups * state
     return {

@@ -6,6 +6,8 @@ of their own. Source: ``configuration_step3p7.py`` of transformers 5.24.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ckpt_tool.common.errors import MappingError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.mapping.config import MTP_KEYS
@@ -44,7 +46,7 @@ def find_kinds_ahead(text: Fields, layers: int, ahead: int) -> tuple[str, ...]:
 
 def _read_kinds(text: Fields, layers: int) -> tuple[str, ...]:
     kinds = text.texts("layer_types") or [_FULL] * layers
-    ahead = text.size(text.agree(*MTP_KEYS), 0)
+    ahead = text.agreed_size(MTP_KEYS, 0)
     _require(text, "layer_types", kinds, layers, layers + ahead)
     return tuple(kinds)
 
@@ -93,7 +95,7 @@ def name_first_rotary(text: Fields) -> Fields:
         values = found.get(key)
         if isinstance(values, list) and values:
             found[named] = values[0]
-    return Fields(found, text.path)
+    return replace(text, values=found)
 
 
 def _require_heads(text: Fields, heads: int) -> None:
