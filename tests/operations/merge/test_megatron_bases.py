@@ -238,3 +238,25 @@ def test_experts_may_share_factors(tmp_path, shared, stacked):
         for e in range(3)
     }
     check(merge(tmp_path, adapters, base), tensors, updates)
+
+
+def test_experts_of_a_base_come_back_as_it_has_them(tmp_path):
+    """Together, where a family's config alone would have them one by one."""
+    base = write_family(tmp_path / "base", "qwen3_5_moe_text")
+    tensors = load_folder(base)
+    for stem in {name.partition(".experts.")[0] for name in tensors if ".experts." in name}:
+        experts = [
+            [
+                tensors.pop(f"{stem}.experts.{n}.{part}_proj.weight")
+                for part in ("gate", "up", "down")
+            ]
+            for n in range(3)
+        ]
+        together = [torch.cat(each[:2]) for each in experts]
+        tensors[f"{stem}.experts.gate_up_proj"] = torch.stack(together)
+        tensors[f"{stem}.experts.down_proj"] = torch.stack([each[2] for each in experts])
+    rewrite(base, tensors)
+    layer = next(n for n in range(3) if f"model.layers.{n}.self_attn.o_proj.weight" in tensors)
+    layers = {f"{LAYER}.{layer}": f"model.layers.{layer}.self_attn.o_proj.weight"}
+    adapters, updates = update_outputs(tensors, layers)
+    check(merge(tmp_path, adapters, base), tensors, updates)
