@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
 from ckpt_tool.common.parallel import Team
 from ckpt_tool.common.remote.files import are_there
@@ -90,17 +91,20 @@ def _make_read(span: Gap) -> Read:
 def prove(read: ReadSums, gaps: Sequence[Gap], team: Team) -> int:
     """Read the gaps of records, each process of the team its share; how many bytes.
 
-    OSError and FormatError where a file cannot be read.
+    All gaps of a record are one process's: what two of them had put together with what both know
+    would overlap. OSError and FormatError where a file cannot be read.
     """
-    share = [gaps[index] for index in team.world.share([gap.size for gap in gaps])]
-    team.progress.start("checksums", sum(gap.size for gap in share))
+    records = [list(found) for _, found in groupby(gaps, read.find)]
+    sizes = [sum(gap.size for gap in found) for found in records]
+    numbers = team.world.share(sizes)
+    share = [gap for number in numbers for gap in records[number]]
+    team.progress.start("checksums", sum(sizes[number] for number in numbers))
     team.world.each(lambda: read_gaps(share, read, team.jobs, team.progress.advance))
     exchange(read, team)
-    return sum(gap.size for gap in gaps)
+    return sum(sizes)
 
 
 def exchange(read: ReadSums, team: Team) -> None:
     """All processes of the team learn what each has found."""
     if team.world.size > 1:
-        for findings in team.world.everyone(read.findings):
-            read.learn(findings)
+        read.learn(team.world.everyone(read.findings))

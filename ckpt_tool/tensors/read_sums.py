@@ -98,8 +98,17 @@ class ReadSums:
             found[path].found[index] = crc
         return found
 
-    def learn(self, findings: Mapping[str, Findings]) -> None:
-        """Take what another process knows."""
+    def learn(self, everyone: Iterable[Mapping[str, Findings]]) -> None:
+        """Take what all processes know, by rank, this one among them.
+
+        Each puts it together anew in this order: all are to see the same gaps, of which each reads
+        its share.
+        """
+        self._runs.clear()
+        for findings in everyone:
+            self._take(findings)
+
+    def _take(self, findings: Mapping[str, Findings]) -> None:
         for path, told in findings.items():
             for index, state in enumerate(told.states):
                 self._raise_state((path, index), state)
@@ -111,6 +120,10 @@ class ReadSums:
     def state(self, place: Place) -> int:
         """What is known of a record."""
         return self._states[place[0]][place[1]]
+
+    def find(self, gap: Gap) -> Place:
+        """The record of which some bytes are still to be read."""
+        return gap.path, self._sums[gap.path].find(gap.start)
 
     def places(self, *states: int) -> list[Place]:
         """The records of these states."""
@@ -130,6 +143,7 @@ class ReadSums:
             elif self.state(place) <= PART:
                 if place not in self._runs or self._is_given_up(place, record):
                     self._runs[place] = _Runs()
+                self._runs[place].is_wanted = True
                 for start, stop in self._runs[place].gaps(record.size):
                     yield Gap(place[0], record.start + start, stop - start)
 
@@ -146,7 +160,9 @@ class ReadSums:
 
     def _is_given_up(self, place: Place, record: RecordSum) -> bool:
         runs = self._runs.get(place)
-        return runs is not None and runs.pieces > _FEW_PIECES + record.size // _PIECE_BYTES
+        if runs is None or runs.is_wanted:
+            return False
+        return runs.pieces > _FEW_PIECES + record.size // _PIECE_BYTES
 
     def _join(self, place: Place, listed: Iterable[tuple[int, int, int]]) -> None:
         runs = self._runs.setdefault(place, _Runs())
@@ -170,13 +186,13 @@ class _Runs:
     """Runs of bytes of one record with their CRC-32; where one ends and one begins, they are one.
 
     Each is true by itself, so that it does not matter whether some overlap. ``pieces``: how many
-    were added.
+    were added; ``is_wanted``: the rest is read only to be added, in however many.
     """
 
-    __slots__ = ("_ends", "_starts", "pieces")
+    __slots__ = ("_ends", "_starts", "is_wanted", "pieces")
 
     def __init__(self) -> None:
-        self.pieces = 0
+        self.pieces, self.is_wanted = 0, False
         self._ends: dict[int, tuple[int, int]] = {}  # by where it begins: where it ends, CRC-32
         self._starts: dict[int, int] = {}  # by where it ends: where it begins
 

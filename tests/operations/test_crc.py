@@ -167,6 +167,17 @@ def test_and_with_the_option_all_that_is_missing(tmp_path):
         merge_fsdp(source, tmp_path / "out-3", options(True))
 
 
+@pytest.mark.parametrize(("rows", "size"), [(30, 1), (12, 2)], ids=["alone", "two processes"])
+def test_and_with_the_option_gaps_between_pieces_too(tmp_path, rows: int, size: int):
+    """Two tensors have other columns of one storage, as long runs of bytes; nobody has the rest."""
+    base = values(rows, 4096)
+    state = {"a.weight": base[:, :2048], "b.weight": base[:, 2048:3000], "c.weight": values(99)}
+    job = Job(write_rank(tmp_path / "c", state), tmp_path / "out", "fsdp")
+    told = replace(options(True), max_shard_size="50KB")
+    found = run_as_team(size, lambda team: merge_as_team(job, told, team).crc)
+    assert [crc for crc, _ in found] == [CrcCheck(2, 1, 0, [])] * size
+
+
 def test_tensors_that_are_cast_and_cut_into_files_are_followed(tmp_path):
     state = {f"{n}.weight": values(WIDE // 12, start=n) for n in range(4)}
     source = write_rank(tmp_path / "c", state)

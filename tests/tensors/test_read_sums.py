@@ -10,15 +10,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckpt_tool.common.errors import FormatError
+from ckpt_tool.common.parallel import Team
 from ckpt_tool.tensors.blocks import BlockReader
 from ckpt_tool.tensors.checksums import FileSums, RecordSum
 from ckpt_tool.tensors.chunks import Chunk, Region
 from ckpt_tool.tensors.dtypes import FLOAT32
-from ckpt_tool.tensors.followed_files import FollowedFiles, read_gaps
+from ckpt_tool.tensors.followed_files import FollowedFiles, exchange, prove, read_gaps
 from ckpt_tool.tensors.geometry import Box
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.read_sums import DAMAGED, PART, SOUND, UNREAD, UNSAID, ReadSums
 from tests.support.backed import distinct
+from tests.support.teams import run_as_team
 
 FILE = "f"
 START = 7  # of the record in its file
@@ -95,17 +97,62 @@ def test_processes_tell_each_other(case, data):
     team = [follow(content) for _ in range(3)]
     for start, stop in cut:
         note(data.draw(st.sampled_from(team)), content, start, stop)
+    tell(team)
+    assert {read.state((FILE, 0)) for read in team} == {SOUND}
+
+
+#: Of which whoever has the last two puts the first in between, and nobody else can.
+CLOSED = (b"\0" * 8, [(0, 2), (1, 5), (2, 5)])
+
+
+@given(pieces(overlapping=True), st.lists(st.integers(0, 2), min_size=12, max_size=12))
+@example(CLOSED, [1, 0, 0, *[0] * 9])
+def test_processes_see_the_same_gaps(case, ranks):
+    content, cut = case
+    team = [follow(content) for _ in range(3)]
+    for (start, stop), rank in zip(cut, ranks, strict=False):
+        note(team[rank], content, start, stop)
+    tell(team)
+    first, *others = (list(read.gaps([(FILE, 0)])) for read in team)
+    assert all(gaps == first for gaps in others)
+
+
+def tell(team: list[ReadSums]) -> None:
     told = [read.findings() for read in team]
     for read in team:
-        for findings in told:
-            read.learn(findings)
-    assert {read.state((FILE, 0)) for read in team} == {SOUND}
+        read.learn(told)
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [(range(0, 4000, 500), range(20, 4000, 500)), ((0, 2000), (*range(100, 600, 5), 2100))],
+    ids=["few of each", "very many by one, which are one"],
+)
+def test_a_team_proves_what_it_has_read_in_part(tmp_path, starts):
+    """Each has read other pieces of two records, with gaps between."""
+    path, content = tmp_path / "f", random.Random(1).randbytes(4000)
+    path.write_bytes(content)
+    halves = content[:2000], content[2000:]
+    records = [RecordSum(2000 * n, 2000, zlib.crc32(half), "r") for n, half in enumerate(halves)]
+
+    def work(team: Team) -> tuple[list[int], int]:
+        read = ReadSums({str(path): FileSums(records)})
+        with FollowedFiles(read) as files:
+            for at in starts[team.world.rank]:
+                files.read(str(path), at, memoryview(bytearray(5)))
+        exchange(read, team)
+        size = prove(read, list(read.gaps(read.places(PART))), team)
+        return [read.state((str(path), number)) for number in (0, 1)], size
+
+    (first, _), (other, _) = run_as_team(2, work)
+    assert first == other
+    assert first[0] == [SOUND, SOUND]
 
 
 def test_damage_that_one_process_has_found_is_known_to_all():
     one, other = follow(b"abcd", crc=5), follow(b"abcd", crc=5)
     note(one, b"abcd", 0, 4)
-    other.learn(one.findings())
+    tell([one, other])
     assert other.damaged() == one.damaged() != []
     assert other.damaged()[0].record.name == "r"
 
@@ -136,6 +183,18 @@ def test_a_record_in_very_many_pieces_is_read_once_more():
         note(read, content, at, at + 1)
     assert list(read.gaps([(FILE, 0)])) == [(FILE, START, 256)]
     note(read, content, 0, 256)
+    assert read.state((FILE, 0)) == SOUND
+
+
+def test_gaps_are_followed_however_many_they_are():
+    content = bytes(range(256))
+    read = follow(content)
+    for at in range(0, 120, 2):
+        note(read, content, at, at + 1)
+    gaps = list(read.gaps([(FILE, 0)]))
+    assert len(gaps) == 60
+    for _, at, size in gaps:
+        note(read, content, at - START, at - START + size)
     assert read.state((FILE, 0)) == SOUND
 
 
