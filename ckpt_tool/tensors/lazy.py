@@ -127,8 +127,8 @@ class LazyTensor(Chunked):
 
     @property
     def uncast(self) -> LazyTensor:
-        """The tensor with the elements of its files, not cast; what is computed stays as it is."""
-        return self if self.is_computed else replace(self, dtype=self.source_dtype)
+        """The tensor with the elements of its files, or as they are computed: not rounded yet."""
+        return replace(self, dtype=self.source_dtype)
 
     def read(self) -> torch.Tensor:
         """The whole tensor in memory, as torch holds it.

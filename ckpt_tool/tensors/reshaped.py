@@ -162,5 +162,4 @@ def _split_chunk(chunk: Chunk, groups: Sequence[Shape], itemsize: int) -> Iterat
 
 
 def _join(tensor: LazyTensor, shape: Shape) -> LazyTensor:
-    plain = replace(tensor, dtype=tensor.source_dtype)
-    return hold(Reshaped(plain, shape), tensor.dtype, tensor)
+    return hold(Reshaped(tensor.uncast, shape), tensor.dtype, tensor)

@@ -15,9 +15,9 @@ from torch import Tensor
 from ckpt_tool.common.threads import Threads
 from ckpt_tool.tensors import strips, turned
 from ckpt_tool.tensors.blocks import BlockReader, FileTable
-from ckpt_tool.tensors.dtypes import BFLOAT16
+from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
-from ckpt_tool.tensors.nibbles import unpack_mxfp4
+from ckpt_tool.tensors.nibbles import unpack_mxfp4, unpack_nvfp4
 from ckpt_tool.tensors.turned import Pairs, turn
 from tests.support.backed import backed, distinct, raw, same, tilings
 from tests.support.noting import NotedFiles
@@ -114,6 +114,19 @@ def test_it_is_cast_as_the_matrices_are(folder, pairs) -> None:
     expected = by_torch(tensor.bfloat16(), pairs)
     assert same(turn(lazy.to(BFLOAT16), pairs).read(), expected)
     assert same(turn(lazy, pairs).to(BFLOAT16).read(), expected)
+
+
+@pytest.mark.parametrize("pairs", KINDS)
+def test_what_is_computed_is_rounded_once_to_what_is_asked_for_last(folder, pairs) -> None:
+    """Through bfloat16, which the matrices were to have, another number would come of some."""
+    codes = distinct((2, 4, 24), torch.uint8)
+    scales = distinct((2, 4, 3), torch.uint8).view(torch.float8_e4m3fn)
+    over = backed(folder / "over", torch.tensor(977.0))
+    parts = backed(folder / "codes", codes), backed(folder / "scales8", scales), over
+    exact = unpack_nvfp4(*parts, FLOAT32, is_divisor=False).read()
+    lazy = unpack_nvfp4(*parts, BFLOAT16, is_divisor=False)
+    assert not same(exact.half(), exact.bfloat16().half())
+    assert same(turn(lazy, pairs).to(FLOAT16).read(), by_torch(exact.half(), pairs))
 
 
 @pytest.mark.parametrize("pairs", KINDS)
