@@ -44,6 +44,7 @@ _CASES = {
     "deepspeed0.19_universal_z3": Case("merge", "deepspeed", keep_names=True),
     "single": Case("merge", "dcp", config="config"),
     "hub": Case("to-mcore"),
+    "packed": Case("to-mcore"),
     "hub-bin": Case("verify"),
     "state": Case("state", "fsdp"),
 }

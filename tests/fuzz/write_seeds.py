@@ -26,6 +26,8 @@ from ckpt_tool.plans.options import WriteOptions
 from ckpt_tool.writers.journal import Journal, Replacing
 from ckpt_tool.writers.stream import WrittenFile
 from ckpt_tool.writers.target import make_journal_path
+from tests.fuzz.packed_seeds import CONFIG as PACKED
+from tests.fuzz.packed_seeds import write_packed
 from tests.fuzz.seeds import CACHE_KEY, fix_times
 from tests.support.merging import write_rank
 from tests.support.resaving import save_dcp
@@ -75,6 +77,8 @@ def write_all(out: Path) -> None:
     _write_bridge(out / "bridge")
     _write_single(out / "single")
     _write_hub(out / "hub")
+    _put(out / "packed" / "ck" / "config.json", PACKED)
+    write_packed(out / "packed" / "ck")
     _write_bin(out / "hub-bin")
     _write_state(out / "state")
 
