@@ -176,7 +176,12 @@ class Chunked:
 
 
 class Reader(Protocol):
-    """What computed arrays read their operands with; :class:`.BlockReader` is one."""
+    """What computed arrays read their operands with; :class:`.BlockReader` is one.
+
+    ``errors`` learns how much casts of these change them.
+    """
+
+    errors: CastErrors
 
     def read(self, tensor: Chunked, start: int, stop: int, out: memoryview) -> None:
         """Put elements ``[start, stop)`` of the row-major form into ``out``, in its dtype."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor, hold
-from ckpt_tool.tensors.moved import Moved
+from ckpt_tool.tensors.moved import Moved, MovingFiller
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,20 +36,22 @@ class Repeated(Moved):
         return _RepeatFiller(self, reader)
 
 
-class _RepeatFiller(Filler):
+class _RepeatFiller(MovingFiller):
     """Reads the rows of a box once, and puts each where it is wanted."""
 
-    def __init__(self, repeated: Repeated, reader: Reader) -> None:
+    moved: Repeated
+
+    def __init__(self, repeated: Repeated, reader: Reader, origin: Moved | None = None) -> None:
         from ckpt_tool.tensors.scratch import Scratch
 
-        self._repeated, self._reader = repeated, reader
+        super().__init__(repeated, reader, origin)
         self._scratch = reader.keep(Scratch)
 
     def fill(self, box: Box, out: memoryview) -> None:
         """Put the elements of ``box``, row-major, into ``out``."""
         import numpy as np
 
-        tensor, times = self._repeated.tensor, self._repeated.times
+        tensor, times = self.moved.tensor, self.moved.times
         (start, *rest), (count, *sizes) = box
         first, last = start // times, (start + count - 1) // times
         part = tensor.narrow(0, first, last - first + 1)
@@ -57,7 +59,7 @@ class _RepeatFiller(Filler):
             part = part.narrow(dim, offset, size) if size != part.shape[dim] else part
         kind = f"<u{tensor.dtype.itemsize}"
         rows = self._scratch.array("repeated", part.shape, kind)
-        self._reader.read(part, 0, part.numel, rows.data.cast("B"))
+        self.reader.read(part, 0, part.numel, rows.data.cast("B"))
         found = np.frombuffer(out, kind).reshape(box.sizes)
         np.take(
             rows, np.arange(start, start + count) // times - first, axis=0, out=found, mode="clip"

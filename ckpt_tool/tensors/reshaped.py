@@ -23,7 +23,7 @@ from ckpt_tool.tensors.geometry import (
     unravel,
 )
 from ckpt_tool.tensors.lazy import LazyTensor, hold
-from ckpt_tool.tensors.moved import Moved
+from ckpt_tool.tensors.moved import Moved, MovingFiller
 
 
 def reshape(tensor: LazyTensor, sizes: Sequence[int]) -> LazyTensor:
@@ -92,18 +92,17 @@ class Reshaped(Moved):
         return _RunFiller(self, reader)
 
 
-class _RunFiller(Filler):
+class _RunFiller(MovingFiller):
     """Reads boxes run by run of their row-major order."""
 
-    def __init__(self, array: Reshaped, reader: Reader) -> None:
-        self._array, self._reader = array, reader
+    moved: Reshaped
 
     def fill(self, box: Box, out: memoryview) -> None:
         """Put the elements of ``box``, row-major, into ``out``."""
-        tensor, at, size = self._array.tensor, 0, self._array.dtype.itemsize
-        for start, length in list_runs(self._array.shape, box):
+        tensor, at, size = self.moved.tensor, 0, self.moved.dtype.itemsize
+        for start, length in list_runs(self.moved.shape, box):
             part = out[at * size : (at + length) * size]
-            self._reader.read(tensor, start, start + length, part)
+            self.reader.read(tensor, start, start + length, part)
             at += length
 
 

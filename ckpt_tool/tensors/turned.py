@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckpt_tool.tensors.chunks import Filler, Reader
 from ckpt_tool.tensors.geometry import Box, Shape
 from ckpt_tool.tensors.lazy import LazyTensor, cat, hold
-from ckpt_tool.tensors.moved import Moved
+from ckpt_tool.tensors.moved import Moved, MovingFiller
 from ckpt_tool.tensors.nibbles import find_turned, turn_back
 
 if TYPE_CHECKING:
@@ -69,14 +69,16 @@ class Turned(Moved):
         return _TurningFiller(self, reader)
 
 
-class _TurningFiller(Filler):
+class _TurningFiller(MovingFiller):
     """Turns what is asked for of strips of columns, which threads read together."""
 
-    def __init__(self, turned: Turned, reader: Reader) -> None:
+    moved: Turned
+
+    def __init__(self, turned: Turned, reader: Reader, origin: Moved | None = None) -> None:
         from ckpt_tool.tensors.scratch import Scratch
         from ckpt_tool.tensors.strips import STRIP_BYTES, Strips
 
-        self._turned, self._reader = turned, reader
+        super().__init__(turned, reader, origin)
         self._strips = reader.share(Strips)
         self._kind = f"<u{turned.dtype.itemsize}"
         shape = (_SIDE, _SIDE + _LINE // turned.dtype.itemsize)
@@ -105,10 +107,10 @@ class _TurningFiller(Filler):
         self, row: int, rows: int, target: NDArray[Any]
     ) -> Iterator[tuple[range, NDArray[Any]]]:
         """Columns of the matrix, and the rows that they become."""
-        if self._turned.pairs != "apart":
+        if self.moved.pairs != "apart":
             yield range(row, row + rows), target
             return
-        half = self._turned.shape[1] // 2
+        half = self.moved.shape[1] // 2
         for side in (0, 1):
             start, stop = max(row - side * half, 0), min(row + rows - side * half, half)
             if start < stop:
@@ -120,20 +122,20 @@ class _TurningFiller(Filler):
         done = 0
         while done < len(columns):
             first = columns[done] // self._wide * self._wide
-            last = min(first + self._wide, self._turned.tensor.shape[2])
+            last = min(first + self._wide, self.moved.tensor.shape[2])
             more = len(range(columns[done], min(last, columns.stop), columns.step))
             yield range(first, last), slice(done, done + more)
             done += more
 
     def _take(self, number: int, columns: range) -> AbstractContextManager[NDArray[Any]]:
         """These columns of a matrix, by all of its rows."""
-        matrices, size = self._turned.tensor, len(columns)
+        matrices, size = self.moved.tensor, len(columns)
         part = matrices.narrow(0, number, 1).narrow(2, columns.start, size)
 
         def read(first: int, last: int, out: memoryview) -> None:
-            self._reader.read(part, first * size, last * size, out)
+            self.reader.read(part, first * size, last * size, out)
 
-        key = self._turned, number, columns
+        key = self.origin, self._kind, number, columns
         return self._strips.take(key, (matrices.shape[1], size), self._kind, read)
 
     def _copy(self, strip: NDArray[Any], column: int, target: NDArray[Any]) -> None:
@@ -152,8 +154,8 @@ class _TurningFiller(Filler):
         moved apart first.
         """
         square = self._square[:wide, : strip.shape[1]]
-        if self._turned.pairs == "in turns":
-            half = self._turned.shape[2] // 2
+        if self.moved.pairs == "in turns":
+            half = self.moved.shape[2] // 2
             for skipped in (0, 1):
                 side, at = (column + skipped) % 2, (column + skipped) // 2
                 rows = square[skipped::2]

@@ -18,6 +18,8 @@ from ckpt_tool.tensors.blocks import BlockReader, FileTable
 from ckpt_tool.tensors.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from ckpt_tool.tensors.lazy import LazyTensor
 from ckpt_tool.tensors.nibbles import unpack_mxfp4, unpack_nvfp4
+from ckpt_tool.tensors.repeated import repeat
+from ckpt_tool.tensors.rounding import CastErrors
 from ckpt_tool.tensors.turned import Pairs, turn
 from tests.support.backed import backed, distinct, raw, same, tilings
 from tests.support.noting import NotedFiles
@@ -51,6 +53,11 @@ def read(tensor: LazyTensor, cuts: Sequence[int]) -> bytes:
         for start, stop in pairwise([0, *cuts, tensor.numel]):
             reader.read(tensor, start, stop, out[start * size : stop * size])
     return bytes(out)
+
+
+def torch_backed(folder: Path, lazy: LazyTensor) -> LazyTensor:
+    """The same elements, of a file that has them as they are."""
+    return backed(folder / "again", lazy.read())
 
 
 def test_by_hand(folder) -> None:
@@ -127,6 +134,28 @@ def test_what_is_computed_is_rounded_once_to_what_is_asked_for_last(folder, pair
     lazy = unpack_nvfp4(*parts, BFLOAT16, is_divisor=False)
     assert not same(exact.half(), exact.bfloat16().half())
     assert same(turn(lazy, pairs).to(FLOAT16).read(), by_torch(exact.half(), pairs))
+
+
+@pytest.mark.parametrize("move", [turn, lambda each: repeat(each, 3)], ids=["turned", "repeated"])
+def test_what_is_computed_is_rounded_as_it_lies_and_its_errors_are_known(folder, move) -> None:
+    """Whichever threads take parts of it, each byte of the file is read once."""
+    codes = distinct((2, 64, 48), torch.uint8)
+    scales = distinct((2, 64, 6), torch.uint8).view(torch.float8_e4m3fn)
+    over = backed(folder / "whole", torch.tensor(977.0))
+    parts = backed(folder / "some", codes), backed(folder / "scaled", scales), over
+    lazy = unpack_nvfp4(*parts, BFLOAT16, is_divisor=False)
+    read_by, found, out = {}, {}, {}
+    for name, each in (("as it lies", lazy), ("moved", move(lazy))):
+        errors, out[name] = CastErrors(), memoryview(bytearray(each.nbytes))
+        with NotedFiles() as files:
+            readers = [BlockReader(files, errors) for _ in range(3)]
+            for at, start in enumerate(range(0, each.numel, 1000)):
+                stop = min(start + 1000, each.numel)
+                readers[at % 3].read(each, start, stop, out[name][start * 2 : stop * 2])
+            read_by[name], found[name] = sum(files.sizes()), errors.listed()
+    assert found["moved"] == found["as it lies"] != ()
+    assert bytes(out["moved"]) == raw(move(torch_backed(folder, lazy)).read())
+    assert move is not turn or read_by["moved"] <= read_by["as it lies"]
 
 
 @pytest.mark.parametrize("pairs", KINDS)
