@@ -35,7 +35,12 @@ from ckpt_tool.operations.megatron_model import take_megatron
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.plain_model import take_base
 from ckpt_tool.operations.request import Heads, Request
-from ckpt_tool.operations.source import Source, describe_left_out, holds_megatron
+from ckpt_tool.operations.source import (
+    Source,
+    describe_left_out,
+    holds_megatron,
+    is_adapter_of_peft,
+)
 from ckpt_tool.operations.tied_head import settle_tied_head, settle_ties, untie_unsaid
 from ckpt_tool.readers import find_format
 from ckpt_tool.readers.base import Checkpoint, Names
@@ -72,7 +77,7 @@ def make_hub_model(
     """
     checkpoint, world = source.checkpoint, team.world
     base, whole = _make_whole(source.base, team), _make_whole(source.filler, team)
-    way = _choose_way(checkpoint)
+    way = _choose_way(checkpoint, options)
     absent: Tensors = {}
     if base is not None and way is WAYS["megatron"]:
         base, absent = take_base(base, team)
@@ -226,7 +231,9 @@ WAYS: dict[Names, Way] = {
 }
 
 
-def _choose_way(checkpoint: Checkpoint) -> Way:
+def _choose_way(checkpoint: Checkpoint, options: ModelOptions) -> Way:
     if holds_megatron(checkpoint):
         return WAYS["megatron"]
+    if options.lora.base is not None and is_adapter_of_peft(checkpoint):
+        return WAYS["nested"]
     return WAYS[find_format(checkpoint.format).names]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.wording import add_article
-from ckpt_tool.operations.source import holds_megatron, is_named
+from ckpt_tool.operations.source import holds_megatron, is_adapter_of_peft, is_named
 from ckpt_tool.readers import find_format, list_titles
 from ckpt_tool.readers.base import Checkpoint
 
@@ -20,9 +20,11 @@ def require_kind(checkpoint: Checkpoint, wanted: str, paths: Sequence[Path]) -> 
     """
     row = find_format(checkpoint.format)
     kind = "megatron" if holds_megatron(checkpoint) else row.merge_command
+    if is_adapter_of_peft(checkpoint):
+        kind = "dcp"
     if kind and kind == (wanted or kind):
         return
-    found = add_article(row.title)
+    found = "an adapter of peft" if is_adapter_of_peft(checkpoint) else add_article(row.title)
     if row.names == "nested":
         are = "are" if kind == "megatron" else "are not"
         found += f", whose tensors {are} named as megatron-core names them"

@@ -35,6 +35,7 @@ from ckpt_tool.operations.runs import choose_steps
 from ckpt_tool.operations.source import (
     Source,
     find_config,
+    is_adapter_of_peft,
     list_tokenizer_folders,
     open_source,
 )
@@ -68,6 +69,7 @@ def make_plan(
     with read_together(places, team):
         source = team.world.each(lambda: _open(places, named, options, team.progress))
     team.world.each(lambda: require_kind(source.checkpoint, kind, places))
+    team.world.each(lambda: _refuse_adapter_of_peft(source, options))
     prove_replicas(source.checkpoint, options.check_replicas, team)
     team.progress.start("planning", None)
     config = team.world.each(lambda: _require_config(source, options))
@@ -109,6 +111,16 @@ def _require_config(source: Source, options: MergeOptions) -> ModelConfig | None
             " `keep_names=True`.",
         )
     return config
+
+
+def _refuse_adapter_of_peft(source: Source, options: MergeOptions) -> None:
+    """UsageError where adapters alone would become what they are: a folder that peft opens."""
+    lora = options.lora
+    if (lora.base is None or lora.mode == "split") and is_adapter_of_peft(source.checkpoint):
+        raise UsageError(
+            f"{source.checkpoint.path}: adapters alone, in a form that peft opens",
+            hint="To fuse them, name the model that they were trained on with `lora.base=MODEL`.",
+        )
 
 
 def _refuse_without_model(source: Source, options: MergeOptions) -> None:

@@ -12,7 +12,7 @@ from ckpt_tool.mapping.lora.options import LoraOptions
 from ckpt_tool.mapping.lora.resolve import refuse_base, refuse_options
 from ckpt_tool.operations.beside import lacks_model
 from ckpt_tool.operations.options import ModelOptions, NameOptions
-from ckpt_tool.operations.source import Source, is_named
+from ckpt_tool.operations.source import Source, is_adapter_of_peft, is_named
 from ckpt_tool.readers.base import Checkpoint
 
 
@@ -39,7 +39,7 @@ def share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOpt
             raise UsageError("`fill_from`: both are Hugging Face models, which lack nothing")
         told[unnamed[0]] = replace(told[unnamed[0]], fill_from=options.fill_from)
     if options.lora.asked:
-        adapted = [at for at in unnamed if has_any_adapters(sources[at].checkpoint)]
+        adapted = [at for at, source in enumerate(sources) if _takes_lora(source.checkpoint)]
         if not adapted:
             refuse_options(sources[0].checkpoint.path, options.lora)
         if not any(lacks_model(sources[at].checkpoint) for at in adapted):
@@ -47,6 +47,12 @@ def share_out(sources: Sequence[Source], options: ModelOptions) -> list[ModelOpt
         for at in adapted:
             told[at] = replace(told[at], lora=_choose_lora(sources[at].checkpoint, options.lora))
     return told
+
+
+def _takes_lora(checkpoint: Checkpoint) -> bool:
+    """Whether it has adapters, which peft's own files have alone."""
+    taken = not is_named(checkpoint) or is_adapter_of_peft(checkpoint)
+    return taken and has_any_adapters(checkpoint)
 
 
 def _choose_lora(checkpoint: Checkpoint, lora: LoraOptions) -> LoraOptions:

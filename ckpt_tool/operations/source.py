@@ -15,7 +15,7 @@ from ckpt_tool.mapping.frameworks.training import find_training_kind, is_trainin
 from ckpt_tool.mapping.megatron.keys import is_megatron
 from ckpt_tool.mapping.megatron.masters import is_master
 from ckpt_tool.mapping.side_files import list_tokenizer
-from ckpt_tool.operations.beside import Wanted, add_optimizer, open_base, open_filler
+from ckpt_tool.operations.beside import Wanted, add_optimizer, lacks_model, open_base, open_filler
 from ckpt_tool.operations.options import ModelOptions, NameOptions
 from ckpt_tool.readers import find_format, open_folders
 from ckpt_tool.readers.base import Checkpoint
@@ -92,6 +92,11 @@ def list_roots(checkpoint: Checkpoint) -> tuple[Path, ...]:
 def is_named(checkpoint: Checkpoint) -> bool:
     """Whether names are the Hub's, so that nothing has to be said about them."""
     return find_format(checkpoint.format).names == "hub"
+
+
+def is_adapter_of_peft(checkpoint: Checkpoint) -> bool:
+    """Whether this is what peft's ``save_pretrained`` leaves: adapters, by names in memory."""
+    return is_named(checkpoint) and lacks_model(checkpoint)
 
 
 def find_config(source: Source, options: ModelOptions) -> ModelConfig | None:

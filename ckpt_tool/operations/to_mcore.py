@@ -34,7 +34,12 @@ from ckpt_tool.operations.options import ModelOptions, ToMcoreOptions
 from ckpt_tool.operations.plain_model import drop_repeats, has_scales, make_plain
 from ckpt_tool.operations.repositories import settle_repositories
 from ckpt_tool.operations.request import Heads
-from ckpt_tool.operations.source import Source, leave_out_training, list_roots
+from ckpt_tool.operations.source import (
+    Source,
+    is_adapter_of_peft,
+    leave_out_training,
+    list_roots,
+)
 from ckpt_tool.operations.tied_head import TiedHeadError
 from ckpt_tool.plans.mcore import LAYOUTS, McorePlan
 from ckpt_tool.plans.options import WriteResult
@@ -177,6 +182,12 @@ def _open(model: str | Path, progress: Progress) -> Checkpoint:
 def _find_config(checkpoint: Checkpoint, options: ToMcoreOptions) -> ModelConfig:
     """The config of a model that Megatron has and can take; UsageError or MappingError if not."""
     folder = options.config or checkpoint.side_files
+    if is_adapter_of_peft(checkpoint):
+        raise UsageError(
+            f"{checkpoint.path}: LoRA adapters alone, without their model",
+            hint=f"Fuse them first: ckpt merge {shlex.quote(str(checkpoint.path))} MODEL --base"
+            " BASE, then: ckpt to-mcore MODEL OUT",
+        )
     if folder is None:
         raise UsageError(
             f"{checkpoint.path}: no config.json beside the weights",

@@ -27,6 +27,8 @@ _BOOLEANS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "use_qalor
 #: Options of peft with which an update is not just scale * B @ A, or not of weights alone.
 _OTHER_MATHS = ("use_qalora", "alora_invocation_tokens", "layer_replication",
                 "arrow_config", "monteclora_config", "use_bdlora", "kasa_config")  # fmt: skip
+#: Initialisations of peft that take a part of each adapted weight out of the model, or round it.
+_OUT_OF_THE_MODEL = ("pissa", "olora", "corda", "lora_ga", "loftq")
 #: What each adapter has where a setting is true, and only there.
 _PROMISED = {"use_dora": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
 
@@ -109,6 +111,31 @@ def refuse_other_methods(config: Mapping[str, Any], path: Path | None) -> None:
         raise UsageError(
             f"{path}: LoRA with {', '.join(used)}, which is not supported",
             hint="Let peft merge it: merge_and_unload.",
+        )
+
+
+def find_taken_out(config: Mapping[str, Any]) -> str | None:
+    """The initialisation after which the weights below were no longer the model's, if it was one.
+
+    Such adapters are not updates of the model that they were made on: B @ A was a part of each
+    weight from the beginning, or close to one (``peft.tuners.lora.LoraLayer.pissa_init``).
+    """
+    said = config.get("init_lora_weights")
+    return said if isinstance(said, str) and said.lower().startswith(_OUT_OF_THE_MODEL) else None
+
+
+def refuse_taken_out(config: Mapping[str, Any]) -> None:
+    """UsageError where adapters that were saved alone are not updates of the model they are of."""
+    said = find_taken_out(config)
+    if said is not None:
+        raise UsageError(
+            f"adapter_config.json says init_lora_weights: {said:.40}, which changed the weights"
+            " below these adapters before training, and these were not saved: added to the model"
+            " itself, the adapters give another one",
+            hint="Let peft make plain adapters of them where they were trained (save_pretrained"
+            " with path_initial_model_for_weight_conversion), or merge them (merge_and_unload). If"
+            " they are plain, or the base is the model with the changed weights, set"
+            " init_lora_weights to true.",
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ckpt_tool.mapping.lora.adapters import Adapters
+from ckpt_tool.mapping.lora.checked import find_taken_out
 from ckpt_tool.mapping.lora.fuse import find_transposed
 from ckpt_tool.mapping.lora.patterns import compile_pattern
 from ckpt_tool.mapping.lora.settings import Settings, ends_with
@@ -47,7 +48,8 @@ def make_peft_config(
 
     Biases that were trained along are in the base model, where there is one, and so is what an
     initialisation such as PiSSA took out of it: neither must happen again when the adapter is
-    loaded. What selects the modules is kept only where peft would select those that are here.
+    loaded. An adapter alone is for the model as it was before. What selects the modules is kept
+    only where peft would select those that are here.
     """
     rank = settings.rank or adapters.rank or 8
     others = {m.key: m.rank for m in adapters.modules.values() if m.rank != rank}
@@ -68,7 +70,7 @@ def make_peft_config(
     fixed = {
         "lora_alpha": int(settings.alpha) if settings.alpha % 1 == 0 else settings.alpha,
         "bias": settings.config.get("bias", "all") if _has_biases(adapters) else "none",
-        "init_lora_weights": True,
+        "init_lora_weights": (None if adapters.base else find_taken_out(settings.config)) or True,
         "inference_mode": True,
     }
     return made | settings.config | fixed | _choose_targets(adapters, settings)

@@ -17,7 +17,7 @@ from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.memory import to_memory
 from ckpt_tool.mapping.hub.names import rename_for_hub
 from ckpt_tool.mapping.lora.adapters import Adapters
-from ckpt_tool.mapping.lora.checked import require_promised
+from ckpt_tool.mapping.lora.checked import refuse_taken_out, require_promised
 from ckpt_tool.mapping.lora.fuse import find_rank_faults, fuse_adapters
 from ckpt_tool.mapping.lora.names import has_adapters, take_apart
 from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote, LoraOptions
@@ -143,6 +143,7 @@ def _resolve_alone(
             f"`lora.mode={mode!r}`: {place.path} holds adapters alone, without their base model",
             hint="Name the model that they were trained on with `lora.base=MODEL`.",
         )
+    refuse_taken_out(settings.config)
     named, tensors = _rename(adapters, base.config), base.tensors
     if any(weight not in tensors for weight in _list_weights(named)):
         named, tensors = adapters, to_memory(base.tensors, base.config).tensors
