@@ -185,8 +185,8 @@ def _find_config(checkpoint: Checkpoint, options: ToMcoreOptions) -> ModelConfig
     if is_adapter_of_peft(checkpoint):
         raise UsageError(
             f"{checkpoint.path}: LoRA adapters alone, without their model",
-            hint=f"Fuse them first: ckpt merge {shlex.quote(str(checkpoint.path))} MODEL --base"
-            " BASE, then: ckpt to-mcore MODEL OUT",
+            hint="Fuse them into the model that they were trained on with ckpt merge, then: ckpt"
+            " to-mcore MODEL OUT",
         )
     if folder is None:
         raise UsageError(

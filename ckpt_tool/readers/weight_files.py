@@ -23,7 +23,7 @@ from ckpt_tool.readers.base import collect
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.\w+$")
 #: By what transformers looks for, in its order: a whole file, or the index of several.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
-_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 _INDEX = ".index.json"
 _SHOWN = 4
 

@@ -7,7 +7,7 @@ biases anew, with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
@@ -29,6 +29,9 @@ _OTHER_MATHS = ("use_qalora", "alora_invocation_tokens", "layer_replication",
                 "arrow_config", "monteclora_config", "use_bdlora", "kasa_config")  # fmt: skip
 #: Initialisations of peft that take a part of each adapted weight out of the model, or round it.
 _OUT_OF_THE_MODEL = ("pissa", "olora", "corda", "lora_ga", "loftq")
+#: What peft saves whole though nobody asks: heads of what is classified, embeddings of new tokens.
+_SAVED_UNASKED = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out",
+                  "score", "classifier", "qa_outputs", "v_head", "value_head")  # fmt: skip
 #: What each adapter has where a setting is true, and only there.
 _PROMISED = {"use_dora": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
 
@@ -51,6 +54,7 @@ def require_types(fields: Fields) -> None:
         fields.find_bool(key)
     fields.texts("target_parameters")
     patterns = _require_numbers(fields)
+    fields.texts("modules_to_save")
     for key in ("target_modules", "exclude_modules"):
         named = fields.values.get(key)
         if isinstance(named, str):
@@ -111,6 +115,28 @@ def refuse_other_methods(config: Mapping[str, Any], path: Path | None) -> None:
         raise UsageError(
             f"{path}: LoRA with {', '.join(used)}, which is not supported",
             hint="Let peft merge it: merge_and_unload.",
+        )
+
+
+def require_explained(beside: Iterable[str], config: Mapping[str, Any]) -> None:
+    """MappingError for weights beside adapters that are neither theirs nor trained with them.
+
+    These are biases, embeddings and heads, which peft adds by itself, and what ``modules_to_save``
+    names; anything else is of a model that lost what the adapters are on.
+    """
+    said = (*_SAVED_UNASKED, *(config.get("modules_to_save") or ()))
+    odd = [
+        name
+        for name in beside
+        if not name.endswith(".bias") and not any(f".{each}." in f".{name}" for each in said)
+    ]
+    if odd:
+        raise MappingError(
+            f"{count_noun(len(odd), 'weight')} beside the adapters that they do not account for,"
+            " and none of what they are on",
+            odd,
+            hint="What was trained whole with them is in modules_to_save of adapter_config.json:"
+            " put the right one beside them. A model has to have all of its weights.",
         )
 
 

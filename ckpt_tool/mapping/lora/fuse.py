@@ -31,7 +31,12 @@ def fuse_adapters(
     ``family``: the model type, empty where it is unknown. MappingError lists adapters without a
     base weight, and those whose shapes, ranks or rows are not what was said.
     """
-    result, faults = dict(base), list(find_rank_faults(adapters, settings))
+    faults = list(find_rank_faults(adapters, settings))
+    whole = adapters.trained_whole()
+    for name, tensor in whole.items():
+        faults += _find_whole_faults(name, tensor, base, adapters)
+    base = {**base, **whole}  # an adapted embedding, too, may have been saved beside its adapter
+    result = dict(base)
     transposed = find_transposed(base, adapters, settings, family)
     for module in adapters.modules.values():
         scale = settings.scale(module.key, module.rank)
@@ -46,9 +51,6 @@ def fuse_adapters(
     embeddings, unfit = put_rows(base, adapters, settings)
     result |= embeddings
     faults += unfit
-    for name, tensor in adapters.trained_whole().items():
-        faults += _find_whole_faults(name, tensor, base, adapters)
-        result[name] = tensor
     if faults:
         raise MappingError(
             f"{count_noun(len(faults), 'problem')} in fusing the LoRA adapters", faults

@@ -224,14 +224,17 @@ def _find_faults(name: str, parts: Mapping[str, LazyTensor]) -> Iterable[str]:
 
 
 def _is_alone(found: Adapters) -> bool:
-    """Whether there is no model: only what is saved beside adapters, biases and embeddings."""
+    """Whether there is no model: what adapters are on has no weights of its own, but embeddings."""
     embeddings = {module.name for module in found.modules.values() if module.is_embedding}
+    linear = {module.name for module in found.modules.values()} - embeddings
     embeddings |= found.tokens.keys()
 
     def may_be_beside(name: str) -> bool:
         module, _, parameter = name.rpartition(".")
-        last = module.rpartition(".")[2]
-        return parameter == "bias" or module in embeddings or last in _EMBEDDINGS
+        is_embedding = module in embeddings or module.rpartition(".")[2] in _EMBEDDINGS
+        if parameter == "bias" or is_embedding:
+            return True
+        return bool(linear) and module not in linear
 
     anything = found.modules or found.saved or found.tokens
     return bool(anything) and all(map(may_be_beside, found.base))

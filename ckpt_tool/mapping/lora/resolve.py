@@ -6,7 +6,7 @@ Beside a model the adapters become a folder that peft loads (``lora_adapter/``);
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from ckpt_tool.mapping.hub.form import HubModel
 from ckpt_tool.mapping.hub.memory import to_memory
 from ckpt_tool.mapping.hub.names import rename_for_hub
 from ckpt_tool.mapping.lora.adapters import Adapters
-from ckpt_tool.mapping.lora.checked import refuse_taken_out, require_promised
+from ckpt_tool.mapping.lora.checked import refuse_taken_out, require_explained, require_promised
 from ckpt_tool.mapping.lora.fuse import find_rank_faults, fuse_adapters
 from ckpt_tool.mapping.lora.names import has_adapters, take_apart
 from ckpt_tool.mapping.lora.options import AdapterFiles, LoraNote, LoraOptions
 from ckpt_tool.mapping.lora.parameters import settle_parameters
 from ckpt_tool.mapping.lora.peft_files import make_peft_config, name_for_peft
 from ckpt_tool.mapping.lora.settings import Settings, read_settings
+from ckpt_tool.mapping.lora.tied import give_tied_head
 from ckpt_tool.mapping.lora.tokens import list_rows
 from ckpt_tool.tensors.lazy import LazyTensor
 
@@ -132,6 +133,7 @@ def _resolve_alone(
 ) -> HubModel:
     """Adapters that were saved alone: as a folder for peft, or fused into ``base``."""
     settings = _read_settings(adapters, options, place)
+    require_explained(adapters.beside, settings.config)
     mode = options.mode or ("fuse" if options.base else "split")
     if mode == "split":
         adapters = settle_parameters(adapters, {}, settings)
@@ -147,6 +149,7 @@ def _resolve_alone(
     named, tensors = _rename(adapters, base.config), base.tensors
     if any(weight not in tensors for weight in _list_weights(named)):
         named, tensors = adapters, to_memory(base.tensors, base.config).tensors
+    tensors = give_tied_head(tensors, named, base.config)
     named = settle_parameters(named, tensors, settings)
     model = replace(model, tensors=tensors, warnings=model.warnings + base.warnings)
     return _apply(model, settle_parameters(adapters, {}, settings), named, settings, mode)
@@ -160,8 +163,8 @@ def _apply(
     if mode == "split":
         _require_ranks(adapters, settings)
     else:
-        _refuse_tied(replace(adapters, base=model.tensors), model.config)
-        tensors = fuse_adapters(model.tensors, named, settings, _family_of(model.config))
+        whole = give_tied_head(model.tensors, named, model.config)
+        tensors = fuse_adapters(whole, named, settings, _family_of(model.config))
         model = replace(model, tensors=tensors, dropped=model.dropped | _list_replaced(adapters))
     if mode == "fuse":
         return replace(model, lora=note)
@@ -201,28 +204,6 @@ def _require_ranks(adapters: Adapters, settings: Settings) -> None:
     faults = list(find_rank_faults(adapters, settings))
     if faults:
         raise MappingError(f"{count_noun(len(faults), 'problem')} in the LoRA adapters", faults)
-
-
-def _refuse_tied(adapters: Adapters, config: ModelConfig | None) -> None:
-    """MappingError where fusing would change a head that is not in the checkpoint.
-
-    An embedding's adapter is not the head's, even where both are one tensor.
-    """
-    if config is None or not config.tied or _has_head(adapters.base):
-        return
-    changed = [module.name for module in adapters.modules.values() if module.is_embedding]
-    changed += [name for name in adapters.saved if "embed" in name.rpartition(".")[2]]
-    if changed:
-        raise MappingError(
-            "adapters of an embedding to which config.json ties the head: fused, the two differ,"
-            " and the checkpoint holds no head of its own",
-            changed,
-            hint="Keep the adapters apart with `lora.mode='split'`.",
-        )
-
-
-def _has_head(names: Iterable[str]) -> bool:
-    return any(name.split(".")[-2:-1] == ["lm_head"] for name in names)
 
 
 def _list_replaced(adapters: Adapters) -> dict[str, str]:

@@ -73,13 +73,14 @@ def test_rows_of_embeddings_and_biases_of_factors():
     found = parts(
         FACTORS
         | {
+            "q.base_layer.weight": (6, 4),
             "q.lora_B.default.bias": (6,),
             "e.token_adapter.base_layer.weight": (9, 4),
             "e.token_adapter.trainable_tokens_delta.default": (2, 4),
             "norm.weight": (4,),
         }
     )
-    assert set(found.base) == {"e.weight", "norm.weight"}
+    assert set(found.base) == {"q.weight", "e.weight", "norm.weight"}
     assert found.tokens["e"].shape == (2, 4)
     assert found.modules["q"].bias is not None
     assert found.modules["q"].bias.shape == (6,)
@@ -91,7 +92,8 @@ def test_rows_of_embeddings_and_biases_of_factors():
         ({}, True),
         ({"q.base_layer.bias": (6,), "k.bias": (6,)}, True),
         ({"model.embed_tokens.weight": (9, 4), "lm_head.weight": (9, 4)}, True),
-        ({"q.base_layer.bias": (6,), "norm.weight": (4,)}, False),
+        ({"q.base_layer.bias": (6,), "norm.weight": (4,)}, True),  # modules_to_save
+        ({"q.base_layer.weight": (6, 4), "norm.weight": (4,)}, False),
         ({"q.base_layer.weight": (6, 4)}, False),
     ],
 )
