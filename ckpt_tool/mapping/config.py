@@ -209,10 +209,19 @@ def load_config(folder: Path, named: Sequence[Path] = ()) -> ModelConfig:
     """
     path = folder / "config.json"
     if not has_file(path, named or [folder]):
-        raise UsageError(f"{path}: no such file", hint="`config` names a folder with config.json.")
+        raise UsageError(f"{path}: no such file", hint=_guess_folder(folder))
     raw = read_json_object(path)
     _refuse_absurd(raw, path)
     return ModelConfig(folder, raw, {})
+
+
+def _guess_folder(folder: Path) -> str:
+    """What may have been meant: the file named, a repository of the Hub's cache."""
+    if folder.name == "config.json" and folder.is_file():
+        return f"`config` names a folder with config.json: {folder.parent}"
+    kept = sorted(folder.glob("snapshots/*/config.json"))
+    found = f": {' or '.join(str(path.parent) for path in kept[:3])}" if kept else "."
+    return f"`config` names a folder with config.json{found}"
 
 
 def _refuse_absurd(config: dict[str, Any], path: Path) -> None:

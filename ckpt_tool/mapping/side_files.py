@@ -24,6 +24,7 @@ from ckpt_tool.mapping.side_code import (
     warn_of_missing_code,
 )
 from ckpt_tool.mapping.side_forms import make_preprocessors, rewrite_tokenizer_config
+from ckpt_tool.mapping.side_tokens import warn_of_tokens
 
 #: Files that hold weights, optimizer state, or describe a folder of them.
 _WEIGHT_SUFFIXES = frozenset(
@@ -95,7 +96,7 @@ def gather_side_files(
     faults |= find_faults(below, named)
     refuse_faults(list(faults.values()), named)
     files |= below
-    warnings += warn_of_missing_code(modules)
+    warnings += [*warn_of_missing_code(modules), *warn_of_tokens(files, config)]
     return SideFiles(files | _rewrite(files), dropped, tuple(warnings), tokenizer)
 
 

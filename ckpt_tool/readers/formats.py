@@ -9,6 +9,7 @@ from ckpt_tool.readers.dcp.places import (
     locate_dcp_part,
     locate_torch_dist,
     locate_zarr,
+    refuse_unfinished,
     refuse_zarr,
 )
 from ckpt_tool.readers.deepspeed.folder import locate_deepspeed
@@ -103,6 +104,15 @@ FORMATS: tuple[Format, ...] = (
         open_huggingface,
         names="hub",
     ),
+    Format(
+        "dcp-unfinished",
+        "unfinished torch.distributed.checkpoint folder",
+        "",
+        locate_dcp_part,
+        refuse_unfinished,
+        merge_command="dcp",
+        names="nested",
+    ),
     Format("fsdp-rank", "FSDP rank file (local tensors)", "", locate_rank_file, open_flat_file),
     Format(
         "torch",
@@ -125,5 +135,5 @@ def find_format(name: str) -> Format:
 
 def list_titles(merge_command: str) -> list[str]:
     """What ``ckpt merge`` with this word takes, as people call it; without: all that it takes."""
-    taken = [row for row in FORMATS if row.merge_command]
+    taken = [row for row in FORMATS if row.merge_command and row.open is not refuse_unfinished]
     return [row.title for row in taken if row.merge_command == (merge_command or row.merge_command)]

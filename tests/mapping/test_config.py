@@ -186,6 +186,17 @@ def test_config_must_be_there(tmp_path):
         load_config(Path(tmp_path, "none"))
 
 
+def test_what_may_have_been_meant_for_its_folder_is_said(tmp_path):
+    """The file itself, and a repository as the Hub's cache has it."""
+    kept = tmp_path / "models--ORG--NAME" / "snapshots" / "abc"
+    kept.mkdir(parents=True)
+    (kept / "config.json").write_text("{}")
+    for named in (kept / "config.json", tmp_path / "models--ORG--NAME"):
+        with pytest.raises(UsageError) as refused:
+            load_config(named)
+        assert refused.value.hint.endswith(f"config.json: {kept}")
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -50,6 +50,16 @@ def refuse_zarr(folder: Path) -> NoReturn:
     )
 
 
+def refuse_unfinished(folder: Path) -> NoReturn:
+    """FormatError: that the file is not there which rank 0 writes, after all others."""
+    raise FormatError(
+        "*.distcp files, and no .metadata, which rank 0 writes when all ranks have saved",
+        path=folder,
+        hint="If rank 0 was on another node, name its folder, too. Else the save was not finished:"
+        " take another step.",
+    )
+
+
 def find_main(folders: Sequence[Path], problems: list[Problem]) -> Path:
     """The folder with ``.metadata``, of which others may have copies."""
     having = [folder for folder in folders if (folder / ".metadata").is_file()]

@@ -127,6 +127,12 @@ def _chunks(state: Any, path: Path) -> list[dict[Any, Any]]:
         state = [state[key] for _, key in numbered if state[key]] or [state]
     if not isinstance(state, list) or not all(isinstance(chunk, dict) for chunk in state):
         raise FormatError("no state dict of a model, and no list of them", path=path)
+    if any(isinstance(chunk.get("language_model"), dict) for chunk in state):
+        raise FormatError(
+            "weights of a legacy model of Megatron-LM (language_model), not of megatron-core: make"
+            " one of it with Megatron-LM's own tools/checkpoint/convert.py",
+            path=path,
+        )
     if len({id(chunk) for chunk in state}) < len(state):
         raise FormatError("one state dict in place of several", path=path)
     return state

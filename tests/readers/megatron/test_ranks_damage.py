@@ -190,3 +190,13 @@ def test_a_folder_of_ranks_without_files_is_of_no_known_format(tmp_path):
     (tmp_path / "notes.json").write_text(json.dumps({}))
     with pytest.raises(FormatError, match="no checkpoint of a known format"):
         open_checkpoint(tmp_path)
+
+
+def test_a_legacy_model_of_megatron_lm_is_called_one(tmp_path):
+    """`--use-legacy-models`, and all before 0.5: names that megatron-core never had."""
+    embedding = {"word_embeddings": {"weight": torch.ones(4, 2)}}
+    (tmp_path / "mp_rank_00").mkdir()
+    state = {"model": {"language_model": {"embedding": embedding, "encoder": {}}}, "iteration": 3}
+    torch.save(state, tmp_path / "mp_rank_00" / "model_optim_rng.pt")
+    (problem,) = [each for each in open_checkpoint(tmp_path).problems if each.kind == "unreadable"]
+    assert "legacy model of Megatron-LM" in problem.message
