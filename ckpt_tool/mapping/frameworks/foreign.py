@@ -15,10 +15,12 @@ from ckpt_tool.common.errors import MappingError
 from ckpt_tool.mapping.hub.form import HubModel
 
 #: Names, and why they are not written. Old models have the frequencies of the rotary embedding as
-#: a buffer; Transformer Engine keeps scales of fp8 in ``_extra_state``.
+#: a buffer; Transformer Engine keeps scales of fp8 in ``_extra_state``, ModelOpt the ranges of its
+#: quantisers beside weights that are not quantised yet.
 _LEFT_OUT = {
     re.compile(r"(^|\.)rotary_(pos_)?emb\.inv_freq$"): "computed from the config",
     re.compile(r"(^|\.)_extra_state$"): "state of Transformer Engine's kernels, no weights",
+    re.compile(r"_quantizer\._amax$"): "range of ModelOpt's quantisers, no weights",
 }
 #: FSDP1's flat parameters: of ``use_orig_params=False``, or of a local state dict.
 _FLAT = re.compile(r"(^|\.)_?flat_params?(_\d+)?$")

@@ -149,6 +149,29 @@ def _require_whole(config: ModelConfig, architecture: str, faults: Sequence[str]
             f"`write.check_load`: {config.path} says {architecture}, and these tensors are not"
             " those that it loads",
             faults,
-            hint="Name the config of these weights with `config=DIR`, or with `fill_from=BASE` the"
-            f" model that has what is missing, or {_UNCHECKED}",
+            hint=_advise(faults),
         )
+
+
+def _advise(faults: Sequence[str]) -> str:
+    """What may be done: of names that are all below one more, to say so."""
+    missing, extra = (_list_names(faults, kind) for kind in ("missing", "unexpected"))
+    prefix = _find_prefix(missing, extra)
+    if prefix:
+        return f"All that is missing is below {prefix}: take that with `names.prefix={prefix!r}`."
+    filled = ", or with `fill_from=BASE` the model that has what is missing" if missing else ""
+    return f"Name the config of these weights with `config=DIR`{filled}, or {_UNCHECKED}"
+
+
+def _list_names(faults: Sequence[str], kind: str) -> set[str]:
+    start = f"{kind}: "
+    return {each.removeprefix(start).split(" ")[0] for each in faults if each.startswith(start)}
+
+
+def _find_prefix(missing: set[str], extra: set[str]) -> str:
+    """What all names that are missing have before them among those that are too many."""
+    if not missing:
+        return ""
+    one = min(missing)
+    starts = (name[: -len(one) - 1] for name in sorted(extra) if name.endswith(f".{one}"))
+    return next((s for s in starts if all(f"{s}.{name}" in extra for name in missing)), "")

@@ -30,6 +30,7 @@ def aside(tmp_path):
         "transformer.rotary_pos_emb.inv_freq",
         "model.layers.0.self_attn.q_proj._extra_state",
         "_extra_state",
+        "model.layers.0.mlp.up_proj.weight_quantizer._amax",
     ],
 )
 def test_what_is_computed_is_left_out_and_said(aside, name):

@@ -154,6 +154,22 @@ def test_names_without_the_prefix_of_the_base_model_are_refused(planned):
 
 
 @needs_transformers_5
+def test_names_below_one_more_are_told_how_to_be_taken(planned):
+    config, shapes = planned("fsdp2_w2")
+    below = {f"_forward_module.{name}": shape for name, shape in shapes.items()}
+    with pytest.raises(MappingError) as refused:
+        check_load(config, {**below, "other.norm.weight": (3,)})
+    assert "`names.prefix='_forward_module'`" in refused.value.hint
+    del below["_forward_module.model.norm.weight"]
+    with pytest.raises(MappingError) as refused:
+        check_load(config, below)
+    assert "names.prefix" not in refused.value.hint
+    with pytest.raises(MappingError) as refused:
+        check_load(config, {**shapes, "extra": (3,)})
+    assert "fill_from" not in refused.value.hint
+
+
+@needs_transformers_5
 def test_tensors_that_the_loader_would_pass_over_are_named(planned):
     config, shapes = planned("fsdp2_tied_w2")
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
