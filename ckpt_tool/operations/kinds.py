@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckpt_tool.common.errors import UsageError
 from ckpt_tool.common.wording import add_article
+from ckpt_tool.operations.runs import list_run, say_steps
 from ckpt_tool.operations.source import holds_megatron, is_adapter_of_peft, is_named
 from ckpt_tool.readers import find_format, list_titles
 from ckpt_tool.readers.base import Checkpoint
@@ -39,6 +40,9 @@ def _advise(checkpoint: Checkpoint, kind: str, paths: Sequence[Path]) -> str:
     if kind:
         return f"Merge it with: ckpt merge {kind} {named} OUT"
     if is_named(checkpoint):
+        steps = [each for each in list_run(paths[0]).checkpoints if each.format.merge_command]
+        if steps:
+            return f"Steps of its run are below it: take one with `step=N`{say_steps(steps)}."
         return (
             "There is nothing to merge. Compare it with a checkpoint:"
             f" ckpt verify CKPT {named}. Make one of megatron-core of it: ckpt to-mcore {named} OUT"

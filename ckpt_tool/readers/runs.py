@@ -1,7 +1,8 @@
 """What a run's folder holds: its steps and roles, each of them a checkpoint of its own.
 
 Whatever a trainer calls its folders (``checkpoint-500/``, ``outputs/checkpoint/step-10/``,
-``epoch_0_step_20/model/``): what lies above a checkpoint is walked, and a checkpoint is not.
+``epoch_0_step_20/model/``): what lies above a checkpoint is walked, and a checkpoint is not, but
+for a model, below which the Trainer has its steps.
 """
 
 from __future__ import annotations
@@ -49,25 +50,29 @@ def list_places(root: Path, formats: Sequence[Format]) -> Found:
     """The checkpoints at or below ``root``, by names of files alone.
 
     One for each step and role; where a file says which step is the last, the others all the same.
+    Below a model, as the Trainer leaves its last one above its steps, are those that are merged.
     OSError where ``root`` cannot be read.
     """
     places: list[Place] = []
     is_hidden = False
-    waiting, seen = [(root, 0)], {os.path.realpath(root)}
+    waiting, seen = [(root, 0, False)], {os.path.realpath(root)}
     for _ in range(_MOST_FOLDERS):
         if not waiting:
             break
-        folder, level = waiting.pop()
+        folder, level, in_model = waiting.pop()
         try:
             place = _locate(folder, formats)
-            below = [] if place or level == _MOST_LEVELS else [*_list_folders(folder, seen)]
+            is_model = place is not None and place.format.names == "hub"
+            is_end = (place is not None and not is_model) or level == _MOST_LEVELS
+            below = [] if is_end else [*_list_folders(folder, seen)]
         except PermissionError:
             if folder == root:
                 raise
             is_hidden = True
             continue
-        places += [place] if place is not None else []
-        waiting += [(each, level + 1) for each in reversed(below)]
+        if place is not None and (place.format.merge_command or not in_model):
+            places.append(place)
+        waiting += [(each, level + 1, in_model or is_model) for each in reversed(below)]
     if not places and (place := _locate(root, formats, tracked=True)) is not None:
         places.append(place)
     return Found(tuple(places), is_whole=not waiting and not is_hidden)

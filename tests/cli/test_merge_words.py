@@ -125,6 +125,9 @@ def test_a_model_is_one_already(tmp_path: Path) -> None:
     refused = run(tmp_path / "out", tmp_path / "again")
     assert refused.exit_code == 2
     assert "this is a Hugging Face model\n  There is nothing to merge." in refused.stderr
+    write_fsdp(tmp_path / "out" / "checkpoint-7")
+    refused = run(tmp_path / "out", tmp_path / "again")
+    assert "take one with --step N: there is 7" in refused.stderr
 
 
 @pytest.mark.parametrize("word", ["", "fsdp", "megatron", "dcp"])

@@ -139,3 +139,17 @@ def test_a_folder_of_others_hides_what_is_in_it(tmp_path, monkeypatch):
     assert not found.is_whole
     with pytest.raises(PermissionError):
         list_checkpoints(tmp_path / "private")
+
+
+def test_steps_below_the_model_of_a_trainer_s_end_are_found(tmp_path):
+    """The Trainer saves its last model above them; what is a model below it is a part of it."""
+    run = tmp_path / "run"
+    for number in (20, 3):
+        distributed(run / f"checkpoint-{number}" / "pytorch_model_fsdp_0")
+    (run / "lora_adapter").mkdir()
+    for folder in (run, run / "lora_adapter"):
+        save_file(STATE, folder / "model.safetensors")
+    assert listed(run) == [".", "checkpoint-3", "checkpoint-20"]
+    assert open_checkpoint(run).format == "huggingface"
+    with pytest.raises(AmbiguousError, match="with 1 model among them"):
+        open_checkpoint(tmp_path)
