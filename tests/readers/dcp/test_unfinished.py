@@ -8,13 +8,15 @@ from ckpt_tool.common.errors import AmbiguousError, FormatError
 from ckpt_tool.operations.runs import choose_step, list_run
 from ckpt_tool.readers import list_titles, open_checkpoint
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
 
 @pytest.fixture
 def run(tmp_path):
     """Two steps, the second without metadata: what a job that is killed while it saves leaves."""
     for step in (9, 10):
         state = {"norm.weight": torch.arange(4.0) + step}
-        dcp.save(state, checkpoint_id=tmp_path / f"step-{step}", no_dist=True)
+        dcp.save(state, checkpoint_id=tmp_path / f"step-{step}")
     (tmp_path / "step-10" / ".metadata").unlink()
     return tmp_path
 
