@@ -50,7 +50,8 @@ def list_places(root: Path, formats: Sequence[Format]) -> Found:
     """The checkpoints at or below ``root``, by names of files alone.
 
     One for each step and role; where a file says which step is the last, the others all the same.
-    Below a model, as the Trainer leaves its last one above its steps, are those that are merged.
+    Below a model, as the Trainer leaves its last one above its steps, are those that are merged,
+    in folders with a number; what others hold (``original/``) is that model once more.
     OSError where ``root`` cannot be read.
     """
     places: list[Place] = []
@@ -72,7 +73,8 @@ def list_places(root: Path, formats: Sequence[Format]) -> Found:
             continue
         if place is not None and (place.format.merge_command or not in_model):
             places.append(place)
-        waiting += [(each, level + 1, in_model or is_model) for each in reversed(below)]
+        steps = (each for each in reversed(below) if not is_model or each.name[-1].isdecimal())
+        waiting += [(each, level + 1, in_model or is_model) for each in steps]
     if not places and (place := _locate(root, formats, tracked=True)) is not None:
         places.append(place)
     return Found(tuple(places), is_whole=not waiting and not is_hidden)

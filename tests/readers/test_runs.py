@@ -153,3 +153,12 @@ def test_steps_below_the_model_of_a_trainer_s_end_are_found(tmp_path):
     assert open_checkpoint(run).format == "huggingface"
     with pytest.raises(AmbiguousError, match="with 1 model among them"):
         open_checkpoint(tmp_path)
+
+
+def test_what_lies_below_a_model_without_a_number_is_that_model_once_more(tmp_path):
+    """As Meta's own files do in ``original/``."""
+    (tmp_path / "llama" / "original").mkdir(parents=True)
+    save_file(STATE, tmp_path / "llama" / "model.safetensors")
+    torch.save(STATE, tmp_path / "llama" / "original" / "consolidated.00.pth")
+    assert listed(tmp_path) == ["llama"]
+    assert open_checkpoint(tmp_path).path == tmp_path / "llama"
