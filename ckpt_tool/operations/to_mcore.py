@@ -182,7 +182,7 @@ def _open(model: str | Path, progress: Progress) -> Checkpoint:
 def _find_config(checkpoint: Checkpoint, options: ToMcoreOptions) -> ModelConfig:
     """The config of a model that Megatron has and can take; UsageError or MappingError if not."""
     folder = options.config or checkpoint.side_files
-    if is_adapter_of_peft(checkpoint):
+    if folder is None and is_adapter_of_peft(checkpoint):
         raise UsageError(
             f"{checkpoint.path}: LoRA adapters alone, without their model",
             hint="Fuse them into the model that they were trained on with ckpt merge, then: ckpt"
