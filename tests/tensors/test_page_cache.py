@@ -9,14 +9,15 @@ from ckpt_tool.tensors.page_cache import is_somebodys
 from tests.support.merging import values, write_rank
 from tests.support.resident import drop, measure_resident
 
-#: What stays of a file that was read once: pages of its metadata that a reader has looked at.
-FEW = 0.05
+#: What stays of a file that was read once: pages of its metadata that a reader has looked at, and,
+#: on a busy machine, what the kernel was still reading ahead when the file was let go: 8 MiB of 32.
+FEW = 0.3
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Two ranks that hold the same 16 MB: they are read to be compared, one also to be written."""
-    state = {f"layers.{n}.weight": values(1024, 1024, start=n << 20) for n in range(4)}
+    """Two ranks that hold the same 32 MB: they are read to be compared, one also to be written."""
+    state = {f"layers.{n}.weight": values(1024, 1024, start=n << 20) for n in range(8)}
     for rank in range(2):
         write_rank(tmp_path / "in", state, None, rank, 2)
     return tmp_path / "in"
