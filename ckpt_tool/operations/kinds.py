@@ -21,11 +21,12 @@ def require_kind(checkpoint: Checkpoint, wanted: str, paths: Sequence[Path]) -> 
     """
     row = find_format(checkpoint.format)
     kind = "megatron" if holds_megatron(checkpoint) else row.merge_command
-    if is_adapter_of_peft(checkpoint):
+    is_adapter = is_adapter_of_peft(checkpoint)
+    if is_adapter:
         kind = "dcp"
     if kind and kind == (wanted or kind):
         return
-    found = "an adapter of peft" if is_adapter_of_peft(checkpoint) else add_article(row.title)
+    found = "an adapter of peft" if is_adapter else add_article(row.title)
     if row.names == "nested":
         are = "are" if kind == "megatron" else "are not"
         found += f", whose tensors {are} named as megatron-core names them"

@@ -18,7 +18,7 @@ from ckpt_tool.mapping.lora.resolve import refuse_options
 from ckpt_tool.mapping.lora.resolve_megatron import resolve_megatron
 from ckpt_tool.mapping.megatron.masters import is_bucket, is_master, take_masters
 from ckpt_tool.mapping.megatron.numbers import require_rows
-from ckpt_tool.mapping.megatron.packing import find_forms, has_either
+from ckpt_tool.mapping.megatron.packing import find_forms
 from ckpt_tool.operations.options import ModelOptions
 from ckpt_tool.operations.request import Request
 from ckpt_tool.operations.row_orders import require_known_order, settle_adapters
@@ -67,7 +67,7 @@ def _note_forms(config: ModelConfig, options: ModelOptions) -> ModelConfig:
     the config, if anything does.
     """
     rows = require_rows(config)
-    if not has_either(rows):
+    if not rows.packs_either_way:
         return config
     for folder in (options.lora.base, options.fill_from, config.folder):
         forms = find_forms(rows, list_weight_names(Path(folder))) if folder is not None else None

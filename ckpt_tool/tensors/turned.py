@@ -135,7 +135,7 @@ class _TurningFiller(MovingFiller):
         def read(first: int, last: int, out: memoryview) -> None:
             self.reader.read(part, first * size, last * size, out)
 
-        key = self.origin, self._kind, number, columns
+        key = self.origin, self.moved.dtype, number, columns
         return self._strips.take(key, (matrices.shape[1], size), self._kind, read)
 
     def _copy(self, strip: NDArray[Any], column: int, target: NDArray[Any]) -> None:

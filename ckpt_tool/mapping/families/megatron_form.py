@@ -185,6 +185,11 @@ class MegatronRows:
         return tuple(replace(row, megatron=row.megatron.format(layer=layer)) for row in rows)
 
     @property
+    def packs_either_way(self) -> bool:
+        """Whether experts are in both forms on the Hub: one tensor for a layer, or one each."""
+        return any(row.when == "packed" for row in self.moe)
+
+    @property
     def is_patterned(self) -> bool:
         """Whether a layer is one of a HybridModel, whatever is asked for."""
         return "patterned" in self.flags

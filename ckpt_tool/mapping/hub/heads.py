@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 #: What families call the table of token embeddings.
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 #: What they call the head; `embed_out` is that of GPT-NeoX, on the Hub only.
-_HEADS = ("lm_head", "embed_out")
+HEADS = ("lm_head", "embed_out")
 #: What makes tokens of features, and what labels, by the names of its module.
 OUTPUTS = frozenset(("lm_head", "embed_out", "output_projection"))
 CLASSIFIERS = ("score", "classifier")
@@ -15,13 +15,13 @@ CLASSIFIERS = ("score", "classifier")
 
 def find_only_embedding(names: Iterable[str]) -> str | None:
     """The one token embedding among ``names``; None where there is none, or several."""
-    found = [name for name in names if is_weight_of(name, _EMBEDDINGS)]
+    found = [name for name in names if is_weight_of(name, EMBEDDINGS)]
     return found[0] if len(found) == 1 else None
 
 
 def is_head(name: str) -> bool:
     """Whether ``name`` is the weight of a language model's head."""
-    return is_weight_of(name, _HEADS)
+    return is_weight_of(name, HEADS)
 
 
 def is_output(name: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from ckpt_tool.common.errors import FormatError, MappingError, UsageError
 from ckpt_tool.common.untrusted import Fields
 from ckpt_tool.common.wording import count_noun
+from ckpt_tool.mapping.hub.heads import CLASSIFIERS, EMBEDDINGS, HEADS
 from ckpt_tool.mapping.lora.patterns import compile_pattern
 
 #: Far above what anybody trains with, and far below what makes weights infinite by itself.
@@ -30,8 +31,7 @@ _OTHER_MATHS = ("use_qalora", "alora_invocation_tokens", "layer_replication",
 #: Initialisations of peft that take a part of each adapted weight out of the model, or round it.
 _OUT_OF_THE_MODEL = ("pissa", "olora", "corda", "lora_ga", "loftq")
 #: What peft saves whole though nobody asks: heads of what is classified, embeddings of new tokens.
-_SAVED_UNASKED = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out",
-                  "score", "classifier", "qa_outputs", "v_head", "value_head")  # fmt: skip
+_SAVED_UNASKED = (*EMBEDDINGS, *HEADS, *CLASSIFIERS, "qa_outputs", "v_head", "value_head")
 #: What each adapter has where a setting is true, and only there.
 _PROMISED = {"use_dora": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
 

@@ -222,6 +222,6 @@ def _find_flags(family: MegatronRows, text: Fields, *, tied: bool) -> frozenset[
             continue
         *keys, default = source
         found[flag] = bool(values.get(text.agree(*keys), default))
-    if any(row.when == "packed" for row in family.moe):
+    if family.packs_either_way:
         found["unpacked"] = not found.get("packed", False)
     return frozenset(flag for flag, holds in found.items() if holds)

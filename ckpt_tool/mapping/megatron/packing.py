@@ -19,17 +19,12 @@ _APART = re.compile(r"\.experts\.\d+\.")
 _FLAGS = frozenset({"packed", "unpacked"})
 
 
-def has_either(family: MegatronRows) -> bool:
-    """Whether models of the family are in both forms on the Hub."""
-    return any(row.when == "packed" for row in family.moe)
-
-
 def find_forms(family: MegatronRows, names: Collection[str]) -> frozenset[str]:
     """The forms in which tensors with these names on the Hub have experts, as flags.
 
     None of layers that have no experts in ``names``, or where the family has one form alone.
     """
-    if not has_either(family):
+    if not family.packs_either_way:
         return frozenset()
     packed = [name for name in names if name.endswith(_PACKED)]
     trunk = f"{family.around.trunk}layers."

@@ -87,10 +87,11 @@ def _read_heads(text: Fields, kinds: tuple[str, ...]) -> tuple[Block, ...]:
     wide = 2 * ffn if text.find_bool("use_double_wide_mlp") else ffn
     found: list[Block] = []
     said: dict[str, tuple[int, int]] = {}
+    every_groups, every_head = find_groups(text), find_head_dim(text)
     for layer, kind in enumerate(kinds):
         own = _read_own(text, layer, kind)
-        groups = own.size("num_key_value_heads", find_groups(text))
-        head = own.size("head_dim", find_head_dim(text))
+        groups = own.size("num_key_value_heads", every_groups)
+        head = own.size("head_dim", every_head)
         base = kind.partition(",")[0]
         if said.setdefault(base, (groups, head)) != (groups, head):
             raise MappingError(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from ckpt_tool.common import packages
 from ckpt_tool.common.errors import MappingError, UsageError
@@ -28,6 +27,7 @@ from ckpt_tool.plans.options import LoadCheck, WriteOptions
 from ckpt_tool.plans.write import write as write_plan
 from ckpt_tool.tensors.tiled import TiledTensor
 from ckpt_tool.writers.torch_dist.layout import plan_torch_dist
+from tests.operations.to_mcore.test_inputs import Tensors, rewritten
 from tests.real.megatron_models import NAMES, write_model
 from tests.support.megatron import REFUSED, UNKNOWN
 from tests.support.versions import MEGATRON_CORE
@@ -96,31 +96,29 @@ def with_config(model: Path, out: Path, **changes: Any) -> Path:
 
 def write_mimo(qwen2: Path, out: Path) -> Path:
     """A MiMo: Qwen2 with a layer for multi-token prediction, here a copy of the first layer."""
-    tensors = {k: v for file in qwen2.glob("*.safetensors") for k, v in load_file(file).items()}
-    first, added = "model.layers.0.", "model.mtp_layers.0."
-    norm = tensors["model.norm.weight"]
-    for name in [name for name in tensors if name.startswith(first)]:
-        tensors[added + name.removeprefix(first)] = tensors[name].clone()
-    for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
-        tensors[f"{added}{name}.weight"] = norm.clone()
-    tensors[f"{added}input_proj.weight"] = norm.repeat(len(norm), 2)
-    with_config(qwen2, out, model_type="mimo", num_nextn_predict_layers=1)
-    for file in out.glob("*.safetensors*"):
-        file.unlink()
-    save_file(tensors, out / "model.safetensors")
-    return out
+
+    def add(tensors: Tensors) -> None:
+        first, added = "model.layers.0.", "model.mtp_layers.0."
+        norm = tensors["model.norm.weight"]
+        for name in [name for name in tensors if name.startswith(first)]:
+            tensors[added + name.removeprefix(first)] = tensors[name].clone()
+        for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+            tensors[f"{added}{name}.weight"] = norm.clone()
+        tensors[f"{added}input_proj.weight"] = norm.repeat(len(norm), 2)
+
+    said = {"model_type": "mimo", "num_nextn_predict_layers": 1}
+    return rewritten(qwen2, out, add, said)
 
 
 def write_deepseek(dots1: Path, out: Path) -> Path:
     """A DeepSeek-MoE: a dots1 whose heads have no norms, and whose routers no biases."""
-    tensors = {k: v for file in dots1.glob("*.safetensors") for k, v in load_file(file).items()}
-    more = ("_norm.weight", "e_score_correction_bias")
-    with_config(dots1, out, model_type="deepseek", moe_layer_freq=1)
-    for file in out.glob("*.safetensors*"):
-        file.unlink()
-    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(more)}
-    save_file(kept, out / "model.safetensors")
-    return out
+
+    def take(tensors: Tensors) -> None:
+        more = ("_norm.weight", "e_score_correction_bias")
+        for name in [name for name in tensors if name.endswith(more)]:
+            del tensors[name]
+
+    return rewritten(dots1, out, take, {"model_type": "deepseek", "moe_layer_freq": 1})
 
 
 def list_layouts(name: str) -> tuple[str, ...]:
